@@ -1,0 +1,272 @@
+"""What a base model is given, and which of its tokens a position names.
+
+Tensor letters: B batch, S sequence, P positions, A answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from itrain.sites import POSITION_TERM, Site
+
+
+class TokenIndices(NamedTuple):
+    """The tokens that a position names, per example; ``valid`` is None where every example has all P of them."""
+
+    index: Int[Tensor, "batch positions"]
+    valid: Bool[Tensor, "batch positions"] | None
+
+
+class PositionError(ValueError):
+    """A position does not exist in an example."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ModelInputs:
+    """A batch for the base model's forward, with the layout of its tokens.
+
+    Args:
+        arguments: the keyword arguments of the base model's forward, each with the batch first.
+        answer: the token whose logits answer, (B,), or several, (B, A). None: the model's whole output is the answer.
+        tokens: first token that is no padding and one past the last, (B, 2), on the CPU. None: inputs without tokens.
+        spans: named token spans as [start, stop), (B, 2) each, on the CPU, counted as ``tokens`` is.
+        texts: what the examples say, for messages.
+    """
+
+    arguments: Mapping[str, Tensor]
+    answer: Int[Tensor, "batch ..."] | None = None
+    tokens: Int[Tensor, "batch 2"] | None = None
+    spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
+    texts: Sequence[str] | None = None
+    # Never handed on by replace(), whose result may have other spans or another device.
+    _indices: dict[tuple[str | None, int], TokenIndices] = field(default_factory=dict, init=False, repr=False)
+    _facts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return len(next(iter(self.arguments.values())))
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.arguments.values())).device
+
+    @property
+    def length(self) -> int:
+        """The number of tokens, padding included."""
+        return next(iter(self.arguments.values())).shape[1]
+
+    @property
+    def extent(self) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
+        """First token that is no padding and one past the last, on the CPU; all tokens of inputs without a layout."""
+        if self.tokens is not None:
+            return self.tokens[:, 0], self.tokens[:, 1]
+        start = torch.zeros(self.batch_size, dtype=torch.long)
+        return start, start + self.length
+
+    @property
+    def keys(self) -> Int[Tensor, " batch"]:
+        """What tells examples apart, on the CPU: a 64-bit hash of arguments and spans, the same whatever the padding.
+
+        Worked out once and handed on by ``take`` and ``to``, because on an accelerator it costs a synchronisation.
+        """
+        if "keys" not in self._facts:
+            self._facts["keys"] = self._hash()
+        return self._facts["keys"]
+
+    @property
+    def first_answer(self) -> Int[Tensor, " batch"]:
+        """The earliest token that answers, on the CPU; handed on as ``keys`` are."""
+        assert self.answer is not None, "the model's whole output is the answer"
+        if "answer" not in self._facts:
+            self._facts["answer"] = self.answer.cpu().view(self.batch_size, -1).amin(1)
+        return self._facts["answer"]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ModelInputs:
+        """The batch on another device; the token layout stays on the CPU, where positions are worked out."""
+        moved = replace(
+            self,
+            arguments={key: value.to(device, non_blocking=non_blocking) for key, value in self.arguments.items()},
+            answer=None if self.answer is None else self.answer.to(device, non_blocking=non_blocking),
+        )
+        moved._facts.update(self._facts)
+        return moved
+
+    def take(self, rows: Int[Tensor, " rows"]) -> ModelInputs:
+        """Some of the examples, without the padding that none of them needs."""
+        arguments = {key: value[rows] for key, value in self.arguments.items()}
+        answer = None if self.answer is None else self.answer[rows]
+        texts = None if self.texts is None else [self.texts[row] for row in rows.tolist()]
+        if self.tokens is None:
+            return ModelInputs(arguments=arguments, answer=answer, texts=texts)
+        tokens = self.tokens[rows]
+        start, stop = int(tokens[:, 0].min()), int(tokens[:, 1].max())
+        taken = ModelInputs(
+            arguments={key: value[:, start:stop] for key, value in arguments.items()},
+            answer=None if answer is None else answer - start,
+            tokens=tokens - start,
+            spans={name: span[rows] - start for name, span in self.spans.items()},
+            texts=texts,
+        )
+        taken._facts["keys"] = self.keys[rows]
+        if answer is not None:
+            taken._facts["answer"] = self.first_answer[rows] - start
+        return taken
+
+    def pin_memory(self) -> ModelInputs:
+        pinned = replace(
+            self,
+            arguments={key: value.pin_memory() for key, value in self.arguments.items()},
+            answer=None if self.answer is None else self.answer.pin_memory(),
+        )
+        pinned._facts.update(self._facts)
+        return pinned
+
+    def name(self, example: int) -> str:
+        """How messages speak of an example."""
+        return f"example {example}" + (f" ('{self.texts[example]}')" if self.texts else "")
+
+    def indices(self, site: Site, length: int) -> TokenIndices:
+        """The tokens that the site's position names in an activation of ``length`` tokens, on the inputs' device.
+
+        Raises:
+            PositionError: the position does not exist in some example, or the activation lacks tokens of the text.
+        """
+        if self.tokens is not None and int(self.tokens[:, 1].max()) > length:
+            raise PositionError(f"site '{site}': the activation there has {length} tokens, fewer than the inputs")
+        key = (site.position, length)
+        if key not in self._indices:
+            index, valid = self._resolve(site, length)
+            # Not blocking: a blocking copy would wait for all that the accelerator has still to do.
+            index, valid = (
+                None if each is None else each.to(self.device, non_blocking=True) for each in (index, valid)
+            )
+            self._indices[key] = TokenIndices(index, valid)
+        return self._indices[key]
+
+    def earliest(self, site: Site) -> Int[Tensor, " batch"]:
+        """The earliest token that the site's position names, on the CPU."""
+        return torch.stack([start for start, _ in self._ranges(site, self.length)]).amin(0)
+
+    def slots(self, site: Site) -> tuple[Int[Tensor, "batch positions"], Int[Tensor, " batch"]]:
+        """Which of an example's own tokens at the position each of the P is, and how many it has, on the CPU.
+
+        Those that an example lacks are the first of their term, as in ``indices``.
+        """
+        count, slots = torch.zeros(self.batch_size, dtype=torch.long), []
+        for start, stop in self._ranges(site, self.length):
+            offset = torch.arange(int((stop - start).max()))
+            slots.append(count[:, None] + offset * (offset < (stop - start)[:, None]))
+            count = count + stop - start
+        return torch.cat(slots, 1), count
+
+    def require(self, site: Site) -> None:
+        """Refuse examples in which the site's position does not exist.
+
+        Raises:
+            PositionError: naming the first such example.
+        """
+        if self.tokens is not None:
+            self._ranges(site)
+
+    def require_same_count(self, source: ModelInputs, site: Site) -> None:
+        """Refuse pairs in which base and source have different numbers of tokens at the site's position.
+
+        Raises:
+            PositionError: naming the pair; paired by broadcasting it would give a number that means nothing.
+        """
+        if self.tokens is None or source.tokens is None or site.position is None:
+            return
+        counts = [[stop - start for start, stop in inputs._ranges(site)] for inputs in (self, source)]
+        ours, theirs = (torch.stack(terms, 1) for terms in counts)
+        unequal = (ours != theirs).any(1).nonzero()
+        if len(unequal):
+            pair = int(unequal[0])
+            one = site.terms[0].split(".")[0]
+            raise PositionError(
+                f"site '{site}': base {self.name(pair)} and source {source.name(pair)} have {int(ours[pair].sum())} "
+                f"and {int(theirs[pair].sum())} tokens there; name one token, for example '{one}.last'"
+            )
+
+    def _ranges(self, site: Site, length: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Start and stop token of each term of the position, (B,) each, checked against the tokens that exist."""
+        if self.tokens is None:
+            assert length is not None, "only inputs with tokens know their own length"
+            first, end = torch.zeros(self.batch_size, dtype=torch.long), torch.full((self.batch_size,), length)
+        else:
+            first, end = self.tokens.unbind(1)
+        ranges = []
+        for term in site.terms:
+            start, stop = self._range(term, first, end, site)
+            outside = ((start < first) | (stop > end) | (start >= stop)).nonzero()
+            if len(outside):
+                example = int(outside[0])
+                has = f"{self.name(example)}, which has {int(end[example] - first[example])} tokens"
+                raise PositionError(f"site '{site}': position '{term}' does not exist in {has}")
+            ranges.append((start, stop))
+        return ranges
+
+    def _range(self, term: str, first: Tensor, end: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        match = POSITION_TERM.fullmatch(term)
+        assert match is not None, "a site checks its terms"
+        if match["end"]:
+            count = int(match["count"] or 1)
+            return (first, first + count) if match["end"] == "first" else (end - count, end)
+        if match["index"]:
+            start = (first if int(term) >= 0 else end) + int(term)
+            return start, start + 1
+        if term == "all":
+            return first, end
+        if match["span"] not in self.spans:
+            known = ", ".join(sorted(self.spans)) or "none"
+            raise PositionError(
+                f"site '{site}': the task names no span '{match['span']}' (it names: {known}); "
+                "or use first, last, an integer"
+            )
+        start, stop = self.spans[match["span"]].unbind(1)
+        if match["edge"]:
+            return (start, start + 1) if match["edge"] == "first" else (stop - 1, stop)
+        return start, stop
+
+    def _resolve(self, site: Site, length: int) -> TokenIndices:
+        parts, masks = [], []
+        for start, stop in self._ranges(site, length):
+            offset = torch.arange(int((stop - start).max()))
+            inside = offset < (stop - start)[:, None]
+            parts.append(torch.where(inside, start[:, None] + offset, start[:, None]))
+            masks.append(inside)
+        index, valid = torch.cat(parts, 1), torch.cat(masks, 1)
+        return TokenIndices(index, None if bool(valid.all()) else valid)
+
+    def _hash(self) -> Tensor:
+        first, end = (each[:, None] for each in self.extent)
+        total = torch.zeros(self.batch_size, dtype=torch.long)
+        for name, values in self.arguments.items():
+            values = values.detach().cpu().reshape(self.batch_size, self.length, -1)
+            bits = values.double().view(torch.long) if values.is_floating_point() else values.long()
+            token, feature = torch.arange(bits.shape[1]), torch.arange(bits.shape[2])
+            place = _mix((token - first)[:, :, None] * bits.shape[2] + feature + _salt(name))
+            inside = (token >= first) & (token < end)
+            total += (_mix(bits ^ place) * inside[:, :, None]).sum((1, 2))
+        for name, span in self.spans.items():
+            total += _mix((span - first) ^ _mix(torch.arange(2) + _salt(f"span {name}"))).sum(1)
+        return _mix(total)
+
+
+def _salt(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") << 31
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """A permutation of the 64-bit integers that looks random: splitmix64 (Steele et al. 2014)."""
+    bits = bits + -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        # A signed shift copies the sign, which the mask takes away again.
+        bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * factor
+    return bits ^ (bits >> 31 & (1 << 33) - 1)

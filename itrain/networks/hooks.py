@@ -1,0 +1,341 @@
+"""HookedNetwork: reads and edits activations of any nn.Module. The only user of torch's hooks."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from itrain.architectures import Location, architecture, locate, unwrap
+from itrain.inputs import ModelInputs, TokenIndices
+from itrain.sites import Site
+
+Edit = Callable[[Tensor], Tensor]
+"""From the activation at a site, (B, P, D) or (B, D), to the one that takes its place."""
+
+Transform = Callable[[Tensor], Tensor | None]
+
+
+class HookedNetwork(nn.Module):
+    """The base model with two verbs, ``read`` and ``edit``, on plain forward hooks.
+
+    Args:
+        model: any module; transformers' models of the table in :mod:`itrain.architectures` have named components.
+        trainable: False freezes the model and puts it in eval mode, and keeps its weights out of checkpoints. True
+            leaves it as it is, for training the model itself.
+
+    The model is otherwise left as it was found: the hooks are removed when the run ends, others' hooks stay.
+    """
+
+    _loaded_prefix: str
+
+    def __init__(self, model: nn.Module, *, trainable: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        if not trainable:
+            model.requires_grad_(False).eval()
+            # On this wrapper, so that the user's model keeps a state dict of its own.
+            self.register_state_dict_post_hook(_drop_frozen_weights)
+            self.register_load_state_dict_pre_hook(_note_prefix)
+            self.register_load_state_dict_post_hook(_forgive_frozen_weights)
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """The untouched model's answer: logits (B, V) at the answer token, (B, A, V) at several, or all its output."""
+        return self.edit(inputs, [])
+
+    def read(
+        self, inputs: ModelInputs, sites: Iterable[Site], *, stop_early: bool = False
+    ) -> dict[Site, Float[Tensor, "batch *places features"]]:
+        """The activations at the sites, (B, P, D) where a site has a position; at least fp32.
+
+        Positions of ragged spans that an example lacks repeat its first one. ``stop_early`` ends the run as soon as all
+        is found: for modules that are known to be called once, since further calls would go unnoticed.
+
+        Raises:
+            RuntimeError: a site of a trainable model runs without gradients although they are enabled.
+        """
+        found: dict[Site, Tensor] = {}
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.model.parameters())
+
+        def take(site: Site, location: Location, activation: Tensor) -> None:
+            if trains and not torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"site '{site}': its module runs without gradients, as reentrant gradient checkpointing does, so "
+                    "none would flow through what is read; checkpoint with use_reentrant=False or read under no_grad"
+                )
+            picked = _picked(activation, location, _indices(inputs, site, activation))
+            # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
+            found[site] = picked.clone() if site.position is None else picked
+            if stop_early and len(found) == len(wanted):
+                raise _AllFound
+
+        wanted = list(dict.fromkeys(sites))
+        with suppress(_AllFound):
+            self._run(inputs, [(site, partial(partial, take, site)) for site in wanted])
+        # In the order asked for, and apart from what blocks that are recomputed in the backward pass find again.
+        return {site: found[site] for site in wanted}
+
+    def edit(
+        self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]], *, arguments: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """The model's answer with the activation at each site replaced by the edit of it.
+
+        Edits of one activation act in the order given, each on the result of those before it. Edits compute in fp32 (or
+        fp64 for an fp64 model) whatever the model's precision is, and are cast back here. ``arguments`` are given to
+        the model's forward besides those of the inputs.
+
+        Raises:
+            ValueError: an edit gives another shape than it was given; broadcast, it would mix up examples in silence.
+        """
+
+        def change(site: Site, apply: Edit, location: Location, activation: Tensor) -> Tensor:
+            indices = _indices(inputs, site, activation)
+            base = _picked(activation, location, indices)
+            with torch.autocast(activation.device.type, enabled=False):
+                new = apply(base)
+            if new.shape != base.shape:
+                raise ValueError(f"site '{site}': the edit made shape {tuple(new.shape)} of shape {tuple(base.shape)}")
+            return _replaced(activation, location, indices, new.to(activation.dtype))
+
+        return self._run(inputs, [(site, partial(partial, change, site, apply)) for site, apply in edits], arguments)
+
+    def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
+        """The number of features at the site: read from the module or, where it does not tell, from a run.
+
+        Raises:
+            ValueError: the module does not tell and no example was given.
+        """
+        location = locate(self.model, site)
+        if location.hidden_size is not None:
+            return location.hidden_size
+        if example is None:
+            module = type(location.module).__name__
+            raise ValueError(f"site '{site}': {module} does not tell its size; pass an example input")
+        with torch.no_grad():
+            return self.read(example, [site])[site].shape[-1]
+
+    def _run(
+        self,
+        inputs: ModelInputs,
+        wanted: Sequence[tuple[Site, Callable[[Location], Transform]]],
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """One forward with a transform at each site; raises for a site whose module was not called."""
+        plans: Plans = defaultdict(list)
+        for site, bind in wanted:
+            location = locate(self.model, site)
+            plans[location.module, location.end].append(_Planned(site, bind(location)))
+        with ExitStack() as stack:
+            _install(plans, stack)
+            _recompute_alike(unwrap(self.model), plans, stack)
+            # A compiled graph was traced without these hooks and would skip them in silence.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            answer = self._forward(inputs, arguments or {}, stack)
+        for planned in (planned for group in plans.values() for planned in group):
+            planned.require_done()
+        return answer
+
+    def _forward(self, inputs: ModelInputs, arguments: Mapping[str, Any], stack: ExitStack) -> Tensor:
+        model = unwrap(self.model)
+        if inputs.answer is not None:
+            stack.callback(_answer_head(model).register_forward_pre_hook(partial(_keep_rows, inputs.answer)).remove)
+        output = self.model(**{**forward_arguments(model, inputs), **arguments})
+        answer = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
+        return answer[:, 0] if inputs.answer is not None and inputs.answer.ndim == 1 else answer
+
+
+def forward_arguments(model: nn.Module, inputs: ModelInputs) -> dict[str, Any]:
+    """What the model's forward is called with: the inputs' arguments and those that transformers would get wrong."""
+    arguments: dict[str, Any] = dict(inputs.arguments)
+    row = architecture(model)
+    if row is not None:
+        accepted = inspect.signature(model.forward).parameters
+        if "use_cache" in accepted:
+            arguments["use_cache"] = False
+        if row.causal and "position_ids" in accepted and "attention_mask" in arguments:
+            # GPT-2 and its kin number padding too unless told where the text starts.
+            arguments.setdefault("position_ids", (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0))
+    return arguments
+
+
+class _AllFound(Exception):
+    """All that was to be read is read."""
+
+
+class _Planned:
+    """A transform waiting for its call of the module."""
+
+    def __init__(self, site: Site, transform: Transform) -> None:
+        self.site, self.transform = site, transform
+        self.calls = 0
+        self.done = False
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        call, self.calls = self.calls, self.calls + 1
+        if self.site.step is not None and call != self.site.step:
+            return activation
+        if self.done and self.site.step is None:
+            raise RuntimeError(
+                f"site '{self.site}': its module is called several times in a run; name one call, for example '.step0'"
+            )
+        self.done = True
+        new = self.transform(activation)
+        return activation if new is None else new
+
+    def again(self) -> _Planned:
+        """The same transform for a second run of the module within one step."""
+        return _Planned(self.site, self.transform)
+
+    def require_done(self) -> None:
+        if not self.done:
+            calls = f"was called {self.calls} times" if self.calls else "was not called"
+            raise RuntimeError(f"site '{self.site}': its module {calls} in this run; nothing was read or edited there")
+
+
+Plans = dict[tuple[nn.Module, str], list[_Planned]]
+
+
+def _install(plans: Plans, stack: ExitStack) -> None:
+    for (module, end), group in plans.items():
+        if end == "output":
+            handle = module.register_forward_hook(partial(_on_output, group))
+        else:
+            handle = module.register_forward_pre_hook(partial(_on_input, group), with_kwargs=True)
+        stack.callback(handle.remove)
+
+
+def _through(group: list[_Planned], activation: Tensor) -> Tensor:
+    for planned in group:
+        activation = planned(activation)
+    return activation
+
+
+def _on_output(group: list[_Planned], module: nn.Module, args: Any, output: Any) -> Any:
+    # Several outputs: the first is the activation, under whatever key in transformers' model outputs.
+    key: Any = None if isinstance(output, Tensor) else next(iter(output)) if isinstance(output, Mapping) else 0
+    activation: Tensor = output if key is None else output[key]
+    new = _through(group, activation)
+    if new is activation:
+        return None
+    if isinstance(output, Mapping):
+        return type(output)(**{**output, key: new})
+    return new if key is None else type(output)((new, *output[1:]))
+
+
+def _on_input(group: list[_Planned], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    key = None if args else next(key for key, value in kwargs.items() if isinstance(value, Tensor))
+    activation: Tensor = args[0] if key is None else kwargs[key]
+    new = _through(group, activation)
+    if new is activation:
+        return None
+    return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})
+
+
+def _recompute_alike(model: nn.Module, plans: Plans, stack: ExitStack) -> None:
+    """Have blocks that are recomputed in the backward pass recompute with the same hooks.
+
+    Gradient checkpointing runs a block's forward again after our hooks are gone. Its function is wrapped for this run
+    so that the second run puts the hooks of the block and its modules back for its duration.
+    """
+    for block in model.modules():
+        checkpoint = getattr(block, "_gradient_checkpointing_func", None)
+        if checkpoint is None or not block.training or not getattr(block, "gradient_checkpointing", False):
+            continue
+        own = set(block.modules())
+        inner = {key: group for key, group in plans.items() if key[0] in own}
+        if inner:
+            block.__dict__["_gradient_checkpointing_func"] = partial(_checkpoint, checkpoint, inner)
+            stack.callback(setattr, block, "_gradient_checkpointing_func", checkpoint)
+
+
+def _checkpoint(checkpoint: Callable[..., Any], inner: Plans, function: Callable[..., Any], *args: Any) -> Any:
+    runs = 0
+
+    def run(*values: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        with ExitStack() as stack:
+            if runs > 1:
+                _install({key: [planned.again() for planned in group] for key, group in inner.items()}, stack)
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return function(*values)
+
+    return checkpoint(run, *args)
+
+
+def _indices(inputs: ModelInputs, site: Site, activation: Tensor) -> TokenIndices | None:
+    if site.position is None:
+        return None
+    if activation.ndim < 3 or len(activation) != inputs.batch_size:
+        raise ValueError(
+            f"site '{site}': the activation there has shape {tuple(activation.shape)}, so it has no positions in "
+            f"({inputs.batch_size}, tokens, features); leave the position out"
+        )
+    return inputs.indices(site, activation.shape[1])
+
+
+def _picked(activation: Tensor, location: Location, indices: TokenIndices | None) -> Tensor:
+    """The component's features at the tokens, at least fp32."""
+    if indices is not None:
+        activation = activation[torch.arange(len(activation), device=activation.device)[:, None], indices.index]
+    if location.columns is not None:
+        activation = activation[..., location.columns]
+    return activation.to(torch.promote_types(activation.dtype, torch.float32))
+
+
+def _replaced(activation: Tensor, location: Location, indices: TokenIndices | None, new: Tensor) -> Tensor:
+    """The activation with the component's features at the tokens replaced, out of place."""
+    if indices is None:
+        rows: tuple[Any, ...] = (...,)
+    else:
+        rows = (torch.arange(len(activation), device=activation.device)[:, None], indices.index)
+    if location.columns is not None:
+        whole = activation[rows].clone()
+        whole[..., location.columns] = new
+        new = whole
+    if indices is None:
+        # The edit may hand on the source itself, which a later module that works in place must not overwrite.
+        return new.clone(memory_format=torch.contiguous_format)
+    if indices.valid is None:
+        return activation.index_put(rows, new)
+    # Slots that an example lacks are written to a token past the end, which is cut off again.
+    length = activation.shape[1]
+    index = indices.index.masked_fill(~indices.valid, length)
+    longer = torch.cat([activation, activation[:, :1]], 1).index_put((rows[0], index), new)
+    return longer[:, :length].contiguous()
+
+
+def _answer_head(model: Any) -> nn.Module:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        name = type(model).__name__
+        raise ValueError(f"{name} has no language-model head, so it has no logits at answer tokens; load it with one")
+    return head
+
+
+def _keep_rows(answer: Tensor, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Only the answer tokens' rows of the head's input, (B, A, D): the vocabulary is a small model's widest layer."""
+    hidden = args[0]
+    rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+    return (hidden[rows, answer.view(len(hidden), -1)], *args[1:])
+
+
+def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    for name in [key for key in state if key.startswith(f"{prefix}model.")]:
+        del state[name]
+
+
+def _note_prefix(network: HookedNetwork, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    network._loaded_prefix = f"{prefix}model."
+
+
+def _forgive_frozen_weights(network: HookedNetwork, incompatible: Any) -> None:
+    missing = incompatible.missing_keys
+    missing[:] = [key for key in missing if not key.startswith(network._loaded_prefix)]

@@ -1,0 +1,89 @@
+"""Where an intervention acts: a site is a layer, a component, a position and, if wanted, a head and a step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+POSITION_TERM = re.compile(
+    r"(?P<end>first|last)(?P<count>[1-9]\d*)?|(?P<index>-?\d+)|(?P<span>[a-z_]\w*)(?:\.(?P<edge>first|last))?"
+)
+
+_TABLED = re.compile(r"layer(?P<layer>\d+)\.(?P<component>[a-z_]+)")
+_MODULE = re.compile(r"(?P<component>module:[\w.]+\.(?:input|output))")
+_SUFFIX = re.compile(r"(?:\.head(?P<head>\d+))?(?:\.step(?P<step>\d+))?(?:@(?P<position>.+))?")
+_EXPECTED = (
+    "expected layer<N>.<component>[.head<H>][.step<T>][@<position>], for example layer5.block_output@last, "
+    "or module:<path>.input|output"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The address of an activation, written ``layer5.block_output@last``.
+
+    ``component`` is a name of the table in :mod:`itrain.architectures`, or ``module:<path>.input|output`` for any
+    module of the base model. ``position`` names tokens: ``first``, ``last`` (of the tokens that are not padding),
+    ``first3``, an integer counted from either end, ``all``, a named span of the task (``name``, ``name.last``), or
+    several of these joined by ``+``. Without a position the whole activation is meant. ``head`` picks one attention
+    head, ``step`` one call of a module that is called repeatedly (a recurrent cell), counted from 0.
+
+    Raises:
+        ValueError: the text is no site; the message shows the part at fault and the form expected.
+    """
+
+    component: str
+    layer: int | None = None
+    position: str | None = None
+    head: int | None = None
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.component.startswith("module:") != (self.layer is None):
+            raise ValueError(f"site {self}: a component of the table needs a layer, and 'module:<path>' has none")
+        body = _MODULE if self.layer is None else _TABLED
+        if not re.fullmatch(body.pattern + _SUFFIX.pattern, str(self)):
+            raise ValueError(f"site '{self}': {_EXPECTED}")
+        for term in self.terms:
+            if not POSITION_TERM.fullmatch(term):
+                raise ValueError(
+                    f"site '{self}': '{term}' is no position; use first, last, first3, an integer, all, "
+                    "a span of the task (name, name.first, name.last), or several joined by '+'"
+                )
+
+    @classmethod
+    def parse(cls, site: str | Mapping[str, object] | Site) -> Site:
+        """The site written as text, or as a mapping of the fields."""
+        if isinstance(site, Site):
+            return site
+        if isinstance(site, Mapping):
+            fields = {key: value for key, value in site.items() if value is not None}
+            unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+            if unknown:
+                raise ValueError(f"site: unknown key '{unknown[0]}'; a site has {', '.join(cls.__dataclass_fields__)}")
+            if "position" in fields:
+                fields["position"] = str(fields["position"])
+            return cls(**fields)  # type: ignore[arg-type]
+        for body in (_TABLED, _MODULE):
+            if match := re.fullmatch(body.pattern + _SUFFIX.pattern, site):
+                found = match.groupdict()
+                numbers = {key: int(found[key]) for key in ("layer", "head", "step") if found.get(key) is not None}
+                return cls(component=found["component"], position=found["position"], **numbers)
+        raise ValueError(f"site '{site}': {_EXPECTED}")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The position's parts: ``name.last+2`` has the terms ``name.last`` and ``2``."""
+        return () if self.position is None else tuple(self.position.split("+"))
+
+    def at(self, position: str | None) -> Site:
+        """The same activation at another position."""
+        return replace(self, position=position)
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f"layer{self.layer}."
+        head = "" if self.head is None else f".head{self.head}"
+        step = "" if self.step is None else f".step{self.step}"
+        position = "" if self.position is None else f"@{self.position}"
+        return f"{layer}{self.component}{head}{step}{position}"
