@@ -1,0 +1,1 @@
+"""What is done at a site: one file a method family."""

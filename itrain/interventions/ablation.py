@@ -1,0 +1,49 @@
+"""Ablations: the activation is replaced by one that carries no information about the example."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from itrain.interventions.base import Intervention
+
+
+class Zero(Intervention):
+    """Replaces the activation by 0."""
+
+    takes_source: ClassVar[bool] = False
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = self.rank = hidden_size
+
+    def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
+        return torch.zeros_like(base)
+
+
+class Mean(Intervention):
+    """Replaces the activation by its mean over the training examples, mu = 1/N sum_n h_n.
+
+    Raises:
+        RuntimeError: it was not fitted to activations.
+    """
+
+    takes_source: ClassVar[bool] = False
+    fits_activations: ClassVar[bool] = True
+    mean: Float[Tensor, " hidden"]
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = self.rank = hidden_size
+        self.register_buffer("mean", torch.full((hidden_size,), torch.nan))
+
+    def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
+        self.mean.copy_(activations.mean(0))
+
+    def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
+        if self.mean.isnan().any():
+            raise RuntimeError("the mean is unknown: call fit(activations) first, or train, which does")
+        return self.mean.expand_as(base)

@@ -1,0 +1,54 @@
+"""The contract of an intervention."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Intervention(nn.Module, ABC):
+    """What is done to the activations at a site: new = f(base, source).
+
+    The last dimension holds the features, all others are batch. An intervention is pure: it never writes to its inputs
+    and knows no layers, tokens or labels. A subclass is final, in fp32, and constructible as ``X(hidden_size)`` with all
+    other arguments keyword-only and defaulted; it sets ``hidden_size`` and ``rank``.
+    """
+
+    hidden_size: int
+    """Features of the activation."""
+    rank: int
+    """Dimensions of the activation that the intervention can change."""
+    takes_source: ClassVar[bool] = True
+    """Whether ``source`` matters; an intervention that takes none is given None."""
+    fits_activations: ClassVar[bool] = False
+    """Whether :meth:`fit` must see activations before the first run."""
+
+    @abstractmethod
+    def forward(
+        self, base: Float[Tensor, "*batch hidden"], source: Float[Tensor, "*batch hidden"] | None
+    ) -> Float[Tensor, "*batch hidden"]:
+        """The activations that take the place of ``base``."""
+
+    def edit_for(self, variable: str) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """The edit that stands for one variable: the whole intervention, unless it aligns several."""
+        return self
+
+    def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
+        """Learn closed-form statistics from base activations, where ``fits_activations`` says so."""
+
+    def extra_repr(self) -> str:
+        return f"hidden_size={self.hidden_size}, rank={self.rank}"
+
+
+def require_rank(rank: int, hidden_size: int) -> None:
+    """Refuse a rank that the activation has no room for.
+
+    Raises:
+        ValueError: the rank is not in 1..hidden_size.
+    """
+    if not 1 <= rank <= hidden_size:
+        raise ValueError(f"rank {rank} does not fit an activation of {hidden_size} features; choose 1 to {hidden_size}")

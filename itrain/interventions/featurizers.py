@@ -1,0 +1,88 @@
+"""Maps from an activation to features and back, and the one formula that swaps features."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from itrain.interventions.base import require_rank
+from itrain.interventions.orthogonal import orthonormal_
+
+
+class Featurizer(nn.Module, ABC):
+    """Encodes an activation as features and an error, from which it decodes without loss: decode(encode(h)) = h."""
+
+    @abstractmethod
+    def encode(
+        self, activation: Float[Tensor, "*batch hidden"]
+    ) -> tuple[Float[Tensor, "*batch features"], Float[Tensor, "*batch hidden"]]:
+        """Features of the activation, and the part of it that they do not describe."""
+
+    @abstractmethod
+    def decode(
+        self, features: Float[Tensor, "*batch features"], error: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        """The activation with these features."""
+
+
+class Subspace(Featurizer):
+    """Coordinates in a learned subspace: features = R h, error = h - R^T R h, with R of orthonormal rows, (rank, hidden)."""
+
+    rows: Float[Tensor, "rank hidden"]
+
+    def __init__(self, hidden_size: int, *, rank: int) -> None:
+        super().__init__()
+        require_rank(rank, hidden_size)
+        orthonormal_(self, "rows", torch.randn(rank, hidden_size))
+
+    def encode(
+        self, activation: Float[Tensor, "*batch hidden"]
+    ) -> tuple[Float[Tensor, "*batch rank"], Float[Tensor, "*batch hidden"]]:
+        features = activation @ self.rows.T
+        return features, activation - features @ self.rows
+
+    def decode(
+        self, features: Float[Tensor, "*batch rank"], error: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        return error + features @ self.rows
+
+
+class Rotation(Featurizer):
+    """Coordinates in a learned orthonormal basis of the whole space: features = R h, with no error; R is square."""
+
+    rows: Float[Tensor, "hidden hidden"]
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        orthonormal_(self, "rows", torch.randn(hidden_size, hidden_size))
+
+    def encode(
+        self, activation: Float[Tensor, "*batch hidden"]
+    ) -> tuple[Float[Tensor, "*batch hidden"], Float[Tensor, "*batch hidden"]]:
+        return activation @ self.rows.T, torch.zeros_like(activation)
+
+    def decode(
+        self, features: Float[Tensor, "*batch hidden"], error: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        return features @ self.rows + error
+
+
+def interchange(
+    base: Float[Tensor, "*batch hidden"],
+    source: Float[Tensor, "*batch hidden"],
+    featurizer: Featurizer,
+    gate: Float[Tensor, " features"] | float = 1.0,
+) -> Float[Tensor, "*batch hidden"]:
+    """The base with the source's features where the gate is 1: decode((1 - g) f(base) + g f(source), error(base)).
+
+    Geiger et al. 2024, "Finding Alignments Between Interpretable Causal Variables and Distributed Neural
+    Representations", eq. 4, with a gate from 0 to 1 in place of a choice of coordinates.
+    """
+    with parametrize.cached():
+        features, error = featurizer.encode(base)
+        replacement, _ = featurizer.encode(source)
+        return featurizer.decode(features + gate * (replacement - features), error)

@@ -1,0 +1,34 @@
+"""Orthonormal rows: the one parametrisation behind subspaces and rotations."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class OrthonormalRows(nn.Module):
+    """R = (Q sign(diag U))^T with A^T = Q U the reduced QR decomposition of the free parameter A, (rank, hidden).
+
+    R R^T = 1 whatever A is, so weight decay, which only rescales A, cannot harm it: torch's own ``orthogonal`` decays
+    the +-1 that its Householder form keeps in the parameter and returns R = 0 after one step of AdamW. A = R where A has
+    orthonormal rows already. The decomposition runs in fp32 at least; it has no kernel for less.
+    """
+
+    def forward(self, parameter: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:
+        columns, triangle = torch.linalg.qr(parameter.to(torch.promote_types(parameter.dtype, torch.float32)).T)
+        return (columns * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).T
+
+    def right_inverse(self, rows: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:
+        return rows
+
+
+def orthonormal_(module: nn.Module, name: str, rows: Float[Tensor, "rank hidden"]) -> None:
+    """Give the module a trainable matrix ``name`` with orthonormal rows, starting from the span of ``rows``.
+
+    ``module.<name> = R`` sets it, and ``parametrize.cached()`` computes it once for several uses.
+    """
+    start = OrthonormalRows()(rows)
+    module.register_parameter(name, nn.Parameter(start))
+    parametrize.register_parametrization(module, name, OrthonormalRows())
