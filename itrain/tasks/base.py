@@ -1,0 +1,175 @@
+"""The contract of a task: a causal model, a sampler of counterfactual pairs, and a rendering for the base model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from string import Formatter
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from itrain.causal_model import CausalModel, Setting
+from itrain.inputs import ModelInputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A base and, for each interchanged variable, the source that it takes its value from; all are input settings."""
+
+    base: Setting
+    sources: Mapping[str, Setting]
+
+
+class Task(ABC):
+    """What is asked of the base model, and which variables are looked for in it.
+
+    A subclass is final and constructible without arguments. Labels, batches, splits and filters are generic: a task says
+    what may be sampled, how it looks to the model, and which class or token stands for an output.
+    """
+
+    causal_model: CausalModel
+    variables: tuple[str, ...]
+    """The variables that pairs interchange, and that probes read."""
+
+    @abstractmethod
+    def sample(self, random: Random, split: Split) -> Pair:
+        """A pair of the split; equal random states give equal pairs, in every process."""
+
+    @abstractmethod
+    def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
+        """The settings as the base model sees them."""
+
+    @abstractmethod
+    def label(self, output: Any) -> int:
+        """The class index or token that stands for a value of the causal model's output."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> Sequence[Any]:
+        """The values that the output can take, in a fixed order."""
+
+    def values(self, variable: str) -> Sequence[Any]:
+        """The values of a variable, in a fixed order: the classes of a probe for it."""
+        if variable in self.causal_model.inputs:
+            return self.causal_model.inputs[variable]
+        if variable == self.causal_model.output:
+            return self.outputs
+        raise ValueError(f"{type(self).__name__} does not list the values of '{variable}'")
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Take the base model's tokenizer before the first rendering; tasks without text have no use for it."""
+
+
+class TextTask(Task):
+    """A task in text: templates with named fields, whose tokens become the spans that positions name.
+
+    A template is a format string such as ``{name} walked because``; each field is filled with the variable of that name,
+    and ``@name`` in a site means its tokens. The answer is the token that follows the text.
+    """
+
+    _tokenizer: PreTrainedTokenizerBase | None = None
+
+    @abstractmethod
+    def template(self, setting: Setting) -> str:
+        """The template of a setting."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            raise RuntimeError(f"{type(self).__name__} has no tokenizer yet: call bind(tokenizer) first")
+        return self._tokenizer
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        if tokenizer is None:
+            raise ValueError(f"{type(self).__name__} is a task in text, and the base model came without a tokenizer")
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} does not tell where tokens lie in the text; load the fast tokenizer")
+        self._tokenizer = tokenizer
+        self._labels: dict[Any, int] = {}
+
+    def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
+        texts, fields = zip(*(self._render(setting) for setting in settings), strict=True)
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        ids = [start + tokens for tokens in encoded["input_ids"]]
+        width = max(len(tokens) for tokens in ids)
+        left = self.tokenizer.padding_side == "left"
+        shifts = [width - len(tokens) if left else 0 for tokens in ids]
+        input_ids = torch.full((len(ids), width), _padding(self.tokenizer))
+        for row, (tokens, shift) in enumerate(zip(ids, shifts, strict=True)):
+            input_ids[row, shift : shift + len(tokens)] = torch.tensor(tokens)
+        tokens = torch.tensor([[shift, shift + len(row)] for row, shift in zip(ids, shifts, strict=True)])
+        place = torch.arange(width)
+        names = sorted(set(fields[0]).intersection(*fields[1:]))
+        spans = {
+            name: torch.tensor(
+                [
+                    [token + shift + len(start) for token in _tokens_of(field[name], offsets, text)]
+                    for field, offsets, text, shift in zip(fields, encoded["offset_mapping"], texts, shifts, strict=True)
+                ]
+            )
+            for name in names
+        }
+        mask = (place >= tokens[:, :1]) & (place < tokens[:, 1:])
+        return ModelInputs(
+            arguments={"input_ids": input_ids, "attention_mask": mask.long()},
+            answer=tokens[:, 1] - 1,
+            tokens=tokens,
+            spans=spans,
+            texts=texts,
+        )
+
+    def label(self, output: str) -> int:
+        """The one token that continues a prompt with the output.
+
+        Raises:
+            ValueError: the output is several tokens.
+        """
+        if output not in self._labels:
+            prompt, _ = self._render(self.causal_model.sample(Random(0)))
+            before, after = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, f"{prompt} {output}"))
+            if after[: len(before)] != before or len(after) != len(before) + 1 or after[-1] == self.tokenizer.unk_token_id:
+                raise ValueError(f"the answer '{output}' is not one token of the model's vocabulary after '{prompt}'")
+            self._labels[output] = after[-1]
+        return self._labels[output]
+
+    def _render(self, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
+        return _fill(self.template(setting), self.causal_model.run(setting))
+
+    def is_one_token(self, word: str) -> bool:
+        """Whether the word, standing first in a text, is one token of the vocabulary."""
+        tokens = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+        return len(tokens) == 1 and tokens[0] != self.tokenizer.unk_token_id
+
+
+def _fill(template: str, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
+    """The text, and where each field lies in it, in characters."""
+    text, fields = "", {}
+    for literal, field, _, _ in Formatter().parse(template):
+        text += literal
+        if field is not None:
+            if field not in setting:
+                raise ValueError(f"template '{template}': there is no variable '{field}'; there are {', '.join(setting)}")
+            fields[field] = (len(text), len(text) + len(str(setting[field])))
+            text += str(setting[field])
+    return text, fields
+
+
+def _tokens_of(characters: tuple[int, int], offsets: Sequence[tuple[int, int]], text: str) -> tuple[int, int]:
+    """First token and one past the last that overlap the characters."""
+    inside = [token for token, (start, stop) in enumerate(offsets) if start < characters[1] and stop > characters[0]]
+    if not inside:
+        raise ValueError(f"no token covers '{text[slice(*characters)]}' in '{text}'")
+    return inside[0], inside[-1] + 1
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    return next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)

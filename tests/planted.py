@@ -1,0 +1,64 @@
+"""A module whose causal structure is known, and tasks that hypothesise the right and a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import torch
+from torch import Tensor, nn
+
+from itrain.causal_model import CausalModel, Setting
+from itrain.inputs import ModelInputs
+from itrain.tasks.base import Pair, Split, Task
+
+HIDDEN = 8
+
+
+class Planted(nn.Module):
+    """Answers whether both bits are set; each bit is one direction of ``embed``, hidden by a rotation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(0)))[0]
+        self.embed = nn.Linear(2, HIDDEN, bias=False)
+        self.head = nn.Linear(HIDDEN, 2)
+        with torch.no_grad():
+            self.embed.weight.copy_(rotation[:, :2])
+            self.head.weight.copy_(torch.stack([-rotation[:, :2].sum(1), rotation[:, :2].sum(1)]))
+            self.head.bias.copy_(torch.tensor([1.5, -1.5]))
+
+    def forward(self, bits: Tensor) -> Tensor:
+        return self.head(self.embed(bits))
+
+
+class Bits(Task):
+    """``both(a, b)``, with the hypothesis that ``variable`` is represented: a bit (right), or their parity (wrong)."""
+
+    def __init__(self, variable: str = "left") -> None:
+        self.variables = (variable,)
+        self.causal_model = CausalModel(
+            inputs={"a": [0, 1], "b": [0, 1]},
+            mechanisms={
+                "left": lambda a: a,
+                "parity": lambda a, b: a ^ b,
+                "both": (lambda parity, b: (parity ^ b) & b) if variable == "parity" else (lambda left, b: left & b),
+            },
+            output="both",
+        )
+
+    @property
+    def outputs(self) -> Sequence[int]:
+        return [0, 1]
+
+    def values(self, variable: str) -> Sequence[int]:
+        return [0, 1]
+
+    def label(self, output: int) -> int:
+        return output
+
+    def sample(self, random: Random, split: Split) -> Pair:
+        return Pair(base=self.causal_model.sample(random), sources={self.variables[0]: self.causal_model.sample(random)})
+
+    def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
+        return ModelInputs(arguments={"bits": torch.tensor([[float(s["a"]), float(s["b"])] for s in settings])})
