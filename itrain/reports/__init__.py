@@ -1,0 +1,1 @@
+"""Figures and reports of what runs found."""

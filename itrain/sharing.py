@@ -1,0 +1,182 @@
+"""Exports: just the intervention's weights and what they belong to, as safetensors and JSON, never pickle."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from itrain import __version__
+from itrain.interventions.base import Intervention
+from itrain.models import BaseModel, fingerprint, load_pretrained
+from itrain.networks.hooks import HookedNetwork
+from itrain.sites import Site
+from itrain.training.alignment import AlignmentSearch
+
+WEIGHTS = "intervention.safetensors"
+CONFIG = "intervention_config.json"
+FORMAT = 1
+
+
+class ExportError(ValueError):
+    """An export cannot be written, or does not belong where it is loaded."""
+
+
+def export(
+    search: AlignmentSearch,
+    folder: str | Path,
+    *,
+    base_model: BaseModel,
+    metrics: Mapping[str, float] | None = None,
+    configuration: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the trained interventions of a search to a folder.
+
+    Parametrised weights are written as what they stand for: orthonormal rows R, not the free parameter behind them.
+
+    Args:
+        search: the search, trained.
+        folder: where ``intervention.safetensors`` and ``intervention_config.json`` go.
+        base_model: the base model, named so that it can be found again.
+        metrics: final figures, kept for the reader.
+        configuration: the resolved configuration of the run, from which ``itrain test export=<folder>`` repeats its test.
+
+    Raises:
+        ExportError: the intervention was not given as a class or a partial of one, so its arguments are unknown.
+    """
+    folder = Path(folder)
+    cls, arguments = _class_and_arguments(search.intervention)
+    config = {
+        "format": FORMAT,
+        "intervention": {"class": f"{cls.__module__}.{cls.__qualname__}", "arguments": arguments},
+        "sites": [str(site) for site in search.sites],
+        "shared": search.shared,
+        "join_positions": search.join_positions,
+        "hidden_sizes": [each.hidden_size for each in search.trained.values()],
+        "base_model": {
+            "name": base_model.name,
+            "revision": base_model.revision,
+            "type": getattr(getattr(base_model.model, "config", None), "model_type", type(base_model.model).__name__),
+            "fingerprint": fingerprint(base_model.model),
+        },
+        "metrics": dict(metrics or {}),
+        "versions": {"itrain": __version__} | {package: version(package) for package in ("torch", "transformers", "lightning")},
+        "configuration": configuration,
+    }
+    text = json.dumps(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_materialised(search.interventions), folder / WEIGHTS)
+    (folder / CONFIG).write_text(text + "\n")
+    return folder
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The description of an export.
+
+    Raises:
+        ExportError: the folder holds no export, or one of a newer format.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ExportError(f"'{folder}' is no export: it has no {name}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except json.JSONDecodeError as error:
+        raise ExportError(f"'{folder / CONFIG}' is damaged: {error}") from error
+    if config.get("format") != FORMAT:
+        raise ExportError(f"'{folder}' has format {config.get('format')}; this itrain reads format {FORMAT}")
+    return config
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> AlignmentSearch:
+    """The search of an export, with its interventions on the base model, ready to be tested or run.
+
+    Args:
+        folder: the export.
+        model: the base model it belongs to; None loads the one that the export names.
+
+    Raises:
+        ExportError: the model is not the one that the interventions were trained on, or the weights do not fit.
+    """
+    config = read_config(folder)
+    base = config["base_model"]
+    model = model if model is not None else load_pretrained(name=base["name"], revision=base["revision"]).model
+    if (found := fingerprint(model)) != base["fingerprint"]:
+        raise ExportError(
+            f"'{folder}' was trained on {base['name']} ({base['type']}, fingerprint {base['fingerprint']}); this model has the "
+            f"fingerprint {found}, so its activations mean something else"
+        )
+    network, sites = HookedNetwork(model), [Site.parse(site) for site in config["sites"]]
+    cls = _intervention_class(config["intervention"]["class"], folder)
+    build = functools.partial(cls, **config["intervention"]["arguments"])
+    search = AlignmentSearch(
+        network=network,
+        sites=sites,
+        intervention=build,
+        shared=config["shared"],
+        join_positions=config["join_positions"],
+        hidden_sizes=config["hidden_sizes"],
+    )
+    load_weights(search.interventions, folder)
+    return search.eval()
+
+
+def load_weights(interventions: nn.ModuleDict, folder: str | Path) -> None:
+    """Set the interventions to the weights of an export.
+
+    Raises:
+        ExportError: a weight is missing, unknown, or of another shape.
+    """
+    weights, expected = load_file(Path(folder) / WEIGHTS), _materialised(interventions)
+    if different := sorted(set(weights) ^ set(expected)):
+        raise ExportError(f"'{folder}': the weight '{different[0]}' is in {'the export' if different[0] in weights else 'the model'} only")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise ExportError(f"'{folder}': '{name}' has the shape {tuple(weight.shape)}, and {tuple(expected[name].shape)} is needed here")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            path, _, leaf = name.rpartition(".")
+            owner = interventions.get_submodule(path)
+            if parametrize.is_parametrized(owner, leaf):
+                setattr(owner, leaf, weight.to(getattr(owner, leaf).device))
+            else:
+                getattr(owner, leaf).copy_(weight)
+
+
+def _materialised(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each parametrised weight under its own name and as what it stands for."""
+    state = {name: tensor for name, tensor in module.state_dict().items() if "parametrizations." not in name}
+    for path, owner in module.named_modules():
+        if parametrize.is_parametrized(owner):
+            state |= {f"{path}.{leaf}" if path else leaf: getattr(owner, leaf) for leaf in owner.parametrizations}
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _class_and_arguments(intervention: Any) -> tuple[type[Intervention], dict[str, Any]]:
+    cls, arguments = intervention, {}
+    if isinstance(intervention, functools.partial):
+        cls, arguments = intervention.func, dict(intervention.keywords)
+    if not (isinstance(cls, type) and issubclass(cls, Intervention)):
+        raise ExportError("give the intervention as a class or functools.partial(class, argument=...), so that it can be built again")
+    return cls, arguments
+
+
+def _intervention_class(path: str, folder: str | Path) -> type[Intervention]:
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ExportError(f"'{folder}' needs the intervention {path}, which cannot be imported here") from error
+    if not (isinstance(cls, type) and issubclass(cls, Intervention)):
+        raise ExportError(f"'{folder}' names {path}, which is no intervention")
+    return cls

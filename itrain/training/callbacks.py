@@ -1,0 +1,40 @@
+"""Callbacks that every fit has."""
+
+from __future__ import annotations
+
+import lightning
+from torch import nn
+
+
+class FirstStepError(RuntimeError):
+    """The first step shows that a fit cannot learn."""
+
+
+class FirstStepCheck(lightning.Callback):
+    """Ends a fit at its first backward pass if some trained module got no gradient.
+
+    An edit that the answer cannot see gives a finite loss and numbers that look like a result: the last block at a token
+    that no later token reads, or a site above the answer.
+
+    Raises:
+        FirstStepError: naming the site.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.done:
+            return
+        self.done = True
+        for name, part in pl_module.trained_parts.items():  # type: ignore[union-attr]
+            if not _has_gradient(part):
+                raise FirstStepError(
+                    f"site '{name}': nothing that {type(part).__name__} does there reaches the label (its gradient is zero at the "
+                    "first step); choose a lower layer, or the answer's own token ('last') in the upper ones"
+                )
+
+
+def _has_gradient(part: nn.Module) -> bool:
+    trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
+    return not trainable or any(p.grad is not None and bool(p.grad.count_nonzero()) for p in trainable)

@@ -1,0 +1,32 @@
+"""The optimizer and schedule that the training modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+
+
+def with_linear_schedule(optimizer: Optimizer, trainer: lightning.Trainer, warmup: float) -> dict[str, Any]:
+    """The optimizer with a learning rate that rises linearly over the share ``warmup`` of all steps, then falls to 0.
+
+    lr_t = lr * min((t + 1) / W, (T - t) / (T - W)) for step t of T, with W = warmup * T.
+
+    Raises:
+        ValueError: ``warmup`` is no share.
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a share of all steps, from 0 to below 1; got {warmup}")
+    total = int(trainer.estimated_stepping_batches)
+    rise = warmup * total
+
+    def scale(step: int) -> float:
+        return min((step + 1) / rise if rise else 1.0, max(total - step, 0) / (total - rise))
+
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, scale), "interval": "step"}}

@@ -1,0 +1,153 @@
+"""Exports hold the intervention's weights alone, come back exactly, and are refused where they do not belong."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from itrain.inputs import ModelInputs
+from itrain.interventions.das import DAS, FullRotationDAS
+from itrain.models import BaseModel, fingerprint, load_pretrained
+from itrain.networks.hooks import HookedNetwork
+from itrain.sharing import CONFIG, WEIGHTS, ExportError, export, load, read_config
+from itrain.sites import Site
+from itrain.training.alignment import AlignmentSearch
+from tests.models import tiny_model
+
+SITE = Site.parse("layer0.block_output@last")
+
+
+def search_on(model: nn.Module, intervention=partial(DAS, rank=3), **settings: object) -> AlignmentSearch:
+    return AlignmentSearch(network=HookedNetwork(model), sites=[SITE], intervention=intervention, **settings)  # type: ignore[arg-type]
+
+
+def answer(search: AlignmentSearch) -> torch.Tensor:
+    base, source = torch.randint(3, 40, (2, 5, 6), generator=torch.Generator().manual_seed(0))
+    inputs = [ModelInputs(arguments={"input_ids": ids}, answer=torch.full((5,), 5)) for ids in (base, source)]
+    activation = search.network.read(inputs[1], [SITE])[SITE]
+    return search.network.edit(inputs[0], [(SITE, lambda h: search.trained[SITE](h, activation))])
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return tiny_model("llama")
+
+
+@pytest.mark.parametrize("intervention", [partial(DAS, rank=3), partial(FullRotationDAS, blocks={"a": 2, "b": 4})], ids=["DAS", "rotation"])
+def test_an_export_comes_back_exactly(intervention: partial, model: nn.Module, tmp_path: Path) -> None:
+    trained = search_on(model, intervention)
+    export(trained, tmp_path, base_model=BaseModel(model=model), metrics={"test/iia": 0.5})
+    torch.manual_seed(99)
+    restored = load(tmp_path, model)
+    torch.testing.assert_close(answer(restored), answer(trained), atol=1e-6, rtol=1e-6)
+    assert read_config(tmp_path)["metrics"] == {"test/iia": 0.5}
+    assert restored.sites == trained.sites and not restored.training
+
+
+def test_an_export_names_what_it_belongs_to(model: nn.Module, tmp_path: Path) -> None:
+    export(search_on(model), tmp_path, base_model=BaseModel(model=model, name="some/llama", revision="main"))
+    config = read_config(tmp_path)
+    assert config["intervention"] == {"class": "itrain.interventions.das.DAS", "arguments": {"rank": 3}}
+    assert config["sites"] == [str(SITE)]
+    assert config["base_model"] == {"name": "some/llama", "revision": "main", "type": "llama", "fingerprint": fingerprint(model)}
+    assert {"itrain", "torch"} <= set(config["versions"])
+
+
+def test_an_export_holds_the_rows_and_not_what_is_behind_them(model: nn.Module, tmp_path: Path) -> None:
+    trained = search_on(model)
+    with torch.no_grad():
+        trained.trained[SITE].subspace.parametrizations["rows"].original.mul_(7)
+    export(trained, tmp_path, base_model=BaseModel(model=model))
+    (rows,) = load_file(tmp_path / WEIGHTS).values()
+    torch.testing.assert_close(rows @ rows.T, torch.eye(3), atol=1e-6, rtol=0)
+
+
+def test_a_rank_one_export_at_4096_features_is_under_20_kb(tmp_path: Path) -> None:
+    """pyvene's file for rank 1 at 4096 features is 64 MB."""
+    module = nn.Sequential(nn.Linear(2, 4096))
+    site = Site.parse("module:0.output")
+    trained = AlignmentSearch(network=HookedNetwork(module), sites=[site], intervention=DAS, hidden_sizes=[4096])
+    configuration = {"task": {"_target_": "itrain.tasks.gender.Gender", "templates": "discourse"}, "seed": 0}
+    export(trained, tmp_path, base_model=BaseModel(model=module), configuration=configuration)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 20_000
+
+
+def test_no_pickle_is_read(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(search_on(model), tmp_path, base_model=BaseModel(model=model))
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise AssertionError("a pickle was read")
+
+    for name in ("pickle.load", "pickle.loads", "torch.load"):
+        monkeypatch.setattr(name, refuse)
+    load(tmp_path, model)
+
+
+def test_another_model_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    export(search_on(model), tmp_path, base_model=BaseModel(model=model, name="some/llama"))
+    other = tiny_model("llama")
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight.add_(1)
+    with pytest.raises(ExportError, match="was trained on some/llama .*this model has the fingerprint"):
+        load(tmp_path, other)
+
+
+def test_a_model_of_another_size_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    export(search_on(model), tmp_path, base_model=BaseModel(model=model))
+    with pytest.raises(ExportError, match="fingerprint"):
+        load(tmp_path, tiny_model("gpt2"))
+
+
+def test_weights_of_another_shape_are_refused(model: nn.Module, tmp_path: Path) -> None:
+    export(search_on(model), tmp_path, base_model=BaseModel(model=model))
+    (name,) = load_file(tmp_path / WEIGHTS)
+    save_file({name: torch.zeros(2, 2)}, tmp_path / WEIGHTS)
+    with pytest.raises(ExportError, match=r"has the shape \(2, 2\), and \(3, 16\) is needed"):
+        load(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / WEIGHTS).unlink(), "it has no intervention.safetensors"),
+        (lambda folder: (folder / CONFIG).unlink(), "it has no intervention_config.json"),
+        (lambda folder: (folder / CONFIG).write_text("{"), "is damaged"),
+        (lambda folder: change(folder, format=99), "has format 99; this itrain reads format 1"),
+        (lambda folder: change(folder, intervention={"class": "os.system", "arguments": {}}), "os.system, which is no intervention"),
+        (lambda folder: change(folder, intervention={"class": "gone.X", "arguments": {}}), "gone.X, which cannot be imported"),
+    ],
+)
+def test_a_damaged_export_says_what_is_wrong(damage, message: str, model: nn.Module, tmp_path: Path) -> None:
+    export(search_on(model), tmp_path, base_model=BaseModel(model=model))
+    damage(tmp_path)
+    with pytest.raises(ExportError, match=message):
+        load(tmp_path, model)
+
+
+def change(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | fields))
+
+
+def test_an_intervention_that_could_not_be_built_again_is_not_exported(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"functools.partial\(class"):
+        export(search_on(model, lambda size: DAS(size)), tmp_path, base_model=BaseModel(model=model))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fingerprint_does_not_depend_on_the_precision_loaded(model: nn.Module) -> None:
+    full = fingerprint(model)
+    assert fingerprint(model.to(torch.bfloat16)) == full
+    assert fingerprint(torch.compile(model, backend="eager")) == full
+
+
+def test_a_saved_model_is_found_again_by_its_folder(model: nn.Module, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_pretrained(name=str(tmp_path / "model"))  # it has no tokenizer
