@@ -1,0 +1,285 @@
+"""Configurations: found on disk, composed by Hydra, checked against the constructors they name, built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from itrain.signatures import ConfigError as ConfigError
+from itrain.signatures import brief, check_calls, nearest
+from itrain.sites import Site
+
+Node = Mapping[str, Any]
+
+CONFIGURATION = "config.yaml"
+"""The resolved configuration, in the folder of a run."""
+
+_PATHS = ("ckpt", "export", "output")
+_BUILT = ("model", "task", "data", "intervention", "training", "trainer", "logger")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """The keys at the top of a configuration."""
+
+    name: str
+    seed: int
+    output: str
+    site: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+    model: Node
+    data: Node
+    training: Node
+    trainer: Node
+    task: Node | None = None
+    intervention: Node | None = None
+    logger: Node | None = None
+    ckpt: str | None = None
+    export: str | None = None
+
+
+def recipe_files() -> dict[str, Path]:
+    """Recipes by name: those that ship with itrain, and those in ./recipes, which win."""
+    folders = (_shipped("recipes"), Path("recipes").resolve())
+    return {_name(file, folder): file for folder in folders for file in sorted(folder.rglob("*.yaml"))}
+
+
+def group_choices() -> dict[str, list[str]]:
+    """The groups of the configuration and what can be chosen in each, recipes aside."""
+    folders = sorted(path for path in _shipped("configs").iterdir() if path.is_dir())
+    return {folder.name: sorted(_name(file, folder) for file in folder.rglob("*.yaml")) for folder in folders}
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The resolved configuration that overrides in Hydra's syntax ask for.
+
+    ``key=value`` may also add a key that no file lists; :func:`check` tells whether the constructor knows it. Given
+    ``ckpt=`` or ``export=`` and no recipe, the configuration of that run is the base of this one.
+
+    Raises:
+        ConfigError: an override is malformed, or a recipe, a choice, a file or a value is missing.
+    """
+    files, overrides = recipe_files(), list(overrides)
+    for index, text in enumerate(overrides):
+        if text.startswith("recipe=") and text.endswith((".yaml", ".yml")):
+            file = Path(text.removeprefix("recipe=")).expanduser()
+            if not file.is_file():
+                raise ConfigError(f"recipe: there is no file '{file}'")
+            files[file.stem] = file
+            overrides[index] = f"recipe={file.stem}"
+    groups = {**group_choices(), "recipe": list(files)}
+    parsed = [_parse(text) for text in overrides]
+    chosen = {o.key_or_group: _choices(o, groups) for o in parsed if _chooses(o, groups)}
+    recipes = chosen.get("recipe", [])
+
+    store = ConfigStore.instance()
+    _register(files, recipes, store)
+    base = {} if recipes else _base(parsed)
+    if base:
+        store.store(name="_base", node={key: node for key, node in base.items() if key not in chosen})
+    arguments = [_for_hydra(o, groups, replaces=not base) for o in parsed if not _in_site(o)]
+    try:
+        with initialize_config_dir(str(_shipped("configs")), version_base="1.3"):
+            config = hydra_compose("_base" if base else "config", arguments, return_hydra_config=True)
+        picked = [config.hydra.runtime.choices.get(group) for group in ("intervention", "task")]
+        with open_dict(config):
+            del config["hydra"]
+            if config.get("name") is None:
+                config.name = "+".join(recipes) or "_".join(filter(None, picked)) or "run"
+            for field in fields(Configuration):
+                if field.default is not MISSING and config.get(field.name) in (None, {}):
+                    config[field.name] = field.default
+            _edit_site(config, [o for o in parsed if _in_site(o)])
+            if checkpoint := config.get("ckpt"):
+                config.ckpt = str(_checkpoint(Path(checkpoint)))
+        OmegaConf.resolve(config)
+    except RecursionError:
+        raise ConfigError(f"recipe '{'+'.join(recipes)}' inherits from itself") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(brief(error)) from error
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{missing[0]} has no value; add {missing[0]}=<value>")
+    return config
+
+
+def check(config: DictConfig | Node) -> None:
+    """Hold every key, required argument and plain value against the constructor that it goes to; build nothing.
+
+    Raises:
+        ConfigError: naming the key at fault and the nearest right one.
+    """
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    assert isinstance(plain, Mapping)
+    check_calls(Configuration, plain)
+    for group in _BUILT:
+        if plain.get(group) is not None and "_target_" not in plain[group]:
+            raise ConfigError(f"{group}: needs _target_, the path of a class or function")
+    sites = plain["site"] if isinstance(plain["site"], list) else [plain["site"]]
+    if not sites:
+        raise ConfigError("site: the list is empty; at least one site is needed")
+    for site in sites:
+        _check_site(site)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint below a run's folder."""
+    return max(folder.rglob("*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name == "last.ckpt"), default=None)
+
+
+# --- files
+
+
+def _shipped(folder: str) -> Path:
+    """``configs`` or ``recipes``: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / f"_{folder}"
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def _name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).with_suffix("").as_posix()
+
+
+def _register(files: Mapping[str, Path], chosen: Sequence[str], store: ConfigStore) -> None:
+    store.repo.pop("recipe", None)
+    for name, file in files.items():
+        try:
+            node = _load(file)
+        except ConfigError:
+            # ./recipes may hold files that are not itrain's.
+            if name in chosen:
+                raise
+            continue
+        group, _, leaf = f"recipe/{name}".rpartition("/")
+        store.store(group=group, name=leaf, node=node, package="_global_", provider=str(file))
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        node = OmegaConf.to_container(OmegaConf.load(file))
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"'{file}'{line}: {error.problem}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{file}': {brief(error)}") from error
+    if not isinstance(node, dict):
+        raise ConfigError(f"'{file}': expected key: value at the top")
+    return {str(key): value for key, value in node.items()}
+
+
+def _base(overrides: Sequence[Override]) -> dict[str, Any]:
+    """The configuration of the run whose checkpoint or export is asked for; empty where none is, or none is known."""
+    asked = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in ("ckpt", "export") and o.value()}
+    if export := asked.get("export"):
+        file = Path(export) / "intervention_config.json"
+        if not file.is_file():
+            raise ConfigError(f"export: there is no {file.name} in '{export}'")
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        if "configuration" not in saved:
+            raise ConfigError(f"export: '{file}' holds no configuration; add recipe=<the one it was trained with>")
+        return saved["configuration"] | {"ckpt": None, "export": None}
+    if checkpoint := asked.get("ckpt"):
+        for folder in (Path(checkpoint), *Path(checkpoint).resolve().parents[:2]):
+            if (folder / CONFIGURATION).is_file():
+                return _load(folder / CONFIGURATION) | {"ckpt": None, "export": None}
+    return {}
+
+
+def _checkpoint(path: Path) -> Path:
+    file = last_checkpoint(path) if path.is_dir() else path
+    if file is None or not file.is_file():
+        raise ConfigError(f"ckpt: there is no checkpoint at '{path}'")
+    return file.resolve()
+
+
+# --- overrides
+
+
+def _parse(text: str) -> Override:
+    key, equals, value = text.partition("=")
+    if key in _PATHS and equals and value[:1] not in ("'", '"') and value != "null":
+        # Checkpoint names such as epoch=3.ckpt have no place in the grammar unless quoted.
+        text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3") from None
+    if override.is_sweep_override():
+        raise ConfigError(f"'{text}' gives several values; a list is written in brackets: {key}=[{value}]")
+    if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
+        raise ConfigError(f"'{text}': Hydra's own settings have no effect here; the folder of runs is output=<folder>")
+    return override
+
+
+def _chooses(override: Override, groups: Mapping[str, object]) -> bool:
+    return (
+        override.key_or_group in groups
+        and override.type in (OverrideType.CHANGE, OverrideType.ADD)
+        and override.value() is not None
+    )
+
+
+def _choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    value, group = override.value(), override.key_or_group
+    if isinstance(value, dict):
+        raise ConfigError(f"{group}=<name> chooses; set the keys of what is chosen one by one: {group}.<key>=<value>")
+    names = [str(name) for name in (value if isinstance(value, list) else [value])]
+    for name in names:
+        if name not in groups[group]:
+            raise ConfigError(f"there is no {group} '{name}'{nearest(name, groups[group])}")
+    return names
+
+
+def _for_hydra(override: Override, groups: Mapping[str, object], *, replaces: bool) -> str:
+    """The override as Hydra wants it: it refuses a key that no file lists unless asked to add it."""
+    text = override.input_line
+    assert text is not None
+    if override.type is not OverrideType.CHANGE:
+        return text
+    if override.key_or_group not in groups:
+        return f"++{text}"
+    if override.value() is None:
+        return f"~{override.key_or_group}"
+    return text if replaces or not _chooses(override, groups) else f"+{text}"
+
+
+def _in_site(override: Override) -> bool:
+    return override.key_or_group.startswith("site.") and override.type is not OverrideType.DEL
+
+
+def _edit_site(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Apply ``site.layer=3``, which must also work where the site is written as text."""
+    if not overrides:
+        return
+    sites: Any = OmegaConf.to_container(config.site) if OmegaConf.is_config(config.site) else config.site
+    config.site = [_fields(site) for site in sites] if isinstance(sites, list) else _fields(sites)
+    for override in overrides:
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+
+
+def _fields(site: str | Mapping[str, Any]) -> dict[str, Any]:
+    _check_site(site)
+    return {key: value for key, value in asdict(Site.parse(site)).items() if value is not None}
+
+
+def _check_site(site: str | Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(Site)]
+    for key in site if isinstance(site, Mapping) else ():
+        if key not in known:
+            raise ConfigError(f"site.{key}: a site has no '{key}'{nearest(key, known)}")
+    try:
+        Site.parse(site)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(brief(error)) from error

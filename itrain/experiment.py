@@ -1,0 +1,237 @@
+"""One run of a configuration: builds its parts, fits, tests, and leaves behind what the run was and found."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from itrain.data import CounterfactualDataModule
+from itrain.metrics import RULES
+from itrain.models import BaseModel
+from itrain.networks.hooks import HookedNetwork
+from itrain.reports.figures import save_run_figure
+from itrain.sharing import export as write_export
+from itrain.sharing import load_weights, read_config
+from itrain.sites import Site
+from itrain.tasks.base import Task
+from itrain.training.alignment import AlignmentSearch, count_features
+from itrain.training.callbacks import FirstStepCheck
+from itrain.training.probing import ProbeTraining
+
+CHECKPOINTS = "checkpoints"
+EXPORT = "export"
+
+
+class RunError(ValueError):
+    """The run cannot start or go on; the message says why."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped from the keyboard; its last checkpoint is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a configuration stands for."""
+
+    base_model: BaseModel
+    task: Task
+    data: CounterfactualDataModule
+    module: AlignmentSearch | ProbeTraining
+    trainer: lightning.Trainer
+
+
+def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
+    """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
+    parts = _build(cfg, folder)
+    parts.module.fit_activations(parts.data.train_dataloader())
+    _announce(parts, folder)
+    if any(parameter.requires_grad for parameter in parts.module.parameters()):
+        _fit(parts, _checkpoint(cfg))
+    results = _test(parts, folder)
+    if isinstance(parts.module, AlignmentSearch):
+        _export(cfg, folder, parts, results)
+    _draw(folder, results)
+    return results
+
+
+def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
+    """Test the weights of a checkpoint or an export."""
+    parts = _build(cfg, folder)
+    _load(cfg, parts)
+    return _test(parts, folder)
+
+
+def export(cfg: DictConfig, folder: Path) -> Path:
+    """Export the interventions of a checkpoint."""
+    parts = _build(cfg, folder)
+    if not isinstance(parts.module, AlignmentSearch):
+        raise RunError("only interventions are exported; this run trains probes")
+    _load(cfg, parts)
+    _export(cfg, folder, parts, metrics={})
+    return folder / EXPORT
+
+
+def _build(cfg: DictConfig, folder: Path) -> Parts:
+    if cfg.trainer.get("max_epochs") == 0:
+        raise RunError("trainer.max_epochs=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
+    _quiet()
+    lightning.seed_everything(cfg.seed, verbose=False)
+    base_model = instantiate(cfg.model)
+    if not isinstance(base_model, BaseModel):
+        base_model = BaseModel(model=base_model)
+    network = HookedNetwork(base_model.model)
+    task = instantiate(cfg.task, _convert_="all")
+    task.bind(base_model.tokenizer)
+    data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)
+    sites = _sites(cfg.site)
+    module = _module(cfg, network, sites, task, data)
+    callbacks = [
+        FirstStepCheck(),
+        ModelCheckpoint(dirpath=folder / CHECKPOINTS, filename="last", save_top_k=1, enable_version_counter=False),
+    ]
+    if cfg.trainer.get("enable_progress_bar", True):
+        callbacks.append(RichProgressBar())
+    trainer = instantiate(cfg.trainer, _convert_="all")(
+        default_root_dir=folder, callbacks=callbacks, logger=_loggers(cfg, folder), enable_model_summary=False
+    )
+    network.to(trainer.strategy.root_device)
+    data.setup("fit")
+    data.require(sites)
+    return Parts(base_model=base_model, task=task, data=data, module=module, trainer=trainer)
+
+
+def _quiet() -> None:
+    """Silence remarks of Lightning's that are wrong here or say nothing about the run."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for remark in ("Found .* in eval mode", "The '.*_dataloader' does not have many workers", ".*LeafSpec", "Experiment logs directory"):
+        warnings.filterwarnings("ignore", remark)
+
+
+def _sites(site: Any) -> list[Site]:
+    node = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
+    return [Site.parse(each) for each in (node if isinstance(node, Sequence) and not isinstance(node, str) else [node])]
+
+
+def _module(
+    cfg: DictConfig, network: HookedNetwork, sites: list[Site], task: Task, data: CounterfactualDataModule
+) -> AlignmentSearch | ProbeTraining:
+    partial = instantiate(cfg.training, _convert_="all")
+    join = bool(cfg.training.get("join_positions", False))
+    sizes = count_features(network, sites, data.example(), join_positions=join)
+    if partial.func is ProbeTraining:
+        classes = {variable: len(task.values(variable)) for variable in task.variables}
+        return partial(network=network, sites=sites, classes=classes, hidden_sizes=sizes)
+    intervention = instantiate(cfg.intervention, _convert_="all")
+    return partial(network=network, sites=sites, intervention=intervention, hidden_sizes=sizes)
+
+
+def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    others = [] if cfg.logger is None else [instantiate(cfg.logger, save_dir=str(folder), _convert_="all")]
+    return [CSVLogger(folder, name="", version=""), *others]
+
+
+def _fit(parts: Parts, checkpoint: str | None) -> None:
+    try:
+        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if parts.trainer.interrupted or isinstance(stop, KeyboardInterrupt):
+            raise Interrupted from stop
+        raise
+
+
+def _test(parts: Parts, folder: Path) -> Mapping[str, float]:
+    (figures,) = parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
+    results = {"model/accuracy": parts.data.model_accuracy["test"], **figures}
+    if rank_zero_only.rank == 0:
+        (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        _show(results, parts, folder)
+    return results
+
+
+def _load(cfg: DictConfig, parts: Parts) -> None:
+    if cfg.export is not None and isinstance(parts.module, AlignmentSearch):
+        load_weights(parts.module.interventions, cfg.export)
+        return
+    checkpoint = _checkpoint(cfg)
+    if checkpoint is None:
+        raise RunError("nothing to test: give ckpt=<run folder or .ckpt> or export=<folder>")
+    parts.module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def _checkpoint(cfg: DictConfig) -> str | None:
+    """The checkpoint file that ``ckpt`` names: itself, or the last one of a run's folder."""
+    if cfg.ckpt is None:
+        return None
+    path = Path(cfg.ckpt)
+    if path.is_dir():
+        path = path / CHECKPOINTS / "last.ckpt"
+    if not path.is_file():
+        raise RunError(f"ckpt={cfg.ckpt}: there is no checkpoint '{path}'")
+    return str(path)
+
+
+@rank_zero_only
+def _export(cfg: DictConfig, folder: Path, parts: Parts, metrics: Mapping[str, float]) -> None:
+    assert isinstance(parts.module, AlignmentSearch)
+    configuration = OmegaConf.to_container(cfg, resolve=True)
+    write_export(parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=configuration)  # type: ignore[arg-type]
+
+
+@rank_zero_only
+def _draw(folder: Path, results: Mapping[str, float]) -> None:
+    save_run_figure(folder / "metrics.csv", results, folder / "figure.png")
+
+
+@rank_zero_only
+def _announce(parts: Parts, folder: Path) -> None:
+    """Say what is about to run."""
+    weights = sum(parameter.numel() for parameter in parts.base_model.model.parameters())
+    trained = sum(parameter.numel() for parameter in parts.module.parameters() if parameter.requires_grad)
+    pairs = {split: dataset.pairs for split, dataset in parts.data.datasets.items()}
+    counts = ", ".join(f"{len(batch)} {split} ({int(batch.changes.sum())} change the label)" for split, batch in pairs.items())
+    console = Console()
+    console.print(f"model    {parts.base_model.name}, {weights:,} parameters, frozen", highlight=False)
+    console.print(f"sites    {', '.join(str(site) for site in parts.module.sites)}", highlight=False)
+    console.print(f"trains   {trained:,} parameters: {', '.join(sorted({type(p).__name__ for p in parts.module.trained_parts.values()}))}", highlight=False)
+    console.print(f"pairs    {counts}", highlight=False)
+    console.print(f"folder   {folder}", highlight=False)
+
+
+def _show(results: Mapping[str, float], parts: Parts, folder: Path) -> None:
+    """The final figures as a table."""
+    console = Console()
+    if isinstance(parts.module, ProbeTraining):
+        table = Table("probe", "accuracy", title="probes on held-out examples", box=SIMPLE_HEAD)
+        for key, value in results.items():
+            if key.startswith("test/probe_accuracy/"):
+                table.add_row(key.removeprefix("test/probe_accuracy/"), f"{value:.3f}")
+    else:
+        table = Table(title="interchange intervention accuracy on held-out pairs", box=SIMPLE_HEAD, padding=0)
+        table.add_column("\n", no_wrap=True)
+        pairs = {kind: int(results[f"test/pairs_{kind}"]) for kind in ("changing", "preserving")}
+        for kind, title in {**{f"_{kind}": f"{kind} {count}" for kind, count in pairs.items()}, "": f"all {sum(pairs.values())}"}.items():
+            for rule, head in zip(RULES, (title, ""), strict=True):
+                table.add_column(f"{head}\n{rule}", justify="right", min_width=9)
+        for name, place in {"trained": "test", "random subspace": "test/random_subspace", "full vector": "test/full_vector"}.items():
+            keys = [f"{place}/iia{kind}_{rule}" for kind in ("_changing", "_preserving", "") for rule in RULES]
+            table.add_row(name, *(f"{results[key]:.3f}" for key in keys))
+    console.print(table)
+    console.print(f"model accuracy before the filter: {results['model/accuracy']:.3f} ({parts.data.keep})", highlight=False)
+    console.print(f"folder: {folder}", highlight=False)

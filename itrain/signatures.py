@@ -1,0 +1,196 @@
+"""The schema of a configuration is the signature of what it names: each key, required argument and value is checked."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from hydra.utils import get_object
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_SPECIAL = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+
+
+class ConfigError(Exception):
+    """What was asked for cannot be run; the message is one line that names the fault and the remedy."""
+
+
+def check_calls(top: Callable[..., Any], node: Mapping[str, Any]) -> None:
+    """Check a configuration as a call of ``top``, and each ``_target_`` in it as a call of what it names.
+
+    Raises:
+        ConfigError: naming the key at fault and the nearest right one.
+    """
+    calls = [Call(place="", target=top, node=node), *_calls(node, "")]
+    for call in calls:
+        _check_keys(call, calls)
+        _check_values(call)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one that was probably meant, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, 1)
+    return f", did you mean '{close[0]}'?" if close else f"; there is {', '.join(known)}"
+
+
+def brief(error: BaseException) -> str:
+    """An error and its cause in one line."""
+    lines = [str(part).strip().splitlines() for part in (error, error.__cause__) if part is not None]
+    return ": ".join(dict.fromkeys(part[0] for part in lines if part))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A constructor call that a configuration asks for, and the place that asks."""
+
+    place: str
+    target: Callable[..., Any]
+    node: Mapping[str, Any]
+
+    @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter] | None:
+        """What the constructor takes, None if it does not tell."""
+        try:
+            return dict(inspect.signature(self.target).parameters)
+        except (ValueError, TypeError):
+            return None
+
+    @property
+    def accepts(self) -> list[str]:
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return [key for key, parameter in (self.parameters or {}).items() if parameter.kind in named]
+
+    def at(self, key: str) -> str:
+        return f"{self.place}.{key}" if self.place else key
+
+    def annotation(self, key: str) -> Any:
+        annotation = (self.parameters or {})[key].annotation
+        if not isinstance(annotation, str):
+            return annotation
+        function = self.target.__init__ if inspect.isclass(self.target) else self.target
+        try:
+            return eval(annotation, inspect.unwrap(function).__globals__)
+        except Exception:
+            # A name that is imported for the type checker only.
+            return Any
+
+
+def _calls(value: Any, place: str) -> Iterator[Call]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _calls(item, f"{place}[{index}]")
+    elif isinstance(value, dict):
+        if "_target_" in value:
+            yield Call(place=place, target=_locate(value["_target_"], place), node=value)
+        for key, item in value.items():
+            yield from _calls(item, f"{place}.{key}" if place else str(key))
+
+
+def _locate(path: Any, place: str) -> Callable[..., Any]:
+    try:
+        target = get_object(path)
+    except Exception as error:
+        raise ConfigError(f"{place}._target_: cannot import '{path}'{_import_help(str(path), error)}") from error
+    if not callable(target):
+        raise ConfigError(f"{place}._target_: '{path}' is neither a class nor a function")
+    return target
+
+
+def _import_help(path: str, error: BaseException) -> str:
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if module := sys.modules.get(".".join(parts[:end])):
+            inside = [name for name in dir(module) if not name.startswith("_")]
+            inside += [found.name for found in pkgutil.iter_modules(getattr(module, "__path__", ()))]
+            close = difflib.get_close_matches(parts[end], inside, 1)
+            if close and close[0] != parts[end]:
+                return f", did you mean '{'.'.join([*parts[:end], close[0], *parts[end + 1 :]])}'?"
+            break
+    return f": {brief(error.__cause__ or error)}"
+
+
+def _check_keys(call: Call, calls: Sequence[Call]) -> None:
+    if call.parameters is None:
+        return
+    accepts = call.accepts
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in call.parameters.values()):
+        for key in call.node:
+            if key not in accepts and key not in _SPECIAL:
+                who = f"{call.target.__name__} takes no '{key}'" if call.place else "no such key"
+                raise ConfigError(f"{call.at(key)}: {who}{_suggestion(key, call, calls)}")
+    if call.node.get("_partial_"):
+        return
+    given = {*call.node, *accepts[: len(call.node.get("_args_", ()))]}
+    for key in accepts:
+        if call.parameters[key].default is inspect.Parameter.empty and key not in given:
+            raise ConfigError(f"{call.at(key)} has no value; add {call.at(key)}=<value>")
+
+
+def _suggestion(key: str, call: Call, calls: Sequence[Call]) -> str:
+    meant = [other.at(key) for other in calls if key in other.accepts]
+    meant += [call.at(close) for close in difflib.get_close_matches(key, call.accepts, 1)]
+    return f", did you mean '{meant[0]}'?" if meant else f"; there is {', '.join(call.accepts) or 'nothing to set'}"
+
+
+def _check_values(call: Call) -> None:
+    for key in call.accepts:
+        if key not in call.node or _holds_target(call.node[key]):
+            continue
+        value, annotation = call.node[key], call.annotation(key)
+        if annotation is not inspect.Parameter.empty and not _fits(value, annotation):
+            literals = [part for part in _options(annotation) if get_origin(part) is Literal]
+            words = [str(word) for literal in literals for word in get_args(literal)]
+            close = difflib.get_close_matches(str(value), words, 1)
+            hint = f", did you mean '{close[0]}'?" if close else ""
+            raise ConfigError(f"{call.at(key)}: expected {_describe(annotation)}, not {json.dumps(value)}{hint}")
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_target, value))
+    return isinstance(value, dict) and ("_target_" in value or any(map(_holds_target, value.values())))
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value of a YAML file can stand for an argument of this type; unknown types take anything."""
+    try:
+        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        # As JSON: strict for scalars, while a list may stand for a tuple and text for a path or an enum.
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    except Exception:
+        return True
+    return True
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _describe(annotation: Any) -> str:
+    words = {NoneType: "null", str: "text", bool: "true or false", int: "an integer", float: "a number"}
+    said = []
+    for option in _options(annotation):
+        origin, inside = get_origin(option) or option, get_args(option)
+        if origin is Literal:
+            said.extend(map(str, inside))
+        elif origin in (list, tuple, Sequence):
+            items = dict.fromkeys(_describe(item) for item in inside if item is not Ellipsis)
+            said.append(f"a list of ({' or '.join(items)})" if items else "a list")
+        elif origin in (dict, Mapping):
+            said.append("a mapping")
+        elif origin is Callable:
+            said.append("a mapping with _target_")
+        else:
+            said.append(words.get(option) or getattr(origin, "__name__", str(origin)))
+    return " or ".join(dict.fromkeys(said))

@@ -1,0 +1,150 @@
+"""The plan of the house: imports point one way, importing does nothing, and constructors are closed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "itrain"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
+
+ROOMS = [
+    {"itrain.sites", "itrain.signatures", "itrain.causal_model", "itrain.tiny_world", "itrain.metrics", "itrain.probes", "itrain.interventions"},
+    {"itrain.inputs", "itrain.architectures"},
+    {"itrain.networks", "itrain.models", "itrain.tasks"},
+    {"itrain.data"},
+    {"itrain.training"},
+    {"itrain.sharing", "itrain.reports"},
+    {"itrain.experiment"},
+    {"itrain.config"},
+    {"itrain.cli"},
+    {"itrain.__main__"},
+]
+"""From the ground up: a room imports from its own storey's folder and from storeys below."""
+
+ONLY_USERS = {
+    "transformers": {"itrain.models", "itrain.tasks"},
+    "datasets": {"itrain.models", "itrain.tasks"},
+    "wandb": set(),
+    "hydra": {"itrain.cli", "itrain.config", "itrain.signatures", "itrain.experiment"},
+}
+
+
+def storey(module: str) -> int:
+    for level, rooms in enumerate(ROOMS):
+        if any(module == room or module.startswith(room + ".") for room in rooms):
+            return level
+    raise AssertionError(f"{module} has no place in the plan")
+
+
+def room(module: str) -> str:
+    return next(room for rooms in ROOMS for room in rooms if module == room or module.startswith(room + "."))
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert all(alias.name != "*" for alias in node.names), f"{path}: star import"
+            found += [f"{node.module}.{alias.name}" if node.module == "itrain" else str(node.module) for alias in node.names]
+    return found
+
+
+each_file = pytest.mark.parametrize("path", [path for path in FILES if path.parent != PACKAGE or path.stem != "__init__"], ids=MODULES.get)
+
+
+@each_file
+def test_imports_point_one_way(path: Path) -> None:
+    here = MODULES[path]
+    for name in imports(path):
+        if name.split(".")[0] == "itrain" and name != "itrain.__version__":
+            assert storey(name) < storey(here) or room(name) == room(here), f"{here} imports {name}"
+
+
+@each_file
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    here = MODULES[path]
+    for name in imports(path):
+        users = ONLY_USERS.get(name.split(".")[0])
+        assert users is None or room(here) in users, f"{here} imports {name}"
+
+
+def test_interventions_and_probes_know_torch_only() -> None:
+    allowed = {"torch", "jaxtyping", "itrain", "abc", "collections", "functools", "typing", "__future__", "math"}
+    for path in [*(PACKAGE / "interventions").glob("*.py"), PACKAGE / "probes.py"]:
+        for name in imports(path):
+            assert name.split(".")[0] in allowed, f"{MODULES[path]} imports {name}"
+            assert name.split(".")[0] != "itrain" or name.startswith("itrain.interventions"), f"{MODULES[path]} imports {name}"
+
+
+def test_causal_models_know_the_standard_library_only() -> None:
+    for name in imports(PACKAGE / "causal_model.py"):
+        assert name.split(".")[0] in sys.stdlib_module_names
+
+
+def test_only_one_room_hooks_modules() -> None:
+    users = [MODULES[path] for path in FILES if "register_forward" in path.read_text()]
+    assert users == ["itrain.networks.hooks"]
+
+
+@each_file
+def test_constructors_are_closed_and_nothing_is_swallowed(path: Path) -> None:
+    """T10: a misspelt keyword must not vanish in **kwargs; an error must not vanish in a bare except."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            assert node.args.kwarg is None, f"{path}:{node.lineno}: **{node.args.kwarg.arg} in a constructor"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{path}:{node.lineno}: bare except"
+
+
+def test_importing_every_module_leaves_nothing_behind(tmp_path: Path) -> None:
+    """T13: importing creates no files, changes no logging and seeds nothing."""
+    modules = [name for name in MODULES.values() if name != "itrain.__main__"]
+    program = f"""
+import importlib, logging, torch
+handlers, seed = list(logging.getLogger().handlers), torch.get_rng_state()
+for name in {modules!r}:
+    importlib.import_module(name)
+assert logging.getLogger().handlers == handlers, "root logger"
+assert torch.equal(torch.get_rng_state(), seed), "seeds"
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_package_is_light() -> None:
+    program = "import sys, itrain; print([m for m in ('torch', 'lightning', 'transformers', 'wandb', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    import itrain
+
+    for name in itrain.__all__:
+        assert getattr(itrain, name) is not None
+
+
+def test_heavy_libraries_load_where_they_are_used() -> None:
+    """The engine runs without transformers, datasets and wandb in memory."""
+    program = (
+        "import sys, itrain.networks.hooks, itrain.interventions.das, itrain.tasks.gender;"
+        "print([m for m in ('transformers', 'wandb', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.strip() == "[]"
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
