@@ -30,7 +30,9 @@ class CausalModel:
         ValueError: a parent or the output is no variable, or the mechanisms run in a circle.
     """
 
-    def __init__(self, *, inputs: Mapping[str, Sequence[Any]], mechanisms: Mapping[str, Callable[..., Any]], output: str) -> None:
+    def __init__(
+        self, *, inputs: Mapping[str, Sequence[Any]], mechanisms: Mapping[str, Callable[..., Any]], output: str
+    ) -> None:
         self.inputs = dict(inputs)
         self.parents = {variable: tuple(inspect.signature(f).parameters) for variable, f in mechanisms.items()}
         self.output = output

@@ -6,7 +6,6 @@ user's is told in one line, a fault of ours keeps its traceback.
 
 from __future__ import annotations
 
-import dis
 import os
 import shutil
 import sys
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from types import TracebackType
+from traceback import walk_tb
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -107,7 +106,9 @@ def _run(verb: str, configuration: DictConfig) -> int:
     try:
         with run_folder(configuration) as folder:
             try:
-                getattr(experiment, verb)(configuration, folder)
+                result = getattr(experiment, verb)(configuration, folder)
+                if isinstance(result, Path) and _rank() == 0:
+                    print(result)
                 return 0
             finally:
                 checkpoint = config.last_checkpoint(folder)
@@ -142,28 +143,19 @@ def _say(message: str, code: int) -> int:
 
 
 def _is_explained(error: BaseException | None) -> bool:
-    """Whether a message was written for the user: Lightning's on the trainer's settings, and what itrain itself raises.
+    """Whether a message was written for the user: Lightning's on the trainer's settings, and itrain's own.
 
-    The library raises ordinary exceptions, so a ``raise`` in one of its modules is told from an operation that failed
-    there by the instruction that was running.
+    The library raises ordinary exceptions, so what counts is where one was raised; the kinds that faults of ours have
+    (TypeError, KeyError, AttributeError, ...) keep their traceback wherever they come from.
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    if not isinstance(error, ValueError | RuntimeError | OSError | ImportError | MisconfigurationException):
+    if isinstance(error, MisconfigurationException):
+        return True
+    if not isinstance(error, ValueError | RuntimeError) or error.__traceback__ is None:
         return False
-    *_, traceback = _frames(error.__traceback__)
-    module = f"{traceback.tb_frame.f_globals.get('__name__')}."
-    instruction = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
-    speaks = module.startswith(("itrain.", "lightning.pytorch.trainer.")) or isinstance(
-        error, MisconfigurationException
-    )
-    return speaks and dis.opname[instruction] == "RAISE_VARARGS"
-
-
-def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return f"{frame.f_globals.get('__name__')}.".startswith(("itrain.", "lightning.pytorch.trainer."))
 
 
 # --- the folder of a run

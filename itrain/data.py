@@ -97,7 +97,11 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
     counterfactuals = [model.interchange(pair.base, pair.sources)[model.output] for pair in pairs]
     outputs = [base[model.output] for base in bases]
     contrasts = [
-        next(other for other in (base, *(model.run(s)[model.output] for s in pair.sources.values()), *task.outputs) if other != new)
+        next(
+            other
+            for other in (base, *(model.run(s)[model.output] for s in pair.sources.values()), *task.outputs)
+            if other != new
+        )
         for base, new, pair in zip(outputs, counterfactuals, pairs, strict=True)
     ]
     return CounterfactualBatch(
@@ -245,7 +249,13 @@ class CounterfactualDataModule(lightning.LightningDataModule):
         sampler = BatchSampler(
             len(dataset), batch_size, seed=self.seed if shuffle else None, rank=rank, world_size=world_size
         )
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def _pairs(self, split: Split) -> CounterfactualBatch:
         """Sample pairs of a split until enough of them pass the filter."""
@@ -286,7 +296,9 @@ class CounterfactualDataModule(lightning.LightningDataModule):
             rights["argmax"].append(is_right(logits, label))
             rights["pairwise"].append(labels[logits[:, labels].argmax(1)] == label)
         right = {rule: torch.cat(parts) for rule, parts in rights.items()}
-        self.model_accuracy.setdefault(split, float(right["argmax" if self.keep == "argmax" else "pairwise"].float().mean()))
+        self.model_accuracy.setdefault(
+            split, float(right["argmax" if self.keep == "argmax" else "pairwise"].float().mean())
+        )
         if self.keep == "all":
             return [True] * len(pairs)
         return right[self.keep].view(len(pairs), -1).all(1).tolist()

@@ -120,7 +120,12 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
 def _quiet() -> None:
     """Silence remarks of Lightning's that are wrong here or say nothing about the run."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for remark in ("Found .* in eval mode", "The '.*_dataloader' does not have many workers", ".*LeafSpec", "Experiment logs directory"):
+    for remark in (
+        "Found .* in eval mode",
+        "The '.*_dataloader' does not have many workers",
+        ".*LeafSpec",
+        "Experiment logs directory",
+    ):
         warnings.filterwarnings("ignore", remark)
 
 
@@ -191,7 +196,9 @@ def _checkpoint(cfg: DictConfig) -> str | None:
 def _export(cfg: DictConfig, folder: Path, parts: Parts, metrics: Mapping[str, float]) -> None:
     assert isinstance(parts.module, AlignmentSearch)
     configuration = OmegaConf.to_container(cfg, resolve=True)
-    write_export(parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=configuration)  # type: ignore[arg-type]
+    write_export(
+        parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=configuration
+    )  # type: ignore[arg-type]
 
 
 @rank_zero_only
@@ -205,11 +212,16 @@ def _announce(parts: Parts, folder: Path) -> None:
     weights = sum(parameter.numel() for parameter in parts.base_model.model.parameters())
     trained = sum(parameter.numel() for parameter in parts.module.parameters() if parameter.requires_grad)
     pairs = {split: dataset.pairs for split, dataset in parts.data.datasets.items()}
-    counts = ", ".join(f"{len(batch)} {split} ({int(batch.changes.sum())} change the label)" for split, batch in pairs.items())
+    counts = ", ".join(
+        f"{len(batch)} {split} ({int(batch.changes.sum())} change the label)" for split, batch in pairs.items()
+    )
     console = Console()
     console.print(f"model    {parts.base_model.name}, {weights:,} parameters, frozen", highlight=False)
     console.print(f"sites    {', '.join(str(site) for site in parts.module.sites)}", highlight=False)
-    console.print(f"trains   {trained:,} parameters: {', '.join(sorted({type(p).__name__ for p in parts.module.trained_parts.values()}))}", highlight=False)
+    console.print(
+        f"trains   {trained:,} parameters: {', '.join(sorted({type(p).__name__ for p in parts.module.trained_parts.values()}))}",
+        highlight=False,
+    )
     console.print(f"pairs    {counts}", highlight=False)
     console.print(f"folder   {folder}", highlight=False)
 
@@ -226,12 +238,21 @@ def _show(results: Mapping[str, float], parts: Parts, folder: Path) -> None:
         table = Table(title="interchange intervention accuracy on held-out pairs", box=SIMPLE_HEAD, padding=0)
         table.add_column("\n", no_wrap=True)
         pairs = {kind: int(results[f"test/pairs_{kind}"]) for kind in ("changing", "preserving")}
-        for kind, title in {**{f"_{kind}": f"{kind} {count}" for kind, count in pairs.items()}, "": f"all {sum(pairs.values())}"}.items():
+        for kind, title in {
+            **{f"_{kind}": f"{kind} {count}" for kind, count in pairs.items()},
+            "": f"all {sum(pairs.values())}",
+        }.items():
             for rule, head in zip(RULES, (title, ""), strict=True):
                 table.add_column(f"{head}\n{rule}", justify="right", min_width=9)
-        for name, place in {"trained": "test", "random subspace": "test/random_subspace", "full vector": "test/full_vector"}.items():
+        for name, place in {
+            "trained": "test",
+            "random subspace": "test/random_subspace",
+            "full vector": "test/full_vector",
+        }.items():
             keys = [f"{place}/iia{kind}_{rule}" for kind in ("_changing", "_preserving", "") for rule in RULES]
             table.add_row(name, *(f"{results[key]:.3f}" for key in keys))
     console.print(table)
-    console.print(f"model accuracy before the filter: {results['model/accuracy']:.3f} ({parts.data.keep})", highlight=False)
+    console.print(
+        f"model accuracy before the filter: {results['model/accuracy']:.3f} ({parts.data.keep})", highlight=False
+    )
     console.print(f"folder: {folder}", highlight=False)

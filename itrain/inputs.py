@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,18 @@ class TokenIndices(NamedTuple):
 
     index: Int[Tensor, "batch positions"]
     valid: Bool[Tensor, "batch positions"] | None
+
+
+class Facts(NamedTuple):
+    """What replay has to know of the examples, on the CPU, for which it must not wait for an accelerator.
+
+    ``keys`` tell examples apart: 64-bit hashes of arguments and spans, the same whatever the padding. ``answer`` is the
+    earliest token that answers. ``unmasked`` says whether the attention mask hides none of an example's own tokens.
+    """
+
+    keys: Int[Tensor, " batch"]
+    answer: Int[Tensor, " batch"] | None
+    unmasked: Bool[Tensor, " batch"]
 
 
 class PositionError(ValueError):
@@ -47,7 +60,6 @@ class ModelInputs:
     texts: Sequence[str] | None = None
     # Never handed on by replace(), whose result may have other spans or another device.
     _indices: dict[tuple[str | None, int], TokenIndices] = field(default_factory=dict, init=False, repr=False)
-    _facts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def batch_size(self) -> int:
@@ -70,23 +82,20 @@ class ModelInputs:
         start = torch.zeros(self.batch_size, dtype=torch.long)
         return start, start + self.length
 
-    @property
-    def keys(self) -> Int[Tensor, " batch"]:
-        """What tells examples apart, on the CPU: a 64-bit hash of arguments and spans, the same whatever the padding.
+    @cached_property
+    def facts(self) -> Facts:
+        """Worked out once, best before the inputs are moved, and handed on by ``take`` and ``to``."""
+        token, (first, end) = torch.arange(self.length), (each[:, None] for each in self.extent)
+        inside = (token >= first) & (token < end)
+        mask = self.arguments.get("attention_mask", inside).cpu().reshape(self.batch_size, self.length, -1)
+        answer = None if self.answer is None else self.answer.cpu().view(self.batch_size, -1).amin(1)
+        return Facts(self._hash(inside, token - first), answer, ((mask > 0).all(2) | ~inside).all(1))
 
-        Worked out once and handed on by ``take`` and ``to``, because on an accelerator it costs a synchronisation.
-        """
-        if "keys" not in self._facts:
-            self._facts["keys"] = self._hash()
-        return self._facts["keys"]
-
     @property
-    def first_answer(self) -> Int[Tensor, " batch"]:
-        """The earliest token that answers, on the CPU; handed on as ``keys`` are."""
-        assert self.answer is not None, "the model's whole output is the answer"
-        if "answer" not in self._facts:
-            self._facts["answer"] = self.answer.cpu().view(self.batch_size, -1).amin(1)
-        return self._facts["answer"]
+    def unpadded(self) -> bool:
+        """Whether there is no padding and the attention mask hides nothing."""
+        first, end = self.extent
+        return bool((first == 0).all() and (end == self.length).all() and self.facts.unmasked.all())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ModelInputs:
         """The batch on another device; the token layout stays on the CPU, where positions are worked out."""
@@ -95,8 +104,7 @@ class ModelInputs:
             arguments={key: value.to(device, non_blocking=non_blocking) for key, value in self.arguments.items()},
             answer=None if self.answer is None else self.answer.to(device, non_blocking=non_blocking),
         )
-        moved._facts.update(self._facts)
-        return moved
+        return moved._with(self.__dict__.get("facts"))
 
     def take(self, rows: Int[Tensor, " rows"]) -> ModelInputs:
         """Some of the examples, without the padding that none of them needs."""
@@ -114,10 +122,8 @@ class ModelInputs:
             spans={name: span[rows] - start for name, span in self.spans.items()},
             texts=texts,
         )
-        taken._facts["keys"] = self.keys[rows]
-        if answer is not None:
-            taken._facts["answer"] = self.first_answer[rows] - start
-        return taken
+        keys, first_answer, unmasked = (None if each is None else each[rows] for each in self.facts)
+        return taken._with(Facts(keys, None if first_answer is None else first_answer - start, unmasked))
 
     def pin_memory(self) -> ModelInputs:
         pinned = replace(
@@ -125,8 +131,12 @@ class ModelInputs:
             arguments={key: value.pin_memory() for key, value in self.arguments.items()},
             answer=None if self.answer is None else self.answer.pin_memory(),
         )
-        pinned._facts.update(self._facts)
-        return pinned
+        return pinned._with(self.__dict__.get("facts"))
+
+    def _with(self, facts: Facts | None) -> ModelInputs:
+        if facts is not None:
+            self.__dict__["facts"] = facts
+        return self
 
     def name(self, example: int) -> str:
         """How messages speak of an example."""
@@ -244,18 +254,16 @@ class ModelInputs:
         index, valid = torch.cat(parts, 1), torch.cat(masks, 1)
         return TokenIndices(index, None if bool(valid.all()) else valid)
 
-    def _hash(self) -> Tensor:
-        first, end = (each[:, None] for each in self.extent)
+    def _hash(self, inside: Tensor, place: Tensor) -> Tensor:
         total = torch.zeros(self.batch_size, dtype=torch.long)
         for name, values in self.arguments.items():
             values = values.detach().cpu().reshape(self.batch_size, self.length, -1)
             bits = values.double().view(torch.long) if values.is_floating_point() else values.long()
-            token, feature = torch.arange(bits.shape[1]), torch.arange(bits.shape[2])
-            place = _mix((token - first)[:, :, None] * bits.shape[2] + feature + _salt(name))
-            inside = (token >= first) & (token < end)
-            total += (_mix(bits ^ place) * inside[:, :, None]).sum((1, 2))
+            where = place[:, :, None] * bits.shape[2] + torch.arange(bits.shape[2])
+            total += (_mix(bits ^ _mix(where + _salt(name))) * inside[:, :, None]).sum((1, 2))
         for name, span in self.spans.items():
-            total += _mix((span - first) ^ _mix(torch.arange(2) + _salt(f"span {name}"))).sum(1)
+            relative = span - self.extent[0][:, None]
+            total += _mix(relative ^ _mix(torch.arange(2) + _salt(f"span {name}"))).sum(1)
         return _mix(total)
 
 

@@ -95,7 +95,9 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
         config = AutoConfig.from_pretrained(source, revision=revision)
         row = ARCHITECTURES.get(config.model_type)
         auto = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
-        model = auto.from_pretrained(source, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True)
+        model = auto.from_pretrained(
+            source, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
+        )
         tokenizer = _load_tokenizer(source, revision)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -120,7 +122,9 @@ def _require_reachable(source: str, name: str) -> None:
         if not (folder / "config.json").is_file():
             raise ModelError(f"model '{name}': the folder has no config.json; save a model there with save_pretrained")
         if not any(folder.glob("*.safetensors")):
-            raise ModelError(f"model '{name}': the folder has no weights (*.safetensors); save them there with save_pretrained")
+            raise ModelError(
+                f"model '{name}': the folder has no weights (*.safetensors); save them there with save_pretrained"
+            )
         return
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError

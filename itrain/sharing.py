@@ -69,7 +69,8 @@ def export(
             "fingerprint": fingerprint(base_model.model),
         },
         "metrics": dict(metrics or {}),
-        "versions": {"itrain": __version__} | {package: version(package) for package in ("torch", "transformers", "lightning")},
+        "versions": {"itrain": __version__}
+        | {package: version(package) for package in ("torch", "transformers", "lightning")},
         "configuration": configuration,
     }
     text = json.dumps(config)
@@ -139,10 +140,14 @@ def load_weights(interventions: nn.ModuleDict, folder: str | Path) -> None:
     """
     weights, expected = load_file(Path(folder) / WEIGHTS), _materialised(interventions)
     if different := sorted(set(weights) ^ set(expected)):
-        raise ExportError(f"'{folder}': the weight '{different[0]}' is in {'the export' if different[0] in weights else 'the model'} only")
+        raise ExportError(
+            f"'{folder}': the weight '{different[0]}' is in {'the export' if different[0] in weights else 'the model'} only"
+        )
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:
-            raise ExportError(f"'{folder}': '{name}' has the shape {tuple(weight.shape)}, and {tuple(expected[name].shape)} is needed here")
+            raise ExportError(
+                f"'{folder}': '{name}' has the shape {tuple(weight.shape)}, and {tuple(expected[name].shape)} is needed here"
+            )
     with torch.no_grad():
         for name, weight in weights.items():
             path, _, leaf = name.rpartition(".")
@@ -167,7 +172,9 @@ def _class_and_arguments(intervention: Any) -> tuple[type[Intervention], dict[st
     if isinstance(intervention, functools.partial):
         cls, arguments = intervention.func, dict(intervention.keywords)
     if not (isinstance(cls, type) and issubclass(cls, Intervention)):
-        raise ExportError("give the intervention as a class or functools.partial(class, argument=...), so that it can be built again")
+        raise ExportError(
+            "give the intervention as a class or functools.partial(class, argument=...), so that it can be built again"
+        )
     return cls, arguments
 
 

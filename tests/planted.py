@@ -58,7 +58,9 @@ class Bits(Task):
         return output
 
     def sample(self, random: Random, split: Split) -> Pair:
-        return Pair(base=self.causal_model.sample(random), sources={self.variables[0]: self.causal_model.sample(random)})
+        return Pair(
+            base=self.causal_model.sample(random), sources={self.variables[0]: self.causal_model.sample(random)}
+        )
 
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
         return ModelInputs(arguments={"bits": torch.tensor([[float(s["a"]), float(s["b"])] for s in settings])})

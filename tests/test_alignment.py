@@ -28,7 +28,9 @@ ADAM = partial(torch.optim.Adam, lr=3e-2)
 
 def trainer(**settings: object) -> lightning.Trainer:
     quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-    return lightning.Trainer(**{"accelerator": "cpu", "max_epochs": 8, "use_distributed_sampler": False, **quiet, **settings})  # type: ignore[arg-type]
+    return lightning.Trainer(
+        **{"accelerator": "cpu", "max_epochs": 8, "use_distributed_sampler": False, **quiet, **settings}
+    )  # type: ignore[arg-type]
 
 
 def search(intervention: Callable = partial(DAS, rank=1), variable: str = "left", seed: int = 0, **settings: object):
@@ -41,13 +43,17 @@ def search(intervention: Callable = partial(DAS, rank=1), variable: str = "left"
     return module, data
 
 
-def fit_and_test(module: lightning.LightningModule, data: CounterfactualDataModule, **settings: object) -> dict[str, float]:
+def fit_and_test(
+    module: lightning.LightningModule, data: CounterfactualDataModule, **settings: object
+) -> dict[str, float]:
     runner = trainer(**settings)
     runner.fit(module, datamodule=data)
     return runner.test(module, datamodule=data, verbose=False)[0]
 
 
-@pytest.mark.parametrize("intervention", [partial(DAS, rank=1), partial(FullRotationDAS, blocks=1)], ids=["low rank", "rotation"])
+@pytest.mark.parametrize(
+    "intervention", [partial(DAS, rank=1), partial(FullRotationDAS, blocks=1)], ids=["low rank", "rotation"]
+)
 def test_a_planted_direction_is_found(intervention: Callable) -> None:
     module, data = search(intervention)
     results = fit_and_test(module, data)
@@ -76,7 +82,9 @@ def test_results_are_split_by_whether_the_label_changes() -> None:
     pairs = results["test/pairs_changing"] + results["test/pairs_preserving"]
     assert pairs == data.sizes["test"]
     assert results["test/random_subspace/iia_preserving_argmax"] > 0.95
-    weighted = sum(results[f"test/iia_{kind}_argmax"] * results[f"test/pairs_{kind}"] for kind in ("changing", "preserving"))
+    weighted = sum(
+        results[f"test/iia_{kind}_argmax"] * results[f"test/pairs_{kind}"] for kind in ("changing", "preserving")
+    )
     assert results["test/iia_argmax"] == pytest.approx(weighted / pairs)
 
 
@@ -87,7 +95,9 @@ def test_accumulating_batches_equals_one_batch() -> None:
         lightning.seed_everything(0, verbose=False)
         network = HookedNetwork(Planted())
         data = CounterfactualDataModule(task=Bits(), network=network, batch_size=batch_size, train_pairs=256)
-        module = AlignmentSearch(network=network, sites=[EMBED], intervention=partial(DAS, rank=2), optimizer=ADAM, hidden_sizes=[HIDDEN])
+        module = AlignmentSearch(
+            network=network, sites=[EMBED], intervention=partial(DAS, rank=2), optimizer=ADAM, hidden_sizes=[HIDDEN]
+        )
         trainer(max_epochs=2, accumulate_grad_batches=accumulate).fit(module, datamodule=data)
         weights.append(module.trained[EMBED].subspace.rows.detach())
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=0)
@@ -121,7 +131,9 @@ def test_a_checkpoint_holds_no_base_weights_and_needs_the_interventions(tmp_path
     runner.fit(module, datamodule=data)
     runner.save_checkpoint(tmp_path / "run.ckpt")
     saved = torch.load(tmp_path / "run.ckpt", weights_only=True)
-    assert set(saved["state_dict"]) == {name for name, _ in module.interventions.named_parameters(prefix="interventions")}
+    assert set(saved["state_dict"]) == {
+        name for name, _ in module.interventions.named_parameters(prefix="interventions")
+    }
     assert saved["optimizer_states"], "the optimizer's state is kept for resuming"
     module.load_state_dict(saved["state_dict"])
     with pytest.raises(RuntimeError, match="Missing key.*interventions"):
@@ -165,7 +177,9 @@ def test_a_fit_that_cannot_learn_ends_at_its_first_step() -> None:
     data = CounterfactualDataModule(task=Bits(), network=network)
     site = Site.parse("module:aside.output")
     module = AlignmentSearch(network=network, sites=[site], intervention=DAS, optimizer=ADAM, hidden_sizes=[HIDDEN])
-    with pytest.raises(FirstStepError, match="site 'module:aside.output': nothing that DAS does there reaches the label"):
+    with pytest.raises(
+        FirstStepError, match="site 'module:aside.output': nothing that DAS does there reaches the label"
+    ):
         trainer(callbacks=[FirstStepCheck()]).fit(module, datamodule=data)
 
 
@@ -173,7 +187,14 @@ def test_sites_may_share_an_intervention() -> None:
     module, data = search()
     sites = [EMBED, Site.parse("module:head.input")]
     own, shared = (
-        AlignmentSearch(network=module.network, sites=sites, intervention=DAS, optimizer=ADAM, shared=flag, hidden_sizes=[HIDDEN] * 2)
+        AlignmentSearch(
+            network=module.network,
+            sites=sites,
+            intervention=DAS,
+            optimizer=ADAM,
+            shared=flag,
+            hidden_sizes=[HIDDEN] * 2,
+        )
         for flag in (False, True)
     )
     assert len(list(own.interventions.parameters())) == 2
@@ -212,7 +233,9 @@ def test_joined_positions_are_one_vector() -> None:
     network = HookedNetwork(tiny_model("gpt2"))
     site = Site.parse("layer0.block_output@first2")
     size = network.hidden_size(site)
-    module = AlignmentSearch(network=network, sites=[site], intervention=FullVector, join_positions=True, hidden_sizes=[2 * size])
+    module = AlignmentSearch(
+        network=network, sites=[site], intervention=FullVector, join_positions=True, hidden_sizes=[2 * size]
+    )
     base, source = torch.randn(3, 2, size), torch.randn(3, 2, size)
     seen = []
 
@@ -228,7 +251,9 @@ def test_joined_positions_are_one_vector() -> None:
 @pytest.mark.parametrize("variable", ["left", "parity"])
 def test_a_probe_reads_what_is_linear_in_the_activation(variable: str) -> None:
     _, data = search(variable=variable)
-    module = ProbeTraining(network=data.network, sites=[EMBED], classes={variable: 2}, optimizer=ADAM, hidden_sizes=[HIDDEN])
+    module = ProbeTraining(
+        network=data.network, sites=[EMBED], classes={variable: 2}, optimizer=ADAM, hidden_sizes=[HIDDEN]
+    )
     data.setup("fit")
     module.fit_activations(data.train_dataloader())
     accuracy = fit_and_test(module, data)["test/probe_accuracy"]

@@ -155,6 +155,14 @@ def test_a_run_gets_a_folder_with_its_configuration(run_with: Callable[[Experime
     assert cli.FOLDER not in os.environ
 
 
+def test_a_run_that_writes_one_thing_says_where(
+    run_with: Callable[[Experiment], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_with(lambda configuration, folder: folder / "export")
+    assert cli.main(["export", "recipe=mine"]) == 0
+    assert capsys.readouterr().out.endswith("export\n")
+
+
 def test_runs_that_start_in_one_second_get_folders_of_their_own(
     run_with: Callable[[Experiment], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +178,7 @@ def test_runs_that_start_in_one_second_get_folders_of_their_own(
     assert folders == ["2025-01-31_12-00-00", "2025-01-31_12-00-00_2", "2025-01-31_12-00-00_3"]
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, FileNotFoundError, ImportError])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
 def test_an_error_that_itrain_raises_is_one_line_and_leaves_nothing(
     error: type[Exception],
     run_with: Callable[[Experiment], None],
@@ -215,14 +223,6 @@ def test_a_setting_that_lightning_refuses_is_one_line(
 def test_a_bug_keeps_its_traceback(error: Exception, within: str, run_with: Callable[[Experiment], None]) -> None:
     run_with(raising(error, within=within))
     with pytest.raises(type(error)):
-        cli.main(["fit", "recipe=mine"])
-
-
-def test_an_operation_that_fails_inside_itrain_is_a_bug_too(run_with: Callable[[Experiment], None]) -> None:
-    scope: dict[str, Any] = {"__name__": "itrain.data"}
-    exec("def fail(configuration, folder):\n    return int('x')", scope)
-    run_with(scope["fail"])
-    with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["fit", "recipe=mine"])
 
 
@@ -351,7 +351,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]])
 def test_two_processes_write_to_one_folder(launcher: list[str], elsewhere: Path) -> None:
     (elsewhere / "program.py").write_text(textwrap.dedent(PROCESSES))
@@ -361,7 +360,6 @@ def test_two_processes_write_to_one_folder(launcher: list[str], elsewhere: Path)
     assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "process0", "process1"]
 
 
-@pytest.mark.slow
 def test_the_wheel_runs_from_any_folder(elsewhere: Path) -> None:
     pip = ("-m", "pip", "--quiet", "--disable-pip-version-check")
     built = python(

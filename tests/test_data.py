@@ -120,7 +120,10 @@ def test_a_seed_gives_the_same_pairs_in_every_process(cls: type[Task]) -> None:
 
 def test_names_of_the_splits_are_disjoint(embedded) -> None:
     task = bound(Gender, embedded)
-    names = {split: {pair.base["name"] for pair in (task.sample(Random(seed), split) for seed in range(400))} for split in SPLITS}
+    names = {
+        split: {pair.base["name"] for pair in (task.sample(Random(seed), split) for seed in range(400))}
+        for split in SPLITS
+    }
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not names[one] & names[other]
     assert min(map(len, names.values())) >= 10
@@ -227,8 +230,12 @@ def test_zero_pairs_are_an_error() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("seed", [None, 4])
 @pytest.mark.parametrize(("length", "batch_size"), [(61, 8), (64, 8), (5, 8), (7, 3)])
-def test_every_example_counts_once_in_any_number_of_processes(length: int, batch_size: int, seed: int | None, world_size: int) -> None:
-    samplers = [BatchSampler(length, batch_size, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)]
+def test_every_example_counts_once_in_any_number_of_processes(
+    length: int, batch_size: int, seed: int | None, world_size: int
+) -> None:
+    samplers = [
+        BatchSampler(length, batch_size, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     shares = [list(sampler) for sampler in samplers]
     assert {len(each) for each in shares} == {len(samplers[0])}, "processes take equally many steps"
     rows = torch.cat([share.rows for each in shares for share in each]).tolist()

@@ -60,7 +60,10 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    assert main(["fit", "recipe=das_gender", f"output={folder}", *SMALL, "trainer.max_epochs=6", "data.train_pairs=256"]) == 0
+    assert (
+        main(["fit", "recipe=das_gender", f"output={folder}", *SMALL, "trainer.max_epochs=6", "data.train_pairs=256"])
+        == 0
+    )
     return only_run(folder)
 
 
@@ -129,10 +132,18 @@ def test_other_interventions_run_on_the_same_recipe(intervention: str) -> None:
 def test_a_model_saved_in_a_folder_runs_the_same_recipe(model_type: str) -> None:
     torch.manual_seed(0)
     tokenizer = load_embedded().tokenizer
-    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+    }
     if model_type == "gpt2":
         sizes = {"n_embd": 32, "n_layer": 4, "n_head": 4}
-    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes)
+    config = AutoConfig.for_model(
+        model_type, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained("model")
     tokenizer.save_pretrained("model")
     assert run("fit", "recipe=das_gender", "model=hf", "model.name=model", "data.keep=all") == 0
@@ -146,7 +157,9 @@ def test_a_model_saved_in_a_folder_runs_the_same_recipe(model_type: str) -> None
 def fit_in_a_process(*words: str, until: str) -> subprocess.Popen[bytes]:
     """Start a fit and wait until its metrics say that it is at work."""
     with Path("log").open("w") as log:
-        process = subprocess.Popen(command("fit", "recipe=das_gender", *words), env=environment(), stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command("fit", "recipe=das_gender", *words), env=environment(), stdout=log, stderr=log
+        )
     for _ in range(600):
         if list(Path("outputs").rglob(until)):
             return process
@@ -166,10 +179,15 @@ def test_a_killed_run_resumes_to_the_same_weights() -> None:
     process.wait()
     killed = only_run(Path("outputs"))
     assert not (killed / "metrics.json").exists()
-    subprocess.run(command("fit", f"ckpt={killed}", "output=resumed", *LONG), env=environment(), check=True, capture_output=True)
-    subprocess.run(command("fit", "recipe=das_gender", "output=whole", *LONG), env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        command("fit", f"ckpt={killed}", "output=resumed", *LONG), env=environment(), check=True, capture_output=True
+    )
+    subprocess.run(
+        command("fit", "recipe=das_gender", "output=whole", *LONG), env=environment(), check=True, capture_output=True
+    )
     resumed, whole = (
-        torch.load(only_run(Path(name)) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for name in ("resumed", "whole")
+        torch.load(only_run(Path(name)) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("resumed", "whole")
     )
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -11,10 +11,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "itrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MODULES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
+MODULES = {
+    path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES
+}
 
 ROOMS = [
-    {"itrain.sites", "itrain.signatures", "itrain.causal_model", "itrain.tiny_world", "itrain.metrics", "itrain.probes", "itrain.interventions"},
+    {
+        "itrain.sites",
+        "itrain.signatures",
+        "itrain.causal_model",
+        "itrain.tiny_world",
+        "itrain.metrics",
+        "itrain.probes",
+        "itrain.interventions",
+    },
     {"itrain.inputs", "itrain.architectures"},
     {"itrain.networks", "itrain.models", "itrain.tasks"},
     {"itrain.data"},
@@ -54,11 +64,15 @@ def imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             assert all(alias.name != "*" for alias in node.names), f"{path}: star import"
-            found += [f"{node.module}.{alias.name}" if node.module == "itrain" else str(node.module) for alias in node.names]
+            found += [
+                f"{node.module}.{alias.name}" if node.module == "itrain" else str(node.module) for alias in node.names
+            ]
     return found
 
 
-each_file = pytest.mark.parametrize("path", [path for path in FILES if path.parent != PACKAGE or path.stem != "__init__"], ids=MODULES.get)
+each_file = pytest.mark.parametrize(
+    "path", [path for path in FILES if path.parent != PACKAGE or path.stem != "__init__"], ids=MODULES.get
+)
 
 
 @each_file
@@ -82,7 +96,9 @@ def test_interventions_and_probes_know_torch_only() -> None:
     for path in [*(PACKAGE / "interventions").glob("*.py"), PACKAGE / "probes.py"]:
         for name in imports(path):
             assert name.split(".")[0] in allowed, f"{MODULES[path]} imports {name}"
-            assert name.split(".")[0] != "itrain" or name.startswith("itrain.interventions"), f"{MODULES[path]} imports {name}"
+            assert name.split(".")[0] != "itrain" or name.startswith("itrain.interventions"), (
+                f"{MODULES[path]} imports {name}"
+            )
 
 
 def test_causal_models_know_the_standard_library_only() -> None:
@@ -116,14 +132,18 @@ for name in {modules!r}:
 assert logging.getLogger().handlers == handlers, "root logger"
 assert torch.equal(torch.get_rng_state(), seed), "seeds"
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment()
+    )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_importing_the_package_is_light() -> None:
     program = "import sys, itrain; print([m for m in ('torch', 'lightning', 'transformers', 'wandb', 'datasets') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment()
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -140,7 +160,9 @@ def test_heavy_libraries_load_where_they_are_used() -> None:
         "import sys, itrain.networks.hooks, itrain.interventions.das, itrain.tasks.gender;"
         "print([m for m in ('transformers', 'wandb', 'datasets') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment()
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -57,7 +57,9 @@ def run(intervention: Intervention, base: Tensor, source: Tensor) -> Tensor:
 
 
 def test_the_walk_finds_the_interventions() -> None:
-    assert {"DAS", "FullRotationDAS", "FullVector", "RandomSubspace", "Zero", "Mean"} <= {cls.__name__ for cls in INTERVENTIONS}
+    assert {"DAS", "FullRotationDAS", "FullVector", "RandomSubspace", "Zero", "Mean"} <= {
+        cls.__name__ for cls in INTERVENTIONS
+    }
 
 
 @with_each
@@ -124,7 +126,9 @@ def test_every_parameter_gets_a_gradient(cls: type[Intervention]) -> None:
 def test_survives_bf16_inputs_and_a_bf16_cast(cls: type[Intervention]) -> None:
     """T3: QR has no bf16 kernel, so the map is computed in fp32 whatever the parameter's precision is."""
     base, source = (tensor.bfloat16().float() for tensor in activations(4))
-    torch.testing.assert_close(run(build(cls).bfloat16(), base, source), run(build(cls), base, source), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(
+        run(build(cls).bfloat16(), base, source), run(build(cls), base, source), atol=0.05, rtol=0.05
+    )
 
 
 @with_each_trained
@@ -134,7 +138,9 @@ def test_a_seed_gives_the_same_start_in_every_process(cls: type[Intervention]) -
         f"print(sum(p.double().abs().sum().item() for p in X({HIDDEN}).parameters()))"
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert float(printed) == pytest.approx(sum(p.double().abs().sum().item() for p in build(cls).parameters()), rel=1e-9)
+    assert float(printed) == pytest.approx(
+        sum(p.double().abs().sum().item() for p in build(cls).parameters()), rel=1e-9
+    )
 
 
 def _train(intervention: Intervention, optimizer: torch.optim.Optimizer, steps: int = 20) -> None:

@@ -43,7 +43,10 @@ def ours(model: torch.nn.Module, component: str, intervention: DAS | FullRotatio
     site = Site(layer=LAYER, component=component, position=str(POSITION))
     network = HookedNetwork(model)
     inputs = [
-        ModelInputs(arguments={"input_ids": ids, "attention_mask": torch.ones_like(ids)}, answer=torch.full((BATCH,), LENGTH - 1))
+        ModelInputs(
+            arguments={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+            answer=torch.full((BATCH,), LENGTH - 1),
+        )
         for ids in (base, source)
     ]
     activation = network.read(inputs[1], [site])[site]
@@ -51,10 +54,19 @@ def ours(model: torch.nn.Module, component: str, intervention: DAS | FullRotatio
     return logits, cross_entropy(logits, label)
 
 
-def theirs(model: torch.nn.Module, component: str, intervention_type: type, rows: Tensor, rank: int | None, subspaces) -> tuple[Tensor, Tensor, Tensor]:
+def theirs(
+    model: torch.nn.Module, component: str, intervention_type: type, rows: Tensor, rank: int | None, subspaces
+) -> tuple[Tensor, Tensor, Tensor]:
     base, source, label = tokens()
-    settings = {"layer": LAYER, "component": component, "intervention_type": intervention_type, "low_rank_dimension": rank}
-    intervenable = pyvene.IntervenableModel(pyvene.IntervenableConfig([pyvene.RepresentationConfig(**settings)]), model=model)
+    settings = {
+        "layer": LAYER,
+        "component": component,
+        "intervention_type": intervention_type,
+        "low_rank_dimension": rank,
+    }
+    intervenable = pyvene.IntervenableModel(
+        pyvene.IntervenableConfig([pyvene.RepresentationConfig(**settings)]), model=model
+    )
     (intervention,) = intervenable.interventions.values()
     parametrize.remove_parametrizations(intervention.rotate_layer, "weight", leave_parametrized=True)
     with torch.no_grad():

@@ -103,19 +103,20 @@ def test_reading_inside_a_block_is_refused_where_its_gradient_would_be_lost():
         assert network.read(tiny_inputs(), [site])[site].shape == (2, 1, HIDDEN)
 
 
-def test_reading_inside_a_checkpointed_block_carries_its_gradient():
-    (site,) = sites("layer0.mlp_output@last")
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_reading_inside_a_checkpointed_block_carries_its_gradient(stop_early):
+    site, later = sites("layer0.attention_output@last", "layer1.block_input@last")
     found = []
     for checkpointing in (False, True):
         model = tiny_model("llama").train()
         if checkpointing:
             enable_checkpointing(model, reentrant=False)
         network = HookedNetwork(model, trainable=True)
-        read = network.read(tiny_inputs(), [site])
+        read = network.read(tiny_inputs(), [site, later], stop_early=stop_early)
         kept = read[site]
         kept.square().sum().backward()
         assert read[site] is kept
-        found.append(model.model.layers[0].mlp.down_proj.weight.grad)
+        found.append(model.model.layers[0].self_attn.o_proj.weight.grad)
     assert torch.allclose(*found, atol=1e-5)
 
 

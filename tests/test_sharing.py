@@ -39,7 +39,9 @@ def model() -> nn.Module:
     return tiny_model("llama")
 
 
-@pytest.mark.parametrize("intervention", [partial(DAS, rank=3), partial(FullRotationDAS, blocks={"a": 2, "b": 4})], ids=["DAS", "rotation"])
+@pytest.mark.parametrize(
+    "intervention", [partial(DAS, rank=3), partial(FullRotationDAS, blocks={"a": 2, "b": 4})], ids=["DAS", "rotation"]
+)
 def test_an_export_comes_back_exactly(intervention: partial, model: nn.Module, tmp_path: Path) -> None:
     trained = search_on(model, intervention)
     export(trained, tmp_path, base_model=BaseModel(model=model), metrics={"test/iia": 0.5})
@@ -55,7 +57,12 @@ def test_an_export_names_what_it_belongs_to(model: nn.Module, tmp_path: Path) ->
     config = read_config(tmp_path)
     assert config["intervention"] == {"class": "itrain.interventions.das.DAS", "arguments": {"rank": 3}}
     assert config["sites"] == [str(SITE)]
-    assert config["base_model"] == {"name": "some/llama", "revision": "main", "type": "llama", "fingerprint": fingerprint(model)}
+    assert config["base_model"] == {
+        "name": "some/llama",
+        "revision": "main",
+        "type": "llama",
+        "fingerprint": fingerprint(model),
+    }
     assert {"itrain", "torch"} <= set(config["versions"])
 
 
@@ -119,8 +126,14 @@ def test_weights_of_another_shape_are_refused(model: nn.Module, tmp_path: Path) 
         (lambda folder: (folder / CONFIG).unlink(), "it has no intervention_config.json"),
         (lambda folder: (folder / CONFIG).write_text("{"), "is damaged"),
         (lambda folder: change(folder, format=99), "has format 99; this itrain reads format 1"),
-        (lambda folder: change(folder, intervention={"class": "os.system", "arguments": {}}), "os.system, which is no intervention"),
-        (lambda folder: change(folder, intervention={"class": "gone.X", "arguments": {}}), "gone.X, which cannot be imported"),
+        (
+            lambda folder: change(folder, intervention={"class": "os.system", "arguments": {}}),
+            "os.system, which is no intervention",
+        ),
+        (
+            lambda folder: change(folder, intervention={"class": "gone.X", "arguments": {}}),
+            "gone.X, which cannot be imported",
+        ),
     ],
 )
 def test_a_damaged_export_says_what_is_wrong(damage, message: str, model: nn.Module, tmp_path: Path) -> None:

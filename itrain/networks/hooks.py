@@ -71,9 +71,10 @@ class HookedNetwork(nn.Module):
                     "none would flow through what is read; checkpoint with use_reentrant=False or read under no_grad"
                 )
             picked = _picked(activation, location, _indices(inputs, site, activation))
+            recomputed = site in found
             # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
             found[site] = picked.clone() if site.position is None else picked
-            if stop_early and len(found) == len(wanted):
+            if stop_early and len(found) == len(wanted) and not recomputed:
                 raise _AllFound
 
         wanted = list(dict.fromkeys(sites))
@@ -220,7 +221,7 @@ def _through(group: list[_Planned], activation: Tensor) -> Tensor:
 def _on_output(group: list[_Planned], module: nn.Module, args: Any, output: Any) -> Any:
     # Several outputs: the first is the activation, under whatever key in transformers' model outputs.
     key: Any = None if isinstance(output, Tensor) else next(iter(output)) if isinstance(output, Mapping) else 0
-    activation: Tensor = output if key is None else output[key]
+    activation: Any = output if key is None else output[key]
     new = _through(group, activation)
     if new is activation:
         return None

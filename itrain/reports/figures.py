@@ -30,14 +30,18 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
 
 def _draw_bars(axes, results: Mapping[str, float]) -> None:
     if "test/iia_pairwise" not in results:
-        probes = {key.rpartition("/")[2]: value for key, value in results.items() if key.startswith("test/probe_accuracy/")}
+        probes = {
+            key.rpartition("/")[2]: value for key, value in results.items() if key.startswith("test/probe_accuracy/")
+        }
         axes.barh(list(probes), list(probes.values()), color=BLUE)
         axes.set(xlim=(0, 1), xlabel="probe accuracy, held-out examples")
         return
     rows = {"full vector": "test/full_vector", "random subspace": "test/random_subspace", "trained": "test"}
     for offset, (rule, colour) in enumerate({"argmax": ORANGE, "pairwise": BLUE}.items()):
         values = [results[f"{place}/iia_changing_{rule}"] for place in rows.values()]
-        drawn = axes.barh([row + 0.38 * offset - 0.19 for row in range(len(rows))], values, height=0.36, color=colour, label=rule)
+        drawn = axes.barh(
+            [row + 0.38 * offset - 0.19 for row in range(len(rows))], values, height=0.36, color=colour, label=rule
+        )
         axes.bar_label(drawn, fmt="%.2f", padding=3)
     axes.set_yticks(range(len(rows)), list(rows))
     pairs = int(results["test/pairs_changing"])

@@ -91,7 +91,9 @@ class TextTask(Task):
         if tokenizer is None:
             raise ValueError(f"{type(self).__name__} is a task in text, and the base model came without a tokenizer")
         if not tokenizer.is_fast:
-            raise ValueError(f"{type(tokenizer).__name__} does not tell where tokens lie in the text; load the fast tokenizer")
+            raise ValueError(
+                f"{type(tokenizer).__name__} does not tell where tokens lie in the text; load the fast tokenizer"
+            )
         self._tokenizer = tokenizer
         self._labels: dict[Any, int] = {}
 
@@ -113,7 +115,9 @@ class TextTask(Task):
             name: torch.tensor(
                 [
                     [token + shift + len(start) for token in _tokens_of(field[name], offsets, text)]
-                    for field, offsets, text, shift in zip(fields, encoded["offset_mapping"], texts, shifts, strict=True)
+                    for field, offsets, text, shift in zip(
+                        fields, encoded["offset_mapping"], texts, shifts, strict=True
+                    )
                 ]
             )
             for name in names
@@ -135,8 +139,14 @@ class TextTask(Task):
         """
         if output not in self._labels:
             prompt, _ = self._render(self.causal_model.sample(Random(0)))
-            before, after = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, f"{prompt} {output}"))
-            if after[: len(before)] != before or len(after) != len(before) + 1 or after[-1] == self.tokenizer.unk_token_id:
+            before, after = (
+                self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, f"{prompt} {output}")
+            )
+            if (
+                after[: len(before)] != before
+                or len(after) != len(before) + 1
+                or after[-1] == self.tokenizer.unk_token_id
+            ):
                 raise ValueError(f"the answer '{output}' is not one token of the model's vocabulary after '{prompt}'")
             self._labels[output] = after[-1]
         return self._labels[output]
@@ -157,7 +167,9 @@ def _fill(template: str, setting: Setting) -> tuple[str, dict[str, tuple[int, in
         text += literal
         if field is not None:
             if field not in setting:
-                raise ValueError(f"template '{template}': there is no variable '{field}'; there are {', '.join(setting)}")
+                raise ValueError(
+                    f"template '{template}': there is no variable '{field}'; there are {', '.join(setting)}"
+                )
             fields[field] = (len(text), len(text) + len(str(setting[field])))
             text += str(setting[field])
     return text, fields

@@ -61,10 +61,15 @@ class Gender(TextTask):
         names_seed: int = 0,
     ) -> None:
         if isinstance(templates, str) and templates not in TEMPLATES:
-            raise ValueError(f"templates: '{templates}' is none of {', '.join(TEMPLATES)}; or give a list of format strings")
+            raise ValueError(
+                f"templates: '{templates}' is none of {', '.join(TEMPLATES)}; or give a list of format strings"
+            )
         self.templates = TEMPLATES[templates] if isinstance(templates, str) else tuple(templates)
         self.given_names = {"male": male_names, "female": female_names}
-        self.names = {"male": list(male_names or tiny_world.MALE_NAMES), "female": list(female_names or tiny_world.FEMALE_NAMES)}
+        self.names = {
+            "male": list(male_names or tiny_world.MALE_NAMES),
+            "female": list(female_names or tiny_world.FEMALE_NAMES),
+        }
         self.verbs = list(verbs or tiny_world.INTRANSITIVE_VERBS)
         self.connectives = list(connectives or tiny_world.CONNECTIVES)
         self.changing, self.same_context, self.names_seed = changing, same_context, names_seed
@@ -75,7 +80,9 @@ class Gender(TextTask):
         for gender, names in self.names.items():
             split = [name for name in names if not self.is_one_token(name)]
             if split and self.given_names[gender] is not None:
-                raise ValueError(f"the name '{split[0]}' is not one token of the model's vocabulary; leave it out of {gender}_names")
+                raise ValueError(
+                    f"the name '{split[0]}' is not one token of the model's vocabulary; leave it out of {gender}_names"
+                )
             self.names[gender] = [name for name in names if name not in split]
             if len(self.names[gender]) < 5:
                 raise ValueError(
@@ -97,7 +104,9 @@ class Gender(TextTask):
             mechanisms={"gender": lambda name: genders[name], "pronoun": lambda gender: PRONOUNS[gender]},
             output="pronoun",
         )
-        self._shuffled = {gender: Random(self.names_seed).sample(sorted(names), len(names)) for gender, names in self.names.items()}
+        self._shuffled = {
+            gender: Random(self.names_seed).sample(sorted(names), len(names)) for gender, names in self.names.items()
+        }
 
     @property
     def outputs(self) -> Sequence[str]:

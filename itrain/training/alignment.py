@@ -76,7 +76,9 @@ class AlignmentSearch(lightning.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss * batch.weight
 
-    def interchange(self, batch: CounterfactualBatch, interventions: Interventions) -> Float[Tensor, "batch vocabulary"]:
+    def interchange(
+        self, batch: CounterfactualBatch, interventions: Interventions
+    ) -> Float[Tensor, "batch vocabulary"]:
         """The model's answer on the bases when each variable's sites take their features from its sources."""
         if not batch.sources:
             raise ValueError("the batch has no sources, so there is no variable to interchange")

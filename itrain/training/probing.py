@@ -114,7 +114,9 @@ class ProbeTraining(lightning.LightningModule):
         activations = self.network.read(inputs, self.sites)
         for site, activation in activations.items():
             if activation.ndim == 3 and activation.shape[1] != 1:
-                raise ValueError(f"site '{site}' has {activation.shape[1]} tokens; a probe reads one, for example '{site.terms[0]}.last'")
+                raise ValueError(
+                    f"site '{site}' has {activation.shape[1]} tokens; a probe reads one, for example '{site.terms[0]}.last'"
+                )
         return {site: activation.flatten(1) for site, activation in activations.items()}
 
     def _score(self, split: str, batch: CounterfactualBatch) -> None:
