@@ -19,7 +19,7 @@ class CausalModel:
 
         CausalModel(
             inputs={"name": ["John", "Mary"]},
-            mechanisms={"gender": lambda name: GENDERS[name], "pronoun": lambda gender: {"male": "he", "female": "she"}[gender]},
+            mechanisms={"gender": lambda name: GENDERS[name], "pronoun": lambda gender: PRONOUNS[gender]},
             output="pronoun",
         )
 

@@ -28,7 +28,7 @@ CONFIGURATION = "config.yaml"
 """The resolved configuration, in the folder of a run."""
 
 _PATHS = ("ckpt", "export", "output")
-_BUILT = ("model", "task", "data", "intervention", "training", "trainer", "logger")
+_BUILT = ("model", "network", "task", "data", "intervention", "training", "trainer", "logger")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Configuration:
     output: str
     site: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
     model: Node
+    network: Node
     data: Node
     training: Node
     trainer: Node

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from itrain.causal_model import Setting
 from itrain.inputs import ModelInputs
 from itrain.metrics import is_right
-from itrain.networks.hooks import HookedNetwork
+from itrain.networks.replay import Network
 from itrain.sites import Site
 from itrain.tasks.base import Pair, Split, Task
 
@@ -192,7 +192,7 @@ class CounterfactualDataModule(lightning.LightningDataModule):
         self,
         *,
         task: Task,
-        network: HookedNetwork,
+        network: Network,
         train_pairs: int = 512,
         validation_pairs: int = 128,
         test_pairs: int = 256,
@@ -276,8 +276,9 @@ class CounterfactualDataModule(lightning.LightningDataModule):
         batch = collate(self.task, kept[:wanted])
         if not bool(batch.changes.any()):
             raise PairError(
-                f"in none of the {len(batch)} {split} pairs does the label change, so nothing could be learned from them; the "
-                f"base model is right on {self.model_accuracy[split]:.2f} of their inputs, and data.keep={self.keep} keeps only such"
+                f"in none of the {len(batch)} {split} pairs does the label change, so nothing could be learned; "
+                f"the base model is right on {self.model_accuracy[split]:.2f} of the inputs that were drawn (data.keep="
+                f"{self.keep})"
             )
         return batch
 

@@ -17,17 +17,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from itrain.data import CounterfactualDataModule
-from itrain.metrics import RULES
 from itrain.models import BaseModel
-from itrain.networks.hooks import HookedNetwork
+from itrain.networks.replay import Network, ReplayNetwork
 from itrain.reports.figures import save_run_figure
+from itrain.reports.terminal import announce, show
 from itrain.sharing import export as write_export
-from itrain.sharing import load_weights, read_config
+from itrain.sharing import load_weights, require_model
 from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.training.alignment import AlignmentSearch, count_features
@@ -61,7 +58,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
     parts = _build(cfg, folder)
     parts.module.fit_activations(parts.data.train_dataloader())
-    _announce(parts, folder)
+    announce(parts.base_model, parts.data, parts.module, folder, how=_make_ready(parts))
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         _fit(parts, _checkpoint(cfg))
     results = _test(parts, folder)
@@ -96,7 +93,8 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     base_model = instantiate(cfg.model)
     if not isinstance(base_model, BaseModel):
         base_model = BaseModel(model=base_model)
-    network = HookedNetwork(base_model.model)
+    epochs = cfg.trainer.get("max_epochs")
+    network = instantiate(cfg.network)(model=base_model.model, uses=epochs)
     task = instantiate(cfg.task, _convert_="all")
     task.bind(base_model.tokenizer)
     data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)
@@ -130,12 +128,12 @@ def _quiet() -> None:
 
 
 def _sites(site: Any) -> list[Site]:
-    node = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
+    node: Any = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
     return [Site.parse(each) for each in (node if isinstance(node, Sequence) and not isinstance(node, str) else [node])]
 
 
 def _module(
-    cfg: DictConfig, network: HookedNetwork, sites: list[Site], task: Task, data: CounterfactualDataModule
+    cfg: DictConfig, network: Network, sites: list[Site], task: Task, data: CounterfactualDataModule
 ) -> AlignmentSearch | ProbeTraining:
     partial = instantiate(cfg.training, _convert_="all")
     join = bool(cfg.training.get("join_positions", False))
@@ -145,6 +143,15 @@ def _module(
         return partial(network=network, sites=sites, classes=classes, hidden_sizes=sizes)
     intervention = instantiate(cfg.intervention, _convert_="all")
     return partial(network=network, sites=sites, intervention=intervention, hidden_sizes=sizes)
+
+
+def _make_ready(parts: Parts) -> str:
+    """Tell a replaying network what it will be asked; the line that says how the model will be run."""
+    network, batches = parts.module.network, [dataset.pairs for dataset in parts.data.datasets.values()]
+    if not isinstance(network, ReplayNetwork) or isinstance(parts.module, ProbeTraining):
+        return "plain hooks" if not isinstance(network, ReplayNetwork) else "reads are kept, and stop at the site"
+    sources = [source for batch in batches for source in batch.sources.values()]
+    return network.expect(parts.module.sites, [batch.base for batch in batches], sources)
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
@@ -164,14 +171,15 @@ def _fit(parts: Parts, checkpoint: str | None) -> None:
 def _test(parts: Parts, folder: Path) -> Mapping[str, float]:
     (figures,) = parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
     results = {"model/accuracy": parts.data.model_accuracy["test"], **figures}
-    if rank_zero_only.rank == 0:
+    if parts.trainer.is_global_zero:
         (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-        _show(results, parts, folder)
+        show(results, parts.data, folder)
     return results
 
 
 def _load(cfg: DictConfig, parts: Parts) -> None:
     if cfg.export is not None and isinstance(parts.module, AlignmentSearch):
+        require_model(parts.base_model.model, cfg.export)
         load_weights(parts.module.interventions, cfg.export)
         return
     checkpoint = _checkpoint(cfg)
@@ -195,64 +203,12 @@ def _checkpoint(cfg: DictConfig) -> str | None:
 @rank_zero_only
 def _export(cfg: DictConfig, folder: Path, parts: Parts, metrics: Mapping[str, float]) -> None:
     assert isinstance(parts.module, AlignmentSearch)
-    configuration = OmegaConf.to_container(cfg, resolve=True)
+    configuration: Any = OmegaConf.to_container(cfg, resolve=True)
     write_export(
         parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=configuration
-    )  # type: ignore[arg-type]
+    )
 
 
 @rank_zero_only
 def _draw(folder: Path, results: Mapping[str, float]) -> None:
     save_run_figure(folder / "metrics.csv", results, folder / "figure.png")
-
-
-@rank_zero_only
-def _announce(parts: Parts, folder: Path) -> None:
-    """Say what is about to run."""
-    weights = sum(parameter.numel() for parameter in parts.base_model.model.parameters())
-    trained = sum(parameter.numel() for parameter in parts.module.parameters() if parameter.requires_grad)
-    pairs = {split: dataset.pairs for split, dataset in parts.data.datasets.items()}
-    counts = ", ".join(
-        f"{len(batch)} {split} ({int(batch.changes.sum())} change the label)" for split, batch in pairs.items()
-    )
-    console = Console()
-    console.print(f"model    {parts.base_model.name}, {weights:,} parameters, frozen", highlight=False)
-    console.print(f"sites    {', '.join(str(site) for site in parts.module.sites)}", highlight=False)
-    console.print(
-        f"trains   {trained:,} parameters: {', '.join(sorted({type(p).__name__ for p in parts.module.trained_parts.values()}))}",
-        highlight=False,
-    )
-    console.print(f"pairs    {counts}", highlight=False)
-    console.print(f"folder   {folder}", highlight=False)
-
-
-def _show(results: Mapping[str, float], parts: Parts, folder: Path) -> None:
-    """The final figures as a table."""
-    console = Console()
-    if isinstance(parts.module, ProbeTraining):
-        table = Table("probe", "accuracy", title="probes on held-out examples", box=SIMPLE_HEAD)
-        for key, value in results.items():
-            if key.startswith("test/probe_accuracy/"):
-                table.add_row(key.removeprefix("test/probe_accuracy/"), f"{value:.3f}")
-    else:
-        table = Table(title="interchange intervention accuracy on held-out pairs", box=SIMPLE_HEAD, padding=0)
-        table.add_column("\n", no_wrap=True)
-        pairs = {kind: int(results[f"test/pairs_{kind}"]) for kind in ("changing", "preserving")}
-        for kind, title in {
-            **{f"_{kind}": f"{kind} {count}" for kind, count in pairs.items()},
-            "": f"all {sum(pairs.values())}",
-        }.items():
-            for rule, head in zip(RULES, (title, ""), strict=True):
-                table.add_column(f"{head}\n{rule}", justify="right", min_width=9)
-        for name, place in {
-            "trained": "test",
-            "random subspace": "test/random_subspace",
-            "full vector": "test/full_vector",
-        }.items():
-            keys = [f"{place}/iia{kind}_{rule}" for kind in ("_changing", "_preserving", "") for rule in RULES]
-            table.add_row(name, *(f"{results[key]:.3f}" for key in keys))
-    console.print(table)
-    console.print(
-        f"model accuracy before the filter: {results['model/accuracy']:.3f} ({parts.data.keep})", highlight=False
-    )
-    console.print(f"folder: {folder}", highlight=False)

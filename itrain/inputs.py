@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -110,7 +110,7 @@ class ModelInputs:
         """Some of the examples, without the padding that none of them needs."""
         arguments = {key: value[rows] for key, value in self.arguments.items()}
         answer = None if self.answer is None else self.answer[rows]
-        texts = None if self.texts is None else [self.texts[row] for row in rows.tolist()]
+        texts = None if self.texts is None else [self.texts[row] for row in cast(list[int], rows.tolist())]
         if self.tokens is None:
             return ModelInputs(arguments=arguments, answer=answer, texts=texts)
         tokens = self.tokens[rows]
@@ -122,8 +122,9 @@ class ModelInputs:
             spans={name: span[rows] - start for name, span in self.spans.items()},
             texts=texts,
         )
-        keys, first_answer, unmasked = (None if each is None else each[rows] for each in self.facts)
-        return taken._with(Facts(keys, None if first_answer is None else first_answer - start, unmasked))
+        keys, first_answer, unmasked = self.facts
+        first_answer = None if first_answer is None else first_answer[rows] - start
+        return taken._with(Facts(keys[rows], first_answer, unmasked[rows]))
 
     def pin_memory(self) -> ModelInputs:
         pinned = replace(

@@ -49,7 +49,7 @@ class InterchangeAccuracy(Metric):
 
     def __init__(self, *, rule: Rule) -> None:
         super().__init__()
-        self.rule = rule
+        self.rule: Rule = rule
         for name in ("right", "pairs"):
             self.add_state(name, torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
 

@@ -92,6 +92,7 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
 
     _require_reachable(source, name)
     try:
+        revision = revision or "main"
         config = AutoConfig.from_pretrained(source, revision=revision)
         row = ARCHITECTURES.get(config.model_type)
         auto = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
@@ -102,10 +103,10 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"model '{name}' cannot be loaded: {reason}") from error
-    return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=revision)
+    return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=None if Path(source).is_dir() else revision)
 
 
-def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -135,8 +136,8 @@ def _require_reachable(source: str, name: str) -> None:
         HfApi().model_info(name, timeout=10)
     except HfHubHTTPError as error:
         raise ModelError(
-            f"model '{name}': the Hugging Face hub refuses it ({error.response.status_code}); check its name, or log in "
-            "with `hf auth login`"
+            f"model '{name}': the Hugging Face hub refuses it ({error.response.status_code}); check its name, "
+            "or log in with `hf auth login`"
         ) from error
     except Exception as error:  # the transport's errors have no base class that the hub promises
         raise ModelError(

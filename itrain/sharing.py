@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -48,7 +48,7 @@ def export(
         folder: where ``intervention.safetensors`` and ``intervention_config.json`` go.
         base_model: the base model, named so that it can be found again.
         metrics: final figures, kept for the reader.
-        configuration: the resolved configuration of the run, from which ``itrain test export=<folder>`` repeats its test.
+        configuration: the run's, resolved, from which ``itrain test export=<folder>`` repeats its test.
 
     Raises:
         ExportError: the intervention was not given as a class or a partial of one, so its arguments are unknown.
@@ -112,11 +112,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> AlignmentSearch:
     config = read_config(folder)
     base = config["base_model"]
     model = model if model is not None else load_pretrained(name=base["name"], revision=base["revision"]).model
-    if (found := fingerprint(model)) != base["fingerprint"]:
-        raise ExportError(
-            f"'{folder}' was trained on {base['name']} ({base['type']}, fingerprint {base['fingerprint']}); this model has the "
-            f"fingerprint {found}, so its activations mean something else"
-        )
+    require_model(model, folder)
     network, sites = HookedNetwork(model), [Site.parse(site) for site in config["sites"]]
     cls = _intervention_class(config["intervention"]["class"], folder)
     build = functools.partial(cls, **config["intervention"]["arguments"])
@@ -132,6 +128,20 @@ def load(folder: str | Path, model: nn.Module | None = None) -> AlignmentSearch:
     return search.eval()
 
 
+def require_model(model: nn.Module, folder: str | Path) -> None:
+    """Refuse a base model that an export does not belong to.
+
+    Raises:
+        ExportError: the model's fingerprint is not the one that the export names.
+    """
+    base = read_config(folder)["base_model"]
+    if (found := fingerprint(model)) != base["fingerprint"]:
+        raise ExportError(
+            f"'{folder}' was trained on {base['name']} ({base['type']}, fingerprint {base['fingerprint']}); "
+            f"this model has the fingerprint {found}, so its activations mean something else"
+        )
+
+
 def load_weights(interventions: nn.ModuleDict, folder: str | Path) -> None:
     """Set the interventions to the weights of an export.
 
@@ -140,14 +150,12 @@ def load_weights(interventions: nn.ModuleDict, folder: str | Path) -> None:
     """
     weights, expected = load_file(Path(folder) / WEIGHTS), _materialised(interventions)
     if different := sorted(set(weights) ^ set(expected)):
-        raise ExportError(
-            f"'{folder}': the weight '{different[0]}' is in {'the export' if different[0] in weights else 'the model'} only"
-        )
+        place = "the export" if different[0] in weights else "the model"
+        raise ExportError(f"'{folder}': the weight '{different[0]}' is in {place} only")
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:
-            raise ExportError(
-                f"'{folder}': '{name}' has the shape {tuple(weight.shape)}, and {tuple(expected[name].shape)} is needed here"
-            )
+            shape, needed = tuple(weight.shape), tuple(expected[name].shape)
+            raise ExportError(f"'{folder}': '{name}' has the shape {shape}, and {needed} is needed here")
     with torch.no_grad():
         for name, weight in weights.items():
             path, _, leaf = name.rpartition(".")
@@ -163,7 +171,8 @@ def _materialised(module: nn.Module) -> dict[str, Tensor]:
     state = {name: tensor for name, tensor in module.state_dict().items() if "parametrizations." not in name}
     for path, owner in module.named_modules():
         if parametrize.is_parametrized(owner):
-            state |= {f"{path}.{leaf}" if path else leaf: getattr(owner, leaf) for leaf in owner.parametrizations}
+            leaves = cast(nn.ModuleDict, owner.parametrizations)
+            state |= {f"{path}.{leaf}" if path else leaf: getattr(owner, leaf) for leaf in leaves}
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 

@@ -14,8 +14,8 @@ class Intervention(nn.Module, ABC):
     """What is done to the activations at a site: new = f(base, source).
 
     The last dimension holds the features, all others are batch. An intervention is pure: it never writes to its inputs
-    and knows no layers, tokens or labels. A subclass is final, in fp32, and constructible as ``X(hidden_size)`` with all
-    other arguments keyword-only and defaulted; it sets ``hidden_size`` and ``rank``.
+    and knows no layers, tokens or labels. A subclass is final, in fp32, and constructible as ``X(hidden_size)`` with
+    all other arguments keyword-only and defaulted; it sets ``hidden_size`` and ``rank``.
     """
 
     hidden_size: int

@@ -30,7 +30,7 @@ class Featurizer(nn.Module, ABC):
 
 
 class Subspace(Featurizer):
-    """Coordinates in a learned subspace: features = R h, error = h - R^T R h, with R of orthonormal rows, (rank, hidden)."""
+    """Coordinates in a learned subspace: features = R h, error = h - R^T R h; R (rank, hidden) has orthonormal rows."""
 
     rows: Float[Tensor, "rank hidden"]
 

@@ -12,8 +12,8 @@ class OrthonormalRows(nn.Module):
     """R = (Q sign(diag U))^T with A^T = Q U the reduced QR decomposition of the free parameter A, (rank, hidden).
 
     R R^T = 1 whatever A is, so weight decay, which only rescales A, cannot harm it: torch's own ``orthogonal`` decays
-    the +-1 that its Householder form keeps in the parameter and returns R = 0 after one step of AdamW. A = R where A has
-    orthonormal rows already. The decomposition runs in fp32 at least; it has no kernel for less.
+    the +-1 that its Householder form keeps in the parameter and returns R = 0 after one step of AdamW. A = R where A
+    has orthonormal rows already. The decomposition runs in fp32 at least; it has no kernel for less.
     """
 
     def forward(self, parameter: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:

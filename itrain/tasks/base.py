@@ -31,8 +31,8 @@ class Pair:
 class Task(ABC):
     """What is asked of the base model, and which variables are looked for in it.
 
-    A subclass is final and constructible without arguments. Labels, batches, splits and filters are generic: a task says
-    what may be sampled, how it looks to the model, and which class or token stands for an output.
+    A subclass is final and constructible without arguments. Labels, batches, splits and filters are generic: a task
+    says what may be sampled, how it looks to the model, and which class or token stands for an output.
     """
 
     causal_model: CausalModel
@@ -71,8 +71,8 @@ class Task(ABC):
 class TextTask(Task):
     """A task in text: templates with named fields, whose tokens become the spans that positions name.
 
-    A template is a format string such as ``{name} walked because``; each field is filled with the variable of that name,
-    and ``@name`` in a site means its tokens. The answer is the token that follows the text.
+    A template is a format string such as ``{name} walked because``; each field is filled with the variable of that
+    name, and ``@name`` in a site means its tokens. The answer is the token that follows the text.
     """
 
     _tokenizer: PreTrainedTokenizerBase | None = None
@@ -184,4 +184,4 @@ def _tokens_of(characters: tuple[int, int], offsets: Sequence[tuple[int, int]], 
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    return next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
+    return next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(token, int))

@@ -31,12 +31,12 @@ SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (
 class Gender(TextTask):
     """``John walked because`` -> ``he``: gender is a variable between the name and the pronoun.
 
-    Wu et al. 2024, "pyvene: A Library for Understanding and Improving PyTorch Models via Interventions", section 4. Names
-    that the tokenizer splits are left out of the built-in lists, and refused where the user gave them; the splits have
-    disjoint names.
+    Wu et al. 2024, "pyvene: A Library for Understanding and Improving PyTorch Models via Interventions", section 4.
+    Names that the tokenizer splits are left out of the built-in lists, and refused where the user gave them; train,
+    validation and test have disjoint names.
 
     Args:
-        templates: ``simple``, ``discourse``, or format strings with the fields name, verb, connective, other, other_verb.
+        templates: ``simple``, ``discourse``, or format strings of name, verb, connective, other and other_verb.
         male_names, female_names, verbs, connectives: None takes the built-in words.
         changing: share of the pairs in which base and source differ in gender.
         same_context: whether base and source share all words but the name.
@@ -86,7 +86,7 @@ class Gender(TextTask):
             self.names[gender] = [name for name in names if name not in split]
             if len(self.names[gender]) < 5:
                 raise ValueError(
-                    f"{len(self.names[gender])} {gender} names are one token each; train, validation and test need 5 or more"
+                    f"only {len(self.names[gender])} {gender} names are one token each; the three splits need 5 or more"
                 )
         self._build()
 

@@ -18,7 +18,8 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.metrics import RULES, InterchangeAccuracy
-from itrain.networks.hooks import Edit, HookedNetwork
+from itrain.networks.hooks import Edit
+from itrain.networks.replay import Network
 from itrain.sites import Site
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 
@@ -47,7 +48,7 @@ class AlignmentSearch(lightning.LightningModule):
     def __init__(
         self,
         *,
-        network: HookedNetwork,
+        network: Network,
         sites: Sequence[Site],
         intervention: Callable[[int], Intervention],
         optimizer: OptimizerFactory | None = None,
@@ -172,7 +173,7 @@ class AlignmentSearch(lightning.LightningModule):
 
 
 def count_features(
-    network: HookedNetwork, sites: Sequence[Site], example: ModelInputs, *, join_positions: bool = False
+    network: Network, sites: Sequence[Site], example: ModelInputs, *, join_positions: bool = False
 ) -> list[int]:
     """The features that an intervention at each site sees, from a run of the example where the modules do not tell."""
     if not join_positions:

@@ -13,8 +13,8 @@ class FirstStepError(RuntimeError):
 class FirstStepCheck(lightning.Callback):
     """Ends a fit at its first backward pass if some trained module got no gradient.
 
-    An edit that the answer cannot see gives a finite loss and numbers that look like a result: the last block at a token
-    that no later token reads, or a site above the answer.
+    An edit that the answer cannot see gives a finite loss and numbers that look like a result: the last block at a
+    token that no later one reads, or a site above the answer.
 
     Raises:
         FirstStepError: naming the site.
@@ -30,8 +30,8 @@ class FirstStepCheck(lightning.Callback):
         for name, part in pl_module.trained_parts.items():  # type: ignore[union-attr]
             if not _has_gradient(part):
                 raise FirstStepError(
-                    f"site '{name}': nothing that {type(part).__name__} does there reaches the label (its gradient is zero at the "
-                    "first step); choose a lower layer, or the answer's own token ('last') in the upper ones"
+                    f"site '{name}': nothing that {type(part).__name__} does there reaches the label (no gradient "
+                    "at the first step); choose a lower layer, or in the upper ones the answer's own token, 'last'"
                 )
 
 

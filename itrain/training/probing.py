@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
-from itrain.networks.hooks import HookedNetwork
+from itrain.networks.replay import Network
 from itrain.probes import LinearProbe
 from itrain.sites import Site
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
@@ -40,11 +40,11 @@ class ProbeTraining(lightning.LightningModule):
     def __init__(
         self,
         *,
-        network: HookedNetwork,
+        network: Network,
         sites: Sequence[Site],
         classes: Mapping[str, int],
         optimizer: OptimizerFactory,
-        probe: Callable[..., nn.Module] = LinearProbe,
+        probe: Callable[..., LinearProbe] = LinearProbe,
         warmup: float = 0.1,
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
@@ -93,7 +93,7 @@ class ProbeTraining(lightning.LightningModule):
                     found[site].append(activation)
         for site in self.sites:
             for variable in self.classes:
-                self.probes[self._key(site, variable)].fit(torch.cat(found[site]))
+                cast(LinearProbe, self.probes[self._key(site, variable)]).fit(torch.cat(found[site]))
 
     def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         self._score("validation", batch)
@@ -115,7 +115,7 @@ class ProbeTraining(lightning.LightningModule):
         for site, activation in activations.items():
             if activation.ndim == 3 and activation.shape[1] != 1:
                 raise ValueError(
-                    f"site '{site}' has {activation.shape[1]} tokens; a probe reads one, for example '{site.terms[0]}.last'"
+                    f"site '{site}' has {activation.shape[1]} tokens; a probe reads one, such as '{site.terms[0]}.last'"
                 )
         return {site: activation.flatten(1) for site, activation in activations.items()}
 

@@ -1,0 +1,306 @@
+"""ReplayNetwork: the verbs of HookedNetwork at the cost of what an edit can change, for a frozen model.
+
+Tensor letters: B batch, S sequence, P positions, D hidden.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from itrain.architectures import architecture, blocks, locate
+from itrain.inputs import ModelInputs
+from itrain.networks.cache import Budget, BudgetError, TokenStore, in_words
+from itrain.networks.hooks import Edit, HookedNetwork
+from itrain.networks.plan import Level, Plan, earliest, keep
+from itrain.networks.resume import TEXT, obstacle, state
+from itrain.sites import Site
+
+Replay = Literal["auto", "on", "off"]
+
+
+class Sizes(NamedTuple):
+    """Bytes that are kept: the residual stream below the edits, keys and values, and what was read."""
+
+    hidden: int
+    keys_values: int
+    readings: int
+
+
+class ReplayNetwork(nn.Module):
+    """HookedNetwork's verbs with its results to rounding, without running again what no edit can change.
+
+    When an example is first edited, plain hooks run, and what no edit can change is kept: the residual stream below the
+    lowest edited site and, in causal models, the keys and values of the tokens before the first edited one. Later the
+    model's own forward runs on the tokens from the batch's first edited one on, its lower blocks replaced by what was
+    kept. Before less than all is first run, answer and gradient are compared with those of plain hooks, as they are
+    again after the model has changed. Whatever cannot be replayed exactly runs under plain hooks.
+
+    Args:
+        hooked: runs the model.
+        uses: how often each example is expected; of examples used once nothing is kept. None: often.
+        budget_gib: the most that is kept in the device's memory, and as much again in the host's.
+        folder: where memory-mapped files hold what exceeds the budget; None: a cheaper level is chosen instead.
+        strict: refuse what cannot be replayed exactly.
+
+    Raises:
+        ValueError: ``strict``, and the model, a site or an input cannot be replayed exactly; the message says why.
+    """
+
+    def __init__(
+        self,
+        hooked: HookedNetwork,
+        *,
+        uses: int | None = None,
+        budget_gib: float = 4.0,
+        folder: Path | str | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hooked, self.strict = hooked, strict
+        self.keeps = uses is None or uses > 1
+        self.budget = Budget(budget_gib, None if folder is None else Path(folder))
+        self._stores: dict[object, TokenStore] = {}
+        self._expected: dict[object, int] = {}
+        self._state: object = None
+        self._obstacle()
+
+    @property
+    def model(self) -> nn.Module:
+        return self.hooked.model
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """The untouched model's answer: logits (B, V) at the answer token, (B, A, V) at several, or all its output."""
+        return self.hooked(inputs)
+
+    def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
+        """The number of features at the site: read from the module or, where it does not tell, from a run."""
+        return self.hooked.hidden_size(site, example)
+
+    def read(self, inputs: ModelInputs, sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch *places features"]]:
+        """The activations at the sites, (B, P, D) where a site has a position; at least fp32."""
+        wanted = tuple(dict.fromkeys(sites))
+        if self._obstacle() is not None:
+            return self.hooked.read(inputs, wanted)
+        keeps = self.keeps and self._unfit(inputs) is None
+        stores = {site: self._store(site) for site in _placed(wanted) if keeps}
+        found = {}
+        for site, store in stores.items():
+            if (kept := store.find(inputs.facts.keys)) is not None:
+                found[site] = store.gather(kept, inputs.slots(site)[0], inputs.device)
+        if missing := [site for site in wanted if site not in found]:
+            # Only modules within blocks are known to be called once.
+            in_blocks = all(self._depth(site) is not None for site in missing)
+            found |= self.hooked.read(inputs, missing, stop_early=in_blocks)
+            for site in missing:
+                if site in stores:
+                    self._keep_reading(inputs, site, found[site])
+        return {site: found[site] for site in wanted}
+
+    def edit(self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]]) -> Tensor:
+        """The model's answer with the activation at each site replaced by the edit of it, as HookedNetwork gives it."""
+        plan = self._plan([site for site, _ in edits]) if edits and self._obstacle() is None else None
+        if plan is None or self._unfit(inputs, plan) is not None:
+            return self.hooked.edit(inputs, edits)
+        return plan.edit(inputs, edits)
+
+    def estimate(
+        self, sites: Sequence[Site], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs] = ()
+    ) -> Sizes:
+        """What would be kept of these examples if all of it had room."""
+        below = min(self._depth(site) or 0 for site in sites)
+        size = next(self.model.parameters()).dtype.itemsize
+        hidden = self.hidden_size(Site(layer=0, component="block_output")) if below else 0
+        above = range(below, len(blocks(self.model)))
+        pairs = [Site(layer=layer, component=each) for layer in above for each in ("key_output", "value_output")]
+        keys_values = sum(self.hidden_size(site) for site in pairs)
+        whole, before, *read = _tokens(sites, bases, sources)
+        example = bases[0].take(torch.tensor([0])).to(self._device)
+        readings = sum(
+            count * self.hidden_size(site, example) for site, count in zip(_placed(sites), read, strict=True)
+        )
+        return Sizes(whole * hidden * size, before * keys_values * size, readings * torch.float32.itemsize)
+
+    def expect(self, sites: Sequence[Site], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs] = ()) -> str:
+        """Make ready for these examples; the line that is returned says what will run, what is kept, and why.
+
+        Room will be taken in one piece, and a level that has none is not begun.
+        """
+        reason, plan = self._obstacle(), None
+        if reason is None:
+            plan = self._plan(sites)
+            unfit = (self._unfit(each, plan) for each in bases)
+            reason = "an edited site lies in no block" if plan is None else next(filter(None, unfit), None)
+        if plan is None or reason is not None:
+            return f"plain hooks: {reason}"
+        sizes, room = self.estimate(sites, bases, sources), self.budget.room(self._device)
+        budget = f"the budget is {in_words(self.budget.bytes)}"
+        if plan.level == "suffix" and sum(sizes) > room:
+            plan.lower("suffix", f"keys and values take {in_words(sizes.keys_values)}, {budget}")
+        if plan.level == "prefix" and sizes.hidden + sizes.readings > room:
+            plan.lower("prefix", f"outputs of the block below take {in_words(sizes.hidden)}, {budget}")
+        for key, count in zip(_kept(sites, plan.below), _tokens(sites, bases, sources), strict=True):
+            self._expected[key] = self._store(key).expected = count
+        kept = {"stop": 0, "prefix": sizes.hidden, "suffix": sizes.hidden + sizes.keys_values}[plan.level]
+        return f"{plan.describe()}; {in_words(kept + sizes.readings * self.keeps)} are kept, {budget}"
+
+    def forget(self) -> None:
+        """Drop all that was kept, as is done whenever the model has changed."""
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+        self._full: set[Site] = set()
+        self._plans: dict[tuple[Site, ...], Plan | None] = {}
+        self._depths: dict[Site, int | None] = {}
+
+    def _obstacle(self) -> str | None:
+        """Why this model cannot be replayed, if it cannot; forgets what was kept of it before it changed."""
+        seen = state(self.model)
+        if seen != self._state:
+            self.forget()
+            self._state, self._reason = seen, obstacle(self.model)
+        return self._refused(self._reason)
+
+    def _unfit(self, inputs: ModelInputs, plan: Plan | None = None) -> str | None:
+        """Why these inputs cannot be replayed, if they cannot."""
+        first, end = inputs.extent
+        left = bool((first > 0).any())
+        padded = left or bool((end < inputs.length).any())
+        reason = None
+        if others := set(inputs.arguments) - TEXT:
+            reason = f"the model is given '{min(others)}' besides tokens"
+        elif padded and "attention_mask" not in inputs.arguments:
+            reason = "there is padding and no attention mask"
+        elif left and not self._causal:
+            reason = "an encoder counts padding on the left as tokens"
+        elif padded and plan is not None and plan.sees_padding(inputs):
+            reason = "the answer or an edit takes in padding"
+        return self._refused(reason)
+
+    def _refused(self, reason: str | None) -> str | None:
+        if self.strict and reason is not None:
+            raise ValueError(f"replay would not be exact: {reason}")
+        return reason
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def _causal(self) -> bool:
+        row = architecture(self.model)
+        return row is not None and row.causal
+
+    def _depth(self, site: Site) -> int | None:
+        """How many blocks lie below the site; None for a site in no block, or in one of several calls."""
+        if site not in self._depths:
+            module, end, *_ = locate(self.model, site)
+            layers = blocks(self.model)
+            depth = next((place for place, block in enumerate(layers) if module in set(block.modules())), None)
+            if depth is not None and module is layers[depth] and end == "output":
+                depth += 1
+            self._depths[site] = depth if site.step is None else None
+        return self._depths[site]
+
+    def _plan(self, sites: Sequence[Site]) -> Plan | None:
+        """The plan for edits at the sites; None where one of them lies in no block."""
+        key = tuple(dict.fromkeys(sites))
+        if key not in self._plans:
+            depths = {site: self._depth(site) for site in key}
+            outside = [site for site, depth in depths.items() if depth is None]
+            self._refused(f"site '{outside[0]}' lies in no block" if outside else None)
+            self._plans[key] = None if outside else self._new_plan(key, min(depth or 0 for depth in depths.values()))
+        return self._plans[key]
+
+    def _new_plan(self, sites: tuple[Site, ...], below: int) -> Plan:
+        level: Level = "suffix"
+        reason = ""
+        if not self.keeps:
+            level, reason = "stop", "each example is used once"
+        elif not self._causal:
+            level, reason = "prefix", "in an encoder every token sees the edited one"
+        elif len(_placed(sites)) < len(sites):
+            level, reason = "prefix", "a site without a position has all tokens edited"
+        hidden, before = (self._store(key) for key in _kept(sites, below)[:2])
+        return Plan(self.hooked, sites, below=below, level=level, reason=reason, hidden=hidden, before=before)
+
+    def _store(self, key: object) -> TokenStore:
+        if key not in self._stores:
+            self._stores[key] = TokenStore(self.budget, self._expected.get(key, 0))
+        return self._stores[key]
+
+    def _keep_reading(
+        self, inputs: ModelInputs, site: Site, activation: Float[Tensor, "batch positions features"]
+    ) -> None:
+        if site in self._full:
+            return
+        slots, counts = inputs.slots(site)
+        # Slots that repeat a token hold the same, so that it does not matter which of them is taken.
+        slot = torch.zeros_like(slots).scatter(1, slots, torch.arange(slots.shape[1]).expand_as(slots))
+        activation = activation.take_along_dim(slot[:, :, None].to(activation.device), 1)
+        try:
+            keep(self._store(site), inputs, torch.zeros_like(counts), counts, [activation])
+        except BudgetError as error:
+            self._full.add(site)
+            self._store(site).close()
+            warnings.warn(f"what is read at '{site}' is not kept: {error}", stacklevel=2)
+
+
+Network: TypeAlias = HookedNetwork | ReplayNetwork
+
+
+def make_network(
+    model: nn.Module,
+    *,
+    replay: Replay = "auto",
+    trainable: bool = False,
+    uses: int | None = None,
+    budget_gib: float = 4.0,
+    folder: Path | str | None = None,
+) -> Network:
+    """The model's network, replayed where that is exact (auto), always (on) or never (off).
+
+    The other arguments are those of HookedNetwork and ReplayNetwork.
+
+    Raises:
+        ValueError: ``on``, and replay would not be exact.
+    """
+    hooked = HookedNetwork(model, trainable=trainable)
+    if replay == "off" or (replay == "auto" and obstacle(model) is not None):
+        return hooked
+    return ReplayNetwork(hooked, uses=uses, budget_gib=budget_gib, folder=folder, strict=replay == "on")
+
+
+def _placed(sites: Sequence[Site]) -> list[Site]:
+    return [site for site in sites if site.position is not None]
+
+
+def _kept(sites: Sequence[Site], below: int) -> list[object]:
+    """The names of the stores for edits at the sites: of the blocks' outputs, of keys and values, of each reading."""
+    return [("hidden", below), ("before", below, frozenset(site.position for site in sites)), *_placed(sites)]
+
+
+def _tokens(sites: Sequence[Site], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> list[int]:
+    """The tokens that each of these stores keeps of different examples."""
+    whole = _different(bases, lambda inputs: inputs.extent[1] - inputs.extent[0])
+    placed = len(_placed(sites)) == len(sites)
+    before = _different(bases, lambda inputs: earliest(inputs, sites) - inputs.extent[0]) if placed else 0
+    read = [_different(sources, lambda inputs, site=site: inputs.slots(site)[1]) for site in _placed(sites)]
+    return [whole, before, *read]
+
+
+def _different(batches: Sequence[ModelInputs], count: Callable[[ModelInputs], Tensor]) -> int:
+    """The sum over different examples."""
+    keys = torch.cat([batch.facts.keys for batch in batches]) if batches else torch.empty(0, dtype=torch.long)
+    if not len(keys):
+        return 0
+    order = keys.argsort()
+    first = torch.ones(len(keys), dtype=torch.bool)
+    first[1:] = keys[order].diff() != 0
+    return int(torch.cat([count(batch) for batch in batches])[order][first].sum())

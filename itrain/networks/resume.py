@@ -1,0 +1,210 @@
+"""Resumes a run of a transformers model in its middle: above some blocks, and after some tokens.
+
+The model's own forward runs, so that masks, rotary embeddings and the head are its own. Only the blocks below are
+replaced, and earlier tokens take part through their keys and values. Tensor letters: B batch, S sequence, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from itrain.architectures import blocks, unwrap
+from itrain.inputs import ModelInputs
+from itrain.networks.hooks import forward_arguments
+
+TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
+"""Arguments of a model's forward that say no more than which tokens an example has."""
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why runs of the model cannot be resumed with the same result; None where they can."""
+    try:
+        blocks(model)
+    except ValueError as unknown:
+        return str(unknown).partition(". ")[0]
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return "the model's weights are trained"
+    if any(module.training for module in model.modules()):
+        return "the model is not in eval mode"
+    if len({parameter.device for parameter in model.parameters()}) > 1 or _is_split(model):
+        return "the model's weights are spread over several devices"
+    if hooked := next((name for name, module in model.named_modules() if _hooks_of_others(module)), None):
+        return f"other code has hooks on the model's module '{hooked}'"
+    return None
+
+
+def state(model: nn.Module) -> tuple[object, ...]:
+    """What differs after the model's weights, precision, mode, modules or hooks have changed.
+
+    It is compared in every step, so it looks at no values. Weights changed in place through ``.data`` go unnoticed.
+    """
+    modules, tensors = [model], []
+    for module in modules:
+        if module._parameters or module._buffers:
+            tensors += [*module._parameters.values(), *module._buffers.values()]
+        if module._modules:
+            modules += [child for child in module._modules.values() if child is not None]
+    weights = [
+        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.requires_grad)
+        for tensor in tensors
+        if tensor is not None
+    ]
+    modes = [(id(each), each.training, len(each._forward_hooks), len(each._forward_pre_hooks)) for each in modules]
+    return precision(model), weights, modes
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """What the model computes in: its weights' type, or autocast's."""
+    weight = next(model.parameters())
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class Watched:
+    """What a block put out: the residual stream, and of how many outputs it was the first (0: the only one)."""
+
+    hidden: Float[Tensor, "batch sequence hidden"]
+    outputs: int
+
+
+@contextmanager
+def watched(block: nn.Module | None) -> Iterator[Watched]:
+    """Note what the block puts out, before any hook changes it."""
+    seen = Watched()
+    if block is None:
+        yield seen
+        return
+    forward = block.forward
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        seen.outputs = 0 if isinstance(output, Tensor) else len(output)
+        seen.hidden = (output if isinstance(output, Tensor) else output[0]).detach()
+        return output
+
+    with _forwards({block: watch}):
+        yield seen
+
+
+@contextmanager
+def resumed(below: Sequence[nn.Module], hidden: Float[Tensor, "batch sequence hidden"], outputs: int) -> Iterator[None]:
+    """Have the last of the blocks put out ``hidden``, one of so many ``outputs``, and those before it do nothing."""
+
+    def shaped(value: Any) -> Any:
+        return (value, *[None] * (outputs - 1)) if outputs else value
+
+    def passed(*args: Any, **kwargs: Any) -> Any:
+        return shaped(args[0] if args else kwargs["hidden_states"])
+
+    # Not the list of blocks is cut: models choose masks and rotary embeddings by a block's place in it.
+    with _forwards({**dict.fromkeys(below[:-1], passed), below[-1]: lambda *args, **kwargs: shaped(hidden)}):
+        yield
+
+
+def after(inputs: ModelInputs, start: int, model: nn.Module) -> ModelInputs:
+    """The inputs for a run of the tokens from ``start`` on; the mask still covers those before."""
+    tensors = {name: value for name, value in forward_arguments(unwrap(model), inputs).items() if name in TEXT}
+    arguments = {name: value if name == "attention_mask" else value[:, start:] for name, value in tensors.items()}
+    if inputs.unpadded:
+        # Without a mask to look into, transformers need not wait for the accelerator.
+        arguments.pop("attention_mask", None)
+    return ModelInputs(
+        arguments=arguments,
+        answer=None if inputs.answer is None else inputs.answer - start,
+        tokens=torch.stack(inputs.extent, 1) - start,
+        spans={name: span - start for name, span in inputs.spans.items()},
+        texts=inputs.texts,
+    )
+
+
+class Shape(NamedTuple):
+    """Heads and their size, of a block's keys and of its values."""
+
+    keys: tuple[int, int]
+    values: tuple[int, int]
+
+
+class _KeyValues:
+    """What transformers' models ask of a cache. Windows are left to the masks: all layers hold all tokens."""
+
+    is_compileable = False
+    is_sliding = is_linear = is_dummy = (False,)
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+
+class Recorder(_KeyValues):
+    """An empty cache that notes the keys and values of the blocks from ``first`` on, (B, S, H, size) each."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__(0)
+        self.first, self.noted = first, dict[int, tuple[Tensor, Tensor]]()
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> tuple[Tensor, Tensor]:
+        if layer_idx >= self.first:
+            self.noted[layer_idx] = keys.detach().transpose(1, 2), values.detach().transpose(1, 2)
+        return keys, values
+
+    @property
+    def shapes(self) -> dict[int, Shape]:
+        sizes = {layer: [(each.shape[2], each.shape[3]) for each in pair] for layer, pair in self.noted.items()}
+        return {layer: Shape(*pair) for layer, pair in sizes.items()}
+
+
+class Before(_KeyValues):
+    """A cache of so many earlier tokens' keys and values, which a run reads and does not change."""
+
+    def hold(self, rows: Float[Tensor, "batch length features"], shapes: Mapping[int, Shape]) -> None:
+        """Give it the keys and values side by side, by block as in ``shapes``."""
+        sizes = [heads * size for shape in shapes.values() for heads, size in shape]
+        parts = iter(rows.split(sizes, -1))
+        self.kept = {
+            layer: tuple(next(parts).unflatten(-1, each).transpose(1, 2) for each in shape)
+            for layer, shape in shapes.items()
+        }
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> tuple[Tensor, Tensor]:
+        earlier_keys, earlier_values = self.kept[layer_idx]
+        return torch.cat([earlier_keys, keys], 2), torch.cat([earlier_values, values], 2)
+
+
+@contextmanager
+def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules another forward, on the instance, where hooks and wrappers of the class still find it."""
+    own = {module: module.__dict__["forward"] for module in replacements if "forward" in module.__dict__}
+    for module, forward in replacements.items():
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for module in replacements:
+            if module in own:
+                module.__dict__["forward"] = own[module]
+            else:
+                module.__dict__.pop("forward", None)
+
+
+def _is_split(model: nn.Module) -> bool:
+    return isinstance(model, nn.DataParallel) or any(hasattr(weight, "device_mesh") for weight in model.parameters())
+
+
+def _hooks_of_others(module: nn.Module) -> bool:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    # transformers leaves hooks behind that collect hidden states when asked for them, and else do nothing.
+    return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
