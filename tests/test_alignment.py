@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.interventions.ablation import Mean
+from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.networks.hooks import HookedNetwork
@@ -26,14 +28,15 @@ EMBED = Site.parse("module:embed.output")
 ADAM = partial(torch.optim.Adam, lr=3e-2)
 
 
-def trainer(**settings: object) -> lightning.Trainer:
-    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-    return lightning.Trainer(
-        **{"accelerator": "cpu", "max_epochs": 8, "use_distributed_sampler": False, **quiet, **settings}
-    )  # type: ignore[arg-type]
+def trainer(**settings: Any) -> lightning.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    usual = {"accelerator": "cpu", "max_epochs": 8, "use_distributed_sampler": False, "enable_checkpointing": False}
+    return lightning.Trainer(**{**quiet, **usual, **settings})
 
 
-def search(intervention: Callable = partial(DAS, rank=1), variable: str = "left", seed: int = 0, **settings: object):
+def search(
+    intervention: Callable[[int], Intervention] = DAS, variable: str = "left", seed: int = 0, **settings: Any
+) -> tuple[AlignmentSearch, CounterfactualDataModule]:
     lightning.seed_everything(seed, verbose=False)
     network = HookedNetwork(Planted())
     data = CounterfactualDataModule(task=Bits(variable), network=network, seed=seed, batch_size=32, train_pairs=512)
@@ -136,7 +139,7 @@ def test_a_checkpoint_holds_no_base_weights_and_needs_the_interventions(tmp_path
     }
     assert saved["optimizer_states"], "the optimizer's state is kept for resuming"
     module.load_state_dict(saved["state_dict"])
-    with pytest.raises(RuntimeError, match="Missing key.*interventions"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*interventions"):
         module.load_state_dict({})
 
 
@@ -178,13 +181,13 @@ def test_a_fit_that_cannot_learn_ends_at_its_first_step() -> None:
     site = Site.parse("module:aside.output")
     module = AlignmentSearch(network=network, sites=[site], intervention=DAS, optimizer=ADAM, hidden_sizes=[HIDDEN])
     with pytest.raises(
-        FirstStepError, match="site 'module:aside.output': nothing that DAS does there reaches the label"
+        FirstStepError, match=r"site 'module:aside.output': nothing that DAS does there reaches the label"
     ):
         trainer(callbacks=[FirstStepCheck()]).fit(module, datamodule=data)
 
 
 def test_sites_may_share_an_intervention() -> None:
-    module, data = search()
+    module, _ = search()
     sites = [EMBED, Site.parse("module:head.input")]
     own, shared = (
         AlignmentSearch(

@@ -29,9 +29,9 @@ def discovered() -> list[type[Task]]:
     found = []
     for info in pkgutil.walk_packages(itrain.tasks.__path__, "itrain.tasks."):
         for value in vars(importlib.import_module(info.name)).values():
-            if isinstance(value, type) and issubclass(value, Task) and not inspect.isabstract(value):
-                if value.__module__ == info.name:
-                    found.append(value)
+            own = isinstance(value, type) and issubclass(value, Task) and value.__module__ == info.name
+            if own and not inspect.isabstract(value):
+                found.append(value)
     return found
 
 

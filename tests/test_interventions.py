@@ -27,9 +27,9 @@ def discovered() -> list[type[Intervention]]:
     for info in pkgutil.walk_packages(itrain.interventions.__path__, "itrain.interventions."):
         module = importlib.import_module(info.name)
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Intervention) and value.__module__ == info.name:
-                if not inspect.isabstract(value):
-                    found.append(value)
+            own = isinstance(value, type) and issubclass(value, Intervention) and value.__module__ == info.name
+            if own and not inspect.isabstract(value):
+                found.append(value)
     return found
 
 
@@ -219,7 +219,7 @@ def test_das_is_its_formula_in_fp64() -> None:
 
 
 def test_a_full_rotation_swaps_only_its_block() -> None:
-    """A rotation that swaps the whole space is the full vector and cannot learn; pyvene's does so without being told."""
+    """A rotation that swaps the whole space is the full vector and cannot learn; pyvene's does so by default."""
     intervention = FullRotationDAS(HIDDEN, blocks=4).double()
     base, source = (tensor.double() for tensor in activations(7))
     rows = intervention.rotation.rows

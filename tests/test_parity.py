@@ -120,6 +120,6 @@ def test_the_parity_test_can_fail() -> None:
     site = Site(layer=LAYER, component="block_output", position=str(POSITION))
     intervention = DAS(HookedNetwork(model).hidden_size(site), rank=RANK)
     logits, _ = ours(model, "block_output", intervention)
-    base, source, _ = tokens()
+    base = tokens()[0]
     untouched = model(input_ids=base).logits[:, -1]
     assert (logits - untouched).abs().max() > 1e-3

@@ -21,9 +21,10 @@ from itrain.training.alignment import AlignmentSearch
 from tests.models import tiny_model
 
 SITE = Site.parse("layer0.block_output@last")
+RANK_3 = partial(DAS, rank=3)
 
 
-def search_on(model: nn.Module, intervention=partial(DAS, rank=3), **settings: object) -> AlignmentSearch:
+def search_on(model: nn.Module, intervention=RANK_3, **settings: object) -> AlignmentSearch:
     return AlignmentSearch(network=HookedNetwork(model), sites=[SITE], intervention=intervention, **settings)  # type: ignore[arg-type]
 
 
@@ -101,7 +102,7 @@ def test_another_model_is_refused(model: nn.Module, tmp_path: Path) -> None:
     other = tiny_model("llama")
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight.add_(1)
-    with pytest.raises(ExportError, match="was trained on some/llama .*this model has the fingerprint"):
+    with pytest.raises(ExportError, match=r"was trained on some/llama .*this model has the fingerprint"):
         load(tmp_path, other)
 
 

@@ -46,7 +46,7 @@ def _draw_bars(axes, results: Mapping[str, float]) -> None:
     axes.set_yticks(range(len(rows)), list(rows))
     pairs = int(results["test/pairs_changing"])
     axes.set(xlim=(0, 1.15), xlabel=f"interchange intervention accuracy, {pairs} label-changing pairs")
-    axes.legend(loc="lower right", title="rule", reverse=True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, reverse=True)
 
 
 def _draw_curve(axes, metrics: Path) -> None:
