@@ -93,8 +93,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     base_model = instantiate(cfg.model)
     if not isinstance(base_model, BaseModel):
         base_model = BaseModel(model=base_model)
-    epochs = cfg.trainer.get("max_epochs")
-    network = instantiate(cfg.network)(model=base_model.model, uses=epochs)
+    network = _network(cfg, base_model, folder)
     task = instantiate(cfg.task, _convert_="all")
     task.bind(base_model.tokenizer)
     data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)
@@ -113,6 +112,15 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     data.setup("fit")
     data.require(sites)
     return Parts(base_model=base_model, task=task, data=data, module=module, trainer=trainer)
+
+
+def _network(cfg: DictConfig, base_model: BaseModel, folder: Path) -> Network:
+    """The base model's network; what it keeps beyond its budget goes to the run's folder, unless told otherwise."""
+    epochs = cfg.trainer.get("max_epochs")
+    settings: dict[str, Any] = {"uses": epochs if epochs and epochs > 0 else None, "folder": folder}
+    return instantiate(cfg.network)(
+        model=base_model.model, **{key: value for key, value in settings.items() if key not in cfg.network}
+    )
 
 
 def _quiet() -> None:

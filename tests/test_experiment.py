@@ -151,6 +151,36 @@ def test_a_model_saved_in_a_folder_runs_the_same_recipe(model_type: str) -> None
     assert exported["base_model"]["type"] == model_type
 
 
+def test_the_ways_to_run_the_model_find_the_same() -> None:
+    """Replay, plain hooks, and replay from files beyond a budget that has no room for what is kept."""
+    ways = {"replay": [], "hooks": ["network.replay=off"], "files": ["network.budget_gib=0.0001"]}
+    found = {}
+    for name, words in ways.items():
+        assert run("fit", "recipe=das_gender", f"output={name}", *words) == 0
+        folder = only_run(Path(name))
+        assert not [path for path in folder.iterdir() if path.name.startswith("kept")]
+        found[name] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name in ("hooks", "files"):
+        for key, weight in found["replay"].items():
+            torch.testing.assert_close(found[name][key], weight, atol=1e-4, rtol=1e-4)
+
+
+def test_two_processes_find_what_one_does() -> None:
+    """The global batch is the same; each example counts once in each figure."""
+    for trainer in ("cpu", "ddp_cpu"):
+        words = command("fit", "recipe=das_gender", f"trainer={trainer}", f"output={trainer}", "data.test_pairs=61")
+        subprocess.run(words, env=environment(), check=True, capture_output=True)
+    one, two = (json.loads((only_run(Path(name)) / "metrics.json").read_text()) for name in ("cpu", "ddp_cpu"))
+    assert one == pytest.approx(two, abs=1e-6)
+    assert one["test/pairs_changing"] + one["test/pairs_preserving"] == 61
+    alone, shared = (
+        torch.load(only_run(Path(name)) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("cpu", "ddp_cpu")
+    )
+    for key, weight in alone.items():
+        torch.testing.assert_close(shared[key], weight, atol=1e-5, rtol=1e-5)
+
+
 # --- how runs end
 
 
@@ -223,6 +253,11 @@ BAD = {
     "no label changes": (["recipe=das_gender", "task.changing=0.0"], 1, "label change"),
     "site that cannot reach the label": (["recipe=das_gender", "site.layer=5"], 1, "layer5.block_output@name"),
     "missing checkpoint": (["recipe=das_gender", "ckpt=gone.ckpt"], 2, "gone.ckpt"),
+    "replay of what cannot be replayed": (
+        ["recipe=das_gender", "network.replay=on", "site=module:gpt_neox.embed_in.output@name"],
+        1,
+        "lies in no block",
+    ),
     "no such folder": (["recipe=das_gender", "model=hf", "model.name=./gone"], 1, "./gone"),
 }
 

@@ -67,9 +67,13 @@ class Budget:
         self._taken[tensor.data_ptr()] = place, size
         return tensor
 
+    def memory(self, device: torch.device) -> int:
+        """The bytes of memory that may be taken."""
+        return self.bytes * len({str(device), "cpu"})
+
     def room(self, device: torch.device) -> float:
         """All the bytes that may be taken."""
-        return self.bytes * len({str(device), "cpu"}) if self.folder is None else float("inf")
+        return self.memory(device) if self.folder is None else float("inf")
 
     def give_back(self, tensor: Tensor) -> None:
         self._taken.pop(tensor.data_ptr(), None)

@@ -148,7 +148,9 @@ class ReplayNetwork(nn.Module):
         for key, count in zip(_kept(sites, plan.below), _tokens(sites, bases, sources), strict=True):
             self._expected[key] = self._store(key).expected = count
         kept = {"stop": 0, "prefix": sizes.hidden, "suffix": sizes.hidden + sizes.keys_values}[plan.level]
-        return f"{plan.describe()}; {in_words(kept + sizes.readings * self.keeps)} are kept, {budget}"
+        kept += sizes.readings * self.keeps
+        where = "" if kept <= self.budget.memory(self._device) else f" of memory, the rest lies in {self.budget.folder}"
+        return f"{plan.describe()}; {in_words(kept)} are kept, {budget}{where}"
 
     def forget(self) -> None:
         """Drop all that was kept, as is done whenever the model has changed."""

@@ -155,7 +155,8 @@ class AlignmentSearch(lightning.LightningModule):
         for name, metric in self.metrics.items():
             place, _, rule = name.rpartition("/")
             for key, value in metric.compute().items():
-                self.log(f"{place}/{key}_{rule}" if key.startswith("iia") else f"{place}/{key}", value.float())
+                label = f"{place}/{key}_{rule}" if key.startswith("iia") else f"{place}/{key}"
+                self.log(label, value.float(), sync_dist=True)
         self.metrics.clear()
 
     def _read(self, source: ModelInputs, interventions: Interventions) -> dict[Site, Tensor]:

@@ -128,9 +128,9 @@ class ProbeTraining(lightning.LightningModule):
 
     def _report(self) -> None:
         results = {name: metric.compute() for name, metric in self.accuracies.items()}
-        self.log_dict(results)
+        self.log_dict(results, sync_dist=True)
         split = next(iter(results)).partition("/")[0]
-        self.log(f"{split}/probe_accuracy", torch.stack(list(results.values())).mean())
+        self.log(f"{split}/probe_accuracy", torch.stack(list(results.values())).mean(), sync_dist=True)
         self.accuracies.clear()
 
     @staticmethod
