@@ -177,6 +177,11 @@ class ModelInputs:
             count = count + stop - start
         return torch.cat(slots, 1), count
 
+    def present(self, site: Site) -> Bool[Tensor, "batch positions"]:
+        """Which of the P tokens at the position each example has, on the CPU; ragged spans leave some out."""
+        counts = [stop - start for start, stop in self._ranges(site, self.length)]
+        return torch.cat([torch.arange(int(count.max())) < count[:, None] for count in counts], 1)
+
     def require(self, site: Site) -> None:
         """Refuse examples in which the site's position does not exist.
 
@@ -220,6 +225,13 @@ class ModelInputs:
                 example = int(outside[0])
                 has = f"{self.name(example)}, which has {int(end[example] - first[example])} tokens"
                 raise PositionError(f"site '{site}': position '{term}' does not exist in {has}")
+            for other, (begin, until) in zip(site.terms, ranges, strict=False):
+                twice = (torch.maximum(start, begin) < torch.minimum(stop, until)).nonzero()
+                if len(twice):
+                    raise PositionError(
+                        f"site '{site}': '{other}' and '{term}' name the same token of {self.name(int(twice[0]))}, "
+                        "which can be edited once only"
+                    )
             ranges.append((start, stop))
         return ranges
 

@@ -22,6 +22,7 @@ from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import FirstStepCheck, FirstStepError
 from itrain.training.probing import ProbeTraining
+from tests.models import tiny_inputs, tiny_model
 from tests.planted import HIDDEN, Bits, Planted
 
 EMBED = Site.parse("module:embed.output")
@@ -231,8 +232,6 @@ def test_the_mean_is_that_of_the_training_pairs() -> None:
 
 def test_joined_positions_are_one_vector() -> None:
     """Joining is an explicit choice, never implied by a class (T9)."""
-    from tests.models import tiny_model
-
     network = HookedNetwork(tiny_model("gpt2"))
     site = Site.parse("layer0.block_output@first2")
     size = network.hidden_size(site)
@@ -249,6 +248,30 @@ def test_joined_positions_are_one_vector() -> None:
 
     assert torch.equal(module._edit(record, source)(base), source)
     assert seen == [((3, 2 * size), (3, 2 * size))]
+
+
+def test_tokens_of_different_number_are_not_joined_and_count_once_in_a_mean() -> None:
+    network = HookedNetwork(tiny_model("llama"))
+    site = Site.parse("layer0.block_output@name")
+    base = tiny_inputs(spans={"name": torch.tensor([[1, 2], [2, 5]])})
+    labels = torch.zeros(2, dtype=torch.long)
+    batch = CounterfactualBatch(
+        base=base,
+        sources={"v": base},
+        base_label=labels,
+        counterfactual_label=labels,
+        contrast_label=labels,
+        variables={},
+    )
+    joined = AlignmentSearch(
+        network=network, sites=[site], intervention=FullVector, join_positions=True, hidden_sizes=[3]
+    )
+    with pytest.raises(ValueError, match="examples have different numbers of tokens there"):
+        joined.interchange(batch, joined.trained)
+    mean = AlignmentSearch(network=network, sites=[site], intervention=Mean)
+    mean.fit_activations([batch])
+    whole = network.read(base, [site.at(None)])[site.at(None)]
+    torch.testing.assert_close(mean.trained[site].mean, torch.cat([whole[0, 1:2], whole[1, 2:5]]).mean(0))
 
 
 @pytest.mark.parametrize("variable", ["left", "parity"])

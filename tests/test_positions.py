@@ -133,3 +133,16 @@ def test_a_position_in_an_activation_without_tokens_is_refused(model_type, site)
 def test_a_position_among_answer_rows_is_refused(network):
     with pytest.raises(PositionError, match="has 1 tokens, fewer than the inputs"):
         network.read(tiny_inputs(answer=True), sites("module:lm_head.output@first"))
+
+
+def test_terms_that_name_one_token_twice_are_refused(network):
+    inputs = replace(tiny_inputs((6, 4)), texts=["long", "short"])
+    with pytest.raises(PositionError, match=r"'first3' and 'last2' name the same token of example 1 \('short'\)"):
+        network.read(inputs, sites("layer0.block_output@first3+last2"))
+    assert network.read(inputs, sites("layer0.block_output@first2+last2"))
+
+
+def test_ragged_spans_say_which_tokens_an_example_has():
+    inputs = tiny_inputs(spans={"name": torch.tensor([[1, 2], [2, 5]])})
+    present = inputs.present(Site(layer=0, component="block_output", position="name+0"))
+    assert present.tolist() == [[True, False, False, True], [True, True, True, True]]

@@ -89,6 +89,7 @@ class AlignmentSearch(lightning.LightningModule):
                 activations = self._read(source, interventions)
                 for site, intervention in interventions.items():
                     batch.base.require_same_count(source, site)
+                    self._require_joinable(batch.base, site)
                     edits.append((site, self._edit(intervention.edit_for(variable), activations.get(site))))
             return self.network.edit(batch.base, edits)
 
@@ -112,6 +113,8 @@ class AlignmentSearch(lightning.LightningModule):
         with torch.no_grad():
             for batch in batches:
                 for site, activation in self.network.read(batch.base.to(device), wanted).items():
+                    if site.position is not None and not self.join_positions:
+                        activation = activation[batch.base.present(site).to(device)]
                     found[site].append(self._joined(activation).flatten(0, -2))
         for site, intervention in wanted.items():
             intervention.fit(torch.cat(found[site]))
@@ -168,6 +171,10 @@ class AlignmentSearch(lightning.LightningModule):
             return partial(_call, apply, source)
         joined = None if source is None else self._joined(source)
         return lambda base: apply(self._joined(base), joined).view_as(base)
+
+    def _require_joinable(self, base: ModelInputs, site: Site) -> None:
+        if self.join_positions and site.position is not None and not bool(base.present(site).all()):
+            raise ValueError(f"site '{site}': examples have different numbers of tokens there, which cannot be joined")
 
     def _joined(self, activation: Tensor) -> Tensor:
         return activation.flatten(1) if self.join_positions else activation
