@@ -6,7 +6,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -157,13 +157,19 @@ def forward_arguments(model: nn.Module, inputs: ModelInputs) -> dict[str, Any]:
     arguments: dict[str, Any] = dict(inputs.arguments)
     row = architecture(model)
     if row is not None:
-        accepted = inspect.signature(model.forward).parameters
+        accepted = _accepted(type(model))
         if "use_cache" in accepted:
             arguments["use_cache"] = False
         if row.causal and "position_ids" in accepted and "attention_mask" in arguments:
             # GPT-2 and its kin number padding too unless told where the text starts.
             arguments.setdefault("position_ids", (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0))
     return arguments
+
+
+@cache
+def _accepted(model: type[nn.Module]) -> frozenset[str]:
+    """The names of the forward's arguments; looking them up takes longer than a small model's block."""
+    return frozenset(inspect.signature(model.forward).parameters)
 
 
 class _AllFound(Exception):
