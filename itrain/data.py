@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
@@ -55,38 +55,30 @@ class CounterfactualBatch:
         return len(self.base_label)
 
     def take(self, rows: Int[Tensor, " rows"]) -> CounterfactualBatch:
-        return CounterfactualBatch(
-            base=self.base.take(rows),
-            sources={variable: source.take(rows) for variable, source in self.sources.items()},
-            base_label=self.base_label[rows],
-            counterfactual_label=self.counterfactual_label[rows],
-            contrast_label=self.contrast_label[rows],
-            variables={variable: values[rows] for variable, values in self.variables.items()},
-        )
+        """Some of the pairs, as a batch of its own."""
+        return replace(self._each(lambda inputs: inputs.take(rows), lambda tensor: tensor[rows]), weight=1.0)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> CounterfactualBatch:
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return replace(
-            self,
-            base=self.base.to(device, non_blocking),
-            sources={variable: source.to(device, non_blocking) for variable, source in self.sources.items()},
-            base_label=move(self.base_label),
-            counterfactual_label=move(self.counterfactual_label),
-            contrast_label=move(self.contrast_label),
-            variables={variable: move(values) for variable, values in self.variables.items()},
+        """The batch on another device."""
+        return self._each(
+            lambda inputs: inputs.to(device, non_blocking), lambda tensor: tensor.to(device, non_blocking=non_blocking)
         )
 
     def pin_memory(self) -> CounterfactualBatch:
+        """The batch in memory from which an accelerator copies without waiting."""
+        return self._each(ModelInputs.pin_memory, Tensor.pin_memory)
+
+    def _each(
+        self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
+    ) -> CounterfactualBatch:
         return replace(
             self,
-            base=self.base.pin_memory(),
-            sources={variable: source.pin_memory() for variable, source in self.sources.items()},
-            base_label=self.base_label.pin_memory(),
-            counterfactual_label=self.counterfactual_label.pin_memory(),
-            contrast_label=self.contrast_label.pin_memory(),
-            variables={variable: values.pin_memory() for variable, values in self.variables.items()},
+            base=change(self.base),
+            sources={variable: change(source) for variable, source in self.sources.items()},
+            base_label=change_tensor(self.base_label),
+            counterfactual_label=change_tensor(self.counterfactual_label),
+            contrast_label=change_tensor(self.contrast_label),
+            variables={variable: change_tensor(values) for variable, values in self.variables.items()},
         )
 
 

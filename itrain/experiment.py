@@ -39,10 +39,6 @@ class RunError(ValueError):
     """The run cannot start or go on; the message says why."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped from the keyboard; its last checkpoint is kept."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a configuration stands for."""
@@ -60,7 +56,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     parts.module.fit_activations(parts.data.train_dataloader())
     announce(parts.base_model, parts.data, parts.module, folder, how=_make_ready(parts))
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
-        _fit(parts, _checkpoint(cfg))
+        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
     results = _test(parts, folder)
     if isinstance(parts.module, AlignmentSearch):
         _export(cfg, folder, parts, results)
@@ -156,8 +152,10 @@ def _module(
 def _make_ready(parts: Parts) -> str:
     """Tell a replaying network what it will be asked; the line that says how the model will be run."""
     network, batches = parts.module.network, [dataset.pairs for dataset in parts.data.datasets.values()]
-    if not isinstance(network, ReplayNetwork) or isinstance(parts.module, ProbeTraining):
-        return "plain hooks" if not isinstance(network, ReplayNetwork) else "reads are kept, and stop at the site"
+    if not isinstance(network, ReplayNetwork):
+        return "plain hooks"
+    if isinstance(parts.module, ProbeTraining):
+        return "reads are kept, and stop at the site"
     sources = [source for batch in batches for source in batch.sources.values()]
     return network.expect(parts.module.sites, [batch.base for batch in batches], sources)
 
@@ -165,15 +163,6 @@ def _make_ready(parts: Parts) -> str:
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     others = [] if cfg.logger is None else [instantiate(cfg.logger, save_dir=str(folder), _convert_="all")]
     return [CSVLogger(folder, name="", version=""), *others]
-
-
-def _fit(parts: Parts, checkpoint: str | None) -> None:
-    try:
-        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint)
-    except (SystemExit, KeyboardInterrupt) as stop:
-        if parts.trainer.interrupted or isinstance(stop, KeyboardInterrupt):
-            raise Interrupted from stop
-        raise
 
 
 def _test(parts: Parts, folder: Path) -> Mapping[str, float]:
@@ -190,22 +179,9 @@ def _load(cfg: DictConfig, parts: Parts) -> None:
         require_model(parts.base_model.model, cfg.export)
         load_weights(parts.module.interventions, cfg.export)
         return
-    checkpoint = _checkpoint(cfg)
-    if checkpoint is None:
-        raise RunError("nothing to test: give ckpt=<run folder or .ckpt> or export=<folder>")
-    parts.module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-
-
-def _checkpoint(cfg: DictConfig) -> str | None:
-    """The checkpoint file that ``ckpt`` names: itself, or the last one of a run's folder."""
     if cfg.ckpt is None:
-        return None
-    path = Path(cfg.ckpt)
-    if path.is_dir():
-        path = path / CHECKPOINTS / "last.ckpt"
-    if not path.is_file():
-        raise RunError(f"ckpt={cfg.ckpt}: there is no checkpoint '{path}'")
-    return str(path)
+        raise RunError("nothing to test: give ckpt=<run folder or .ckpt> or export=<folder>")
+    parts.module.load_state_dict(torch.load(cfg.ckpt, map_location="cpu", weights_only=True)["state_dict"])
 
 
 @rank_zero_only
