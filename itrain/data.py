@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Any, Literal, cast
 
-import lightning
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from itrain.causal_model import Setting
 from itrain.inputs import ModelInputs
-from itrain.metrics import is_right
+from itrain.metrics import UNUSED, is_right
 from itrain.networks.replay import Network
 from itrain.sites import Site
-from itrain.tasks.base import Pair, Split, Task
+from itrain.splits import SplitDataModule, SplitDataset
+from itrain.tasks.base import Pair, Split, Task, TextTask
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ROUNDS = 20
 """How often the sampler is asked for more pairs when the filter leaves too few."""
 
@@ -33,30 +33,50 @@ class PairError(ValueError):
 class CounterfactualBatch:
     """Pairs of base and source with the causal model's answers.
 
-    ``contrast_label`` is the answer that the pairwise rule holds the counterfactual label against: the base's answer
-    where the label changes, else the source's, else the task's first other output. ``weight`` is what the mean loss of
-    this process's share counts in the mean over processes.
+    Labels are one token or class, (B,), or several tokens, (B, A), of which the base holds those that the
+    counterfactual label has. ``contrast_label`` is the answer that the pairwise rule holds the counterfactual label
+    against: the base's answer where the label changes, else the source's, else the task's first other output.
+    ``groups`` are the sets of variables that are interchanged together, and ``group`` says which of them a pair is of;
+    it and ``isolates`` lie on the CPU. The source of a variable that a pair leaves alone is the base. ``types`` are
+    hashes of the base's value of the task's ``control`` variable, the same in every process. ``weight`` is what the
+    mean loss of this process's share counts in the mean over processes.
     """
 
     base: ModelInputs
     sources: Mapping[str, ModelInputs]
-    base_label: Int[Tensor, " batch"]
-    counterfactual_label: Int[Tensor, " batch"]
-    contrast_label: Int[Tensor, " batch"]
+    base_label: Int[Tensor, "batch ..."]
+    counterfactual_label: Int[Tensor, "batch ..."]
+    contrast_label: Int[Tensor, "batch ..."]
+    source_labels: Mapping[str, Int[Tensor, "batch ..."]]
     variables: Mapping[str, Int[Tensor, " batch"]]
+    groups: tuple[tuple[str, ...], ...]
+    group: Int[Tensor, " batch"]
+    isolates: Bool[Tensor, " batch"]
+    types: Int[Tensor, " batch"] | None = None
     weight: float = 1.0
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:
         """Whether the interchange changes the label."""
-        return self.base_label != self.counterfactual_label
+        return (self.base_label != self.counterfactual_label).view(len(self), -1).any(1)
+
+    @property
+    def values(self) -> Int[Tensor, " batch"] | None:
+        """The base's value of the first variable that is interchanged, as a class; None where it has none listed."""
+        return next((self.variables[name] for name in self.sources if name in self.variables), None)
+
+    def rows(self, variable: str) -> Int[Tensor, " rows"] | None:
+        """The pairs that interchange the variable, on the CPU; None where all do."""
+        holds = [variable in group for group in self.groups]
+        return None if all(holds) else torch.tensor(holds)[self.group].nonzero()[:, 0]
 
     def __len__(self) -> int:
         return len(self.base_label)
 
     def take(self, rows: Int[Tensor, " rows"]) -> CounterfactualBatch:
         """Some of the pairs, as a batch of its own."""
-        return replace(self._each(lambda inputs: inputs.take(rows), lambda tensor: tensor[rows]), weight=1.0)
+        taken = self._each(lambda inputs: inputs.take(rows), lambda tensor: tensor[rows])
+        return replace(taken, group=self.group[rows], isolates=self.isolates[rows], weight=1.0)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> CounterfactualBatch:
         """The batch on another device."""
@@ -78,13 +98,15 @@ class CounterfactualBatch:
             base_label=change_tensor(self.base_label),
             counterfactual_label=change_tensor(self.counterfactual_label),
             contrast_label=change_tensor(self.contrast_label),
+            source_labels={variable: change_tensor(labels) for variable, labels in self.source_labels.items()},
             variables={variable: change_tensor(values) for variable, values in self.variables.items()},
+            types=None if self.types is None else change_tensor(self.types),
         )
 
 
 def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
     """The pairs as tensors, labelled by the causal model."""
-    model, label, names = task.causal_model, task.label, task.variables
+    model, names = task.causal_model, task.variables
     bases = [model.run(pair.base) for pair in pairs]
     counterfactuals = [model.interchange(pair.base, pair.sources)[model.output] for pair in pairs]
     outputs = [base[model.output] for base in bases]
@@ -96,73 +118,66 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         )
         for base, new, pair in zip(outputs, counterfactuals, pairs, strict=True)
     ]
+    groups = sorted({tuple(pair.sources) for pair in pairs})
+    sources = {
+        variable: [pair.sources.get(variable, pair.base) for pair in pairs]
+        for variable in dict.fromkeys(variable for group in groups for variable in group)
+    }
     return CounterfactualBatch(
-        base=task.inputs([pair.base for pair in pairs]),
-        sources={variable: task.inputs([pair.sources[variable] for pair in pairs]) for variable in pairs[0].sources},
-        base_label=torch.tensor([label(output) for output in outputs]),
-        counterfactual_label=torch.tensor([label(output) for output in counterfactuals]),
-        contrast_label=torch.tensor([label(output) for output in contrasts]),
+        base=answerable(task, [pair.base for pair in pairs], counterfactuals),
+        sources={variable: task.inputs(settings) for variable, settings in sources.items()},
+        base_label=labels(task, outputs),
+        counterfactual_label=labels(task, counterfactuals),
+        contrast_label=labels(task, contrasts),
+        source_labels={
+            variable: labels(task, [model.run(setting)[model.output] for setting in settings])
+            for variable, settings in sources.items()
+        },
         variables={name: torch.tensor([task.values(name).index(base[name]) for base in bases]) for name in names},
+        groups=tuple(groups),
+        group=torch.tensor([groups.index(tuple(pair.sources)) for pair in pairs]),
+        isolates=torch.tensor([pair.isolates for pair in pairs]),
+        types=None if task.control is None else torch.tensor([_hash(base[task.control]) for base in bases]),
     )
 
 
-class CounterfactualDataset(Dataset[CounterfactualBatch]):
-    """A split, collated once; indexing with rows gives a batch, so a step costs no Python per example."""
-
-    def __init__(self, pairs: CounterfactualBatch) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, share: Share) -> CounterfactualBatch:
-        return replace(self.pairs.take(share.rows), weight=share.weight)
+def labels(task: Task, outputs: Sequence[Any]) -> Int[Tensor, "outputs ..."]:
+    """The outputs as classes or tokens, (N,), or (N, A) if one of the task's outputs is several tokens."""
+    width = _answers(task)
+    rows = [list(_tokens(task, output)) for output in outputs]
+    padded = torch.tensor([row + [UNUSED] * (width - len(row)) for row in rows])
+    return padded[:, 0] if width == 1 else padded
 
 
-@dataclass(frozen=True)
-class Share:
-    """One process's rows of a batch, and what their mean counts in the mean over processes."""
-
-    rows: Int[Tensor, " rows"]
-    weight: float
-
-
-class BatchSampler(Sampler[Share]):
-    """Batches of row numbers, divided among the processes; shuffled by seed and epoch alone.
-
-    ``batch_size`` is that of all processes together. No row is repeated, and none is left out, except that a last
-    training batch with fewer rows than processes is dropped.
-    """
-
-    def __init__(self, length: int, batch_size: int, *, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < world_size:
-            raise ValueError(f"batch_size {batch_size} is less than one example for each of {world_size} processes")
-        self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def _batches(self) -> list[Tensor]:
-        if self.seed is None:
-            # Equal batches, so that every process has a share of each and none waits for one that has ended.
-            return list(torch.arange(self.length).tensor_split(len(self)))
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
-        return list(order.split(self.batch_size))[: len(self)]
-
-    def __iter__(self) -> Iterator[Share]:
-        for batch in self._batches():
-            rows = batch[self.rank :: self.world_size]
-            yield Share(rows, weight=len(rows) * self.world_size / len(batch))
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.length, self.batch_size)
-        if self.seed is None:
-            return max(1, min(-(-self.length // self.batch_size), self.length // self.world_size))
-        return whole + (rest >= self.world_size)
+def answerable(task: Task, settings: Sequence[Setting], outputs: Sequence[Any]) -> ModelInputs:
+    """The settings as the model sees them when it is asked for these outputs."""
+    width = _answers(task)
+    if width == 1:
+        return task.inputs(settings)
+    if not isinstance(task, TextTask):
+        raise PairError(f"{type(task).__name__}: only tasks in text can have answers of several tokens")
+    inputs = task.inputs(settings, [_tokens(task, output) for output in outputs])
+    assert inputs.answer is not None
+    first, count = inputs.answer[:, :1], inputs.answer.shape[1]
+    return replace(inputs, answer=torch.cat([inputs.answer, first.expand(-1, width - count)], 1))
 
 
-class CounterfactualDataModule(lightning.LightningDataModule):
+def _hash(value: Any) -> int:
+    """64 bits of a value's text; Python's own hash is another one in each process."""
+    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _answers(task: Task) -> int:
+    """The most tokens that an answer of the task has."""
+    return max(len(_tokens(task, output)) for output in task.outputs)
+
+
+def _tokens(task: Task, output: Any) -> Sequence[int]:
+    label = task.label(output)
+    return [label] if isinstance(label, int) else label
+
+
+class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     """Counterfactual pairs of a task, on which the base model is right.
 
     Args:
@@ -194,64 +209,76 @@ class CounterfactualDataModule(lightning.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        self.task, self.network = task, network
-        self.sizes: dict[Split, int] = {"train": train_pairs, "validation": validation_pairs, "test": test_pairs}
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.keep, self.seed, self.num_workers = keep, seed, num_workers
-        self.datasets: dict[Split, CounterfactualDataset] = {}
+        super().__init__(
+            network=network,
+            sizes={"train": train_pairs, "validation": validation_pairs, "test": test_pairs},
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        self.task, self.keep = task, keep
         self.model_accuracy: dict[str, float] = {}
+        self._control: SplitDataset[CounterfactualBatch] | None = None
 
     def example(self) -> ModelInputs:
-        """One input of the task, to learn sizes from."""
         return self.task.inputs([self.task.sample(Random(0), "train").base])
 
-    def setup(self, stage: str) -> None:
-        if self.trainer is not None:
-            self.network.to(self.trainer.strategy.root_device)
-        for split in SPLITS:
-            if split not in self.datasets:
-                self.datasets[split] = CounterfactualDataset(self._pairs(split))
+    def edited(self) -> list[ModelInputs]:
+        return [dataset.examples.base for dataset in self.datasets.values()]
+
+    def read(self) -> list[ModelInputs]:
+        return [source for dataset in self.datasets.values() for source in dataset.examples.sources.values()]
+
+    def describe(self) -> dict[str, str]:
+        pairs = (
+            f"{len(dataset)} {split} ({int(dataset.examples.changes.sum())} change the label)"
+            for split, dataset in self.datasets.items()
+        )
+        return {"pairs": ", ".join(pairs)}
+
+    def facts(self) -> dict[str, float]:
+        """``model/accuracy``: of the base model on the test inputs that were drawn, before the filter."""
+        return {"model/accuracy": self.model_accuracy["test"]}
 
     def require(self, sites: Sequence[Site]) -> None:
-        """Refuse sites whose position some example lacks, before anything is run on them.
-
-        Raises:
-            PositionError: naming the site and the example.
-        """
-        for pairs in (dataset.pairs for dataset in self.datasets.values()):
+        super().require(sites)
+        for pairs in (dataset.examples for dataset in self.datasets.values()):
             for site in sites:
-                pairs.base.require(site)
                 for source in pairs.sources.values():
-                    source.require(site)
                     pairs.base.require_same_count(source, site)
 
-    def train_dataloader(self) -> DataLoader[CounterfactualBatch]:
-        return self._loader("train", self.batch_size, shuffle=True)
+    def collect(self, split: Split) -> CounterfactualBatch:
+        return self._sample(split, self.sizes[split], Random(f"{self.seed} {split}"))
 
-    def val_dataloader(self) -> DataLoader[CounterfactualBatch]:
-        return self._loader("validation", self.eval_batch_size)
+    def control_dataloader(self) -> DataLoader[CounterfactualBatch]:
+        """What control probes are tested on: types that the training split has, in contexts that it has not.
 
-    def test_dataloader(self) -> DataLoader[CounterfactualBatch]:
-        return self._loader("test", self.eval_batch_size)
+        The examples are the test split's or, where all its types are others, as many drawn as for the training split.
 
-    def _loader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[CounterfactualBatch]:
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        dataset = self.datasets[split]
-        sampler = BatchSampler(
-            len(dataset), batch_size, seed=self.seed if shuffle else None, rank=rank, world_size=world_size
-        )
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        Raises:
+            PairError: every such context is in the training split.
+        """
+        if self._control is None:
+            self._control = SplitDataset(self._held_out_contexts())
+        return self.loader(self._control, self.eval_batch_size)
 
-    def _pairs(self, split: Split) -> CounterfactualBatch:
-        """Sample pairs of a split until enough of them pass the filter."""
-        wanted, random = self.sizes[split], Random(f"{self.seed} {split}")
+    def _held_out_contexts(self) -> CounterfactualBatch:
+        train, found = self.datasets["train"].examples, self.datasets["test"].examples
+        assert train.types is not None and found.types is not None, "asked for where the task has a control variable"
+        if not torch.isin(found.types, train.types).any():
+            found = self._sample("train", self.sizes["test"], Random(f"{self.seed} control"))
+        known = torch.isin(cast(Tensor, found.types), train.types)
+        seen = torch.isin(found.base.facts.keys, train.base.facts.keys)
+        if not (known & ~seen).any():
+            raise PairError(
+                f"the {len(train)} train pairs leave no context of '{self.task.control}' to test control probes on; "
+                "set data.train_pairs lower"
+            )
+        return found.take((known & ~seen).nonzero()[:, 0])
+
+    def _sample(self, split: Split, wanted: int, random: Random) -> CounterfactualBatch:
+        """Pairs of a split, sampled until enough of them pass the filter."""
         if wanted < 1:
             raise PairError(f"the {split} split is asked for {wanted} pairs; set data.{split}_pairs to 1 or more")
         kept: list[Pair] = []
@@ -278,20 +305,25 @@ class CounterfactualDataModule(lightning.LightningDataModule):
     def _right(self, pairs: Sequence[Pair], split: Split) -> list[bool]:
         """Whether the base model answers base and sources right, by the rule of ``keep``."""
         settings: list[Setting] = [setting for pair in pairs for setting in (pair.base, *pair.sources.values())]
-        labels = torch.tensor([self.task.label(output) for output in self.task.outputs])
+        others = labels(self.task, self.task.outputs)
         rights: dict[str, list[Tensor]] = {"argmax": [], "pairwise": []}
         for start in range(0, len(settings), self.eval_batch_size):
             chunk = settings[start : start + self.eval_batch_size]
             answers = [self.task.causal_model.run(setting)[self.task.causal_model.output] for setting in chunk]
-            label = torch.tensor([self.task.label(answer) for answer in answers])
+            label = labels(self.task, answers)
             device = next(self.network.parameters()).device
-            logits = self.network(self.task.inputs(chunk).to(device)).cpu()
+            logits = self.network(answerable(self.task, chunk, answers).to(device)).cpu()
+            wins = [
+                is_right(logits, label, other.expand_as(label), "pairwise")
+                | (label == other).view(len(label), -1).all(1)
+                for other in others
+            ]
             rights["argmax"].append(is_right(logits, label))
-            rights["pairwise"].append(labels[logits[:, labels].argmax(1)] == label)
+            rights["pairwise"].append(torch.stack(wins).all(0))
         right = {rule: torch.cat(parts) for rule, parts in rights.items()}
         self.model_accuracy.setdefault(
             split, float(right["argmax" if self.keep == "argmax" else "pairwise"].float().mean())
         )
         if self.keep == "all":
             return [True] * len(pairs)
-        return right[self.keep].view(len(pairs), -1).all(1).tolist()
+        return [bool(part.all()) for part in right[self.keep].split([1 + len(pair.sources) for pair in pairs])]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,27 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from itrain.data import CounterfactualDataModule
 from itrain.models import BaseModel
-from itrain.networks.replay import Network, ReplayNetwork
+from itrain.networks.replay import Network
 from itrain.reports.figures import save_run_figure
+from itrain.reports.generations import print_generations, show_generations
 from itrain.reports.terminal import announce, show
+from itrain.responses import ResponseDataModule
 from itrain.sharing import export as write_export
-from itrain.sharing import load_weights, require_model
+from itrain.sharing import load, load_weights, require_model
 from itrain.sites import Site
+from itrain.splits import SplitDataModule
 from itrain.tasks.base import Task
-from itrain.training.alignment import AlignmentSearch, count_features
-from itrain.training.callbacks import FirstStepCheck
-from itrain.training.probing import ProbeTraining
+from itrain.tasks.responses import Prompts
+from itrain.training.base import Training
+from itrain.training.callbacks import Annealing, FirstStepCheck
+from itrain.training.finetuning import Finetuning
+from itrain.training.interchange import count_features
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
+GENERATED = 64
+"""Tokens that are generated at most after a prompt that is typed."""
 
 
 class RunError(ValueError):
@@ -40,13 +47,37 @@ class RunError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The model, task and data of a configuration."""
+
+    base_model: BaseModel
+    network: Network
+    task: Task
+    data: SplitDataModule
+
+    def module(
+        self, training: Callable[..., Training], sites: Sequence[Site], *, intervention: Any = None, join: bool = False
+    ) -> Training:
+        """The training module at the sites, given what it asks for of that which only a run knows."""
+        known: dict[str, Callable[[], Any]] = {
+            "network": lambda: self.network,
+            "sites": lambda: sites,
+            "hidden_sizes": lambda: count_features(self.network, sites, self.data.example(), join_positions=join),
+            "intervention": lambda: intervention,
+            "classes": lambda: {variable: len(self.task.values(variable)) for variable in self.task.variables},
+            "control": lambda: self.task.control is not None,
+        }
+        asked = inspect.signature(training).parameters
+        return training(**{name: make() for name, make in known.items() if name in asked})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a configuration stands for."""
 
     base_model: BaseModel
-    task: Task
-    data: CounterfactualDataModule
-    module: AlignmentSearch | ProbeTraining
+    data: SplitDataModule
+    module: Training
     trainer: lightning.Trainer
 
 
@@ -54,12 +85,13 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
     parts = _build(cfg, folder)
     parts.module.fit_activations(parts.data.train_dataloader())
-    announce(parts.base_model, parts.data, parts.module, folder, how=_make_ready(parts))
+    how = parts.module.expect(parts.data.edited(), parts.data.read())
+    announce(parts.base_model, parts.data, parts.module, folder, how=how)
+    before = _figures(parts) if parts.module.shows_start else {}
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
-    results = _test(parts, folder)
-    if isinstance(parts.module, AlignmentSearch):
-        _export(cfg, folder, parts, results)
+    results = _test(parts, folder, before)
+    _export(cfg, folder, parts, results)
     _draw(folder, results)
     return results
 
@@ -72,31 +104,60 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
 
 
 def export(cfg: DictConfig, folder: Path) -> Path:
-    """Export the interventions of a checkpoint."""
+    """Export what a checkpoint holds."""
     parts = _build(cfg, folder)
-    if not isinstance(parts.module, AlignmentSearch):
-        raise RunError("only interventions are exported; this run trains probes")
     _load(cfg, parts)
     _export(cfg, folder, parts, metrics={})
     return folder / EXPORT
 
 
-def _build(cfg: DictConfig, folder: Path) -> Parts:
-    if cfg.trainer.get("max_epochs") == 0:
-        raise RunError("trainer.max_epochs=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
+def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
+    """Print what follows prompts before and after the training that an export holds."""
+    base_model = instantiate(cfg.model)
+    module = load(cfg.export, base_model.model)
+    if not isinstance(module, Finetuning):
+        raise RunError(f"'{cfg.export}' is of {type(module).__name__}, which trains no responses to generate")
+    task = Prompts(texts=prompts)
+    task.bind(base_model.tokenizer)
+    inputs = task.inputs(task.settings("test"))
+    if task.tokenizer.unk_token_id in inputs.arguments["input_ids"].flatten().tolist():
+        raise RunError("a prompt has words that are not in the model's vocabulary")
+    columns = {"prompt": prompts}
+    for name, trained in (("before", False), ("after", True)):
+        tokens = module.generate(inputs, max_new_tokens=GENERATED, end=task.end, trained=trained)
+        columns[name] = [task.text(each) for each in tokens.tolist()]
+    print_generations(columns)
+
+
+def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False) -> Opened:
+    """Load the model and make its task and data, none of which is sampled yet."""
     _quiet()
     lightning.seed_everything(cfg.seed, verbose=False)
     base_model = instantiate(cfg.model)
     if not isinstance(base_model, BaseModel):
         base_model = BaseModel(model=base_model)
-    network = _network(cfg, base_model, folder)
+    network = _network(cfg, base_model, folder, trainable=trainable)
     task = instantiate(cfg.task, _convert_="all")
     task.bind(base_model.tokenizer)
     data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)
+    return Opened(base_model=base_model, network=network, task=task, data=data)
+
+
+def _build(cfg: DictConfig, folder: Path) -> Parts:
+    if cfg.trainer.get("max_epochs") == 0:
+        raise RunError("trainer.max_epochs=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
+    training = instantiate(cfg.training, _convert_="all")
+    opened = open_model(cfg, folder, trainable=training.func.trains_model)
     sites = _sites(cfg.site)
-    module = _module(cfg, network, sites, task, data)
+    module = opened.module(
+        training,
+        sites,
+        intervention=instantiate(cfg.intervention, _convert_="all"),
+        join=bool(cfg.training.get("join_positions", False)),
+    )
     callbacks = [
         FirstStepCheck(),
+        Annealing(),
         ModelCheckpoint(dirpath=folder / CHECKPOINTS, filename="last", save_top_k=1, enable_version_counter=False),
     ]
     if cfg.trainer.get("enable_progress_bar", True):
@@ -104,16 +165,17 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     trainer = instantiate(cfg.trainer, _convert_="all")(
         default_root_dir=folder, callbacks=callbacks, logger=_loggers(cfg, folder), enable_model_summary=False
     )
-    network.to(trainer.strategy.root_device)
-    data.setup("fit")
-    data.require(sites)
-    return Parts(base_model=base_model, task=task, data=data, module=module, trainer=trainer)
+    opened.network.to(trainer.strategy.root_device)
+    opened.data.setup("fit")
+    opened.data.require(module.sites)
+    return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer)
 
 
-def _network(cfg: DictConfig, base_model: BaseModel, folder: Path) -> Network:
+def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:
     """The base model's network; what it keeps beyond its budget goes to the run's folder, unless told otherwise."""
     epochs = cfg.trainer.get("max_epochs")
-    settings: dict[str, Any] = {"uses": epochs if epochs and epochs > 0 else None, "folder": folder}
+    uses = epochs if epochs and epochs > 0 else None
+    settings: dict[str, Any] = {"trainable": trainable, "uses": uses, "folder": folder}
     return instantiate(cfg.network)(
         model=base_model.model, **{key: value for key, value in settings.items() if key not in cfg.network}
     )
@@ -133,31 +195,7 @@ def _quiet() -> None:
 
 def _sites(site: Any) -> list[Site]:
     node: Any = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
-    return [Site.parse(each) for each in (node if isinstance(node, Sequence) and not isinstance(node, str) else [node])]
-
-
-def _module(
-    cfg: DictConfig, network: Network, sites: list[Site], task: Task, data: CounterfactualDataModule
-) -> AlignmentSearch | ProbeTraining:
-    partial = instantiate(cfg.training, _convert_="all")
-    join = bool(cfg.training.get("join_positions", False))
-    sizes = count_features(network, sites, data.example(), join_positions=join)
-    if partial.func is ProbeTraining:
-        classes = {variable: len(task.values(variable)) for variable in task.variables}
-        return partial(network=network, sites=sites, classes=classes, hidden_sizes=sizes)
-    intervention = instantiate(cfg.intervention, _convert_="all")
-    return partial(network=network, sites=sites, intervention=intervention, hidden_sizes=sizes)
-
-
-def _make_ready(parts: Parts) -> str:
-    """Tell a replaying network what it will be asked; the line that says how the model will be run."""
-    network, batches = parts.module.network, [dataset.pairs for dataset in parts.data.datasets.values()]
-    if not isinstance(network, ReplayNetwork):
-        return "plain hooks"
-    if isinstance(parts.module, ProbeTraining):
-        return "reads are kept, and stop at the site"
-    sources = [source for batch in batches for source in batch.sources.values()]
-    return network.expect(parts.module.sites, [batch.base for batch in batches], sources)
+    return [Site.parse(each) for each in (node if isinstance(node, list) else [] if node is None else [node])]
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
@@ -165,19 +203,26 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     return [CSVLogger(folder, name="", version=""), *others]
 
 
-def _test(parts: Parts, folder: Path) -> Mapping[str, float]:
+def _figures(parts: Parts) -> Mapping[str, float]:
     (figures,) = parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
-    results = {"model/accuracy": parts.data.model_accuracy["test"], **figures}
+    return figures
+
+
+def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None) -> Mapping[str, float]:
+    start = {key.replace("test/", "before/", 1): value for key, value in (before or {}).items()}
+    results = {**parts.data.facts(), **start, **_figures(parts)}
     if parts.trainer.is_global_zero:
         (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-        show(results, parts.data, folder)
+        show(results, folder)
+        if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
+            show_generations(parts.module.generations, parts.data.text, folder)
     return results
 
 
 def _load(cfg: DictConfig, parts: Parts) -> None:
-    if cfg.export is not None and isinstance(parts.module, AlignmentSearch):
-        require_model(parts.base_model.model, cfg.export)
-        load_weights(parts.module.interventions, cfg.export)
+    if cfg.export is not None:
+        require_model(parts.base_model.fingerprint, cfg.export)
+        load_weights(parts.module.exported, cfg.export)
         return
     if cfg.ckpt is None:
         raise RunError("nothing to test: give ckpt=<run folder or .ckpt> or export=<folder>")
@@ -186,7 +231,6 @@ def _load(cfg: DictConfig, parts: Parts) -> None:
 
 @rank_zero_only
 def _export(cfg: DictConfig, folder: Path, parts: Parts, metrics: Mapping[str, float]) -> None:
-    assert isinstance(parts.module, AlignmentSearch)
     configuration: Any = OmegaConf.to_container(cfg, resolve=True)
     write_export(
         parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=configuration

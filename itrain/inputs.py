@@ -49,6 +49,8 @@ class ModelInputs:
         arguments: the keyword arguments of the base model's forward, each with the batch first.
         answer: the token whose logits answer, (B,), or several, (B, A). None: the model's whole output is the answer.
         tokens: first token that is no padding and one past the last, (B, 2), on the CPU. None: inputs without tokens.
+        stop: one past the last token of all, (B,), on the CPU, where the text goes on after ``tokens``: positions count
+            the tokens of a prompt, whatever response follows it. None: nothing follows.
         spans: named token spans as [start, stop), (B, 2) each, on the CPU, counted as ``tokens`` is.
         texts: what the examples say, for messages.
     """
@@ -56,6 +58,7 @@ class ModelInputs:
     arguments: Mapping[str, Tensor]
     answer: Int[Tensor, "batch ..."] | None = None
     tokens: Int[Tensor, "batch 2"] | None = None
+    stop: Int[Tensor, " batch"] | None = None
     spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
     texts: Sequence[str] | None = None
     # Never handed on by replace(), whose result may have other spans or another device.
@@ -78,7 +81,7 @@ class ModelInputs:
     def extent(self) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
         """First token that is no padding and one past the last, on the CPU; all tokens of inputs without a layout."""
         if self.tokens is not None:
-            return self.tokens[:, 0], self.tokens[:, 1]
+            return self.tokens[:, 0], self.tokens[:, 1] if self.stop is None else self.stop
         start = torch.zeros(self.batch_size, dtype=torch.long)
         return start, start + self.length
 
@@ -114,17 +117,37 @@ class ModelInputs:
         if self.tokens is None:
             return ModelInputs(arguments=arguments, answer=answer, texts=texts)
         tokens = self.tokens[rows]
-        start, stop = int(tokens[:, 0].min()), int(tokens[:, 1].max())
+        first, end = (each[rows] for each in self.extent)
+        start, stop = int(first.min()), int(end.max())
         taken = ModelInputs(
             arguments={key: value[:, start:stop] for key, value in arguments.items()},
             answer=None if answer is None else answer - start,
             tokens=tokens - start,
+            stop=None if self.stop is None else end - start,
             spans={name: span[rows] - start for name, span in self.spans.items()},
             texts=texts,
         )
         keys, first_answer, unmasked = self.facts
         first_answer = None if first_answer is None else first_answer[rows] - start
         return taken._with(Facts(keys[rows], first_answer, unmasked[rows]))
+
+    def prompts(self) -> ModelInputs:
+        """The prompts alone, padded on the left, so that text can be generated after them."""
+        whole = torch.tensor([[0, self.length]]).expand(self.batch_size, 2)
+        tokens = whole if self.tokens is None else self.tokens
+        width = int((tokens[:, 1] - tokens[:, 0]).max())
+        shift = width - tokens[:, 1:]
+        place = torch.arange(width)
+        index = (place - shift).clamp(min=0).to(self.device)
+        inside = (place >= tokens[:, :1] + shift).long().to(self.device)
+        arguments = {name: value.take_along_dim(index, 1) for name, value in self.arguments.items()}
+        return ModelInputs(
+            arguments={**arguments, "attention_mask": arguments.get("attention_mask", 1) * inside},
+            answer=torch.full((self.batch_size,), width - 1, device=self.device),
+            tokens=tokens + shift,
+            spans={name: span + shift for name, span in self.spans.items()},
+            texts=self.texts,
+        )
 
     def pin_memory(self) -> ModelInputs:
         pinned = replace(
@@ -149,7 +172,7 @@ class ModelInputs:
         Raises:
             PositionError: the position does not exist in some example, or the activation lacks tokens of the text.
         """
-        if self.tokens is not None and int(self.tokens[:, 1].max()) > length:
+        if self.tokens is not None and int(self.extent[1].max()) > length:
             raise PositionError(f"site '{site}': the activation there has {length} tokens, fewer than the inputs")
         key = (site.position, length)
         if key not in self._indices:
@@ -274,7 +297,9 @@ class ModelInputs:
             bits = values.double().view(torch.long) if values.is_floating_point() else values.long()
             where = place[:, :, None] * bits.shape[2] + torch.arange(bits.shape[2])
             total += (_mix(bits ^ _mix(where + _salt(name))) * inside[:, :, None]).sum((1, 2))
-        for name, span in self.spans.items():
+        # Positions count from the end of the prompt too, so that where it ends is part of what an example is.
+        ends = {} if self.tokens is None or self.stop is None else {"": self.tokens}
+        for name, span in {**self.spans, **ends}.items():
             relative = span - self.extent[0][:, None]
             total += _mix(relative ^ _mix(torch.arange(2) + _salt(f"span {name}"))).sum(1)
         return _mix(total)

@@ -1,4 +1,4 @@
-"""Interchange intervention accuracy and probe accuracy: a function and a torchmetrics class side by side."""
+"""Interchange intervention accuracy and its relatives: a function and a torchmetrics class side by side."""
 
 from __future__ import annotations
 
@@ -7,39 +7,52 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torchmetrics import Metric
 
 Rule = Literal["argmax", "pairwise"]
 RULES: tuple[Rule, ...] = ("argmax", "pairwise")
+UNUSED = -100
+"""Stands in a label of several tokens where another example's is longer, as in torch's own losses."""
 
 
 def is_right(
-    logits: Float[Tensor, "batch vocabulary"],
-    label: Int[Tensor, " batch"],
-    contrast: Int[Tensor, " batch"] | None = None,
+    logits: Float[Tensor, "batch ... vocabulary"],
+    label: Int[Tensor, "batch ..."],
+    contrast: Int[Tensor, "batch ..."] | None = None,
     rule: Rule = "argmax",
 ) -> Bool[Tensor, " batch"]:
     """Whether the logits give the label: ``argmax`` over all outputs, ``pairwise`` logit[label] > logit[contrast].
+
+    A label of several tokens, given that the model has read those before, is right by ``argmax`` if all are, and by
+    ``pairwise`` if it wins where it first differs from the contrast.
 
     Raises:
         ValueError: the pairwise rule is asked for without contrast labels.
     """
     if rule == "argmax":
-        return logits.argmax(-1) == label
+        right = (logits.argmax(-1) == label) | (label == UNUSED)
+        return right if right.ndim == 1 else right.all(-1)
     if contrast is None:
         raise ValueError("the pairwise rule needs the label to compare with")
     rows = torch.arange(len(label), device=label.device)
+    if label.ndim == 2:
+        fork = (label != contrast).long().argmax(1)
+        logits, label, contrast = (each[rows, fork] for each in (logits, label, contrast))
     return logits[rows, label] > logits[rows, contrast]
 
 
 class InterchangeAccuracy(Metric):
     """Interchange intervention accuracy (IIA) of one rule, split into label-changing and label-preserving pairs.
 
-    IIA = 1/N sum_n [rule holds for the counterfactual label of pair n]. The states are integers and sum over processes,
-    so the result does not depend on how the pairs were divided. A split without pairs is nan.
+    IIA = 1/N sum_n [rule holds for the counterfactual label of pair n]. Where some pairs isolate, asking for another
+    variable than the one interchanged, cause is the IIA of the others, isolate that of these, and
+    disentangle = (cause + isolate) / 2. The states are integers and sum over processes, so the result does not depend
+    on how the pairs were divided. A split without pairs is nan.
 
     Geiger et al. 2024, "Finding Alignments Between Interpretable Causal Variables and Distributed Neural
-    Representations", eq. 6.
+    Representations", eq. 6; Huang et al. 2024, "RAVEL: Evaluating Interpretability Methods on Disentangling Language
+    Model Representations", section 3.
     """
 
     full_state_update = False
@@ -51,26 +64,33 @@ class InterchangeAccuracy(Metric):
         super().__init__()
         self.rule: Rule = rule
         for name in ("right", "pairs"):
-            self.add_state(name, torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(2, 2, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(
         self,
-        logits: Float[Tensor, "batch vocabulary"],
-        label: Int[Tensor, " batch"],
-        contrast: Int[Tensor, " batch"],
+        logits: Float[Tensor, "batch ... vocabulary"],
+        label: Int[Tensor, "batch ..."],
+        contrast: Int[Tensor, "batch ..."],
         changes: Bool[Tensor, " batch"],
+        isolates: Bool[Tensor, " batch"] | None = None,
     ) -> None:
         right = is_right(logits, label, contrast, self.rule)
-        self.right += torch.stack([(right & ~changes).sum(), (right & changes).sum()])
-        self.pairs += torch.stack([(~changes).sum(), changes.sum()])
+        cells = one_hot(changes.long() if isolates is None else 2 * isolates + changes, 4)
+        self.right += cells[right].sum(0).view(2, 2)
+        self.pairs += cells.sum(0).view(2, 2)
 
     def compute(self) -> dict[str, Tensor]:
-        """``iia``, ``iia_changing``, ``iia_preserving``, and the numbers of pairs behind the last two."""
-        preserving, changing = self.right / self.pairs
-        return {
+        """``iia``, ``iia_changing``, ``iia_preserving``, the numbers of pairs behind the last two, and where some pairs
+        isolate ``cause``, ``isolate`` and ``disentangle``."""
+        preserving, changing = self.right.sum(0) / self.pairs.sum(0)
+        figures = {
             "iia": self.right.sum() / self.pairs.sum(),
             "iia_changing": changing,
             "iia_preserving": preserving,
-            "pairs_changing": self.pairs[1],
-            "pairs_preserving": self.pairs[0],
+            "pairs_changing": self.pairs[:, 1].sum(),
+            "pairs_preserving": self.pairs[:, 0].sum(),
         }
+        if self.pairs[1].any():
+            cause, isolate = self.right.sum(1) / self.pairs.sum(1)
+            figures |= {"cause": cause, "isolate": isolate, "disentangle": (cause + isolate) / 2}
+        return figures

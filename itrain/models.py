@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -35,6 +35,11 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase | None = None
     name: str = "custom"
     revision: str | None = None
+    fingerprint: str = field(init=False)
+    """Of the weights that were loaded, whatever is trained later."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", fingerprint(self.model))
 
 
 def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:

@@ -93,7 +93,11 @@ class Setting:
             base_label=labels[0],
             counterfactual_label=labels[1],
             contrast_label=labels[2],
+            source_labels={"variable": labels[2]},
             variables={},
+            groups=(("variable",),),
+            group=torch.zeros(count, dtype=torch.long),
+            isolates=torch.zeros(count, dtype=torch.bool),
         ).to(device)
 
 

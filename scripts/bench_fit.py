@@ -55,9 +55,10 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from itrain.data import BatchSampler, CounterfactualBatch, CounterfactualDataset
+from itrain.data import CounterfactualBatch
 from itrain.metrics import RULES, is_right
 from itrain.networks.replay import ReplayNetwork, make_network
+from itrain.splits import BatchSampler, SplitDataset
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import FirstStepCheck
 from itrain.training.optimization import with_linear_schedule
@@ -149,9 +150,7 @@ class Fit:
     def loader(self, pairs: CounterfactualBatch, *, shuffle: bool) -> DataLoader[CounterfactualBatch]:
         size = self.setting.batch_size if shuffle else 256
         sampler = BatchSampler(len(pairs), size, seed=0 if shuffle else None)
-        return DataLoader(
-            CounterfactualDataset(pairs), batch_size=None, sampler=sampler, pin_memory=torch.cuda.is_available()
-        )
+        return DataLoader(SplitDataset(pairs), batch_size=None, sampler=sampler, pin_memory=torch.cuda.is_available())
 
     def with_lightning(
         self, *, validate: bool = True, epochs: int | None = None, callbacks: Sequence[lightning.Callback] = ()

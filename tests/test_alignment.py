@@ -226,7 +226,7 @@ def test_the_mean_is_that_of_the_training_pairs() -> None:
     module, data = search(Mean)
     data.setup("fit")
     module.fit_activations(data.train_dataloader())
-    bits = data.datasets["train"].pairs.base.arguments["bits"]
+    bits = data.datasets["train"].examples.base.arguments["bits"]
     torch.testing.assert_close(module.trained[EMBED].mean, module.network.model.embed(bits).mean(0).detach())
 
 
@@ -246,7 +246,7 @@ def test_joined_positions_are_one_vector() -> None:
         seen.append((joined.shape, other.shape))
         return other
 
-    assert torch.equal(module._edit(record, source)(base), source)
+    assert torch.equal(module._edit(record, source, None)(base), source)
     assert seen == [((3, 2 * size), (3, 2 * size))]
 
 
@@ -261,7 +261,11 @@ def test_tokens_of_different_number_are_not_joined_and_count_once_in_a_mean() ->
         base_label=labels,
         counterfactual_label=labels,
         contrast_label=labels,
+        source_labels={"v": labels},
         variables={},
+        groups=(("v",),),
+        group=labels,
+        isolates=labels.bool(),
     )
     joined = AlignmentSearch(
         network=network, sites=[site], intervention=FullVector, join_positions=True, hidden_sizes=[3]

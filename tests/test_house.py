@@ -26,11 +26,13 @@ ROOMS = [
         "itrain.interventions",
     },
     {"itrain.inputs", "itrain.architectures"},
-    {"itrain.networks", "itrain.models", "itrain.tasks"},
-    {"itrain.data"},
+    {"itrain.networks", "itrain.models", "itrain.adapters", "itrain.tasks"},
+    {"itrain.splits"},
+    {"itrain.data", "itrain.responses"},
     {"itrain.training"},
     {"itrain.sharing", "itrain.reports"},
     {"itrain.experiment"},
+    {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.cli"},
     {"itrain.__main__"},
@@ -40,8 +42,9 @@ ROOMS = [
 ONLY_USERS = {
     "transformers": {"itrain.models", "itrain.tasks"},
     "datasets": {"itrain.models", "itrain.tasks"},
+    "peft": {"itrain.adapters"},
     "wandb": set(),
-    "hydra": {"itrain.cli", "itrain.config", "itrain.signatures", "itrain.experiment"},
+    "hydra": {"itrain.cli", "itrain.config", "itrain.signatures", "itrain.experiment", "itrain.sweeps"},
 }
 
 

@@ -126,7 +126,7 @@ def test_weights_of_another_shape_are_refused(model: nn.Module, tmp_path: Path) 
         (lambda folder: (folder / WEIGHTS).unlink(), "it has no intervention.safetensors"),
         (lambda folder: (folder / CONFIG).unlink(), "it has no intervention_config.json"),
         (lambda folder: (folder / CONFIG).write_text("{"), "is damaged"),
-        (lambda folder: change(folder, format=99), "has format 99; this itrain reads format 1"),
+        (lambda folder: change(folder, format=99), "has format 99; this itrain reads format 2"),
         (
             lambda folder: change(folder, intervention={"class": "os.system", "arguments": {}}),
             "os.system, which is no intervention",

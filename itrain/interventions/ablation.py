@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from itrain.interventions.base import Intervention
@@ -32,7 +32,7 @@ class Mean(Intervention):
     """
 
     takes_source: ClassVar[bool] = False
-    fits_activations: ClassVar[bool] = True
+    fits_activations = True
     mean: Float[Tensor, " hidden"]
 
     def __init__(self, hidden_size: int) -> None:
@@ -40,7 +40,9 @@ class Mean(Intervention):
         self.hidden_size = self.rank = hidden_size
         self.register_buffer("mean", torch.full((hidden_size,), torch.nan))
 
-    def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
+    def fit(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None = None
+    ) -> None:
         self.mean.copy_(activations.mean(0))
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -24,7 +24,7 @@ class Intervention(nn.Module, ABC):
     """Dimensions of the activation that the intervention can change."""
     takes_source: ClassVar[bool] = True
     """Whether ``source`` matters; an intervention that takes none is given None."""
-    fits_activations: ClassVar[bool] = False
+    fits_activations: bool = False
     """Whether :meth:`fit` must see activations before the first run."""
 
     @abstractmethod
@@ -37,8 +37,32 @@ class Intervention(nn.Module, ABC):
         """The edit that stands for one variable: the whole intervention, unless it aligns several."""
         return self
 
-    def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
-        """Learn closed-form statistics from base activations, where ``fits_activations`` says so."""
+    def fit(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None = None
+    ) -> None:
+        """Learn closed-form statistics from base activations, where ``fits_activations`` says so.
+
+        ``values`` are the classes of the examples, the values of the variable that is looked for; None: not known.
+        """
+
+    def anneal(self, progress: float) -> None:
+        """Set the buffers that a schedule rules, for a share of the training from 0 (first step) to 1 (last)."""
+
+    def penalty(self) -> Float[Tensor, ""] | None:
+        """What the training loss adds for the size of the intervention, weighted; None: nothing."""
+        return None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters as an optimizer takes them, those with a learning rate of their own in groups of their own."""
+        return [{"params": list(self.parameters())}]
+
+    def hardened(self) -> Intervention:
+        """The intervention that is evaluated: with gates of 0 or 1 where training uses soft ones, else itself."""
+        return self
+
+    def untrained(self) -> Intervention | None:
+        """One of the same kind and size at random, from a fixed seed; None: a random subspace of equal rank will do."""
+        return None
 
     def extra_repr(self) -> str:
         return f"hidden_size={self.hidden_size}, rank={self.rank}"

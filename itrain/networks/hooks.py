@@ -10,7 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itrain.architectures import Location, architecture, locate, unwrap
@@ -24,13 +24,14 @@ Transform = Callable[[Tensor], Tensor | None]
 
 
 class HookedNetwork(nn.Module):
-    """The base model with two verbs, ``read`` and ``edit``, on plain forward hooks.
+    """The base model with the verbs ``read``, ``edit`` and ``generate``, on plain forward hooks.
 
     Args:
         model: any module; transformers' models of the table in :mod:`itrain.architectures` have named components.
-        trainable: False freezes the model and puts it in eval mode, and keeps its weights out of checkpoints. True
+        trainable: False freezes the model and puts it in eval mode, and keeps its buffers out of checkpoints. True
             leaves it as it is, for training the model itself.
 
+    Checkpoints hold the parameters that are trained at the time, such as adapters that were added, and no frozen ones.
     The model is otherwise left as it was found: the hooks are removed when the run ends, others' hooks stay.
     """
 
@@ -38,13 +39,13 @@ class HookedNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, *, trainable: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.trainable = model, trainable
         if not trainable:
             model.requires_grad_(False).eval()
-            # On this wrapper, so that the user's model keeps a state dict of its own.
-            self.register_state_dict_post_hook(_drop_frozen_weights)
-            self.register_load_state_dict_pre_hook(_note_prefix)
-            self.register_load_state_dict_post_hook(_forgive_frozen_weights)
+        # On this wrapper, so that the user's model keeps a state dict of its own.
+        self.register_state_dict_post_hook(_drop_frozen_weights)
+        self.register_load_state_dict_pre_hook(_note_prefix)
+        self.register_load_state_dict_post_hook(_forgive_frozen_weights)
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """The untouched model's answer: logits (B, V) at the answer token, (B, A, V) at several, or all its output."""
@@ -95,17 +96,36 @@ class HookedNetwork(nn.Module):
         Raises:
             ValueError: an edit gives another shape than it was given; broadcast, it would mix up examples in silence.
         """
+        return _answer(inputs, self._run(inputs, _changes(inputs, edits), arguments))
 
-        def change(site: Site, apply: Edit, location: Location, activation: Tensor) -> Tensor:
-            indices = _indices(inputs, site, activation)
-            base = _picked(activation, location, indices)
-            with torch.autocast(activation.device.type, enabled=False):
-                new = apply(base)
-            if new.shape != base.shape:
-                raise ValueError(f"site '{site}': the edit made shape {tuple(new.shape)} of shape {tuple(base.shape)}")
-            return _replaced(activation, location, indices, new.to(activation.dtype))
+    @torch.no_grad()
+    def generate(
+        self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]], *, max_new_tokens: int, end: int | None = None
+    ) -> Int[Tensor, "batch new"]:
+        """The tokens that follow the prompts when the likeliest one is taken each time.
 
-        return self._run(inputs, [(site, partial(partial, change, site, apply)) for site, apply in edits], arguments)
+        The edits act once, on the prompts' activations; what is generated sees them through keys and values. Responses
+        among the inputs are left out. A text that has come to the token ``end`` is filled up with it.
+
+        Raises:
+            ValueError: the model keeps no keys and values to go on from.
+        """
+        prompts = inputs.prompts()
+        output = self._run(prompts, _changes(prompts, edits), {"use_cache": True})
+        if getattr(output, "past_key_values", None) is None:
+            raise ValueError(f"{type(unwrap(self.model)).__name__} keeps no keys and values to generate text from")
+        tokens, mask = [output.logits[:, 0].argmax(-1)], prompts.arguments["attention_mask"]
+        stop = -1 if end is None else end
+        while len(tokens) < max_new_tokens and not bool((tokens[-1] == stop).all()):
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            last = ModelInputs(arguments={"input_ids": tokens[-1][:, None], "attention_mask": mask})
+            arguments = forward_arguments(unwrap(self.model), last)
+            if "position_ids" in arguments:
+                arguments["position_ids"] = arguments["position_ids"][:, -1:]
+            arguments |= {"use_cache": True, "past_key_values": output.past_key_values}
+            output = self.model(**arguments)
+            tokens.append(output.logits[:, -1].argmax(-1).masked_fill(tokens[-1] == stop, stop))
+        return torch.stack(tokens, 1)
 
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
         """The number of features at the site: read from the module or, where it does not tell, from a run.
@@ -127,29 +147,24 @@ class HookedNetwork(nn.Module):
         inputs: ModelInputs,
         wanted: Sequence[tuple[Site, Callable[[Location], Transform]]],
         arguments: Mapping[str, Any] | None = None,
-    ) -> Tensor:
-        """One forward with a transform at each site; raises for a site whose module was not called."""
+    ) -> Any:
+        """The output of one forward with a transform at each site; raises for a site whose module was not called."""
+        model = unwrap(self.model)
         plans: Plans = defaultdict(list)
         for site, bind in wanted:
             location = locate(self.model, site)
             plans[location.module, location.end].append(_Planned(site, bind(location)))
         with ExitStack() as stack:
             _install(plans, stack)
-            _recompute_alike(unwrap(self.model), plans, stack)
+            _recompute_alike(model, plans, stack)
+            if inputs.answer is not None:
+                stack.callback(_answer_head(model).register_forward_pre_hook(partial(_keep_rows, inputs.answer)).remove)
             # A compiled graph was traced without these hooks and would skip them in silence.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            answer = self._forward(inputs, arguments or {}, stack)
+            output = self.model(**{**forward_arguments(model, inputs), **(arguments or {})})
         for planned in (planned for group in plans.values() for planned in group):
             planned.require_done()
-        return answer
-
-    def _forward(self, inputs: ModelInputs, arguments: Mapping[str, Any], stack: ExitStack) -> Tensor:
-        model = unwrap(self.model)
-        if inputs.answer is not None:
-            stack.callback(_answer_head(model).register_forward_pre_hook(partial(_keep_rows, inputs.answer)).remove)
-        output = self.model(**{**forward_arguments(model, inputs), **arguments})
-        answer = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
-        return answer[:, 0] if inputs.answer is not None and inputs.answer.ndim == 1 else answer
+        return output
 
 
 def forward_arguments(model: nn.Module, inputs: ModelInputs) -> dict[str, Any]:
@@ -277,6 +292,28 @@ def _checkpoint(checkpoint: Callable[..., Any], inner: Plans, function: Callable
     return checkpoint(run, *args)
 
 
+def _changes(
+    inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]]
+) -> list[tuple[Site, Callable[[Location], Transform]]]:
+    """The edits as what is done to the modules' activations."""
+
+    def change(site: Site, apply: Edit, location: Location, activation: Tensor) -> Tensor:
+        indices = _indices(inputs, site, activation)
+        base = _picked(activation, location, indices)
+        with torch.autocast(activation.device.type, enabled=False):
+            new = apply(base)
+        if new.shape != base.shape:
+            raise ValueError(f"site '{site}': the edit made shape {tuple(new.shape)} of shape {tuple(base.shape)}")
+        return _replaced(activation, location, indices, new.to(activation.dtype))
+
+    return [(site, partial(partial, change, site, apply)) for site, apply in edits]
+
+
+def _answer(inputs: ModelInputs, output: Any) -> Tensor:
+    answer = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
+    return answer[:, 0] if inputs.answer is not None and inputs.answer.ndim == 1 else answer
+
+
 def _indices(inputs: ModelInputs, site: Site, activation: Tensor) -> TokenIndices | None:
     if site.position is None:
         return None
@@ -335,7 +372,7 @@ def _keep_rows(answer: Tensor, head: nn.Module, args: tuple[Tensor, ...]) -> tup
 
 
 def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    for name in [key for key in state if key.startswith(f"{prefix}model.")]:
+    for name in _frozen(network, state, f"{prefix}model."):
         del state[name]
 
 
@@ -345,4 +382,14 @@ def _note_prefix(network: HookedNetwork, state: dict[str, Any], prefix: str, *re
 
 def _forgive_frozen_weights(network: HookedNetwork, incompatible: Any) -> None:
     missing = incompatible.missing_keys
-    missing[:] = [key for key in missing if not key.startswith(network._loaded_prefix)]
+    frozen = _frozen(network, missing, network._loaded_prefix)
+    missing[:] = [name for name in missing if name not in frozen]
+
+
+def _frozen(network: HookedNetwork, names: Iterable[str], prefix: str) -> set[str]:
+    """Those of the state's names that stand for what is not trained: parameters and, of a frozen model, buffers."""
+    trained = {
+        f"{prefix}{name}": parameter.requires_grad
+        for name, parameter in network.model.named_parameters(remove_duplicate=False)
+    }
+    return {name for name in names if name.startswith(prefix) and not trained.get(name, network.trainable)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itrain.architectures import architecture, blocks, locate
@@ -109,6 +109,12 @@ class ReplayNetwork(nn.Module):
         if plan is None or self._unfit(inputs, plan) is not None:
             return self.hooked.edit(inputs, edits)
         return plan.edit(inputs, edits)
+
+    def generate(
+        self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]], *, max_new_tokens: int, end: int | None = None
+    ) -> Int[Tensor, "batch new"]:
+        """The tokens that follow the prompts, as HookedNetwork generates them; nothing is kept."""
+        return self.hooked.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
 
     def estimate(
         self, sites: Sequence[Site], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs] = ()

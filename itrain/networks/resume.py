@@ -117,7 +117,8 @@ def after(inputs: ModelInputs, start: int, model: nn.Module) -> ModelInputs:
     return ModelInputs(
         arguments=arguments,
         answer=None if inputs.answer is None else inputs.answer - start,
-        tokens=torch.stack(inputs.extent, 1) - start,
+        tokens=(torch.stack(inputs.extent, 1) if inputs.tokens is None else inputs.tokens) - start,
+        stop=None if inputs.stop is None else inputs.stop - start,
         spans={name: span - start for name, span in inputs.spans.items()},
         texts=inputs.texts,
     )

@@ -29,12 +29,14 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
 
 
 def _draw_bars(axes, results: Mapping[str, float]) -> None:
-    if "test/iia_pairwise" not in results:
-        probes = {
-            key.rpartition("/")[2]: value for key, value in results.items() if key.startswith("test/probe_accuracy/")
-        }
-        axes.barh(list(probes), list(probes.values()), color=BLUE)
-        axes.set(xlim=(0, 1), xlabel="probe accuracy, held-out examples")
+    if "test/probe_accuracy" in results:
+        _draw_probes(axes, results)
+        return
+    if "test/exact_match" in results:
+        places = {name: f"{place}/exact_match" for name, place in (("after", "test"), ("before", "before"))}
+        rows = {name: results[key] for name, key in places.items() if key in results}
+        axes.bar_label(axes.barh(list(rows), list(rows.values()), color=BLUE), fmt="%.2f", padding=3)
+        axes.set(xlim=(0, 1.15), xlabel="exact match of greedy generations, held-out prompts")
         return
     rows = {"full vector": "test/full_vector", "random subspace": "test/random_subspace", "trained": "test"}
     for offset, (rule, colour) in enumerate({"argmax": ORANGE, "pairwise": BLUE}.items()):
@@ -49,6 +51,28 @@ def _draw_bars(axes, results: Mapping[str, float]) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, reverse=True)
 
 
+def _draw_probes(axes, results: Mapping[str, float]) -> None:
+    first = "test/probe_accuracy/"
+    names = [key.removeprefix(first) for key in reversed(list(results)) if key.startswith(first)]
+    figures = {"selectivity": GREY, "control_accuracy": ORANGE, "probe_accuracy": BLUE}
+    present = {figure: colour for figure, colour in figures.items() if f"test/{figure}" in results}
+    for offset, (figure, colour) in enumerate(present.items()):
+        drawn = axes.barh(
+            [row + (offset - (len(present) - 1) / 2) * 0.26 for row in range(len(names))],
+            [results[f"test/{figure}/{name}"] for name in names],
+            height=0.25,
+            color=colour,
+            label=figure.removesuffix("_accuracy"),
+        )
+        axes.bar_label(drawn, fmt="%.2f", padding=3)
+    for row, name in enumerate(names):
+        most = results[f"test/majority_accuracy/{name}"]
+        axes.vlines(most, row - 0.45, row + 0.45, "k", "dotted", label=None if row else "most frequent class")
+    axes.set_yticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    axes.set(xlim=(min(0, *(bar.get_width() for bar in axes.patches)), 1.15), xlabel="accuracy, held-out examples")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, reverse=True)
+
+
 def _draw_curve(axes, metrics: Path) -> None:
     rows = list(csv.DictReader(metrics.read_text().splitlines())) if metrics.is_file() else []
     losses = [(int(row["step"]), float(row["train/loss"])) for row in rows if row.get("train/loss")]
@@ -58,7 +82,8 @@ def _draw_curve(axes, metrics: Path) -> None:
         return
     axes.plot(*zip(*losses, strict=True), color=GREY)
     axes.set(xlabel="step", ylabel="training loss")
-    key = next((key for key in ("validation/iia_pairwise", "validation/probe_accuracy") if key in rows[0]), None)
+    figures = ("iia_pairwise", "probe_accuracy", "exact_match")
+    key = next((f"validation/{figure}" for figure in figures if f"validation/{figure}" in rows[0]), None)
     points = [(int(row["step"]), float(row[key])) for row in rows if key and row.get(key)]
     if points:
         right = axes.twinx()

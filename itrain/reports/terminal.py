@@ -9,39 +9,32 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from itrain.data import CounterfactualDataModule
 from itrain.metrics import RULES
 from itrain.models import BaseModel
-from itrain.training.alignment import AlignmentSearch
-from itrain.training.probing import ProbeTraining
-
-PLACES = {"trained": "test", "random subspace": "test/random_subspace", "full vector": "test/full_vector"}
-"""The rows of the table of a search, and where their figures lie in the results."""
+from itrain.splits import SplitDataModule
+from itrain.training.base import Training
 
 
 @rank_zero_only
 def announce(
     base_model: BaseModel,
-    data: CounterfactualDataModule,
-    module: AlignmentSearch | ProbeTraining,
+    data: SplitDataModule,
+    module: Training,
     folder: Path,
     *,
     how: str,
 ) -> None:
-    """Say what is about to run: model, sites, trained parameters, pairs, and how the model is run."""
+    """Say what is about to run: model, sites, trained parameters, examples, and how the model is run."""
     weights = sum(parameter.numel() for parameter in base_model.model.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     kinds = ", ".join(sorted({type(part).__name__ for part in module.trained_parts.values()}))
-    pairs = (
-        f"{len(dataset)} {split} ({int(dataset.pairs.changes.sum())} change the label)"
-        for split, dataset in data.datasets.items()
-    )
     lines = {
-        "model": f"{base_model.name}, {weights:,} parameters, frozen",
-        "sites": ", ".join(map(str, module.sites)),
+        "model": f"{base_model.name}, {weights:,} parameters, {_state(base_model.model)}",
+        **({"sites": ", ".join(map(str, module.sites))} if module.sites else {}),
         "trains": f"{kinds}, {trained:,} parameters",
-        "pairs": ", ".join(pairs),
+        **data.describe(),
         "runs": how,
         "folder": str(folder),
     }
@@ -49,12 +42,18 @@ def announce(
         Console().print(f"{name:8}{line}", highlight=False, soft_wrap=True)
 
 
-def show(results: Mapping[str, float], data: CounterfactualDataModule, folder: Path) -> None:
+def _state(model: nn.Module) -> str:
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    return "all trained" if all(trained) else "partly trained" if any(trained) else "frozen"
+
+
+def show(results: Mapping[str, float], folder: Path) -> None:
     """Print the final figures as a table, with the controls beside them."""
     console = Console()
-    console.print(_pairs_table(results) if "test/iia_pairwise" in results else _probes_table(results))
-    accuracy = f"the model answers {results['model/accuracy']:.3f} of the inputs drawn right (data.keep={data.keep})"
-    console.print(accuracy, highlight=False)
+    table = next((make for figure, make in TABLES.items() if figure in results), _figures_table)
+    console.print(table(results))
+    if "model/accuracy" in results:
+        console.print(f"the model answers {results['model/accuracy']:.3f} of the inputs drawn right", highlight=False)
     console.print(f"folder: {folder}", highlight=False, soft_wrap=True)
 
 
@@ -63,21 +62,52 @@ def _pairs_table(results: Mapping[str, float]) -> Table:
     table.add_column("\n", no_wrap=True)
     changing, preserving = (int(results[f"test/pairs_{kind}"]) for kind in ("changing", "preserving"))
     columns = {
-        "_changing": f"changing {changing}",
-        "_preserving": f"preserving {preserving}",
-        "": f"all {changing + preserving}",
+        "iia_changing": f"changing {changing}",
+        "iia_preserving": f"preserving {preserving}",
+        "iia": f"all {changing + preserving}",
     }
+    if "test/disentangle_argmax" in results:
+        columns = {figure: figure for figure in ("cause", "isolate", "disentangle")}
     for title in columns.values():
         for rule, head in zip(RULES, (title, ""), strict=True):
             table.add_column(f"{head}\n{rule}", justify="right", min_width=9)
-    for name, place in PLACES.items():
-        table.add_row(name, *(f"{results[f'{place}/iia{kind}_{rule}']:.3f}" for kind in columns for rule in RULES))
+    for place in sorted({key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax")}, key=_rank):
+        table.add_row(
+            _row_name(place), *(f"{results[f'{place}/{figure}_{rule}']:.3f}" for figure in columns for rule in RULES)
+        )
     return table
+
+
+def _rank(place: str) -> tuple[bool, bool, int, str]:
+    """The trained intervention first, then the start, then the controls, each before its parts."""
+    return "random" in place or "full" in place, place.startswith("before"), place.count("/"), place
+
+
+def _row_name(place: str) -> str:
+    return place.replace("test", "trained", 1).replace("trained/", "", 1).replace("_", " ")
 
 
 def _probes_table(results: Mapping[str, float]) -> Table:
-    table = Table("probe", "accuracy", title="probes on held-out examples", box=SIMPLE_HEAD)
-    for key, value in results.items():
-        if key.startswith("test/probe_accuracy/"):
-            table.add_row(key.removeprefix("test/probe_accuracy/"), f"{value:.3f}")
+    table = Table(title="accuracy of probes on held-out examples", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column()
+    figures = {"probe_accuracy": "probe", "control_accuracy": "control", "selectivity": "selectivity"}
+    figures |= {"majority_accuracy": "majority", "l2": "l2"}
+    present = {figure: title for figure, title in figures.items() if any(f"test/{figure}/" in key for key in results)}
+    for title in present.values():
+        table.add_column(title, justify="right", min_width=len(title))
+    for name in (key.removeprefix("test/l2/") for key in results if key.startswith("test/l2/")):
+        values = {figure: results[f"test/{figure}/{name}"] for figure in present}
+        table.add_row(name, *(f"{value:g}" if figure == "l2" else f"{value:.3f}" for figure, value in values.items()))
     return table
+
+
+def _figures_table(results: Mapping[str, float]) -> Table:
+    table = Table("figure", "value", title="held-out examples", box=SIMPLE_HEAD)
+    for key, value in results.items():
+        if key.startswith(("test/", "before/")):
+            table.add_row(key.removeprefix("test/").replace("_", " "), f"{value:.3f}")
+    return table
+
+
+TABLES = {"test/iia_pairwise": _pairs_table, "test/probe_accuracy": _probes_table}
+"""The table of a run, by a figure that only such runs have."""

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 
 
+Label = int | Sequence[int]
+"""The class or token that stands for an output, or the tokens of an answer of several."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """A base and, for each interchanged variable, the source that it takes its value from; all are input settings."""
 
     base: Setting
     sources: Mapping[str, Setting]
+    isolates: bool = False
+    """Whether the base asks for another variable than those that are interchanged, so that nothing may change."""
 
 
 class Task(ABC):
@@ -38,6 +44,8 @@ class Task(ABC):
     causal_model: CausalModel
     variables: tuple[str, ...]
     """The variables that pairs interchange, and that probes read."""
+    control: str | None = None
+    """The variable whose values are the types that control tasks of probes label at random; None: no control task."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
@@ -48,8 +56,8 @@ class Task(ABC):
         """The settings as the base model sees them."""
 
     @abstractmethod
-    def label(self, output: Any) -> int:
-        """The class index or token that stands for a value of the causal model's output."""
+    def label(self, output: Any) -> Label:
+        """The class index, token or tokens that stand for a value of the causal model's output."""
 
     @property
     @abstractmethod
@@ -72,7 +80,7 @@ class TextTask(Task):
     """A task in text: templates with named fields, whose tokens become the spans that positions name.
 
     A template is a format string such as ``{name} walked because``; each field is filled with the variable of that
-    name, and ``@name`` in a site means its tokens. The answer is the token that follows the text.
+    name, and ``@name`` in a site means its tokens. The answer is the token, or the tokens, that follow the text.
     """
 
     _tokenizer: PreTrainedTokenizerBase | None = None
@@ -95,20 +103,28 @@ class TextTask(Task):
                 f"{type(tokenizer).__name__} does not tell where tokens lie in the text; load the fast tokenizer"
             )
         self._tokenizer = tokenizer
-        self._labels: dict[Any, int] = {}
+        self._labels: dict[Any, Label] = {}
 
-    def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
+    def inputs(self, settings: Sequence[Setting], responses: Sequence[Sequence[int]] | None = None) -> ModelInputs:
+        """The settings as prompts, each followed by a response if there are any.
+
+        The model is asked for each token of a response at the token before it, (B, A); where a response is shorter than
+        the longest, its first place is repeated. Positions and spans count the prompt's tokens.
+        """
         texts, fields = zip(*(self._render(setting) for setting in settings), strict=True)
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        ids = [start + tokens for tokens in encoded["input_ids"]]
+        prompts = [start + tokens for tokens in encoded["input_ids"]]
+        # Of a response's last token nothing is asked.
+        ids = [p + list(r[:-1]) for p, r in zip(prompts, responses or [()] * len(prompts), strict=True)]
         width = max(len(tokens) for tokens in ids)
         left = self.tokenizer.padding_side == "left"
         shifts = [width - len(tokens) if left else 0 for tokens in ids]
         input_ids = torch.full((len(ids), width), _padding(self.tokenizer))
         for row, (tokens, shift) in enumerate(zip(ids, shifts, strict=True)):
             input_ids[row, shift : shift + len(tokens)] = torch.tensor(tokens)
-        tokens = torch.tensor([[shift, shift + len(row)] for row, shift in zip(ids, shifts, strict=True)])
+        tokens = torch.tensor([[shift, shift + len(row)] for row, shift in zip(prompts, shifts, strict=True)])
+        stop = torch.tensor([shift + len(row) for row, shift in zip(ids, shifts, strict=True)])
         place = torch.arange(width)
         names = sorted(set(fields[0]).intersection(*fields[1:]))
         spans = {
@@ -122,33 +138,35 @@ class TextTask(Task):
             )
             for name in names
         }
-        mask = (place >= tokens[:, :1]) & (place < tokens[:, 1:])
+        mask = (place >= tokens[:, :1]) & (place < stop[:, None])
+        answer = tokens[:, 1] - 1
+        if responses is not None:
+            ahead, count = torch.arange(max(map(len, responses))), torch.tensor([[len(r)] for r in responses])
+            answer = answer[:, None] + ahead * (ahead < count)
         return ModelInputs(
             arguments={"input_ids": input_ids, "attention_mask": mask.long()},
-            answer=tokens[:, 1] - 1,
+            answer=answer,
             tokens=tokens,
+            stop=None if responses is None else stop,
             spans=spans,
             texts=texts,
         )
 
-    def label(self, output: str) -> int:
-        """The one token that continues a prompt with the output.
+    def label(self, output: str) -> Label:
+        """The token, or the tokens, that continue a prompt with the output.
 
         Raises:
-            ValueError: the output is several tokens.
+            ValueError: the output is no word of the vocabulary, or changes how the prompt before it is split.
         """
         if output not in self._labels:
             prompt, _ = self._render(self.causal_model.sample(Random(0)))
             before, after = (
                 self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, f"{prompt} {output}")
             )
-            if (
-                after[: len(before)] != before
-                or len(after) != len(before) + 1
-                or after[-1] == self.tokenizer.unk_token_id
-            ):
-                raise ValueError(f"the answer '{output}' is not one token of the model's vocabulary after '{prompt}'")
-            self._labels[output] = after[-1]
+            tokens = after[len(before) :]
+            if after[: len(before)] != before or not tokens or self.tokenizer.unk_token_id in tokens:
+                raise ValueError(f"the answer '{output}' is no continuation of '{prompt}' in the model's vocabulary")
+            self._labels[output] = tokens[0] if len(tokens) == 1 else tuple(tokens)
         return self._labels[output]
 
     def _render(self, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:

@@ -47,6 +47,7 @@ class Gender(TextTask):
     """
 
     variables = ("gender",)
+    control = "name"
 
     def __init__(
         self,

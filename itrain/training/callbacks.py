@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 from torch import nn
 
 
 class FirstStepError(RuntimeError):
     """The first step shows that a fit cannot learn."""
+
+
+class Annealing(lightning.Callback):
+    """Moves what schedules rule from its start, at the first step, to exactly its end at the last one.
+
+    progress = t / (T - 1) at step t of T.
+    """
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        last = int(trainer.estimated_stepping_batches) - 1
+        pl_module.anneal(trainer.global_step / last if last else 1.0)  # type: ignore[operator]
 
 
 class FirstStepCheck(lightning.Callback):

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning
-from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
+"""From groups of parameters, as :class:`torch.optim.Optimizer` takes them, to the optimizer."""
 
 
 def with_linear_schedule(optimizer: Optimizer, trainer: lightning.Trainer, warmup: float) -> dict[str, Any]:

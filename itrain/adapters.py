@@ -1,0 +1,66 @@
+"""Low-rank adapters: a few trained weights inside a frozen model, by way of PEFT."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import nn
+
+from itrain.architectures import unwrap
+
+
+def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str]) -> dict[str, nn.Module]:
+    """Freeze the model and add a trained low-rank map to some of its linear modules: W x + alpha / rank * B A x.
+
+    A (rank, in) starts at random and B (out, rank) at 0, so that at first nothing has changed; both are in fp32. The
+    modules keep their paths and so do all sites; their own weights are now found under ``base_layer``. Hu et al. 2022,
+    "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3.
+
+    Args:
+        model: changed in place.
+        rank: of the maps that are added.
+        alpha: their scale.
+        targets: ends of the modules' paths, such as ``query_key_value`` in all layers or ``layers.2.mlp.dense_h_to_4h``.
+
+    Returns:
+        The modules that now hold adapters, by path.
+
+    Raises:
+        ValueError: a target is no linear module of the model, or the model has adapters already.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    model = unwrap(model)
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} has LoRA adapters already; load the model without them")
+    linear = {path: module for path, module in model.named_modules() if _is_linear(module)}
+    for target in targets:
+        if not any(f".{path}".endswith(f".{target}") for path in linear):
+            ends = sorted({path.rpartition(".")[2] for path in linear})
+            raise ValueError(
+                f"LoRA: '{target}' is no linear module of {type(model).__name__}; it has {', '.join(ends)}"
+            )
+    paths = [path for path in linear if any(f".{path}".endswith(f".{target}") for target in targets)]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=paths,
+        fan_in_fan_out=all(hasattr(linear[path], "nx") for path in paths),
+    )
+    with warnings.catch_warnings():
+        # PEFT asks transformers under an old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        inject_adapter_in_model(config, model)
+    adapted = {path: model.get_submodule(path) for path in paths}
+    for module in adapted.values():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return adapted
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # transformers' Conv1D, of GPT-2, is a linear module that calls its sizes nx and nf.
+    return isinstance(module, nn.Linear) or hasattr(module, "nx")

@@ -1,0 +1,78 @@
+"""Blocks of coordinates, one for each variable, and the simplest kind: fixed neurons."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from itrain.interventions.base import Intervention, require_rank
+from itrain.interventions.featurizers import Featurizer, Identity, interchange
+
+
+class Blocks(Intervention, ABC):
+    """Swaps disjoint blocks of a featurizer's coordinates: decode((1 - m) * f(h) + m * f(s)), m 1 in the block, else 0.
+
+    ``blocks`` gives each variable its number of coordinates, on disjoint blocks in the order given; an integer stands
+    for one variable. Variables with different sources compose exactly.
+
+    Raises:
+        ValueError: the blocks need more coordinates than the activation has, or a variable has no block.
+    """
+
+    gates: Float[Tensor, "variables hidden"]
+
+    def __init__(self, hidden_size: int, *, blocks: int | Mapping[str, int]) -> None:
+        super().__init__()
+        self.blocks = {"": blocks} if isinstance(blocks, int) else dict(blocks)
+        self.hidden_size, self.rank = hidden_size, sum(self.blocks.values())
+        require_rank(min(self.blocks.values()), hidden_size)
+        require_rank(self.rank, hidden_size)
+        owner = torch.arange(len(self.blocks)).repeat_interleave(torch.tensor(list(self.blocks.values())))
+        gates = torch.nn.functional.one_hot(owner, len(self.blocks)).T.float()
+        self.register_buffer("gates", torch.nn.functional.pad(gates, (0, hidden_size - self.rank)), persistent=False)
+
+    @property
+    @abstractmethod
+    def featurizer(self) -> Featurizer:
+        """The basis that the coordinates belong to."""
+
+    def forward(
+        self, base: Float[Tensor, "*batch hidden"], source: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        return self._swap(base, source, self.gates.sum(0))
+
+    def edit_for(self, variable: str) -> Callable[[Tensor, Tensor], Tensor]:
+        if list(self.blocks) == [""]:
+            return self
+        if variable not in self.blocks:
+            raise ValueError(f"no block for variable '{variable}'; blocks are given for {', '.join(self.blocks)}")
+        return partial(self._swap, gate=self.gates[list(self.blocks).index(variable)])
+
+    def _swap(self, base: Tensor, source: Tensor, gate: Tensor) -> Tensor:
+        return interchange(base, source, self.featurizer, gate)
+
+
+class FixedBlocks(Blocks):
+    """Swaps blocks of neurons, the first ones of the activation: (1 - m) * h + m * s. Nothing of it is trained.
+
+    It names the place where interchange intervention training puts a variable. Geiger et al. 2022, "Inducing Causal
+    Structure for Interpretable Neural Networks", section 3.
+    """
+
+    def __init__(self, hidden_size: int, *, blocks: int | Mapping[str, int] = 1) -> None:
+        super().__init__(hidden_size, blocks=blocks)
+        self.neurons = Identity(hidden_size)
+
+    @property
+    def featurizer(self) -> Featurizer:
+        return self.neurons
+
+    def untrained(self) -> FixedBlocks:
+        other = FixedBlocks(self.hidden_size, blocks=self.blocks)
+        other.gates.copy_(self.gates[:, torch.randperm(self.hidden_size, generator=torch.Generator().manual_seed(0))])
+        return other
