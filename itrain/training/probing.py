@@ -1,40 +1,137 @@
-"""ProbeTraining: trains probes that read a variable at the sites where interventions would act."""
+"""ProbeTraining: trains probes, beside their controls, at the sites where interventions would act."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple, cast
 
-import lightning
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
-from itrain.data import CounterfactualBatch
+from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
-from itrain.networks.replay import Network
-from itrain.probes import LinearProbe
+from itrain.networks.replay import Network, ReplayNetwork
+from itrain.probes import LinearProbe, Probe, control_labels
 from itrain.sites import Site
-from itrain.training.optimization import OptimizerFactory, with_linear_schedule
+from itrain.training.base import Training
+from itrain.training.optimization import OptimizerFactory
 
 
-class ProbeTraining(lightning.LightningModule):
+class Candidates(nn.Module):
+    """The probes of a variable at a site, one for each strength, their controls, and which strength is chosen.
+
+    All start alike, and each is trained as if it were alone. Tensor letters: T tasks (the probes', then the controls'),
+    L strengths, B batch.
+    """
+
+    chosen: Int[Tensor, ""]
+
+    def __init__(self, probe: Probe, strengths: Sequence[float], *, control: bool) -> None:
+        super().__init__()
+        self.strengths = tuple(strengths)
+        tasks = ("probe", "control") if control else ("probe",)
+        self.probes = nn.ModuleDict({task: nn.ModuleList(deepcopy(probe) for _ in strengths) for task in tasks})
+        self.register_buffer("chosen", torch.tensor(0 if len(strengths) == 1 else -1))
+
+    def forward(self, activation: Float[Tensor, "batch hidden"]) -> Float[Tensor, "tasks strengths batch classes"]:
+        scores = [probe(activation) for probe, _ in self.each()]
+        return torch.stack(scores).unflatten(0, (len(self.probes), len(self.strengths)))
+
+    def each(self) -> Iterator[tuple[Probe, float]]:
+        """Every probe and control with its strength."""
+        for probes in self.probes.values():
+            yield from zip(cast("Iterable[Probe]", probes), self.strengths, strict=True)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        return torch.stack([strength / 2 * probe.squared_norm() for probe, strength in self.each()]).sum()
+
+    def choose(self, accuracy: Float[Tensor, " strengths"]) -> None:
+        """Take the most accurate, and of those that are equal the first."""
+        found = accuracy.tolist()
+        self.chosen.fill_(found.index(max(found)))
+
+    @property
+    def choice(self) -> int:
+        """Which strength is chosen.
+
+        Raises:
+            ValueError: none is yet.
+        """
+        if self.chosen < 0:
+            raise ValueError("no strength has been chosen yet: validate before the test, or give l2 one strength only")
+        return int(self.chosen)
+
+    @property
+    def best(self) -> Probe:
+        """The probe whose strength is chosen."""
+        return list(self.each())[self.choice][0]
+
+
+class ProbeAccuracy(Metric):
+    """The accuracy of each of several candidates, and of always giving the most frequent class of the same examples.
+
+    The states are integers and sum over processes, so the result does not depend on how the examples were divided.
+    """
+
+    full_state_update = False
+    right: Tensor
+    classes: Tensor
+
+    def __init__(self, *, tasks: int, strengths: int, num_classes: int) -> None:
+        super().__init__()
+        self.add_state("right", torch.zeros(tasks, strengths, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("classes", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(
+        self, scores: Float[Tensor, "tasks strengths batch classes"], values: Int[Tensor, "tasks batch"]
+    ) -> None:
+        self.right += (scores.argmax(-1) == values[:, None]).sum(-1)
+        self.classes += values[0].bincount(minlength=len(self.classes))
+
+    def compute(self) -> tuple[Float[Tensor, "tasks strengths"], Float[Tensor, ""]]:
+        return self.right / self.classes.sum(), self.classes.max() / self.classes.sum()
+
+
+class Prediction(NamedTuple):
+    """What the candidates of a variable at a site say of a batch, and what is right."""
+
+    name: str
+    candidates: Candidates
+    scores: Float[Tensor, "tasks strengths batch classes"]
+    values: Int[Tensor, "tasks batch"]
+
+
+class ProbeTraining(Training):
     """Trains a probe of each variable at each site on the bases' activations; the base model is frozen.
 
-    loss = mean over sites and variables of cross entropy(probe(h_site(base)), value of the variable in the base's run).
+    loss = sum over sites, variables and strengths of CE(probe(h_site(base)), value of the variable in the base's run)
+    + l2 / 2 * sum W^2, the mean cross entropy in nats of the standardised activations; biases are free. With N
+    training examples this is scikit-learn's ``LogisticRegression(C=1 / (N * l2))``. The strength that is most accurate
+    on the validation examples is the one that is tested.
+
+    A control probe of the same kind is trained beside each, on labels that are random for each type and fixed:
+    selectivity = accuracy of the probe on the test examples - accuracy of its control on new contexts of types that it
+    was trained on, since the label of an unseen type cannot be known. Hewitt and Liang 2019, "Designing and
+    Interpreting Probes with Control Tasks", section 2.
 
     Args:
         network: the base model, frozen.
         sites: sites of one token each.
         classes: the number of values of each variable.
         probe: from features and classes to the probe.
-        optimizer: from the parameters to the optimizer.
+        l2: strengths of the regularisation, trained side by side; of equally accurate ones the strongest is chosen.
+        control: whether control probes are trained; the batches must have types.
+        control_seed: draws the control labels.
+        optimizer: from the parameters to the optimizer; None is for evaluation only.
         warmup: share of the steps in which the learning rate rises.
         hidden_sizes: features at each site; None asks the network.
 
     Raises:
-        ValueError: a site has several tokens.
+        ValueError: a site has several tokens, a strength is negative, or controls are asked for and there are no types.
     """
 
     def __init__(
@@ -43,45 +140,79 @@ class ProbeTraining(lightning.LightningModule):
         network: Network,
         sites: Sequence[Site],
         classes: Mapping[str, int],
-        optimizer: OptimizerFactory,
-        probe: Callable[..., LinearProbe] = LinearProbe,
+        optimizer: OptimizerFactory | None = None,
+        probe: Callable[..., Probe] = LinearProbe,
+        l2: Sequence[float] = (0.1, 0.01, 0.001),
+        control: bool = False,
+        control_seed: int = 0,
         warmup: float = 0.1,
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.sites, self.classes = tuple(sites), dict(classes)
+        if not l2 or min(l2) < 0:
+            raise ValueError(f"l2 is one strength or several, none below 0; got {list(l2)}")
+        self.sites, self.classes, self.probe = tuple(sites), dict(classes), probe
+        self.l2 = tuple(sorted(l2, reverse=True))
+        self.control, self.control_seed = control, control_seed
         self.optimizer, self.warmup = optimizer, warmup
-        sizes = hidden_sizes or [network.hidden_size(site) for site in self.sites]
-        self.probes = nn.ModuleDict(
+        self.hidden_sizes = list(hidden_sizes or [network.hidden_size(site) for site in self.sites])
+        self.candidates = nn.ModuleDict(
             {
-                self._key(site, variable): probe(size, num_classes=count)
-                for site, size in zip(self.sites, sizes, strict=True)
+                _key(f"{variable} {site}"): Candidates(probe(size, num_classes=count), self.l2, control=control)
+                for site, size in zip(self.sites, self.hidden_sizes, strict=True)
                 for variable, count in self.classes.items()
             }
         )
         self.network = network
-        self.accuracies: dict[str, MulticlassAccuracy] = {}
+        self.metrics: dict[str, dict[str, ProbeAccuracy]] = {}
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
-        losses = [cross_entropy(scores, values) for scores, values in self.predictions(batch).values()]
-        loss = torch.stack(losses).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss * batch.weight
+        predictions = list(self.predictions(batch))
+        losses = torch.stack([_losses(prediction) for prediction in predictions])
+        self.log("train/loss", losses[:, 0].mean(), prog_bar=True, batch_size=len(batch))
+        penalty = torch.stack([prediction.candidates.penalty() for prediction in predictions]).sum()
+        return losses.sum() * batch.weight + penalty
 
-    def predictions(self, batch: CounterfactualBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Scores (B, classes) and true values (B,) for each site and variable."""
-        activations = self._read(batch.base)
-        return {
-            key: (self.probes[key](activations[site]), batch.variables[variable])
-            for site in self.sites
-            for variable in self.classes
-            for key in [self._key(site, variable)]
-        }
+    def predictions(self, batch: CounterfactualBatch) -> Iterator[Prediction]:
+        """For each site and variable."""
+        for site, activation in self._read(batch.base).items():
+            for number, (variable, count) in enumerate(self.classes.items()):
+                name, values = f"{variable} {site}", [batch.variables[variable]]
+                candidates = self._candidates(name)
+                if self.control:
+                    if batch.types is None:
+                        raise ValueError("control probes label types, and the task names no control variable for them")
+                    seed = self.control_seed * len(self.classes) + number
+                    values.append(control_labels(batch.types, count, seed=seed))
+                yield Prediction(name, candidates, candidates(activation), torch.stack(values))
+
+    @property
+    def chosen(self) -> dict[str, Probe]:
+        """The probe of each variable and site whose strength was chosen, under its name in the results."""
+        return {f"{variable} {site}": self._candidates(f"{variable} {site}").best for site, variable in self._pairs}
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        """The probe of each site and variable, under the site's name."""
-        return {str(site): self.probes[self._key(site, variable)] for site in self.sites for variable in self.classes}
+        """One probe of each variable at each site, since all are trained alike."""
+        return {
+            f"{site} ({variable})": next(self._candidates(f"{variable} {site}").each())[0]
+            for site, variable in self._pairs
+        }
+
+    @property
+    def exported(self) -> nn.Module:
+        return self.candidates
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "sites": self.sites,
+            "classes": self.classes,
+            "probe": self.probe,
+            "l2": self.l2,
+            "control": self.control,
+            "control_seed": self.control_seed,
+            "hidden_sizes": self.hidden_sizes,
+        }
 
     def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Give the probes the scale of the training activations."""
@@ -91,9 +222,9 @@ class ProbeTraining(lightning.LightningModule):
             for batch in batches:
                 for site, activation in self._read(batch.base.to(device)).items():
                     found[site].append(activation)
-        for site in self.sites:
-            for variable in self.classes:
-                cast(LinearProbe, self.probes[self._key(site, variable)]).fit(torch.cat(found[site]))
+        for site, variable in self._pairs:
+            for probe, _ in self._candidates(f"{variable} {site}").each():
+                probe.fit(torch.cat(found[site]))
 
     def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         self._score("validation", batch)
@@ -102,13 +233,36 @@ class ProbeTraining(lightning.LightningModule):
         self._score("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._report()
+        """Choose each probe's strength."""
+        best = []
+        for name, metric in self.metrics.pop("validation").items():
+            accuracy, _ = metric.compute()
+            self._candidates(name).choose(accuracy[0])
+            best.append(accuracy[0].max())
+        self.log("validation/probe_accuracy", torch.stack(best).mean(), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
-        self._report()
+        """Report the chosen probes beside the most frequent class and their controls."""
+        controls = self._control_accuracies() if self.control else {}
+        results: dict[str, dict[str, float]] = {}
+        for name, metric in self.metrics.pop("test").items():
+            (accuracy, majority), choice = metric.compute(), self._candidates(name).choice
+            found = {"probe_accuracy": accuracy[0, choice], "majority_accuracy": majority}
+            if self.control:
+                control = controls[name][choice]
+                found |= {"control_accuracy": control, "selectivity": accuracy[0, choice] - control}
+            results[name] = {figure: float(value) for figure, value in found.items()}
+            self.log(f"test/l2/{name}", self.l2[choice], sync_dist=True)
+        for figure in next(iter(results.values())):
+            values = {name: found[figure] for name, found in results.items()}
+            self.log_dict({f"test/{figure}/{name}": value for name, value in values.items()}, sync_dist=True)
+            self.log(f"test/{figure}", sum(values.values()) / len(values), sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        return with_linear_schedule(self.optimizer(self.probes.parameters()), self.trainer, self.warmup)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.candidates.parameters())}]
+
+    def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
+        return "reads are kept, and stop at the site" if isinstance(self.network, ReplayNetwork) else "plain hooks"
 
     def _read(self, inputs: ModelInputs) -> dict[Site, Tensor]:
         activations = self.network.read(inputs, self.sites)
@@ -119,20 +273,39 @@ class ProbeTraining(lightning.LightningModule):
                 )
         return {site: activation.flatten(1) for site, activation in activations.items()}
 
-    def _score(self, split: str, batch: CounterfactualBatch) -> None:
-        for key, (scores, values) in self.predictions(batch).items():
-            name = f"{split}/probe_accuracy/{key}"
-            if name not in self.accuracies:
-                self.accuracies[name] = MulticlassAccuracy(scores.shape[-1], average="micro").to(self.device)
-            self.accuracies[name].update(scores, values)
+    def _score(self, examples: str, batch: CounterfactualBatch) -> None:
+        metrics = self.metrics.setdefault(examples, {})
+        for name, _, scores, values in self.predictions(batch):
+            if name not in metrics:
+                tasks, strengths, _, count = scores.shape
+                metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(self.device)
+            metrics[name].update(scores, values)
 
-    def _report(self) -> None:
-        results = {name: metric.compute() for name, metric in self.accuracies.items()}
-        self.log_dict(results, sync_dist=True)
-        split = next(iter(results)).partition("/")[0]
-        self.log(f"{split}/probe_accuracy", torch.stack(list(results.values())).mean(), sync_dist=True)
-        self.accuracies.clear()
+    def _control_accuracies(self) -> dict[str, Float[Tensor, " strengths"]]:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CounterfactualDataModule):
+            raise ValueError(
+                "control probes are tested on new contexts of the training types: give trainer.test the data as "
+                "datamodule=CounterfactualDataModule(...)"
+            )
+        for batch in data.control_dataloader():
+            self._score("control", batch.to(self.device))
+        return {name: metric.compute()[0][1] for name, metric in self.metrics.pop("control").items()}
 
-    @staticmethod
-    def _key(site: Site, variable: str) -> str:
-        return f"{variable} {site}".replace(".", "_")
+    @property
+    def _pairs(self) -> list[tuple[Site, str]]:
+        return [(site, variable) for site in self.sites for variable in self.classes]
+
+    def _candidates(self, name: str) -> Candidates:
+        return cast(Candidates, self.candidates[_key(name)])
+
+
+def _losses(prediction: Prediction) -> Float[Tensor, "tasks strengths"]:
+    """The mean cross entropy of each candidate."""
+    scores, values = prediction.scores, prediction.values[:, None].expand(prediction.scores.shape[:-1])
+    return cross_entropy(scores.flatten(0, 2), values.flatten(), reduction="none").view_as(values).mean(-1)
+
+
+def _key(name: str) -> str:
+    """The name of a probe as a module's, which may hold no dots."""
+    return name.replace(".", "_")
