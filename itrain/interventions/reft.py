@@ -1,0 +1,102 @@
+"""Representation finetuning: low-rank edits of the activation itself, with no source."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.utils import parametrize
+
+from itrain.interventions.base import Intervention, require_rank
+from itrain.interventions.featurizers import Subspace
+
+
+class LoReFT(Intervention):
+    """Sets the coordinates in a learned subspace: h + R^T (W h + b - R h), R of orthonormal rows, (rank, hidden).
+
+    W, (rank, hidden), starts as R and b, (rank,), as 0, so that at first nothing changes.
+
+    Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", eq. 2.
+
+    Raises:
+        ValueError: the rank is larger than the activation.
+    """
+
+    takes_source: ClassVar[bool] = False
+
+    def __init__(self, hidden_size: int, *, rank: int = 4) -> None:
+        super().__init__()
+        self.hidden_size, self.rank = hidden_size, rank
+        self.subspace = Subspace(hidden_size, rank=rank)
+        self.weight = nn.Parameter(self.subspace.rows.detach().clone())
+        self.bias = nn.Parameter(torch.zeros(rank))
+
+    def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
+        with parametrize.cached():
+            rows = self.subspace.rows.to(base.dtype)
+            return base + (_map(base, self.weight, self.bias) - base @ rows.T) @ rows
+
+
+class DiReFT(Intervention):
+    """Adds a low-rank map of the activation: h + W2^T (W1 h + b), both matrices (rank, hidden) and free.
+
+    W1 and b start as 0, so that at first nothing changes; W2 starts with orthonormal rows.
+
+    Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", eq. 3.
+
+    Raises:
+        ValueError: the rank is larger than the activation.
+    """
+
+    takes_source: ClassVar[bool] = False
+
+    def __init__(self, hidden_size: int, *, rank: int = 4) -> None:
+        super().__init__()
+        require_rank(rank, hidden_size)
+        self.hidden_size, self.rank = hidden_size, rank
+        self.projection = nn.Parameter(_rows(rank, hidden_size))
+        self.weight = nn.Parameter(torch.zeros(rank, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(rank))
+
+    def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
+        return base + _map(base, self.weight, self.bias) @ self.projection.to(base.dtype)
+
+
+class NoReFT(Intervention):
+    """LoReFT without the constraint: h + W2^T (W1 h + b - W2 h), both matrices (rank, hidden) and free.
+
+    W1 starts as W2, which starts with orthonormal rows, and b as 0, so that at first nothing changes.
+
+    The ablation of Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", that pyreft calls NoReFT.
+
+    Raises:
+        ValueError: the rank is larger than the activation.
+    """
+
+    takes_source: ClassVar[bool] = False
+
+    def __init__(self, hidden_size: int, *, rank: int = 4) -> None:
+        super().__init__()
+        require_rank(rank, hidden_size)
+        self.hidden_size, self.rank = hidden_size, rank
+        self.projection = nn.Parameter(_rows(rank, hidden_size))
+        self.weight = nn.Parameter(self.projection.detach().clone())
+        self.bias = nn.Parameter(torch.zeros(rank))
+
+    def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
+        projection = self.projection.to(base.dtype)
+        return base + (_map(base, self.weight, self.bias) - base @ projection.T) @ projection
+
+
+def _rows(rank: int, hidden_size: int) -> Float[Tensor, "rank hidden"]:
+    """Orthonormal rows at random."""
+    return torch.linalg.qr(torch.randn(hidden_size, rank))[0].T.contiguous()
+
+
+def _map(
+    base: Float[Tensor, "*batch hidden"], weight: Float[Tensor, "rank hidden"], bias: Float[Tensor, " rank"]
+) -> Float[Tensor, "*batch rank"]:
+    return linear(base, weight.to(base.dtype), bias.to(base.dtype))

@@ -1,0 +1,73 @@
+"""What tasks with whole responses have in common: prompts, and the text that is to follow each."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from random import Random
+from typing import get_args
+
+from itrain.causal_model import CausalModel, Setting
+from itrain.tasks.base import Pair, Split, TextTask
+
+
+class ResponseTask(TextTask):
+    """A task in text whose output is a response of any length, for training what a model says.
+
+    The response is what the causal model's output says, and the end-of-text token ends it. There are no variables to
+    interchange; a pair is a base alone.
+    """
+
+    variables = ()
+
+    @abstractmethod
+    def settings(self, split: Split) -> Sequence[Setting]:
+        """All settings of a split, in a fixed order; no two splits have the same prompt."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        settings = (setting for split in get_args(Split) for setting in self.settings(split))
+        return list(dict.fromkeys(self._output(setting) for setting in settings))
+
+    def sample(self, random: Random, split: Split) -> Pair:
+        return Pair(base=random.choice(self.settings(split)), sources={})
+
+    @property
+    def end(self) -> int:
+        """The token that ends a response.
+
+        Raises:
+            ValueError: the tokenizer has none.
+        """
+        end = self.tokenizer.eos_token_id
+        if not isinstance(end, int):
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} has no end-of-text token to end a response; set eos_token"
+            )
+        return end
+
+    def response(self, setting: Setting) -> list[int]:
+        """The tokens of the setting's response and the one that ends it."""
+        label = self.label(self._output(setting))
+        return [*([label] if isinstance(label, int) else label), self.end]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What a response says, up to the token that ends it."""
+        kept = list(tokens)
+        return str(self.tokenizer.decode(kept[: kept.index(self.end)] if self.end in kept else kept))
+
+    def _output(self, setting: Setting) -> str:
+        return self.causal_model.run(setting)[self.causal_model.output]
+
+
+class Prompts(ResponseTask):
+    """Prompts as they are typed; what follows them is for the model to say."""
+
+    def __init__(self, *, texts: Sequence[str] = ()) -> None:
+        self.causal_model = CausalModel(inputs={"prompt": list(texts)}, mechanisms={}, output="prompt")
+
+    def template(self, setting: Setting) -> str:
+        return "{prompt}"
+
+    def settings(self, split: Split) -> Sequence[Setting]:
+        return [{"prompt": text} for text in self.causal_model.inputs["prompt"]]

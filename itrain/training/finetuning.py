@@ -1,0 +1,247 @@
+"""Finetuning on responses: of representations (ReFT) and, for comparison, of weights (LoRA)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.text import Perplexity
+
+from itrain.adapters import add_lora
+from itrain.inputs import ModelInputs
+from itrain.interventions.base import Intervention
+from itrain.metrics import UNUSED, is_right
+from itrain.networks.hooks import Edit
+from itrain.networks.replay import Network
+from itrain.responses import ResponseBatch, ResponseDataModule
+from itrain.sites import Site
+from itrain.training.base import Training
+from itrain.training.interchange import answer_loss
+from itrain.training.interventions import InterventionTraining
+from itrain.training.optimization import OptimizerFactory
+
+SHOWN = 8
+"""The test examples for which a run shows what is generated."""
+
+
+class Generations(NamedTuple):
+    """Prompts and the tokens of what followed before the training, of what follows after it, and of what is wanted."""
+
+    prompt: Sequence[str]
+    before: Int[Tensor, "batch new"]
+    after: Int[Tensor, "batch new"]
+    wanted: Int[Tensor, "batch new"]
+
+
+class Finetuning(Training):
+    """Trains what a model answers, whatever is trained for it.
+
+    loss = 1/N sum_n 1/T_n sum_t -log p(y_nt | prompt_n, y_n1 ... y_n(t-1)), over the T_n tokens of each response, the
+    one that ends it included. Each example counts alike, however long its response, so that processes and accumulated
+    batches give the loss of the whole batch.
+
+    ``perplexity`` is exp of the mean of -log p over all tokens of all responses. ``exact_match`` is the share of
+    prompts whose greedy generation is the response: it is just if each token is the likeliest after the right ones
+    before it, which one run of the right response tells.
+    """
+
+    shows_start: ClassVar[bool] = True
+    generations: Generations
+    """For the first test examples of this process, set by each test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, Metric] = {}
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and not isinstance(data, ResponseDataModule):
+            raise ValueError(f"{type(self).__name__} learns from data=responses, not from {type(data).__name__}")
+
+    @abstractmethod
+    def edits(self) -> list[tuple[Site, Edit]]:
+        """What is done to the prompt's activations."""
+
+    def respond(self, batch: ResponseBatch) -> Float[Tensor, "batch response vocabulary"]:
+        """The logits of each response's tokens, given the prompt and the right tokens before."""
+        with parametrize.cached():
+            return self.network.edit(batch.inputs, self.edits())
+
+    def generate(
+        self, inputs: ModelInputs, *, max_new_tokens: int, end: int | None = None, trained: bool = True
+    ) -> Int[Tensor, "batch new"]:
+        """The tokens that follow each prompt when the likeliest one is taken each time; ``trained`` or as before."""
+        edits = self.edits() if trained else []
+        return self.network.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
+
+    def penalty(self) -> Tensor | float:
+        """What the size of what is trained adds to the loss."""
+        return 0.0
+
+    def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
+        loss = answer_loss(self.respond(batch), batch.label).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss * batch.weight + self.penalty()
+
+    def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
+        self._score("validation", batch)
+
+    def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
+        self._score("test", batch)
+        if batch_idx == 0:
+            shown = batch.take(torch.arange(min(SHOWN, len(batch))))
+            length = shown.label.shape[1]
+            before, after = (self.generate(shown.inputs, max_new_tokens=length, trained=each) for each in (False, True))
+            prompt = shown.inputs.texts or ()
+            self.generations = Generations(prompt, before=before, after=after, wanted=shown.label)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report()
+
+    def on_test_epoch_end(self) -> None:
+        self._report()
+
+    def _score(self, split: str, batch: ResponseBatch) -> None:
+        logits = self.respond(batch).float()
+        if not self.metrics:
+            made = {"perplexity": Perplexity(ignore_index=UNUSED), "exact_match": MeanMetric()}
+            self.metrics = {f"{split}/{name}": metric.to(logits.device) for name, metric in made.items()}
+        perplexity, exact_match = self.metrics.values()
+        perplexity.update(logits, batch.label)
+        exact_match.update(is_right(logits, batch.label).float())
+
+    def _report(self) -> None:
+        self.log_dict({name: metric.compute() for name, metric in self.metrics.items()}, sync_dist=True)
+        self.metrics.clear()
+
+
+class RepresentationFinetuning(InterventionTraining, Finetuning):
+    """Finetunes a frozen model by interventions on its prompts' activations.
+
+    A position such as ``first2+last2`` counts the prompt's tokens: in generation the interventions act once, and the
+    response is run unedited. Wu et al. 2024, "ReFT: Representation Finetuning for Language Models".
+
+    Args:
+        network, sites, intervention, optimizer, warmup, shared, hidden_sizes: as in
+            :class:`~itrain.training.interventions.InterventionTraining`.
+
+    Raises:
+        ValueError: a site has no position, so that the response would be edited too, or an intervention takes a source.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        sites: Sequence[Site],
+        intervention: Callable[[int], Intervention],
+        optimizer: OptimizerFactory | None = None,
+        warmup: float = 0.1,
+        shared: bool = False,
+        hidden_sizes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(
+            network=network,
+            sites=sites,
+            intervention=intervention,
+            optimizer=optimizer,
+            warmup=warmup,
+            shared=shared,
+            hidden_sizes=hidden_sizes,
+        )
+        for site, each in self.trained.items():
+            if site.position is None:
+                raise ValueError(
+                    f"site '{site}': the prompt is edited, not the response; name its tokens, as in '{site}@all'"
+                )
+            if each.takes_source:
+                raise ValueError(
+                    f"{type(each).__name__} takes a source, and responses have none; try intervention=loreft"
+                )
+
+    def edits(self) -> list[tuple[Site, Edit]]:
+        used = {site: each if self.training else each.hardened() for site, each in self.trained.items()}
+        return [(site, partial(each, source=None)) for site, each in used.items()]
+
+    def fit_activations(self, batches: Iterable[ResponseBatch]) -> None:
+        self.fit_to((batch.inputs, None) for batch in batches)
+
+
+class LoRA(nn.ModuleDict):
+    """The two matrices of an adapter."""
+
+
+class LoRAFinetuning(Finetuning):
+    """Finetunes a model by low-rank adapters of its weights: what ReFT is held against, on the same data and loss.
+
+    Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models".
+
+    Args:
+        network: the base model, trainable; its own weights are frozen here, and the adapters are added in place.
+        rank, alpha, targets: as in :func:`~itrain.adapters.add_lora`.
+        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        warmup: share of the steps in which the learning rate rises.
+    """
+
+    trains_model: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        targets: Sequence[str],
+        rank: int = 8,
+        alpha: float = 16.0,
+        optimizer: OptimizerFactory | None = None,
+        warmup: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.sites = ()
+        self.targets, self.rank, self.alpha = list(targets), rank, alpha
+        self.optimizer, self.warmup = optimizer, warmup
+        self._adapted = add_lora(network.model, rank=rank, alpha=alpha, targets=self.targets)
+        self.network = network
+
+    @property
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """The adapters of each module, under its path."""
+        return {
+            path: LoRA({"A": module.lora_A, "B": module.lora_B})  # type: ignore[dict-item]
+            for path, module in self._adapted.items()
+        }
+
+    @property
+    def exported(self) -> nn.Module:
+        return nn.ModuleDict({path.replace(".", "_"): adapters for path, adapters in self.trained_parts.items()})
+
+    def arguments(self) -> dict[str, Any]:
+        return {"targets": self.targets, "rank": self.rank, "alpha": self.alpha}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.exported.parameters())}]
+
+    def edits(self) -> list[tuple[Site, Edit]]:
+        return []
+
+    def generate(
+        self, inputs: ModelInputs, *, max_new_tokens: int, end: int | None = None, trained: bool = True
+    ) -> Int[Tensor, "batch new"]:
+        self._switch(trained)
+        try:
+            return super().generate(inputs, max_new_tokens=max_new_tokens, end=end)
+        finally:
+            self._switch(True)
+
+    def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
+        return "in full, with adapters"
+
+    def _switch(self, on: bool) -> None:
+        for module in self._adapted.values():
+            module.enable_adapters(on)  # type: ignore[operator]
