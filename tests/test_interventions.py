@@ -43,7 +43,7 @@ def build(cls: type[Intervention], seed: int = 0) -> Intervention:
     torch.manual_seed(seed)
     intervention = cls(HIDDEN)
     if cls.fits_activations:
-        intervention.fit(torch.randn(32, HIDDEN, generator=torch.Generator().manual_seed(7)))
+        intervention.fit(torch.randn(32, HIDDEN, generator=torch.Generator().manual_seed(7)), torch.arange(32) % 3)
     return intervention
 
 
@@ -115,9 +115,13 @@ def test_state_round_trips(cls: type[Intervention]) -> None:
 
 @with_each_trained
 def test_every_parameter_gets_a_gradient(cls: type[Intervention]) -> None:
+    """At the first step or the second: of a product of two matrices, one of which starts as 0, the other has none yet."""
     intervention = build(cls)
     base, source = activations(6)
-    run(intervention, base, source).square().sum().backward()
+    optimizer = torch.optim.SGD(intervention.parameters(), lr=1e-3)
+    for _ in range(2):
+        run(intervention, base, source).square().sum().backward()
+        optimizer.step()
     for name, parameter in intervention.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 

@@ -1,0 +1,116 @@
+"""Closed-form directions: subspaces found without a gradient, interchanged as a learned one is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from itrain.interventions.base import Intervention, require_rank
+
+
+class Directions(Intervention):
+    """Swaps the coordinates in a subspace that is computed from activations: h + R^T (R s - R h), R (rank, hidden).
+
+    Where activations or classes span fewer directions than the rank, the other rows are 0 and swap nothing.
+
+    Raises:
+        RuntimeError: it was not fitted to activations.
+        ValueError: the classes of the activations are needed, and not given.
+    """
+
+    fits_activations = True
+    rows: Float[Tensor, "rank hidden"]
+
+    def __init__(self, hidden_size: int, *, rank: int = 1) -> None:
+        super().__init__()
+        require_rank(rank, hidden_size)
+        self.hidden_size, self.rank = hidden_size, rank
+        self.register_buffer("rows", torch.full((rank, hidden_size), torch.nan))
+
+    def forward(
+        self, base: Float[Tensor, "*batch hidden"], source: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        if self.rows.isnan().any():
+            raise RuntimeError("the directions are unknown: call fit(activations, values) first, or train, which does")
+        return base + (source - base) @ self.rows.T @ self.rows
+
+    def fit(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None = None
+    ) -> None:
+        found = self.find(activations.double(), values)[: self.rank]
+        self.rows.zero_()
+        self.rows[: len(found)] = torch.linalg.qr(found.T)[0].T.to(self.rows.dtype)
+
+    @abstractmethod
+    def find(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
+    ) -> Float[Tensor, "directions hidden"]:
+        """Directions, independent of each other, the most important first."""
+
+
+class PrincipalDirections(Directions):
+    """The directions of the largest variance, whatever the variable's value: eigenvectors of the covariance."""
+
+    def find(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
+    ) -> Float[Tensor, "directions hidden"]:
+        return _leading(activations - activations.mean(0))
+
+
+class MeanDifference(Directions):
+    """The directions in which the means of the variable's values differ; for two values mu_1 - mu_0.
+
+    Marks and Tegmark 2024, "The Geometry of Truth"; for more values the principal directions of their means.
+    """
+
+    def find(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
+    ) -> Float[Tensor, "directions hidden"]:
+        means, _ = _by_class(activations, values)
+        return _leading(means - means.mean(0))
+
+
+class LinearDiscriminant(Directions):
+    """The directions that separate the variable's values best: leading v of S_b v = l S_w v.
+
+    S_w is the covariance within, S_b that between the classes; S_w has ``shrinkage`` * tr(S_w) / d added to its
+    diagonal. Fisher 1936, "The Use of Multiple Measurements in Taxonomic Problems".
+    """
+
+    def __init__(self, hidden_size: int, *, rank: int = 1, shrinkage: float = 1e-3) -> None:
+        super().__init__(hidden_size, rank=rank)
+        self.shrinkage = shrinkage
+
+    def find(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
+    ) -> Float[Tensor, "directions hidden"]:
+        means, of = _by_class(activations, values)
+        rest = activations - means[of]
+        within = rest.T @ rest / len(rest)
+        ridge = self.shrinkage * within.diagonal().mean()
+        # Activations that do not vary within a class have no metric of their own.
+        ridge = torch.where(ridge > 0, ridge, 1.0)
+        lower = torch.linalg.cholesky(within + ridge * torch.eye(len(within), dtype=within.dtype, device=within.device))
+        # In whitened coordinates, h = L w, the best directions are the principal ones of the means.
+        whitened = torch.linalg.solve_triangular(lower, (means[of] - activations.mean(0)).T, upper=False).T
+        return torch.linalg.solve_triangular(lower.T, _leading(whitened).T, upper=True).T
+
+
+def _by_class(
+    activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
+) -> tuple[Float[Tensor, "classes hidden"], Int[Tensor, " examples"]]:
+    """The mean of each class that there is, and which of them each example has."""
+    if values is None:
+        raise ValueError("this direction is found from the values of a variable, which these examples do not have")
+    _, of, counts = values.unique(return_inverse=True, return_counts=True)
+    sums = activations.new_zeros(len(counts), activations.shape[1]).index_add_(0, of, activations)
+    return sums / counts[:, None], of
+
+
+def _leading(centred: Float[Tensor, "rows hidden"]) -> Float[Tensor, "directions hidden"]:
+    """The right singular vectors whose singular values are not 0."""
+    _, strengths, directions = torch.linalg.svd(centred, full_matrices=False)
+    return directions[strengths > strengths.max() * 1e-8]
