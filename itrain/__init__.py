@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from itrain.sharing import export as export
     from itrain.sharing import load as load
     from itrain.sites import Site as Site
+    from itrain.sweeps import read_results as read_results
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
     from itrain.tasks.base import TextTask as TextTask
@@ -43,6 +44,7 @@ _HOMES = {
     "export": "sharing",
     "load": "sharing",
     "Site": "sites",
+    "read_results": "sweeps",
     "Pair": "tasks.base",
     "Task": "tasks.base",
     "TextTask": "tasks.base",

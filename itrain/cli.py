@@ -26,23 +26,28 @@ HELP = """\
 usage: itrain <verb> [key=value ...]        (or python -m itrain ...)
 
 verbs
-  fit     train, evaluate and leave checkpoint, export, metrics and figure in outputs/<recipe>/<time>/
-  test    evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
-  export  write the portable weights of a checkpoint
-  show    print the configuration that the same words would run
-  list    recipes, and what can be chosen for each part
+  fit       train, evaluate and leave checkpoint, export, metrics and figure in outputs/<recipe>/<time>/
+  sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps, and controls
+  test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
+  export    write the portable weights of a checkpoint
+  generate  what follows a prompt before and after the training that an export holds
+  show      print the configuration that the same words would run
+  list      recipes, and what can be chosen for each part
 
 examples
   itrain fit recipe=das_gender
   itrain fit recipe=das_gender intervention.rank=4 site.layer=3 trainer.max_epochs=3
+  itrain sweep recipe=das_vs_probe_gender sweep.layers=[2,4]
+  itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
   itrain fit recipe=path/to/my_recipe.yaml model=hf model.name=path/to/model
   itrain test ckpt=outputs/das_gender/2025-01-31_12-00-00
+  itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
 
 After the verb everything is Hydra's syntax: key=value, group=choice, +key=value, ~key. Recipes in ./recipes add to
 those that ship with itrain, and win over them. With --debug (or ITRAIN_DEBUG=1) every error keeps its traceback.
 """
 
-VERBS = ("fit", "test", "export", "show", "list")
+VERBS = ("fit", "sweep", "test", "export", "generate", "show", "list")
 
 FOLDER = "ITRAIN_FOLDER"
 """The environment variable that hands the folder of a run to its other processes."""
@@ -89,14 +94,47 @@ def _command(verb: str, overrides: list[str]) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         # The `itrain` script then finds a class of the user's as `python -m itrain` does.
         sys.path.append(os.getcwd())
-    configuration = config.compose(overrides)
+    if verb == "generate":
+        return _generate(overrides)
+    if verb == "sweep" and overrides and overrides[0].startswith("resume="):
+        folder = Path(overrides[0].removeprefix("resume="))
+        return _sweep(config.of_folder(folder, overrides[1:]), folder)
+    configuration = config.compose(overrides, sweeps=verb == "sweep")
     config.check(configuration)
     if verb == "show":
         print(OmegaConf.to_yaml(configuration), end="", flush=True)
         return 0
     if configuration.export is not None and verb != "test":
         raise ConfigError(f"export=<folder> is for 'test', not for '{verb}'")
+    if verb == "sweep":
+        with run_folder(configuration) as folder:
+            return _sweep(configuration, folder)
     return _run(verb, configuration)
+
+
+def _generate(words: Sequence[str]) -> int:
+    from itrain import experiment
+
+    prompts = [word.removeprefix("prompt=") for word in words if word.startswith("prompt=")]
+    configuration = config.compose([word for word in words if not word.startswith("prompt=")])
+    config.check(configuration)
+    if not prompts or configuration.export is None:
+        raise ConfigError('generate needs export=<folder> and prompt="<text>", of which there may be several')
+    experiment.generate(configuration, prompts)
+    return 0
+
+
+def _sweep(configuration: DictConfig, folder: Path) -> int:
+    from itrain import sweeps
+
+    try:
+        sweeps.sweep(configuration, folder)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into SystemExit.
+        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        return _say(f"stopped; to go on: itrain sweep resume={folder}", 130)
+    return 0
 
 
 def _run(verb: str, configuration: DictConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,8 +29,11 @@ Node = Mapping[str, Any]
 CONFIGURATION = "config.yaml"
 """The resolved configuration, in the folder of a run."""
 
+METHODS = ["das", "probing", "random_subspace", "full_vector"]
+"""What a sweep compares unless told otherwise."""
+
 _PATHS = ("ckpt", "export", "output")
-_BUILT = ("model", "network", "task", "data", "intervention", "training", "trainer", "logger")
+_BUILT = ("model", "network", "task", "data", "intervention", "training", "trainer", "logger", "sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,7 @@ class Configuration:
     name: str
     seed: int
     output: str
-    site: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+    site: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
     model: Node
     network: Node
     data: Node
@@ -47,6 +52,7 @@ class Configuration:
     task: Node | None = None
     intervention: Node | None = None
     logger: Node | None = None
+    sweep: Node | None = None
     ckpt: str | None = None
     export: str | None = None
 
@@ -63,11 +69,12 @@ def group_choices() -> dict[str, list[str]]:
     return {folder.name: sorted(_name(file, folder) for file in folder.rglob("*.yaml")) for folder in folders}
 
 
-def compose(overrides: Sequence[str]) -> DictConfig:
+def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
     """The resolved configuration that overrides in Hydra's syntax ask for.
 
     ``key=value`` may also add a key that no file lists; :func:`check` tells whether the constructor knows it. Given
-    ``ckpt=`` or ``export=`` and no recipe, the configuration of that run is the base of this one.
+    ``ckpt=`` or ``export=`` and no recipe, the configuration of that run is the base of this one. With ``sweeps`` it
+    has a grid, whose methods stand there in full.
 
     Raises:
         ConfigError: an override is malformed, or a recipe, a choice, a file or a value is missing.
@@ -82,6 +89,8 @@ def compose(overrides: Sequence[str]) -> DictConfig:
             overrides[index] = f"recipe={file.stem}"
     groups = {**group_choices(), "recipe": list(files)}
     parsed = [_parse(text) for text in overrides]
+    if not sweeps and (stray := [o for o in parsed if o.key_or_group.split(".")[0] == "sweep"]):
+        raise ConfigError(f"'{stray[0].input_line}' is for 'itrain sweep'")
     chosen = {o.key_or_group: _choices(o, groups) for o in parsed if _chooses(o, groups)}
     recipes = chosen.get("recipe", [])
 
@@ -105,6 +114,9 @@ def compose(overrides: Sequence[str]) -> DictConfig:
             _edit_site(config, [o for o in parsed if _in_site(o)])
             if checkpoint := config.get("ckpt"):
                 config.ckpt = str(_checkpoint(Path(checkpoint)))
+            # A single fit has no use for the grid of a recipe.
+            grid = config.get("sweep") or OmegaConf.create()
+            config.sweep = _grid(grid, groups, overrides) if sweeps else None
         OmegaConf.resolve(config)
     except RecursionError:
         raise ConfigError(f"recipe '{'+'.join(recipes)}' inherits from itself") from None
@@ -127,9 +139,11 @@ def check(config: DictConfig | Node) -> None:
     for group in _BUILT:
         if plain.get(group) is not None and "_target_" not in plain[group]:
             raise ConfigError(f"{group}: needs _target_, the path of a class or function")
-    sites = plain["site"] if isinstance(plain["site"], list) else [plain["site"]]
-    if not sites:
-        raise ConfigError("site: the list is empty; at least one site is needed")
+    site = plain["site"]
+    sites = site if isinstance(site, list) else [] if site is None else [site]
+    training = get_object(plain["training"]["_target_"])
+    if not sites and "sites" in signature(training).parameters:
+        raise ConfigError(f"site: none is given; at least one site is needed for {training.__name__}")
     for site in sites:
         _check_site(site)
 
@@ -137,6 +151,33 @@ def check(config: DictConfig | Node) -> None:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint below a run's folder."""
     return max(folder.rglob("*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name == "last.ckpt"), default=None)
+
+
+def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a run or sweep in the folder was started with.
+
+    Raises:
+        ConfigError: there is none, or something is to be changed in what goes on as it was begun.
+    """
+    if overrides:
+        raise ConfigError(f"a sweep goes on as it was begun; leave out '{overrides[0]}', or start a new one")
+    if not (folder / CONFIGURATION).is_file():
+        raise ConfigError(f"resume: there is no {CONFIGURATION} in '{folder}'")
+    return OmegaConf.create(_load(folder / CONFIGURATION))
+
+
+def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, Any]:
+    """The grid of a sweep, with what its methods stand for, choices of the groups intervention and training."""
+    given: Any = OmegaConf.to_container(grid)
+    node = {"_target_": "itrain.sweeps.Grid", "methods": METHODS, **given, "words": list(words)}
+    homes = {name: group for group in ("training", "intervention") for name in groups[group]}
+    if isinstance(node["methods"], dict):
+        return node
+    for name in node["methods"]:
+        if name not in homes:
+            raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")
+    node["methods"] = {name: _load(_shipped("configs") / homes[name] / f"{name}.yaml") for name in node["methods"]}
+    return node
 
 
 # --- files

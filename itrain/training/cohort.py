@@ -1,0 +1,165 @@
+"""Cohort: several alignment searches of one model, trained at once in one run of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torchmetrics import MeanMetric
+
+from itrain.data import CounterfactualBatch
+from itrain.networks.hooks import Edit
+from itrain.sites import Site
+from itrain.training.alignment import AlignmentSearch
+from itrain.training.interchange import Interventions
+from itrain.training.optimization import OptimizerFactory, with_linear_schedule
+
+
+class Cohort(lightning.LightningModule):
+    """Trains alignment searches side by side: their batches are stacked into one run of the model that they share.
+
+    loss = sum over members of their own losses. No row of the stacked batch meets another, so the gradient of each
+    member is its own, and so are its figures, as if it had been fitted alone. Members may differ in site, intervention
+    and rank; they share data, batch order, optimizer and schedule. A small model's step costs much the same whatever
+    its batch, so that a cohort costs little more than one of its members.
+
+    Args:
+        members: the searches, under names that have no slash.
+        optimizer: from groups of parameters to the optimizer.
+        warmup: share of the steps in which the learning rate rises.
+        patience: epochs without a lower validation loss after which a member stops learning; None: all go to the end.
+        rows: the most rows of a stacked run; members beyond it run in turn.
+
+    Raises:
+        ValueError: there are no members, or they have not the same network.
+    """
+
+    def __init__(
+        self,
+        *,
+        members: Mapping[str, AlignmentSearch],
+        optimizer: OptimizerFactory,
+        warmup: float = 0.1,
+        patience: int | None = None,
+        rows: int = 4096,
+    ) -> None:
+        super().__init__()
+        networks = {id(member.network): member.network for member in members.values()}
+        if len(networks) != 1:
+            raise ValueError(f"the members of a cohort share one network; these {len(members)} have {len(networks)}")
+        self.members: Mapping[str, AlignmentSearch] = nn.ModuleDict(dict(members))  # type: ignore[assignment]
+        self.optimizer, self.warmup, self.patience, self.rows = optimizer, warmup, patience, rows
+        (self.network,) = networks.values()
+        self.learning = [name for name, member in members.items() if list(member.exported.parameters())]
+        self.best = {name: (float("inf"), 0) for name in members}
+        """The lowest validation loss of each member and the epochs since."""
+        self.losses: dict[str, MeanMetric] = {}
+
+    @property
+    def sites(self) -> list[Site]:
+        """Where the members act."""
+        return list(dict.fromkeys(site for member in self.members.values() for site in member.sites))
+
+    def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
+        logits = self.interchange(batch, {name: self.members[name].trained for name in self.learning})
+        losses = {name: self.members[name].loss(each, batch) for name, each in logits.items()}
+        penalties = sum(self.members[name].penalty() for name in self.learning)
+        total = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", total / len(losses), prog_bar=True, batch_size=len(batch))
+        return total * batch.weight + penalties
+
+    def interchange(self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions]) -> dict[str, Tensor]:
+        """Each member's answer on the bases, from one run of the model on as many copies of them as there are members.
+
+        The members' interventions are given, so that hard ones can stand in for those that are trained.
+        """
+        with parametrize.cached():
+            read = [site for each in interventions.values() for site in each if each[site].takes_source]
+            activations = next(iter(self.members.values())).read(batch, list(dict.fromkeys(read)))
+            edits = [self.members[name].edits(batch, each, activations) for name, each in interventions.items()]
+            logits: list[Tensor] = []
+            at_once = max(1, self.rows // len(batch))
+            for start in range(0, len(edits), at_once):
+                part = edits[start : start + at_once]
+                answers = self.network.edit(batch.base.repeat(len(part)), _stacked(part, len(batch)))
+                logits += answers.split(len(batch))
+        return dict(zip(interventions, logits, strict=True))
+
+    def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
+        for name, logits in self._score("validation", batch).items():
+            loss = self.members[name].loss(logits, batch)
+            self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))
+
+    def test_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
+        self._score("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report()
+        for name in [] if self.trainer.sanity_checking else list(self.learning):
+            lowest, waited = self.best[name]
+            loss = float(self.losses[name].compute())
+            self.best[name] = (loss, 0) if loss < lowest else (lowest, waited + 1)
+            if self.patience is not None and self.best[name][1] >= self.patience:
+                self._stop(name)
+        self.losses.clear()
+        self.trainer.should_stop |= not self.learning
+
+    def on_test_epoch_end(self) -> None:
+        self._report()
+
+    def anneal(self, progress: float) -> None:
+        for name in self.learning:
+            self.members[name].anneal(progress)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = [group for member in self.members.values() for group in member.parameter_groups() if group["params"]]
+        return with_linear_schedule(self.optimizer(groups), self.trainer, self.warmup)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cohort"] = {"learning": list(self.learning), "best": dict(self.best)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.learning, self.best = list(checkpoint["cohort"]["learning"]), dict(checkpoint["cohort"]["best"])
+
+    def _stop(self, name: str) -> None:
+        self.learning.remove(name)
+        for parameter in self.members[name].exported.parameters():
+            # Without a gradient an optimizer leaves a parameter alone; at a gradient of 0 Adam would move it on.
+            parameter.grad = None
+
+    def _score(self, split: str, batch: CounterfactualBatch) -> dict[str, Tensor]:
+        hard = {
+            name: {site: each.hardened() for site, each in member.trained.items()}
+            for name, member in self.members.items()
+        }
+        logits = self.interchange(batch, hard)
+        for name, each in logits.items():
+            self.members[name].measure(split, each, batch)
+        return logits
+
+    def _report(self) -> None:
+        found = {name: member.figures() for name, member in self.members.items()}
+        self.log_dict({f"{name}/{key}": value for name, each in found.items() for key, value in each.items()})
+
+
+def _stacked(edits: Sequence[Sequence[tuple[Site, Edit]]], size: int) -> list[tuple[Site, Edit]]:
+    """The edits of each member on its own rows of the stacked batch, one edit a site."""
+    sites = dict.fromkeys(site for member in edits for site, _ in member)
+
+    def at(site: Site) -> Edit:
+        mine = [[apply for place, apply in member if place == site] for member in edits]
+
+        def edit(base: Tensor) -> Tensor:
+            parts = list(base.split(size))
+            for member, applied in enumerate(mine):
+                for apply in applied:
+                    parts[member] = apply(parts[member])
+            return torch.cat(parts)
+
+        return edit
+
+    return [(site, at(site)) for site in sites]

@@ -1,0 +1,180 @@
+"""Sweeps: what they go over, that each row is the fit that its command makes, and that they go on after a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from itrain.cli import main
+from itrain.inputs import ModelInputs
+from itrain.interventions.das import DAS
+from itrain.sweeps import Grid, flagged, read_results, tokens_of
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "trainer.max_epochs=2",
+    "data.train_pairs=64",
+    "data.validation_pairs=32",
+    "data.test_pairs=64",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+]
+GRID = ["sweep.layers=[2,4]", "sweep.positions=[name,connective]", "sweep.ranks=[1,2]", "seed=0"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = [path.parent for path in folder.rglob("config.yaml")]
+    return found
+
+
+def settled(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """What does not depend on the time or folder of a sweep."""
+    return frame.drop(columns=["seconds", "command"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    assert main(["sweep", "recipe=das_vs_probe_gender", *SMALL, *GRID, f"output={folder}"]) == 0
+    return only_run(folder)
+
+
+def test_a_sweep_has_a_row_for_every_fit(finished: Path) -> None:
+    frame = read_results(finished)
+    counts = frame.groupby("method").size().to_dict()
+    assert counts == {"das": 8, "random_subspace": 8, "full_vector": 4, "probing": 4}
+    assert {"heat_maps.png", "heat_maps.svg", "results.parquet", "config.yaml"} <= {f.name for f in finished.iterdir()}
+    at = frame.set_index(["method", "layer", "position"]).iia_changing_pairwise
+    assert at["full_vector", 2, "name"] > 0.95 and at["full_vector", 4, "name"] < 0.05
+    assert at["full_vector", 4, "connective"] > 0.95 and at["full_vector", 2, "connective"] < 0.05
+    probes = frame[frame.method == "probing"]
+    assert (probes[probes.position == "name"].probe_accuracy > 0.8).all()
+
+
+def test_a_row_s_command_makes_its_fit(finished: Path) -> None:
+    """Trained alone it is the same fit: same data, same start, same steps."""
+    frame = read_results(finished)
+    row = frame[(frame.method == "das") & (frame.layer == 2) & (frame["rank"] == 2)].iloc[0]
+    words = shlex.split(row.command)
+    assert words[:4] == ["python", "-m", "itrain", "fit"]
+    assert main([*words[3:], "output=alone"]) == 0
+    alone = json.loads((only_run(Path("alone")) / "metrics.json").read_text())
+    for figure in ("iia_argmax", "iia_changing_pairwise", "pairs_changing"):
+        assert alone[f"test/{figure}"] == pytest.approx(row[figure], abs=1 / 64), figure
+    probe = frame[(frame.method == "probing") & (frame.layer == 4) & (frame.position == "name")].iloc[0]
+    assert main([*shlex.split(probe.command)[3:], "output=probe"]) == 0
+    alone = json.loads((only_run(Path("probe")) / "metrics.json").read_text())
+    assert alone["test/probe_accuracy"] == pytest.approx(probe.probe_accuracy, abs=1 / 64)
+
+
+def test_a_killed_sweep_goes_on_and_repeats_nothing(finished: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "itrain", "sweep", "recipe=das_vs_probe_gender", *SMALL, *GRID, "output=killed"]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(Path("killed").rglob("jobs/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    folder = only_run(Path("killed"))
+    kept = {file: file.stat().st_mtime_ns for file in folder.rglob("jobs/*.json")}
+    assert 0 < len(kept) < 3
+    with pytest.raises(FileNotFoundError, match="itrain sweep resume="):
+        read_results(folder)
+    assert main(["sweep", f"resume={folder}"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    pandas.testing.assert_frame_equal(settled(read_results(folder)), settled(read_results(finished)))
+
+
+def test_what_was_begun_is_not_changed_on_the_way(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", f"resume={finished}", "seed=1"]) == 2
+    assert "goes on as it was begun" in capsys.readouterr().err
+    assert main(["sweep", "resume=nowhere"]) == 2
+
+
+def test_a_job_that_fails_is_told_and_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    # Probes without an optimizer fail when they are fitted, and only then.
+    wrong = (
+        "++sweep.methods={probing:{_target_:itrain.training.probing.ProbeTraining,_partial_:true},"
+        "full_vector:{_target_:itrain.interventions.controls.FullVector,_partial_:true}}"
+    )
+    assert main(["sweep", "recipe=das_gender", *SMALL, "sweep.positions=[name]", "sweep.layers=[2,3]", wrong]) == 1
+    told = capsys.readouterr()
+    assert "1 of the jobs failed" in told.err and "probing" in told.err
+    assert len(read_results(only_run(Path("outputs")))) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("sweep.methods=[dass]", "did you mean 'das'"),
+        ("sweep.layers=some", "none of all, every(2)"),
+        ("sweep.layers=[9]", "there is no layer 9"),
+        ("sweep.positions=[]", "sweep.positions is empty"),
+        ("sweep.layer=[3]", "did you mean 'sweep.layers'"),
+    ],
+)
+def test_a_wrong_grid_is_refused(word: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "recipe=das_gender", *SMALL, word]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_positions_are_the_tokens_that_the_task_names() -> None:
+    import torch
+
+    inputs = ModelInputs(
+        arguments={"input_ids": torch.zeros(2, 6, dtype=torch.long)},
+        tokens=torch.tensor([[0, 6], [1, 6]]),
+        spans={
+            "end": torch.tensor([[5, 6], [5, 6]]),
+            "two": torch.tensor([[1, 3], [2, 3]]),
+            "one": torch.tensor([[3, 4], [4, 5]]),
+        },
+    )
+    assert tokens_of(inputs) == ["first", "two.last", "one", "end"]
+
+
+@pytest.mark.parametrize(("layers", "expected"), [("all", [0, 1, 2, 3, 4, 5]), ("every(2)", [1, 3, 5]), ([3], [3])])
+def test_layers(layers: Any, expected: list[int], finished: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from itrain.experiment import open_model
+
+    opened = open_model(OmegaConf.load(finished / "config.yaml"), finished)  # type: ignore[arg-type]
+    opened.data.setup("fit")
+    grid = Grid(methods={"das": DAS}, layers=layers, positions=["name"])
+    assert [site.layer for site in grid.sites(opened)] == expected
+
+
+def test_controls_mark_what_they_speak_against() -> None:
+    def row(method: str, position: str, rank: int | None, iia: float) -> dict[str, Any]:
+        place = {"layer": 1, "component": "block_output", "position": position, "seed": 0}
+        return {"method": method, **place, "rank": rank, "iia_changing_pairwise": iia}
+
+    frame = flagged(
+        pandas.DataFrame(
+            [
+                row("das", "a", 1, 0.9), row("random_subspace", "a", 1, 0.1), row("full_vector", "a", None, 0.95),
+                row("das", "b", 1, 0.9), row("random_subspace", "b", 1, 0.0), row("full_vector", "b", None, 0.1),
+                row("das", "c", 8, 0.9), row("random_subspace", "c", 8, 0.7), row("full_vector", "c", None, 1.0),
+            ]
+        )
+    )  # fmt: skip
+    flags = frame[frame.method == "das"].set_index("position").flag.to_dict()
+    assert flags == {"a": "", "b": "above the whole vector", "c": "control passes"}
+    assert set(frame[frame.method != "das"].flag) == {""}
