@@ -16,6 +16,13 @@ from itrain.interventions.orthogonal import orthonormal_
 class Featurizer(nn.Module, ABC):
     """Encodes an activation as features and an error, from which it decodes without loss: decode(encode(h)) = h."""
 
+    num_features: int
+    fits_activations: bool = False
+    """Whether :meth:`fit` must see activations before the first run."""
+
+    def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
+        """Learn closed-form statistics from base activations, where ``fits_activations`` says so."""
+
     @abstractmethod
     def encode(
         self, activation: Float[Tensor, "*batch hidden"]
@@ -29,6 +36,58 @@ class Featurizer(nn.Module, ABC):
         """The activation with these features."""
 
 
+class Identity(Featurizer):
+    """The activation's own coordinates, its neurons: features = h, with no error."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.num_features = hidden_size
+
+    def encode(
+        self, activation: Float[Tensor, "*batch hidden"]
+    ) -> tuple[Float[Tensor, "*batch hidden"], Float[Tensor, "*batch hidden"]]:
+        return activation, torch.zeros_like(activation)
+
+    def decode(
+        self, features: Float[Tensor, "*batch hidden"], error: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        return features + error
+
+
+class PrincipalComponents(Featurizer):
+    """Coordinates along principal components, the largest first: features = V (h - mu), with no error; V is square.
+
+    Raises:
+        RuntimeError: it was not fitted to activations.
+    """
+
+    fits_activations = True
+    rows: Float[Tensor, "hidden hidden"]
+    mean: Float[Tensor, " hidden"]
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.num_features = hidden_size
+        self.register_buffer("rows", torch.full((hidden_size, hidden_size), torch.nan))
+        self.register_buffer("mean", torch.full((hidden_size,), torch.nan))
+
+    def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
+        self.mean.copy_(activations.mean(0))
+        self.rows.copy_(torch.linalg.eigh(activations.T.cov(correction=0)).eigenvectors.T.flip(0))
+
+    def encode(
+        self, activation: Float[Tensor, "*batch hidden"]
+    ) -> tuple[Float[Tensor, "*batch hidden"], Float[Tensor, "*batch hidden"]]:
+        if self.mean.isnan().any():
+            raise RuntimeError("the components are unknown: call fit(activations) first, or train, which does")
+        return (activation - self.mean) @ self.rows.T, torch.zeros_like(activation)
+
+    def decode(
+        self, features: Float[Tensor, "*batch hidden"], error: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        return features @ self.rows + self.mean + error
+
+
 class Subspace(Featurizer):
     """Coordinates in a learned subspace: features = R h, error = h - R^T R h; R (rank, hidden) has orthonormal rows."""
 
@@ -37,6 +96,7 @@ class Subspace(Featurizer):
     def __init__(self, hidden_size: int, *, rank: int) -> None:
         super().__init__()
         require_rank(rank, hidden_size)
+        self.num_features = rank
         orthonormal_(self, "rows", torch.randn(rank, hidden_size))
 
     def encode(
@@ -58,6 +118,7 @@ class Rotation(Featurizer):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
+        self.num_features = hidden_size
         orthonormal_(self, "rows", torch.randn(hidden_size, hidden_size))
 
     def encode(

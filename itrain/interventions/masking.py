@@ -1,0 +1,192 @@
+"""Masks: interchange of the features that a learned gate chooses, in the neuron basis or any featurizer's."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from itrain.interventions.base import Intervention
+from itrain.interventions.featurizers import Featurizer, Identity, interchange
+
+
+class Gate(nn.Module, ABC):
+    """A learned gate from 0 to 1 for each feature; evaluation opens those whose logit theta is positive."""
+
+    logits: Float[Tensor, " features"]
+
+    @abstractmethod
+    def forward(self) -> Float[Tensor, " features"]:
+        """The gates."""
+
+    @abstractmethod
+    def size(self) -> Float[Tensor, ""]:
+        """How many gates are open, as a loss can see it."""
+
+    def is_open(self) -> Bool[Tensor, " features"]:
+        """The gates as evaluation has them."""
+        return self.logits > 0
+
+    def anneal(self, progress: float) -> None:
+        """Set what a schedule rules, for a share of the training from 0 to 1."""
+
+
+class SigmoidGate(Gate):
+    """g = sigma(theta / T); T goes geometrically from the first ``temperature`` to the second. The size is sum g.
+
+    Known as DBM: differential binary masking (De Cao et al. 2020, "How do Decisions Emerge across Layers in Neural
+    Models?"; Huang et al. 2024, "RAVEL") or desiderata-based masking (Davies et al. 2023, "Discovering Variable
+    Binding Circuitry with Desiderata").
+
+    Raises:
+        ValueError: a temperature is not above 0.
+    """
+
+    temperature: Float[Tensor, ""]
+
+    def __init__(self, features: int, *, temperature: tuple[float, float] = (1.0, 0.01)) -> None:
+        super().__init__()
+        require_temperatures(temperature)
+        self.start, self.end = temperature
+        self.logits = nn.Parameter(torch.zeros(features))
+        self.register_buffer("temperature", torch.tensor(float(self.start)))
+
+    def forward(self) -> Float[Tensor, " features"]:
+        return torch.sigmoid(self.logits / self.temperature)
+
+    def size(self) -> Float[Tensor, ""]:
+        return self().sum()
+
+    def anneal(self, progress: float) -> None:
+        self.temperature.fill_(self.start ** (1 - progress) * self.end**progress)
+
+
+class HardConcreteGate(Gate):
+    """g = clip(s (zeta - gamma) + gamma, 0, 1), with s = sigma((log u - log(1 - u) + theta) / beta) and u uniform.
+
+    gamma = -0.1, zeta = 1.1, beta = 2/3. Training draws u anew in each run, one for a feature, from torch's global
+    generator; evaluation has s = sigma(theta). The size is the expected number of gates that are not 0, L0 = sum
+    sigma(theta - beta log(-gamma / zeta)).
+
+    Louizos et al. 2018, "Learning Sparse Neural Networks through L0 Regularization", eq. 10 to 13.
+    """
+
+    LOW, HIGH, SHARPNESS = -0.1, 1.1, 2 / 3
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(features))
+
+    def forward(self) -> Float[Tensor, " features"]:
+        logits = self.logits
+        if self.training:
+            logits = (torch.rand_like(logits).logit() + logits) / self.SHARPNESS
+        return (torch.sigmoid(logits) * (self.HIGH - self.LOW) + self.LOW).clamp(0, 1)
+
+    def size(self) -> Float[Tensor, ""]:
+        return torch.sigmoid(self.logits - self.SHARPNESS * math.log(-self.LOW / self.HIGH)).sum()
+
+
+class Mask(Intervention):
+    """Swaps the features whose gates are open: decode((1 - g) f(h) + g f(s)), with the gates g learned.
+
+    penalty = ``sparsity`` * size of the gates. It is evaluated with gates of 0 or 1, as a :class:`FixedMask`.
+
+    Args:
+        featurizer: from the number of activations to the basis in which features are chosen.
+        gate: from the number of features to their gates.
+        sparsity: what an open gate costs, in nats.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        featurizer: Callable[[int], Featurizer] = Identity,
+        gate: Callable[[int], Gate] = SigmoidGate,
+        sparsity: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.featurizer = featurizer(hidden_size)
+        self.hidden_size, self.rank = hidden_size, min(hidden_size, self.featurizer.num_features)
+        self.fits_activations = self.featurizer.fits_activations
+        self.gate = gate(self.featurizer.num_features)
+        self.sparsity = sparsity
+
+    def forward(
+        self, base: Float[Tensor, "*batch hidden"], source: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        return interchange(base, source, self.featurizer, self.gate())
+
+    def fit(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None = None
+    ) -> None:
+        self.featurizer.fit(activations)
+
+    def anneal(self, progress: float) -> None:
+        self.gate.anneal(progress)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        return self.sparsity * self.gate.size()
+
+    def hardened(self) -> FixedMask:
+        return FixedMask(self.hidden_size, featurizer=lambda _: self.featurizer, gate=self.gate.is_open())
+
+
+class FixedMask(Intervention):
+    """Swaps chosen features: decode((1 - g) f(h) + g f(s)), with gates g of 0 or 1 that are given; None opens all.
+
+    Raises:
+        ValueError: there are more or fewer gates than features.
+    """
+
+    gate: Float[Tensor, " features"]
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        featurizer: Callable[[int], Featurizer] = Identity,
+        gate: Sequence[int] | Bool[Tensor, " features"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.featurizer = featurizer(hidden_size)
+        self.fits_activations = self.featurizer.fits_activations
+        count = self.featurizer.num_features
+        chosen = torch.ones(count) if gate is None else torch.as_tensor(gate).float()
+        if len(chosen) != count:
+            raise ValueError(f"{len(chosen)} gates for {count} features of {type(self.featurizer).__name__}")
+        self.hidden_size, self.rank = hidden_size, int(chosen.sum())
+        self.register_buffer("gate", chosen, persistent=False)
+
+    def forward(
+        self, base: Float[Tensor, "*batch hidden"], source: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        return interchange(base, source, self.featurizer, self.gate)
+
+    def fit(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None = None
+    ) -> None:
+        self.featurizer.fit(activations)
+
+    def untrained(self) -> FixedMask | None:
+        """As many features at random where the basis is a given one; in a learned basis they are a random subspace."""
+        if self.rank and any(parameter.requires_grad for parameter in self.featurizer.parameters()):
+            return None
+        order = torch.randperm(len(self.gate), generator=torch.Generator().manual_seed(0))
+        gate = self.gate[order.to(self.gate.device)].bool()
+        return FixedMask(self.hidden_size, featurizer=lambda _: self.featurizer, gate=gate)
+
+
+def require_temperatures(temperature: tuple[float, float]) -> None:
+    """Refuse temperatures that a gate cannot be divided by.
+
+    Raises:
+        ValueError: one is not above 0.
+    """
+    if min(temperature) <= 0:
+        raise ValueError(f"temperatures are above 0, and near 0 for gates near 0 and 1; got {list(temperature)}")

@@ -1,0 +1,122 @@
+"""Attributes of entities: can one be swapped without the others?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import Parameter, Signature
+from random import Random
+from typing import Any, Literal
+
+from itrain import tiny_world
+from itrain.causal_model import CausalModel, Setting
+from itrain.tasks.base import Pair, Split, TextTask
+
+SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
+"""The part of the shuffled entities that each split draws from, where entities are split."""
+CONTEXTS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+"""The template of each attribute that each split has, where contexts are split."""
+
+
+class EntityAttributes(TextTask):
+    """``The bolbin is made of`` -> ``wood``: the attributes of an entity are variables between its name and the answer.
+
+    In a cause pair the base asks for the attribute that is interchanged, and the source's entity has another value of
+    it: the answer becomes the source's. In an isolate pair the base asks for another attribute, and nothing may change.
+    The source asks what the base asks.
+
+    Huang et al. 2024, "RAVEL: Evaluating Interpretability Methods on Disentangling Language Model Representations",
+    section 3; there with 5 types of entities and Llama-2-7B.
+
+    Args:
+        entities: ``things`` and ``atlas`` are invented, with attributes that are independent of each other;
+            ``geography`` is real cities, whose country decides the continent and the language.
+        attributes: those that are interchanged, one in a pair; None interchanges each of them.
+        splits: what train, validation and test have disjoint: the ``entity`` or the ``context``, its template.
+        isolating: share of the isolate pairs.
+        entities_seed: shuffles the entities before they are divided among the splits.
+
+    Raises:
+        ValueError: there are no such entities, attributes or splits.
+    """
+
+    control = "entity"
+
+    def __init__(
+        self,
+        *,
+        entities: Literal["things", "atlas", "geography"] = "things",
+        attributes: Sequence[str] | None = None,
+        splits: Literal["entity", "context"] = "entity",
+        isolating: float = 0.5,
+        entities_seed: int = 0,
+    ) -> None:
+        for name, value, known in (
+            ("entities", entities, ("things", "atlas", "geography")),
+            ("splits", splits, ("entity", "context")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
+        self.facts, self.templates = tiny_world.FACTS[entities]
+        for attribute in attributes or ():
+            if attribute not in self.templates:
+                raise ValueError(f"attributes: '{attribute}' is none of {', '.join(self.templates)}")
+        self.variables = tuple(attributes or self.templates)
+        self.splits, self.isolating = splits, isolating
+        asks = {template: attribute for attribute, each in self.templates.items() for template in each}
+        self.causal_model = CausalModel(
+            inputs={"template": list(asks), "entity": list(self.facts)},
+            mechanisms={
+                "asked": lambda template: asks[template],
+                **{attribute: partial(self._value, attribute) for attribute in self.templates},
+                "answer": _selection(list(self.templates)),
+            },
+            output="answer",
+        )
+        shuffled = Random(entities_seed).sample(sorted(self.facts), len(self.facts))
+        self._entities: dict[Split, list[str]] = {"train": shuffled, "validation": shuffled, "test": shuffled}
+        if splits == "entity":
+            for split, (start, stop) in SHARES.items():
+                self._entities[split] = shuffled[round(start * len(shuffled)) : round(stop * len(shuffled))]
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        return [value for attribute in self.templates for value in self.values(attribute)]
+
+    def values(self, variable: str) -> Sequence[Any]:
+        if variable in self.templates:
+            return sorted({attributes[variable] for attributes in self.facts.values()})
+        return super().values(variable)
+
+    def template(self, setting: Setting) -> str:
+        return setting["template"]
+
+    def sample(self, random: Random, split: Split) -> Pair:
+        variable, isolates = random.choice(self.variables), random.random() < self.isolating
+        others = [attribute for attribute in self.templates if attribute != variable]
+        asked = random.choice(others) if isolates else variable
+        base = random.choice(self._entities[split])
+        unlike = [each for each in self._entities[split] if self.facts[each][variable] != self.facts[base][variable]]
+        base, source = (
+            {"template": self._template(random, split, asked), "entity": entity}
+            for entity in (base, random.choice(unlike))
+        )
+        return Pair(base=base, sources={variable: source}, isolates=isolates)
+
+    def _value(self, attribute: str, entity: str) -> str:
+        return self.facts[entity][attribute]
+
+    def _template(self, random: Random, split: Split, asked: str) -> str:
+        templates = self.templates[asked]
+        return random.choice(templates) if self.splits == "entity" else templates[CONTEXTS[split]]
+
+
+def _selection(attributes: Sequence[str]) -> Callable[..., str]:
+    """The mechanism that takes the attribute asked for; its parents are named by its signature."""
+
+    def select(asked: str, *values: str) -> str:
+        return values[attributes.index(asked)]
+
+    names = ("asked", *attributes)
+    select.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_ONLY) for name in names])  # type: ignore[attr-defined]
+    return select
