@@ -301,3 +301,4 @@ def test_schedules_end_exactly_and_penalties_and_groups_reach_the_optimizer() ->
     results = runner.test(module, datamodule=data, verbose=False)[0]
     assert results["test/iia_argmax"] == results["test/full_vector/iia_argmax"], "the hard gate is what is reported"
     assert results["test/soft/iia_argmax"] != results["test/iia_argmax"]
+    assert results["test/rank"] == HIDDEN, "that of the hard intervention"

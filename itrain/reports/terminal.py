@@ -52,6 +52,8 @@ def show(results: Mapping[str, float], folder: Path) -> None:
     console = Console()
     table = next((make for figure, make in TABLES.items() if figure in results), _figures_table)
     console.print(table(results))
+    if "test/rank" in results:
+        console.print(f"rank found: {results['test/rank']:g}", highlight=False)
     if "model/accuracy" in results:
         console.print(f"the model answers {results['model/accuracy']:.3f} of the inputs drawn right", highlight=False)
     console.print(f"folder: {folder}", highlight=False, soft_wrap=True)

@@ -129,6 +129,9 @@ class Interchange(InterventionTraining):
 
     def on_test_epoch_end(self) -> None:
         self._report()
+        if "/soft" in self.evaluated:
+            ranks = [each.rank for each in self.evaluated[""].values()]
+            self.log("test/rank", sum(ranks) / len(ranks))
 
     def measure(self, place: str, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> None:
         """Take the answers on a batch into the figures of a place such as ``test/full_vector``."""
