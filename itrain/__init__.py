@@ -10,13 +10,17 @@ if TYPE_CHECKING:
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
     from itrain.inputs import ModelInputs as ModelInputs
+    from itrain.interventions.boundless_das import BoundlessDAS as BoundlessDAS
     from itrain.interventions.das import DAS as DAS
     from itrain.interventions.das import FullRotationDAS as FullRotationDAS
+    from itrain.interventions.masking import Mask as Mask
+    from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
     from itrain.models import BaseModel as BaseModel
     from itrain.models import load_embedded as load_embedded
     from itrain.models import load_pretrained as load_pretrained
     from itrain.networks.hooks import HookedNetwork as HookedNetwork
+    from itrain.responses import ResponseDataModule as ResponseDataModule
     from itrain.sharing import export as export
     from itrain.sharing import load as load
     from itrain.sites import Site as Site
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from itrain.tasks.base import Task as Task
     from itrain.tasks.base import TextTask as TextTask
     from itrain.training.alignment import AlignmentSearch as AlignmentSearch
+    from itrain.training.cohort import Cohort as Cohort
+    from itrain.training.finetuning import RepresentationFinetuning as RepresentationFinetuning
+    from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.probing import ProbeTraining as ProbeTraining
 
 __version__ = "0.1.0"
@@ -34,13 +41,17 @@ _HOMES = {
     "CounterfactualBatch": "data",
     "CounterfactualDataModule": "data",
     "ModelInputs": "inputs",
+    "BoundlessDAS": "interventions.boundless_das",
     "DAS": "interventions.das",
     "FullRotationDAS": "interventions.das",
+    "Mask": "interventions.masking",
+    "LoReFT": "interventions.reft",
     "InterchangeAccuracy": "metrics",
     "BaseModel": "models",
     "load_embedded": "models",
     "load_pretrained": "models",
     "HookedNetwork": "networks.hooks",
+    "ResponseDataModule": "responses",
     "export": "sharing",
     "load": "sharing",
     "Site": "sites",
@@ -49,6 +60,9 @@ _HOMES = {
     "Task": "tasks.base",
     "TextTask": "tasks.base",
     "AlignmentSearch": "training.alignment",
+    "Cohort": "training.cohort",
+    "RepresentationFinetuning": "training.finetuning",
+    "InterchangeInterventionTraining": "training.iit",
     "ProbeTraining": "training.probing",
 }
 

@@ -21,13 +21,13 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         model: changed in place.
         rank: of the maps that are added.
         alpha: their scale.
-        targets: ends of the modules' paths, such as ``query_key_value`` in all layers or ``layers.2.mlp.dense_h_to_4h``.
+        targets: ends of the modules' paths: ``query_key_value`` of all layers, or ``layers.2.mlp.dense_h_to_4h``.
 
     Returns:
         The modules that now hold adapters, by path.
 
     Raises:
-        ValueError: a target is no linear module of the model, or the model has adapters already.
+        ValueError: there are no targets, one is no linear module of the model, or the model has adapters already.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
@@ -36,12 +36,12 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
     if any(isinstance(module, LoraLayer) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has LoRA adapters already; load the model without them")
     linear = {path: module for path, module in model.named_modules() if _is_linear(module)}
+    known = f"{type(model).__name__}; it has {', '.join(sorted({path.rpartition('.')[2] for path in linear}))}"
+    if not targets:
+        raise ValueError(f"LoRA: no targets are given; choose linear modules of {known}")
     for target in targets:
         if not any(f".{path}".endswith(f".{target}") for path in linear):
-            ends = sorted({path.rpartition(".")[2] for path in linear})
-            raise ValueError(
-                f"LoRA: '{target}' is no linear module of {type(model).__name__}; it has {', '.join(ends)}"
-            )
+            raise ValueError(f"LoRA: '{target}' is no linear module of {known}")
     paths = [path for path in linear if any(f".{path}".endswith(f".{target}") for target in targets)]
     config = LoraConfig(
         r=rank,

@@ -54,6 +54,9 @@ def show(results: Mapping[str, float], folder: Path) -> None:
     console.print(table(results))
     if "test/rank" in results:
         console.print(f"rank found: {results['test/rank']:g}", highlight=False)
+    if "test/task_accuracy" in results:
+        start = f", before {results['before/task_accuracy']:.3f}" if "before/task_accuracy" in results else ""
+        console.print(f"task accuracy: {results['test/task_accuracy']:.3f}{start}", highlight=False)
     if "model/accuracy" in results:
         console.print(f"the model answers {results['model/accuracy']:.3f} of the inputs drawn right", highlight=False)
     console.print(f"folder: {folder}", highlight=False, soft_wrap=True)

@@ -1,0 +1,264 @@
+"""InterchangeInterventionTraining: trains the model itself to have the structure of a causal model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
+
+from itrain.adapters import add_lora
+from itrain.architectures import unwrap
+from itrain.data import CounterfactualBatch
+from itrain.inputs import ModelInputs
+from itrain.interventions.base import Intervention
+from itrain.metrics import is_right
+from itrain.networks.replay import Network
+from itrain.sites import Site
+from itrain.training.callbacks import FirstStepError
+from itrain.training.interchange import Activations, Interchange, answer_loss
+from itrain.training.optimization import OptimizerFactory
+
+
+class InterchangeInterventionTraining(Interchange):
+    """Trains a model so that interventions at its sites do what a causal model predicts, and to go on doing its task.
+
+    loss = 1/N sum_n task_weight CE(model(base_n), base label_n)
+    + interchange_weight(n) CE(model(base_n | do(site := intervention(base_n, source_n))), counterfactual label_n)
+    + source_weight sum_v CE(model(source_nv), source label_nv)
+    + readout_weight mean_v CE(W_v block_v(base_n) + b_v, value of v in the base's run) + penalty.
+
+    The second line is IIT: Geiger et al. 2022, "Inducing Causal Structure for Interpretable Neural Networks", section
+    3. The baselines that the paper holds it against are the first line alone (plain training), with the third (as much
+    data as IIT sees) and with the fourth (multi-task training: linear heads read at each site what the edit of a
+    variable would take from it). Gradients flow through the sources' runs too, unless ``detach_source``.
+
+    The model is in train mode while it is trained, with dropout where it has any, and in eval mode otherwise: Lightning
+    keeps the mode that it finds at the start of a fit, and transformers loads models in eval mode.
+
+    Args:
+        task_weight: of the answers on the bases.
+        interchange_weights: of the counterfactual answers: one for all, or by what is interchanged, for example
+            ``{left: 1, left+right: 0.5}``. What is not named is evaluated but not trained.
+        source_weight: of the answers on the sources.
+        readout_weight: of what the linear heads read.
+        detach_source: treat what is read from the sources as constant.
+        parts: paths of the model's modules or parameters that are trained, with ``*`` for any text; None: all that is
+            not frozen or, with LoRA, none.
+        lora_rank: adds trained maps of this rank to the frozen model; None: adds none.
+        lora_alpha, lora_targets: their scale, and the modules that get them: see :func:`~itrain.adapters.add_lora`.
+        classes: the number of values of each variable, for the linear heads.
+        network, sites, intervention, optimizer, warmup, shared, join_positions, hidden_sizes: as in
+            :class:`~itrain.training.interchange.Interchange`; the network is trainable.
+
+    Raises:
+        FirstStepError: in the first step, what is done at a site does not reach the answer.
+        ValueError: nothing of the model is trained, a part does not exist, answers have several tokens, or a weight is
+            given for variables that no pair interchanges.
+    """
+
+    trains_model: ClassVar[bool] = True
+    shows_start: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        sites: Sequence[Site],
+        intervention: Callable[[int], Intervention],
+        optimizer: OptimizerFactory | None = None,
+        warmup: float = 0.1,
+        task_weight: float = 1.0,
+        interchange_weights: Mapping[str, float] | float = 1.0,
+        source_weight: float = 0.0,
+        readout_weight: float = 0.0,
+        detach_source: bool = False,
+        parts: Sequence[str] | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
+        lora_targets: Sequence[str] = (),
+        classes: Mapping[str, int] | None = None,
+        shared: bool = False,
+        join_positions: bool = False,
+        hidden_sizes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(
+            network=network,
+            sites=sites,
+            intervention=intervention,
+            optimizer=optimizer,
+            warmup=warmup,
+            shared=shared,
+            join_positions=join_positions,
+            hidden_sizes=hidden_sizes,
+        )
+        self.task_weight, self.interchange_weights = task_weight, interchange_weights
+        self.source_weight, self.readout_weight = source_weight, readout_weight
+        self.detach_source, self.parts = detach_source, parts
+        self.lora_rank, self.lora_alpha, self.lora_targets = lora_rank, lora_alpha, lora_targets
+        if lora_rank is not None:
+            add_lora(network.model, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
+        if parts is not None:
+            _train_parts(network.model, parts, others=lora_rank is not None)
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ValueError("nothing of the model is trained; make it a HookedNetwork(model, trainable=True)")
+        network.eval()
+        self.task_accuracy: dict[str, MeanMetric] = {}
+        self.readouts = nn.ModuleList()
+        if readout_weight:
+            if not classes:
+                raise ValueError("readout_weight trains linear heads, which need classes: each variable's values")
+            self.readouts.extend(
+                nn.ModuleDict({variable: nn.Linear(each.hidden_size, count) for variable, count in classes.items()})
+                for each in self.trained.values()
+            )
+        # Registered last again, behind the heads.
+        self.network = self._modules.pop("network")  # type: ignore[assignment]
+
+    def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
+        terms = self.terms(batch)
+        loss = torch.stack([weight * losses for weight, losses in terms.values()]).sum(0).mean()
+        self.log_dict({f"train/{name}_loss": each.mean() for name, (_, each) in terms.items()}, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss * batch.weight + self.penalty()
+
+    def terms(self, batch: CounterfactualBatch) -> dict[str, tuple[Tensor | float, Float[Tensor, " batch"]]]:
+        """The weight and each pair's loss of the terms that have any weight."""
+        terms = {
+            "task": (self.task_weight, self.task_loss),
+            "interchange": (self.weight_of_pairs(batch), self.interchange_loss),
+            "source": (self.source_weight, self.source_loss),
+            "readout": (self.readout_weight, self.readout_loss),
+        }
+        return {name: (weight, loss(batch)) for name, (weight, loss) in terms.items() if torch.as_tensor(weight).any()}
+
+    def task_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
+        """Of each base's own answer."""
+        return answer_loss(self._answers(batch.base, batch.base_label), batch.base_label)
+
+    def interchange_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
+        """Of each counterfactual answer."""
+        return answer_loss(self.interchange(batch, self.trained), batch.counterfactual_label)
+
+    def source_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
+        """Of the answers on each pair's sources."""
+        of_variables = []
+        for variable, source in batch.sources.items():
+            rows = batch.rows(variable)
+            if rows is not None and not len(rows):
+                continue
+            rows = torch.arange(len(batch)) if rows is None else rows
+            label = batch.source_labels[variable][rows]
+            losses = answer_loss(self._answers(source.take(rows), label), label)
+            of_variables.append(losses.new_zeros(len(batch)).index_add(0, rows.to(losses.device), losses))
+        return torch.stack(of_variables).sum(0)
+
+    def readout_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
+        """Of the variables' values, read from the bases."""
+        losses, activations = [], self.network.read(batch.base, self.sites)
+        for site, heads in zip(self.sites, self.readouts, strict=True):
+            activation = self._joined(activations[site])
+            if activation.ndim == 3 and activation.shape[1] != 1:
+                raise ValueError(f"site '{site}' has {activation.shape[1]} tokens; join_positions=True reads them all")
+            activation = activation.flatten(1)
+            for variable, head in cast(nn.ModuleDict, heads).items():
+                block = self.trained[site].edit_for(variable)(torch.zeros_like(activation), activation)
+                losses.append(cross_entropy(head(block), batch.variables[variable], reduction="none"))
+        return torch.stack(losses).mean(0)
+
+    def weight_of_pairs(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
+        """The interchange weight of each pair, by the variables that it interchanges."""
+        names = ["+".join(group) for group in batch.groups]
+        weights = self.interchange_weights
+        if not isinstance(weights, Mapping):
+            weights = dict.fromkeys(names, weights)
+        for name in weights:
+            if name not in names:
+                raise ValueError(f"interchange_weights: no pair interchanges '{name}'; there are {', '.join(names)}")
+        return torch.tensor([weights.get(name, 0.0) for name in names])[batch.group].to(batch.base_label.device)
+
+    def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_source):
+            return super().read(batch, sites)
+
+    @property
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """The intervention of each site, under the site's name, and the model."""
+        return {**super().trained_parts, "model": self.network.model}
+
+    @property
+    def exported(self) -> nn.Module:
+        return nn.ModuleDict({"interventions": self.interventions, "network": self.network})
+
+    def arguments(self) -> dict[str, Any]:
+        lora = {name: getattr(self, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
+        return {**super().arguments(), "parts": self.parts, **lora}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        own = [*self.readouts.parameters(), *self.network.parameters()]
+        groups = [*super().parameter_groups(), {"params": [each for each in own if each.requires_grad]}]
+        return [group for group in groups if group["params"]]
+
+    def figures(self) -> dict[str, Tensor]:
+        found = {f"{split}/task_accuracy": metric.compute() for split, metric in self.task_accuracy.items()}
+        self.task_accuracy.clear()
+        return super().figures() | found
+
+    def on_fit_start(self) -> None:
+        self.network.train()
+
+    def on_train_batch_start(self, batch: CounterfactualBatch, batch_idx: int) -> None:
+        """Refuse, at the first step, a site that the answer does not depend on."""
+        if self.trainer.global_step or batch_idx:
+            return
+        # The model would be trained all the same, so no missing gradient tells.
+        self.network.eval()
+        with torch.no_grad():
+            answers = self.network(batch.base)
+            for site in self.sites:
+                if torch.equal(self.network.edit(batch.base, [(site, _disturb)]), answers):
+                    raise FirstStepError(
+                        f"site '{site}': nothing that is done there reaches the label; choose a lower layer, or in the "
+                        "upper ones the answer's own token, 'last'"
+                    )
+        self.network.train()
+
+    def on_fit_end(self) -> None:
+        self.network.eval()
+
+    def _score(self, split: str, batch: CounterfactualBatch) -> None:
+        super()._score(split, batch)
+        right = is_right(self._answers(batch.base, batch.base_label), batch.base_label)
+        self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(right.float())
+
+    def _answers(self, inputs: ModelInputs, label: Int[Tensor, "batch ..."]) -> Float[Tensor, "batch vocabulary"]:
+        if label.ndim > 1:
+            raise ValueError("interchange intervention training needs answers of one token; this task's have several")
+        return self.network(inputs)
+
+
+def _disturb(activation: Tensor) -> Tensor:
+    """Other values everywhere, which no normalisation undoes."""
+    return activation.roll(1, -1) + 1
+
+
+def _train_parts(model: nn.Module, parts: Sequence[str], *, others: bool) -> None:
+    """Train what a path names, or what lies in it; all else is frozen, unless ``others`` stay as they are."""
+    model = unwrap(model)
+    named = dict(model.named_parameters())
+    paths = [path for path, _ in model.named_modules() if path] + list(named)
+    if not others:
+        model.requires_grad_(False)
+    for part in parts:
+        inside = [name for name in named if fnmatchcase(name, part) or fnmatchcase(name, f"{part}.*")]
+        if not inside:
+            near = difflib.get_close_matches(part, paths, n=1, cutoff=0.0)[0]
+            raise ValueError(f"parts: {type(model).__name__} has no weights at '{part}'; did you mean '{near}'?")
+        for name in inside:
+            named[name].requires_grad_(True)
