@@ -83,7 +83,8 @@ def test_the_embedded_model_knows_them_and_the_batch_says_which_pairs_isolate(en
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"entities": "planets"}, "entities: 'planets' is none of things, atlas, geography"),
+        ({"entities": "planets"}, "entities: 'planets' is none of things, atlas, geography, landmarks"),
+        ({"entities": "landmarks"}, "isolating: landmarks have one attribute, city; set isolating to 0"),
         ({"splits": "word"}, "splits: 'word' is none of entity, context"),
         ({"attributes": ["weight"]}, "attributes: 'weight' is none of color, material, place"),
     ],

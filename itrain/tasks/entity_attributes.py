@@ -30,14 +30,15 @@ class EntityAttributes(TextTask):
 
     Args:
         entities: ``things`` and ``atlas`` are invented, with attributes that are independent of each other;
-            ``geography`` is real cities, whose country decides the continent and the language.
+            ``geography`` is real cities, whose country decides the continent and the language; ``landmarks`` have names
+            of two words, which together tell the city, their only attribute.
         attributes: those that are interchanged, one in a pair; None interchanges each of them.
         splits: what train, validation and test have disjoint: the ``entity`` or the ``context``, its template.
         isolating: share of the isolate pairs.
         entities_seed: shuffles the entities before they are divided among the splits.
 
     Raises:
-        ValueError: there are no such entities, attributes or splits.
+        ValueError: there are no such entities, attributes or splits, or isolate pairs have no other attribute to ask.
     """
 
     control = "entity"
@@ -45,14 +46,14 @@ class EntityAttributes(TextTask):
     def __init__(
         self,
         *,
-        entities: Literal["things", "atlas", "geography"] = "things",
+        entities: Literal["things", "atlas", "geography", "landmarks"] = "things",
         attributes: Sequence[str] | None = None,
         splits: Literal["entity", "context"] = "entity",
         isolating: float = 0.5,
         entities_seed: int = 0,
     ) -> None:
         for name, value, known in (
-            ("entities", entities, ("things", "atlas", "geography")),
+            ("entities", entities, ("things", "atlas", "geography", "landmarks")),
             ("splits", splits, ("entity", "context")),
         ):
             if value not in known:
@@ -61,6 +62,8 @@ class EntityAttributes(TextTask):
         for attribute in attributes or ():
             if attribute not in self.templates:
                 raise ValueError(f"attributes: '{attribute}' is none of {', '.join(self.templates)}")
+        if isolating and len(self.templates) == 1:
+            raise ValueError(f"isolating: {entities} have one attribute, {min(self.templates)}; set isolating to 0")
         self.variables = tuple(attributes or self.templates)
         self.splits, self.isolating = splits, isolating
         asks = {template: attribute for attribute, each in self.templates.items() for template in each}

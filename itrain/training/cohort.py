@@ -1,4 +1,4 @@
-"""Cohort: several alignment searches of one model, trained at once in one run of it."""
+"""Cohort: several searches or traces of one model, run at once in one run of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from itrain.data import CounterfactualBatch
 from itrain.networks.hooks import Edit
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.interchange import Interventions
+from itrain.training.interchange import Interchange
+from itrain.training.interventions import Interventions
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 
 
 class Cohort(lightning.LightningModule):
-    """Trains alignment searches side by side: their batches are stacked into one run of the model that they share.
+    """Runs members side by side: their batches are stacked into one run of the model that they share.
 
     loss = sum over members of their own losses. No row of the stacked batch meets another, so the gradient of each
     member is its own, and so are its figures, as if it had been fitted alone. Members may differ in site, intervention
@@ -28,8 +29,8 @@ class Cohort(lightning.LightningModule):
     its batch, so that a cohort costs little more than one of its members.
 
     Args:
-        members: the searches, under names that have no slash.
-        optimizer: from groups of parameters to the optimizer.
+        members: alignment searches, or what trains nothing, under names that have no slash.
+        optimizer: from groups of parameters to the optimizer; None is for evaluation only.
         warmup: share of the steps in which the learning rate rises.
         patience: epochs without a lower validation loss after which a member stops learning; None: all go to the end.
         rows: the most rows of a stacked run; members beyond it run in turn.
@@ -41,8 +42,8 @@ class Cohort(lightning.LightningModule):
     def __init__(
         self,
         *,
-        members: Mapping[str, AlignmentSearch],
-        optimizer: OptimizerFactory,
+        members: Mapping[str, Interchange],
+        optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         patience: int | None = None,
         rows: int = 4096,
@@ -51,7 +52,7 @@ class Cohort(lightning.LightningModule):
         networks = {id(member.network): member.network for member in members.values()}
         if len(networks) != 1:
             raise ValueError(f"the members of a cohort share one network; these {len(members)} have {len(networks)}")
-        self.members: Mapping[str, AlignmentSearch] = nn.ModuleDict(dict(members))  # type: ignore[assignment]
+        self.members: Mapping[str, Interchange] = nn.ModuleDict(dict(members))  # type: ignore[assignment]
         self.optimizer, self.warmup, self.patience, self.rows = optimizer, warmup, patience, rows
         (self.network,) = networks.values()
         self.learning = [name for name, member in members.items() if list(member.exported.parameters())]
@@ -66,7 +67,7 @@ class Cohort(lightning.LightningModule):
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         logits = self.interchange(batch, {name: self.members[name].trained for name in self.learning})
-        losses = {name: self.members[name].loss(each, batch) for name, each in logits.items()}
+        losses = {name: self._loss(name, each, batch) for name, each in logits.items()}
         penalties = sum(self.members[name].penalty() for name in self.learning)
         total = torch.stack(list(losses.values())).sum()
         self.log("train/loss", total / len(losses), prog_bar=True, batch_size=len(batch))
@@ -91,7 +92,7 @@ class Cohort(lightning.LightningModule):
 
     def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         for name, logits in self._score("validation", batch).items():
-            loss = self.members[name].loss(logits, batch)
+            loss = self._loss(name, logits, batch)
             self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))
 
     def test_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
@@ -99,9 +100,10 @@ class Cohort(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._report()
+        losses = {name: float(loss.compute()) for name, loss in self.losses.items()}
+        self.log_dict({f"{name}/validation/loss": loss for name, loss in losses.items()})
         for name in [] if self.trainer.sanity_checking else list(self.learning):
-            lowest, waited = self.best[name]
-            loss = float(self.losses[name].compute())
+            (lowest, waited), loss = self.best[name], losses[name]
             self.best[name] = (loss, 0) if loss < lowest else (lowest, waited + 1)
             if self.patience is not None and self.best[name][1] >= self.patience:
                 self._stop(name)
@@ -116,6 +118,8 @@ class Cohort(lightning.LightningModule):
             self.members[name].anneal(progress)
 
     def configure_optimizers(self) -> dict[str, Any]:
+        if self.optimizer is None:
+            raise ValueError("training.optimizer: a cohort that learns needs one")
         groups = [group for member in self.members.values() for group in member.parameter_groups() if group["params"]]
         return with_linear_schedule(self.optimizer(groups), self.trainer, self.warmup)
 
@@ -130,6 +134,11 @@ class Cohort(lightning.LightningModule):
         for parameter in self.members[name].exported.parameters():
             # Without a gradient an optimizer leaves a parameter alone; at a gradient of 0 Adam would move it on.
             parameter.grad = None
+
+    def _loss(self, name: str, logits: Tensor, batch: CounterfactualBatch) -> Tensor:
+        member = self.members[name]
+        assert isinstance(member, AlignmentSearch), "tracing trains nothing, so it is never validated"
+        return member.loss(logits, batch)
 
     def _score(self, split: str, batch: CounterfactualBatch) -> dict[str, Tensor]:
         hard = {
