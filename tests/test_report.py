@@ -1,0 +1,274 @@
+"""The report of a sweep: it holds every fit and command, needs nothing but itself, and answers in a browser."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from browser import CHROMIUM, Page
+from omegaconf import OmegaConf
+
+from itrain.cli import main
+from itrain.reports.html import save_report
+from itrain.reports.intervals import over_pairs, over_seeds
+
+HOSTILE = "</script><script>alert('a & b')</script>\"><img src=x onerror=alert(1)>"
+METHODS = {"das": 0.9, "random_subspace": 0.1, "full_vector": 1.0, "probing": 0.97}
+
+
+def table(
+    *, layers: int = 3, positions: tuple[str, ...] = ("name", "verb"), ranks: tuple[int, ...] = (1,), seeds: int = 1
+) -> pandas.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for (method, share), layer, position, seed in product(METHODS.items(), range(layers), positions, range(seeds)):
+        for rank in ranks if method in ("das", "random_subspace") else (None,):
+            command = f"python -m itrain fit intervention={method} site=layer{layer}.block_output@{position}"
+            command += f" seed={seed}" + ("" if rank is None else f" intervention.rank={rank}")
+            found = share * (1 - 0.1 * layer) - 0.01 * seed
+            figures: dict[str, float] = {"probe_accuracy": found, "control_accuracy": 0.5, "selectivity": found - 0.5}
+            if method != "probing":
+                found *= min(1, 0.5 + 0.25 * (rank or 2))
+                figures = {"iia_changing_pairwise": found, "pairs_changing": 100, "pairs_preserving": 150}
+            flag = "control passes" if (method, layer, position) == ("das", 0, "verb") else ""
+            place = {"component": "block_output", "layer": layer, "position": position, "rank": rank, "seed": seed}
+            rows.append({"method": method, **place, "command": command, **figures, "seconds": 1.5, "flag": flag})
+    return pandas.DataFrame(rows)
+
+
+def finished(folder: Path, frame: pandas.DataFrame, name: str = "gender") -> Path:
+    """The folder of a sweep that has left this table."""
+    folder.mkdir(parents=True)
+    frame.to_parquet(folder / "results.parquet")
+    settings = {"name": name, "task": {"_target_": "itrain.tasks.gender.Gender"}, "sweep": {"words": ["recipe=gender"]}}
+    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+    return folder
+
+
+def page_of(tmp_path: Path, frame: pandas.DataFrame) -> str:
+    save_report([finished(tmp_path / "sweep", frame)], tmp_path / "report.html")
+    return (tmp_path / "report.html").read_text()
+
+
+class Outline(HTMLParser):
+    """The tags of a page, each with its attributes, and the text of the cells of its table of fits."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr" and (dict(attrs).get("id") or "").startswith("fit-"):
+            self.rows.append([])
+            self.inside = True
+        elif tag == "td" and self.inside:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "tr"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def test_every_fit_and_its_command_is_in_the_page(tmp_path: Path) -> None:
+    frame = table(ranks=(1, 2), seeds=3)
+    outline = Outline(page_of(tmp_path, frame))
+    assert [row[-1] for row in outline.rows] == list(frame.command)
+    for row, fit in zip(outline.rows, frame.itertuples(), strict=True):
+        assert row[:4] == [fit.method, fit.component, str(fit.layer), fit.position]
+    # Each fit stands behind one cell of each figure that has a heat map.
+    named = [number for tag, found in outline.tags for number in (found.get("data-fits") or "").split()]
+    probes = set(frame.index[frame.method == "probing"].astype(str))
+    assert sorted(named) == sorted([*map(str, frame.index), *probes])
+
+
+def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
+    page = page_of(tmp_path, table(ranks=(1, 2)))
+    for tag, attributes in Outline(page).tags:
+        assert tag not in ("link", "iframe", "img", "object", "embed", "base")
+        assert all(attributes.get(name) is None for name in ("src", "srcset", "action", "data"))
+        assert (attributes.get("href") or "#").startswith("#")
+    assert "default-src 'none'" in page
+    assert not re.search(r"@import|url\(|https?://", page)
+
+
+def test_hostile_words_stay_words(tmp_path: Path) -> None:
+    frame = table().assign(position=HOSTILE, flag=HOSTILE, command=HOSTILE)
+    frame.loc[frame.method == "das", "method"] = HOSTILE
+    folder = finished(tmp_path / "sweep", frame, name=HOSTILE)
+    save_report([folder], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    tags = [tag for tag, _ in Outline(page).tags]
+    assert tags.count("script") == 1 and "img" not in tags
+    assert HOSTILE in unescape(page)
+
+
+def test_two_hundred_fits_are_under_three_megabytes(tmp_path: Path) -> None:
+    frame = table(layers=10, positions=("first", "name", "verb", "connective", "last"))
+    assert len(frame) == 200
+    frame["command"] += " training.optimizer.lr=0.01" * 10
+    assert len(page_of(tmp_path, frame).encode()) < 3 * 2**20
+
+
+def test_the_summary_names_best_sites_controls_and_flags(tmp_path: Path) -> None:
+    page = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page_of(tmp_path, table()))))
+    assert "250, of which 100 (40%) change the label" in page
+    low, high = over_pairs(0.675, 100)
+    assert f"das at layer 0, name and 1 more: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA, label-changing" in page
+    assert "control passes ( ! ), 1 of the fits: a random subspace of equal rank" in page
+
+
+def test_a_trace_stands_beside_its_clean_and_corrupted_run(tmp_path: Path) -> None:
+    frame = table()
+    trace = frame.loc[frame.method == "full_vector", frame.columns[: list(frame).index("command") + 1]].assign(
+        window=3,
+        answer_probability=0.8,
+        flag="",
+        **{"corrupted/answer_probability": 0.05, "clean/answer_probability": 0.9},
+    )
+    page = page_of(tmp_path, trace)
+    assert re.findall(r"<th scope=\"col\">(\w+ run)</th>", page) == ["corrupted run", "clean run"]
+    assert "<td>0.80</td><td>0.05</td><td>0.90</td>" in page
+
+
+def test_a_sweep_without_controls_is_not_called_clean(tmp_path: Path) -> None:
+    frame = table()
+    page = page_of(tmp_path, frame[frame.method == "probing"])
+    assert "the sweep has no random subspace and no full vector that could speak against one" in page
+
+
+def test_several_seeds_show_their_mean_and_interval(tmp_path: Path) -> None:
+    low, high = over_seeds([0.675, 0.6675, 0.66])
+    assert f"{0.6675:.2f} ({low:.2f} to {high:.2f})" in page_of(tmp_path, table(seeds=3))
+
+
+def test_curves_appear_where_several_ranks_were_swept(tmp_path: Path) -> None:
+    assert 'id="ranks"' not in page_of(tmp_path / "one", table())
+    page = page_of(tmp_path / "several", table(ranks=(1, 2, 4)))
+    assert 'id="ranks"' in page and "random subspace, rank 4: 0.10" in page
+
+
+def test_several_sweeps_lie_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = table(), table(layers=2, ranks=(1, 4))
+    second = second[second.method != "full_vector"]
+    both = [finished(tmp_path / "a", first), finished(tmp_path / "b", second, name="ranks")]
+    file = tmp_path / "both.html"
+    assert main(["report", *map(str, both), f"output={file}"]) == 0
+    assert capsys.readouterr().out.strip() == str(file)
+    outline = Outline(file.read_text())
+    assert [row[0] for row in outline.rows] == ["gender"] * len(first) + ["ranks"] * len(second)
+    # Equal settings lie in one row, whether or not a sweep has others beside them.
+    page = file.read_text()
+    assert page.count("<caption>das, rank 1<br>") == 2
+    absent = re.findall(r">([^>]*): not in this sweep", page)
+    assert absent == ["full vector", "das, rank 4", "random subspace, rank 4"]
+
+
+def test_what_is_no_finished_sweep_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("name: gender")
+    broken, other = finished(tmp_path / "broken", table()), finished(tmp_path / "other", table().drop(columns="flag"))
+    (broken / "results.parquet").write_bytes(b"no parquet")
+    good = finished(tmp_path / "good", table())
+    for words, message in {
+        (): "takes the folders of finished sweeps",
+        (str(tmp_path / "nowhere"),): "not the folder of a finished sweep",
+        (str(unfinished),): "there is no results.parquet in it",
+        (str(broken),): "cannot be read",
+        (str(other),): "has no column 'flag'",
+        (str(good), str(good)): "is named twice",
+        (str(good), f"output={tmp_path}/none/report.html"): "No such file",
+    }.items():
+        assert main(["report", *words]) == 2
+        told = capsys.readouterr().err
+        assert message in told and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 119])
+@pytest.mark.parametrize("hits", [0.0, 0.4, 1.0])
+def test_intervals_over_pairs_are_wilson_s(pairs: int, hits: float) -> None:
+    binomtest = pytest.importorskip("scipy.stats").binomtest
+    count = round(hits * pairs)
+    expected = binomtest(count, pairs).proportion_ci(method="wilson")
+    assert over_pairs(count / pairs, pairs) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 9, 10, 11, 12, 30])
+def test_intervals_over_seeds_are_student_s(seeds: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = [0.5 + 0.01 * seed**1.5 for seed in range(seeds)]
+    expected = stats.t.interval(0.95, seeds - 1, loc=sum(values) / seeds, scale=stats.sem(values))
+    assert over_seeds(values) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_answers_in_a_browser(tmp_path: Path) -> None:
+    frame = table(ranks=(2, 16), seeds=2)
+    file = tmp_path / "report.html"
+    save_report([finished(tmp_path / "sweep", frame)], file)
+    with Page(file, profile=tmp_path / "profile") as page:
+        assert page.requests == [file.as_uri()]
+
+        cell = ".heat tbody tr:last-child td:nth-of-type(2) button"
+        page.mouse(cell)
+        tip = page.run("document.getElementById('tip').innerText")
+        assert tip.startswith("das, rank 2, layer 0, verb\n") and "95% interval over 2 seeds" in tip
+        assert "flag: control passes" in tip
+        assert page.run("!document.getElementById('tip').hidden && document.getElementById('chosen').hidden")
+
+        # What is copied can be pasted.
+        page.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+        page.mouse(cell, click=True)
+        fits = frame[(frame.method == "das") & (frame.layer == 0) & (frame.position == "verb") & (frame["rank"] == 2)]
+        assert len(fits) == 2
+        assert page.run("document.querySelector('#chosen pre').textContent").split("\n") == list(fits.command)
+        said = "document.querySelector('#chosen .copied').textContent"
+        page.run(f"new Promise(done => (function wait() {{ {said} ? done() : setTimeout(wait, 10); }})())")
+        assert page.run(said) == "Copied:"
+        assert page.run("navigator.clipboard.readText()").split("\n") == list(fits.command)
+
+        # The same by keys: an arrow moves, Enter chooses, Escape closes.
+        page.press("ArrowLeft")
+        assert page.run("document.activeElement.dataset.name") == "das, rank 2, layer 0, name"
+        assert page.run("document.getElementById('tip').innerText").startswith("das, rank 2, layer 0, name")
+        page.press("Enter")
+        assert "@name" in page.run("document.querySelector('#chosen pre').textContent")
+        page.press("Escape")
+        assert page.run("document.getElementById('chosen').hidden && document.getElementById('tip').hidden")
+
+        columns = page.run("[...document.querySelectorAll('.sortable thead th')].map(head => head.textContent)")
+        at = columns.index("rank") + 1
+        column = f"[...document.querySelectorAll('.sortable tbody td:nth-child({at})')].map(cell => cell.textContent)"
+        head = f".sortable thead th:nth-child({at})"
+        ranked, empty = ["2"] * 24 + ["16"] * 24, [""] * 24
+        page.mouse(f"{head} button", click=True)
+        assert page.run(column) == ranked + empty
+        page.run(f"document.querySelector('{head} button').focus()")
+        page.press("Enter")
+        assert page.run(column) == ranked[::-1] + empty
+        assert page.run(f"document.querySelector('{head}').getAttribute('aria-sort')") == "descending"
+        assert page.errors == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_a_phone_and_the_reader_s_colours(tmp_path: Path, scheme: str) -> None:
+    file, frame = tmp_path / "report.html", table(positions=tuple("abcdefghijkl"))
+    save_report([finished(tmp_path / "sweep", frame)], file)
+    with Page(file, profile=tmp_path / "profile", width=390, scheme=scheme) as page:
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        ground = page.run("getComputedStyle(document.documentElement).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 384) == (scheme == "light")
+        assert page.errors == []
