@@ -28,6 +28,7 @@ usage: itrain <verb> [key=value ...]        (or python -m itrain ...)
 verbs
   fit       train, evaluate and leave checkpoint, export, metrics and figure in outputs/<recipe>/<time>/
   sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps, and controls
+  report    one page of a finished sweep, or of several side by side: report <folder> [<folder> ...] [output=<file>]
   test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
   export    write the portable weights of a checkpoint
   generate  what follows a prompt before and after the training that an export holds
@@ -39,6 +40,7 @@ examples
   itrain fit recipe=das_gender intervention.rank=4 site.layer=3 trainer.max_epochs=3
   itrain sweep recipe=das_vs_probe_gender sweep.layers=[2,4]
   itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
+  itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00
   itrain fit recipe=path/to/my_recipe.yaml model=hf model.name=path/to/model
   itrain test ckpt=outputs/das_gender/2025-01-31_12-00-00
   itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
@@ -47,7 +49,7 @@ After the verb everything is Hydra's syntax: key=value, group=choice, +key=value
 those that ship with itrain, and win over them. With --debug (or ITRAIN_DEBUG=1) every error keeps its traceback.
 """
 
-VERBS = ("fit", "sweep", "test", "export", "generate", "show", "list")
+VERBS = ("fit", "sweep", "report", "test", "export", "generate", "show", "list")
 
 FOLDER = "ITRAIN_FOLDER"
 """The environment variable that hands the folder of a run to its other processes."""
@@ -94,6 +96,8 @@ def _command(verb: str, overrides: list[str]) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         # The `itrain` script then finds a class of the user's as `python -m itrain` does.
         sys.path.append(os.getcwd())
+    if verb == "report":
+        return _report(overrides)
     if verb == "generate":
         return _generate(overrides)
     if verb == "sweep" and overrides and overrides[0].startswith("resume="):
@@ -110,6 +114,23 @@ def _command(verb: str, overrides: list[str]) -> int:
         with run_folder(configuration) as folder:
             return _sweep(configuration, folder)
     return _run(verb, configuration)
+
+
+def _report(words: Sequence[str]) -> int:
+    from itrain.reports.html import REPORT, save_report
+
+    folders = [Path(word) for word in words if not word.startswith("output=")]
+    outputs = [Path(word.removeprefix("output=")) for word in words if word.startswith("output=")]
+    if not folders or len(outputs) > 1:
+        raise ConfigError("report takes the folders of finished sweeps, and at most one output=<file>")
+    beside = folders[0] if len(folders) == 1 else Path()
+    path = outputs[0] if outputs else beside / REPORT
+    try:
+        save_report(folders, path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"report: {error}") from error
+    print(path)
+    return 0
 
 
 def _generate(words: Sequence[str]) -> int:

@@ -117,7 +117,8 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
             # A single fit has no use for the grid of a recipe.
             grid = config.get("sweep") or OmegaConf.create()
             config.sweep = _grid(grid, groups, overrides) if sweeps else None
-        OmegaConf.resolve(config)
+        # What follows the seed follows each seed of a sweep.
+        OmegaConf.resolve(config.copy() if sweeps else config)
     except RecursionError:
         raise ConfigError(f"recipe '{'+'.join(recipes)}' inherits from itself") from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -167,10 +168,10 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, Any]:
-    """The grid of a sweep, with what its methods stand for, choices of the groups intervention and training."""
+    """The grid of a sweep, with what its methods stand for: choices of the group intervention, and probes."""
     given: Any = OmegaConf.to_container(grid)
     node = {"_target_": "itrain.sweeps.Grid", "methods": METHODS, **given, "words": list(words)}
-    homes = {name: group for group in ("training", "intervention") for name in groups[group]}
+    homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
     if isinstance(node["methods"], dict):
         return node
     for name in node["methods"]:
@@ -298,16 +299,20 @@ def _for_hydra(override: Override, groups: Mapping[str, object], *, replaces: bo
 
 
 def _in_site(override: Override) -> bool:
-    return override.key_or_group.startswith("site.") and override.type is not OverrideType.DEL
+    """Whether it sets a part of the site, or several sites, which Hydra would not put in the place of one."""
+    part = override.key_or_group.startswith("site.")
+    several = override.key_or_group == "site" and isinstance(override.value(), list)
+    return (part or several) and override.type is not OverrideType.DEL
 
 
 def _edit_site(config: DictConfig, overrides: Sequence[Override]) -> None:
-    """Apply ``site.layer=3``, which must also work where the site is written as text."""
-    if not overrides:
-        return
-    sites: Any = OmegaConf.to_container(config.site) if OmegaConf.is_config(config.site) else config.site
-    config.site = [_fields(site) for site in sites] if isinstance(sites, list) else _fields(sites)
+    """Apply ``site.layer=3``, which must also work where the site is written as text, and ``site=[...]``."""
     for override in overrides:
+        if override.key_or_group == "site":
+            config.site = override.value()
+            continue
+        sites: Any = OmegaConf.to_container(config.site) if OmegaConf.is_config(config.site) else config.site
+        config.site = [_fields(site) for site in sites] if isinstance(sites, list) else _fields(sites)
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
 
 

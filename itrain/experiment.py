@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -87,6 +87,8 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     parts.module.fit_activations(parts.data.train_dataloader())
     how = parts.module.expect(parts.data.edited(), parts.data.read())
     announce(parts.base_model, parts.data, parts.module, folder, how=how)
+    for logger in parts.trainer.loggers[1:]:
+        logger.log_hyperparams(_plain(cfg))
     before = _figures(parts) if parts.module.shows_start else {}
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
@@ -141,6 +143,15 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False) -> Ope
     task.bind(base_model.tokenizer)
     data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)
     return Opened(base_model=base_model, network=network, task=task, data=data)
+
+
+def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
+    """The logger that is asked for beside the result files, in the folder of the run unless told otherwise."""
+    if cfg.logger is None:
+        return None
+    asked = inspect.signature(get_object(cfg.logger._target_)).parameters
+    known = {"save_dir": str(folder)} if "save_dir" in asked and "save_dir" not in cfg.logger else {}
+    return instantiate(cfg.logger, **known, _convert_="all")
 
 
 def _build(cfg: DictConfig, folder: Path) -> Parts:
@@ -199,8 +210,8 @@ def _sites(site: Any) -> list[Site]:
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    others = [] if cfg.logger is None else [instantiate(cfg.logger, save_dir=str(folder), _convert_="all")]
-    return [CSVLogger(folder, name="", version=""), *others]
+    other = make_logger(cfg, folder)
+    return [CSVLogger(folder, name="", version=""), *([] if other is None else [other])]
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:
@@ -231,10 +242,11 @@ def _load(cfg: DictConfig, parts: Parts) -> None:
 
 @rank_zero_only
 def _export(cfg: DictConfig, folder: Path, parts: Parts, metrics: Mapping[str, float]) -> None:
-    configuration: Any = OmegaConf.to_container(cfg, resolve=True)
-    write_export(
-        parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=configuration
-    )
+    write_export(parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=_plain(cfg))
+
+
+def _plain(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=True)
 
 
 @rank_zero_only

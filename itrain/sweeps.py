@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,27 +18,30 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from itrain.architectures import blocks
-from itrain.experiment import Opened, RunError, open_model
+from itrain.architectures import blocks, locate
+from itrain.experiment import Opened, RunError, make_logger, open_model
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.networks.replay import ReplayNetwork
+from itrain.reports.html import REPORT, RESULTS, save_report
+from itrain.reports.pictures import CEILING, CONTROL
 from itrain.reports.sweeps import SweepProgress, save_heat_maps, show_sweep
+from itrain.reports.tracking import SweepLog
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
-from itrain.training.callbacks import Annealing
+from itrain.training.callbacks import Annealing, Curves
 from itrain.training.cohort import Cohort
 from itrain.training.interchange import count_features
 from itrain.training.probing import ProbeTraining
+from itrain.training.tracing import CausalTracing
 
 if TYPE_CHECKING:
     import pandas
 
-RESULTS = "results.parquet"
 JOBS = "jobs"
 """The folder of a sweep in which each finished job leaves its rows, so that none is run twice."""
-CONTROL, CEILING = "random_subspace", "full_vector"
+CURVES = "curves.parquet"
 SHOWN = 0.5
 """The share of label-changing pairs from which a control is said to pass."""
 ABOVE = 0.3
@@ -51,35 +55,46 @@ class Grid:
     Args:
         methods: interventions and trainings of probes, by name.
         layers: ``all``, ``every(2)`` from the last one down, or numbers.
-        positions: ``all`` tokens that the task names, and the first and the last one; or positions.
-        component: where in each layer.
+        positions: ``all`` tokens that the task names, and the first and the last one; or positions, of whole spans too.
+        components: where in each layer.
+        window: layers that are edited together, centred on each: of all components, or for some of them by name.
         ranks: of the methods that have one.
         seeds: each with data, model and start of its own.
         patience: epochs without a lower validation loss after which a fit stops; None: all go to the end.
         words: what was typed, for the commands that repeat single fits.
 
     Raises:
-        ValueError: the layers cannot be read, or something is empty.
+        ValueError: the layers cannot be read, something is empty, or a window is less than 1 layer or one of probes.
     """
 
     methods: Mapping[str, Callable[..., Intervention] | Callable[..., Training]]
     layers: str | Sequence[int] = "all"
     positions: str | Sequence[str] = "all"
-    component: str = "block_output"
+    components: Sequence[str] = ("block_output",)
+    window: int | Mapping[str, int] = 1
     ranks: Sequence[int] = (1,)
     seeds: Sequence[int] = (0,)
     patience: int | None = None
     words: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("methods", "layers", "positions", "ranks", "seeds"):
+        for name in ("methods", "layers", "positions", "components", "ranks", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"sweep.{name} is empty")
         if isinstance(self.layers, str) and self.layers != "all" and not re.fullmatch(r"every\(\d+\)", self.layers):
             raise ValueError(f"sweep.layers: '{self.layers}' is none of all, every(2), or a list such as [3,5]")
+        if any(self.width(component) < 1 for component in self.components):
+            raise ValueError(f"sweep.window: a window has 1 layer or more; got {self.window}")
+        probes = [name for name, method in self.methods.items() if _is_training(method)]
+        if probes and any(self.width(component) > 1 for component in self.components):
+            raise ValueError(f"sweep.window: {probes[0]} reads one layer; leave it out, or the window")
+
+    def width(self, component: str) -> int:
+        """The layers that are edited together."""
+        return self.window if isinstance(self.window, int) else self.window.get(component, 1)
 
     def sites(self, opened: Opened) -> list[Site]:
-        """Layer by layer, the sites of all methods."""
+        """Layer by layer, the sites of all methods, each the centre of its window."""
         count = len(blocks(opened.network.model))
         layers = list(range(count)) if isinstance(self.layers, str) else list(self.layers)
         if isinstance(self.layers, str) and self.layers != "all":
@@ -87,11 +102,24 @@ class Grid:
             layers = sorted(range(count - 1, -1, -step))
         if outside := [layer for layer in layers if not 0 <= layer < count]:
             raise ValueError(f"sweep.layers: there is no layer {outside[0]}; the model has 0 to {count - 1}")
+        # A window may be given for components that this sweep leaves out, but not for one that the model lacks.
+        for component in () if isinstance(self.window, int) else self.window:
+            locate(opened.network.model, Site(layer=0, component=component))
         examples = opened.data.edited()[0]
         positions = tokens_of(examples) if isinstance(self.positions, str) else list(self.positions)
         return [
-            Site(layer=layer, component=self.component, position=position) for layer in layers for position in positions
+            Site(layer=layer, component=component, position=position)
+            for layer in layers
+            for component in self.components
+            for position in positions
         ]
+
+    def together(self, site: Site, count: int) -> list[Site]:
+        """The sites of the window around a site, as far as the model's ``count`` layers go."""
+        assert site.layer is not None, "a sweep goes over layers"
+        width = self.width(site.component)
+        start = site.layer - width // 2
+        return [replace(site, layer=layer) for layer in range(max(start, 0), min(start + width, count))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +129,8 @@ class Fit:
     group: str
     method: str
     site: Site
+    sites: Sequence[Site]
+    """Those of the window around the site."""
     rank: int | None
     seed: int
 
@@ -125,10 +155,11 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
     """
     grid: Grid = instantiate(cfg.sweep, _convert_="all")
     (folder / JOBS).mkdir(exist_ok=True)
-    failed = []
+    log, failed = SweepLog(logger=make_logger(cfg, folder), folder=folder), []
     with SweepProgress(quiet=not cfg.trainer.get("enable_progress_bar", True)) as progress:
         for seed in grid.seeds:
             seeded = _with_seed(cfg, seed)
+            grid = instantiate(seeded.sweep, _convert_="all")
             opened = open_model(seeded, folder)
             opened.network.to(_trainer(seeded).strategy.root_device)
             opened.data.setup("fit")
@@ -144,9 +175,13 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
                         failed.append(f"{job.name}: {type(error).__name__}: {error}")
                         continue
                     _write(rows, file)
-                progress.done(json.loads(file.read_text()))
+                rows = json.loads(file.read_text())
+                progress.done(rows)
+                log.fits(rows)
     frame = _collect(folder)
     save_heat_maps(frame, folder / "heat_maps.png")
+    save_report([folder], folder / REPORT)
+    log.results(frame, folder / "heat_maps.png")
     show_sweep(frame, folder)
     if failed:
         raise RunError(f"{len(failed)} of the jobs failed, and their fits are missing: {'; '.join(failed)}")
@@ -165,6 +200,13 @@ def read_results(folder: Path | str) -> pandas.DataFrame:
     if not file.is_file():
         raise FileNotFoundError(f"'{folder}' holds no {RESULTS}; to finish a sweep: itrain sweep resume={folder}")
     return pandas.read_parquet(file)
+
+
+def read_curves(folder: Path | str) -> pandas.DataFrame:
+    """The validation of each trained intervention of a sweep, one row a fit and epoch; empty where none is trained."""
+    import pandas
+
+    return pandas.read_parquet(Path(folder) / CURVES)
 
 
 def tokens_of(examples: ModelInputs) -> list[str]:
@@ -195,23 +237,27 @@ class CohortJob:
         for member in members.values():
             member.fit_activations(opened.data.train_dataloader())
         first = next(iter(members.values()))
-        if first.optimizer is None:
-            raise ValueError("training.optimizer: a sweep needs one")
-        cohort = Cohort(members=members, optimizer=first.optimizer, warmup=first.warmup, patience=grid.patience)
+        references = first.references() if isinstance(first, CausalTracing) else {}
+        cohort = Cohort(
+            members={**members, **references}, optimizer=first.optimizer, warmup=first.warmup, patience=grid.patience
+        )
         if isinstance(opened.network, ReplayNetwork):
             opened.network.expect(cohort.sites, opened.data.edited(), opened.data.read())
-        trainer = _trainer(cfg)
-        if cohort.learning:
+        curves, learning = Curves(), list(cohort.learning)
+        trainer = _trainer(cfg, curves)
+        if learning:
             trainer.fit(cohort, datamodule=opened.data)
         (figures,) = trainer.test(cohort, datamodule=opened.data, verbose=False)
         if isinstance(opened.network, ReplayNetwork):
             opened.network.forget()
         seconds = (time.perf_counter() - start) / len(members)
+        beside = {key.replace("/test/", "/"): figures[key] for key in figures if key.split("/")[0] in references}
         rows = []
         for fit in self.fits:
             place = f"{fit.name}/test/"
             mine = {key.removeprefix(place): value for key, value in figures.items() if key.startswith(place)}
-            rows.append({**_described(fit, grid), **mine, "seconds": seconds})
+            curve = {"curve": curves.of(fit.name)} if fit.name in learning else {}
+            rows.append({**_described(fit, grid), **mine, **beside, "seconds": seconds, **curve})
         return rows
 
 
@@ -245,10 +291,17 @@ class ProbeJob:
 
 
 def _jobs(grid: Grid, seed: int, opened: Opened) -> Iterator[CohortJob | ProbeJob]:
-    sites = grid.sites(opened)
+    sites, count = grid.sites(opened), len(blocks(opened.network.model))
     for layer in dict.fromkeys(site.layer for site in sites):
         fits = [
-            Fit(group="intervention", method=method, site=site, rank=rank, seed=seed)
+            Fit(
+                group="intervention",
+                method=method,
+                site=site,
+                sites=grid.together(site, count),
+                rank=rank,
+                seed=seed,
+            )
             for method, factory in grid.methods.items()
             if not _is_training(factory)
             for site in sites
@@ -259,7 +312,9 @@ def _jobs(grid: Grid, seed: int, opened: Opened) -> Iterator[CohortJob | ProbeJo
             yield CohortJob(name=f"seed{seed} layer{layer}", fits=fits)
     for method, factory in grid.methods.items():
         if _is_training(factory):
-            fits = [Fit(group="training", method=method, site=site, rank=None, seed=seed) for site in sites]
+            fits = [
+                Fit(group="training", method=method, site=site, sites=[site], rank=None, seed=seed) for site in sites
+            ]
             yield ProbeJob(name=f"seed{seed} {method}", fits=fits)
 
 
@@ -268,25 +323,25 @@ def _is_training(factory: Callable[..., Any]) -> bool:
     return isinstance(target, type) and issubclass(target, ProbeTraining)
 
 
-def _member(cfg: DictConfig, opened: Opened, grid: Grid, fit: Fit) -> AlignmentSearch:
+def _member(cfg: DictConfig, opened: Opened, grid: Grid, fit: Fit) -> AlignmentSearch | CausalTracing:
     intervention: Any = grid.methods[fit.method]
     if fit.rank is not None:
         intervention = partial(intervention, rank=fit.rank)
     # Each fit starts as it would alone.
     lightning.seed_everything(fit.seed, verbose=False)
     training = instantiate(cfg.training, _convert_="all")
-    if training.func is not AlignmentSearch:
-        raise ValueError(f"training: a sweep trains interventions with AlignmentSearch, not {training.func.__name__}")
-    sizes = count_features(opened.network, [fit.site], opened.data.example())
-    return training(network=opened.network, sites=[fit.site], intervention=intervention, hidden_sizes=sizes)
+    if training.func not in (AlignmentSearch, CausalTracing):
+        raise ValueError(f"training: a sweep is of AlignmentSearch or CausalTracing, not of {training.func.__name__}")
+    sizes = count_features(opened.network, fit.sites, opened.data.example())
+    return training(network=opened.network, sites=fit.sites, intervention=intervention, hidden_sizes=sizes)
 
 
-def _trainer(cfg: DictConfig) -> lightning.Trainer:
+def _trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.Trainer:
     if cfg.trainer.get("devices", 1) not in (1, "1") or cfg.trainer.get("strategy", "auto") != "auto":
         raise ValueError("trainer: a sweep runs on one device; start one for each part of the layers to use more")
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     node = {**{str(key): value for key, value in cfg.trainer.items()}, **quiet}
-    return instantiate(node, _convert_="all")(callbacks=[Annealing()], logger=False)
+    return instantiate(node, _convert_="all")(callbacks=[Annealing(), *callbacks], logger=False)
 
 
 def _with_seed(cfg: DictConfig, seed: int) -> DictConfig:
@@ -297,11 +352,14 @@ def _with_seed(cfg: DictConfig, seed: int) -> DictConfig:
 
 def _described(fit: Fit, grid: Grid) -> dict[str, Any]:
     """What a row says of a fit besides its figures, among it the command that makes it alone."""
-    command = ["python -m itrain fit", *(word for word in grid.words if not word.startswith(("sweep", "seed=")))]
-    command += [f"{fit.group}={fit.method}", f"site={fit.site}", f"seed={fit.seed}"]
+    kept = (word for word in grid.words if not word.startswith(("sweep", "seed=", "logger")))
+    command = ["python", "-m", "itrain", "fit", *kept]
+    sites = str(fit.site) if len(fit.sites) == 1 else f"[{','.join(map(str, fit.sites))}]"
+    command += [f"{fit.group}={fit.method}", f"site={sites}", f"seed={fit.seed}"]
     command += [] if fit.rank is None else [f"intervention.rank={fit.rank}"]
     site = {key: value for key, value in asdict(fit.site).items() if value is not None}
-    return {"method": fit.method, **site, "rank": fit.rank, "seed": fit.seed, "command": " ".join(command)}
+    site["window"] = grid.width(fit.site.component)
+    return {"method": fit.method, **site, "rank": fit.rank, "seed": fit.seed, "command": shlex.join(command)}
 
 
 def _write(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -315,6 +373,11 @@ def _collect(folder: Path) -> pandas.DataFrame:
     import pandas
 
     rows = [row for file in sorted((folder / JOBS).glob("*.json")) for row in json.loads(file.read_text())]
+    curves = []
+    for row in rows:
+        settings = {key: value for key, value in row.items() if not isinstance(value, float | list)}
+        curves += [{**settings, **epoch} for epoch in row.pop("curve", [])]
+    pandas.DataFrame(curves).to_parquet(folder / CURVES)
     frame = flagged(pandas.DataFrame(rows))
     frame.to_parquet(folder / RESULTS)
     return frame

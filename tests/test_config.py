@@ -60,7 +60,8 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str) -> None:
-    check(compose([f"{group}={choice}", *(["model.name=x"] if choice == "hf" else [])]))
+    needed = {"hf": ["model.name=x"], "tracing": ["training.corrupted=layer0.block_input@name"]}
+    check(compose([f"{group}={choice}", *needed.get(choice, [])]))
 
 
 @pytest.mark.parametrize("recipe", config.recipe_files())
@@ -148,6 +149,7 @@ def test_a_part_that_is_not_needed_can_be_left_out(group: str) -> None:
         (["recipe=plain", "site=layer1.mlp_output@last"], "layer1.mlp_output@last"),
         (["site.position=last", "site.head=1"], SITE | {"position": "last", "head": 1}),
         (["site=[layer1.mlp_output,layer2.mlp_output]"], ["layer1.mlp_output", "layer2.mlp_output"]),
+        (["recipe=plain", "site=[layer1.mlp_output,layer2.mlp_output]"], ["layer1.mlp_output", "layer2.mlp_output"]),
         (
             ["site=[layer1.mlp_output,layer2.mlp_output]", "site.1.layer=5"],
             [{"component": "mlp_output", "layer": 1}, {"component": "mlp_output", "layer": 5}],

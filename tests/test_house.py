@@ -43,7 +43,7 @@ ONLY_USERS = {
     "transformers": {"itrain.models", "itrain.tasks"},
     "datasets": {"itrain.models", "itrain.tasks"},
     "peft": {"itrain.adapters"},
-    "wandb": set(),
+    "wandb": {"itrain.reports"},
     "hydra": {"itrain.cli", "itrain.config", "itrain.signatures", "itrain.experiment", "itrain.sweeps"},
 }
 

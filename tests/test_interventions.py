@@ -115,7 +115,7 @@ def test_state_round_trips(cls: type[Intervention]) -> None:
 
 @with_each_trained
 def test_every_parameter_gets_a_gradient(cls: type[Intervention]) -> None:
-    """At the first step or the second: of a product of two matrices, one of which starts as 0, the other has none yet."""
+    """At the first step or the second: of a product of two matrices, one of which starts as 0, the other has none."""
     intervention = build(cls)
     base, source = activations(6)
     optimizer = torch.optim.SGD(intervention.parameters(), lr=1e-3)

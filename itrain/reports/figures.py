@@ -32,6 +32,12 @@ def _draw_bars(axes, results: Mapping[str, float]) -> None:
     if "test/probe_accuracy" in results:
         _draw_probes(axes, results)
         return
+    if "test/answer_probability" in results:
+        places = {"restored": "test", "corrupted": "test/corrupted", "clean": "test/clean"}
+        rows = {name: results[f"{place}/answer_probability"] for name, place in places.items()}
+        axes.bar_label(axes.barh(list(rows), list(rows.values()), color=BLUE), fmt="%.2f", padding=3)
+        axes.set(xlim=(0, 1.15), xlabel="probability of the clean answer")
+        return
     if "test/exact_match" in results:
         places = {name: f"{place}/exact_match" for name, place in (("after", "test"), ("before", "before"))}
         rows = {name: results[key] for name, key in places.items() if key in results}

@@ -13,11 +13,13 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 FIGURES = {
     "iia_changing_pairwise": "IIA, label-changing pairs",
     "probe_accuracy": "accuracy",
     "selectivity": "selectivity",
+    "answer_probability": "probability of the answer",
 }
 """The figures that have heat maps, those of them that a method has."""
 ACROSS = 4
@@ -56,37 +58,46 @@ class SweepProgress:
 
 
 def heat_maps(frame: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
-    """Layers by positions for each method and figure, the mean over seeds; ranks apart where there are several."""
+    """Layers by positions for each method, component and figure, the mean over seeds; several ranks apart."""
     maps: dict[str, pandas.DataFrame] = {}
     positions = list(dict.fromkeys(frame.position))
-    for method in dict.fromkeys(frame.method):
-        of_method = frame.loc[frame.method == method]
+    several = frame.component.nunique() > 1 or bool((frame.window > 1).any())
+    for method, component in dict.fromkeys(zip(frame.method, frame.component, strict=True)):
+        of_method = frame.loc[(frame.method == method) & (frame.component == component)]
+        where = f" of {_place(component, of_method.window.max())}" if several else ""
         ranks = list(dict.fromkeys(of_method["rank"].dropna())) or [None]
         for rank in ranks:
             part = of_method if rank is None else of_method.loc[of_method["rank"] == rank]
             for figure in (figure for figure in FIGURES if figure in part and part[figure].notna().any()):
-                name = f"{method.replace('_', ' ')}{f', rank {rank:.0f}' if len(ranks) > 1 else ''}\n{FIGURES[figure]}"
+                ranked = f", rank {rank:.0f}" if len(ranks) > 1 else ""
+                name = f"{method.replace('_', ' ')}{where}{ranked}\n{FIGURES[figure]}{_between(part, figure)}"
                 table = part.pivot_table(index="layer", columns="position", values=figure, aggfunc="mean")
                 maps[name] = table.reindex(columns=[each for each in positions if each in table.columns])
     return maps
 
 
 def save_heat_maps(frame: pandas.DataFrame, path: Path) -> None:
-    """Draw the heat maps side by side on one scale from 0 to 1, as PNG and SVG, the last layer on top."""
+    """Draw the heat maps of a sweep as PNG and SVG."""
+    figure = draw(heat_maps(frame))
+    figure.savefig(path, dpi=150)
+    figure.savefig(path.with_suffix(".svg"))
+
+
+def draw(maps: Mapping[str, pandas.DataFrame], *, low: float = 0) -> Figure:
+    """Heat maps side by side on one scale from ``low`` to 1, the last layer on top."""
     from matplotlib.figure import Figure
 
-    maps = heat_maps(frame)
     across = min(len(maps), ACROSS)
     down = -(-len(maps) // across)
-    layers, positions = frame.layer.nunique(), frame.position.nunique()
+    layers, positions = (max(table.shape[side] for table in maps.values()) for side in (0, 1))
     size = ((0.62 * positions + 0.5) * across + 1.4, (0.42 * layers + 1.3) * down)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     scale = None
     for place, (name, table) in zip(axes.flat, maps.items(), strict=False):
-        scale = place.imshow(table.to_numpy(), vmin=0, vmax=1, cmap=COLOURS, origin="lower", aspect="auto")
+        scale = place.imshow(table.to_numpy(), vmin=low, vmax=1, cmap=COLOURS, origin="lower", aspect="auto")
         for (row, column), value in _cells(table):
-            seen = {"color": "black" if value > 0.5 else "white", "fontsize": 7}
+            seen = {"color": "black" if value > (low + 1) / 2 else "white", "fontsize": 7}
             place.text(column, row, f"{value:.2f}", ha="center", va="center", **seen)
         place.set_title(name, fontsize=9)
         place.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
@@ -97,8 +108,7 @@ def save_heat_maps(frame: pandas.DataFrame, path: Path) -> None:
     for place in axes[:, 0]:
         place.set_ylabel("layer")
     figure.colorbar(scale, ax=axes, shrink=0.8)  # type: ignore[arg-type]
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".svg"))
+    return figure
 
 
 def show_sweep(frame: pandas.DataFrame, folder: Path) -> None:
@@ -113,6 +123,16 @@ def show_sweep(frame: pandas.DataFrame, folder: Path) -> None:
         cells = ", ".join(f"{row.method} {row.layer}@{row.position}" for row in part.itertuples())
         console.print(f"{flag}: {cells}", highlight=False, soft_wrap=True)
     console.print(f"{len(frame)} fits; folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _place(component: str, window: int) -> str:
+    return component.replace("_", " ") + (f", {window} layers" if window > 1 else "")
+
+
+def _between(part: pandas.DataFrame, figure: str) -> str:
+    """The same figure of the corrupted and the clean run, where runs between the two are traced."""
+    found = {run: part[f"{run}/{figure}"].mean() for run in ("corrupted", "clean") if f"{run}/{figure}" in part}
+    return "".join(f", {run} {value:.2f}" for run, value in found.items())
 
 
 def _cells(table: pandas.DataFrame) -> list[tuple[tuple[int, int], float]]:

@@ -25,6 +25,26 @@ class Annealing(lightning.Callback):
         pl_module.anneal(trainer.global_step / last if last else 1.0)  # type: ignore[operator]
 
 
+class Curves(lightning.Callback):
+    """Keeps the figures of each validation, for a run whose figures no logger writes."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "validation/" in key}
+            self.epochs.append({"epoch": trainer.current_epoch, **figures})
+
+    def of(self, name: str) -> list[dict[str, float]]:
+        """The epochs of one member of a cohort."""
+        place = f"{name}/"
+        return [
+            {key.removeprefix(place): value for key, value in epoch.items() if key == "epoch" or key.startswith(place)}
+            for epoch in self.epochs
+        ]
+
+
 class FirstStepCheck(lightning.Callback):
     """Ends a fit at its first backward pass if some trained module got no gradient.
 
