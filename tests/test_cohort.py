@@ -111,6 +111,26 @@ def test_a_member_that_stops_early_stays_as_it_is_and_leaves_the_others_alone() 
     torch.testing.assert_close(weights(cohort.members["name"]), weights(lone.members["name"]), atol=1e-5, rtol=1e-4)
 
 
+def test_members_run_in_turn_where_stacking_costs_more_than_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose tokens cost much runs each first token apart, and the answers are the same."""
+    network = ReplayNetwork(HookedNetwork(load_embedded().model), strict=True)
+    pairs = data(network)
+    pairs.setup("fit")
+    batch = pairs.datasets["train"].examples.take(torch.arange(8))
+    cohort = Cohort(members={name: member(network, name) for name in MEMBERS}, optimizer=ADAM)
+    trained = {name: each.trained for name, each in cohort.members.items()}
+    runs: list[int] = []
+    edit = network.edit
+    monkeypatch.setattr(network, "edit", lambda base, edits: runs.append(base.batch_size) or edit(base, edits))
+    together = cohort.interchange(batch, trained)
+    assert runs == [8 * len(MEMBERS)]
+    cohort._flops *= 1e6
+    apart = cohort.interchange(batch, trained)
+    assert sum(runs[1:]) == 8 * len(MEMBERS) and len(runs[1:]) == len({cohort._starts[name] for name in MEMBERS}) > 1
+    for name in MEMBERS:
+        torch.testing.assert_close(apart[name], together[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
 def test_members_of_different_networks_are_refused() -> None:
     members = {name: member(HookedNetwork(load_embedded().model), name) for name in ("name", "verb")}
     with pytest.raises(ValueError, match="share one network"):

@@ -493,7 +493,11 @@ def test_a_shuffled_fit_takes_the_same_course() -> None:
         base_label=label,
         counterfactual_label=label + 1,
         contrast_label=label,
+        source_labels={"variable": label},
         variables={},
+        groups=(("variable",),),
+        group=torch.zeros(32, dtype=torch.long),
+        isolates=torch.zeros(32, dtype=torch.bool),
     )
 
     def course(network: nn.Module) -> list[Tensor]:
@@ -534,7 +538,11 @@ def test_the_decomposition_behind_a_subspace_runs_once_a_step(monkeypatch: pytes
         base_label=label,
         counterfactual_label=label,
         contrast_label=label,
+        source_labels={"variable": label},
         variables={},
+        groups=(("variable",),),
+        group=label,
+        isolates=label.bool(),
     )
     for _ in range(3):
         calls.clear()

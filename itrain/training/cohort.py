@@ -12,12 +12,17 @@ from torch.nn.utils import parametrize
 from torchmetrics import MeanMetric
 
 from itrain.data import CounterfactualBatch
+from itrain.inputs import ModelInputs
 from itrain.networks.hooks import Edit
+from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.interchange import Interchange
 from itrain.training.interventions import Interventions
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
+
+CPU_RUN_FLOPS, RUN_FLOPS = 2e8, 1e11
+"""What a run costs besides its tokens, some milliseconds, in operations of a CPU's core and of an accelerator."""
 
 
 class Cohort(lightning.LightningModule):
@@ -26,7 +31,8 @@ class Cohort(lightning.LightningModule):
     loss = sum over members of their own losses. No row of the stacked batch meets another, so the gradient of each
     member is its own, and so are its figures, as if it had been fitted alone. Members may differ in site, intervention
     and rank; they share data, batch order, optimizer and schedule. A small model's step costs much the same whatever
-    its batch, so that a cohort costs little more than one of its members.
+    its batch, so that a cohort costs little more than one of its members; where the work itself counts, members that
+    begin at different tokens run in turn.
 
     Args:
         members: alignment searches, or what trains nothing, under names that have no slash.
@@ -59,6 +65,10 @@ class Cohort(lightning.LightningModule):
         self.best = {name: (float("inf"), 0) for name in members}
         """The lowest validation loss of each member and the epochs since."""
         self.losses: dict[str, MeanMetric] = {}
+        self._starts: dict[str, int] = {}
+        # Forward and backward, of the activations alone: two multiplications and additions each for every weight.
+        weights = (p.numel() for p in self.network.model.parameters() if p.ndim > 1)
+        self._flops = 4 * sum(weights)
 
     @property
     def sites(self) -> list[Site]:
@@ -81,14 +91,41 @@ class Cohort(lightning.LightningModule):
         with parametrize.cached():
             read = [site for each in interventions.values() for site in each if each[site].takes_source]
             activations = next(iter(self.members.values())).read(batch, list(dict.fromkeys(read)))
-            edits = [self.members[name].edits(batch, each, activations) for name, each in interventions.items()]
-            logits: list[Tensor] = []
-            at_once = max(1, self.rows // len(batch))
-            for start in range(0, len(edits), at_once):
-                part = edits[start : start + at_once]
-                answers = self.network.edit(batch.base.repeat(len(part)), _stacked(part, len(batch)))
-                logits += answers.split(len(batch))
-        return dict(zip(interventions, logits, strict=True))
+            edits = {name: self.members[name].edits(batch, each, activations) for name, each in interventions.items()}
+            logits: dict[str, Tensor] = {}
+            for part in self._parts(batch, edits):
+                stacked = _stacked([edits[name] for name in part], len(batch))
+                answers = self.network.edit(batch.base.repeat(len(part)), stacked)
+                logits |= zip(part, answers.split(len(batch)), strict=True)
+        return {name: logits[name] for name in interventions}
+
+    def _parts(self, batch: CounterfactualBatch, edits: Mapping[str, Sequence[tuple[Site, Edit]]]) -> list[list[str]]:
+        """The members that run together: those of one first token always, others where that costs less than a run.
+
+        A replayed run begins at the earliest token that is edited, so that members which are edited later run some
+        tokens for nothing.
+        """
+        for name, each in edits.items():
+            if name not in self._starts:
+                self._starts[name] = self._start(batch.base, [site for site, _ in each])
+        parts: list[list[str]] = []
+        first = 0
+        for start in sorted({self._starts[name] for name in edits}):
+            alike = [name for name in edits if self._starts[name] == start]
+            wasted = len(alike) * len(batch) * (start - first) * self._flops
+            if parts and wasted < (CPU_RUN_FLOPS if self.device.type == "cpu" else RUN_FLOPS):
+                parts[-1] += alike
+            else:
+                parts.append(alike)
+                first = start
+        at_once = max(1, self.rows // len(batch))
+        return [part[place : place + at_once] for part in parts for place in range(0, len(part), at_once)]
+
+    def _start(self, base: ModelInputs, sites: Sequence[Site]) -> int:
+        """The first token that a replayed run of edits at the sites begins at; 0 where all of them run."""
+        if not isinstance(self.network, ReplayNetwork) or any(site.position is None for site in sites):
+            return 0
+        return min(int(base.earliest(site).min()) for site in sites)
 
     def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         for name, logits in self._score("validation", batch).items():
