@@ -76,20 +76,33 @@ def _pairs_table(results: Mapping[str, float]) -> Table:
     for title in columns.values():
         for rule, head in zip(RULES, (title, ""), strict=True):
             table.add_column(f"{head}\n{rule}", justify="right", min_width=9)
-    for place in sorted({key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax")}, key=_rank):
+    for place in sorted(
+        filter(_is_shown, (key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax"))), key=_rank
+    ):
         table.add_row(
             _row_name(place), *(f"{results[f'{place}/{figure}_{rule}']:.3f}" for figure in columns for rule in RULES)
         )
     return table
 
 
+def _is_control(place: str) -> bool:
+    return place.split("/")[1:2] in (["random_subspace"], ["full_vector"])
+
+
+def _is_shown(place: str) -> bool:
+    """All but the parts of controls and those of the start, which the results have too."""
+    return not _is_control(place) or (place.startswith("test") and place.count("/") == 1)
+
+
 def _rank(place: str) -> tuple[bool, bool, int, str]:
     """The trained intervention first, then the start, then the controls, each before its parts."""
-    return "random" in place or "full" in place, place.startswith("before"), place.count("/"), place
+    return _is_control(place), place.startswith("before"), place.count("/"), place
 
 
 def _row_name(place: str) -> str:
-    return place.replace("test", "trained", 1).replace("trained/", "", 1).replace("_", " ")
+    when, _, what = place.partition("/")
+    names = {"test": "trained", "before": "before"}
+    return what.replace("_", " ") if _is_control(place) else " ".join(filter(None, (names[when], what)))
 
 
 def _probes_table(results: Mapping[str, float]) -> Table:
