@@ -2,10 +2,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-sweep test lint clean
 
 demo: $(VENV)/.installed  ## set up and run the main job
 	$(BIN)/python -m itrain fit recipe=das_gender
+
+demo-sweep: $(VENV)/.installed  ## set up and compare methods at every layer and position
+	$(BIN)/python -m itrain sweep recipe=das_vs_probe_gender
 
 test: $(VENV)/.installed-dev  ## set up and run the test suite
 	$(BIN)/python -m pytest
