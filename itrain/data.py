@@ -18,7 +18,7 @@ from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.replay import Network
 from itrain.sites import Site
-from itrain.splits import SplitDataModule, SplitDataset
+from itrain.splits import Batch, SplitDataModule, SplitDataset
 from itrain.tasks.base import Pair, Split, Task, TextTask
 
 ROUNDS = 20
@@ -30,7 +30,7 @@ class PairError(ValueError):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CounterfactualBatch:
+class CounterfactualBatch(Batch):
     """Pairs of base and source with the causal model's answers.
 
     Labels are one token or class, (B,), or several tokens, (B, A), of which the base holds those that the
@@ -53,7 +53,6 @@ class CounterfactualBatch:
     group: Int[Tensor, " batch"]
     isolates: Bool[Tensor, " batch"]
     types: Int[Tensor, " batch"] | None = None
-    weight: float = 1.0
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:
@@ -75,20 +74,10 @@ class CounterfactualBatch:
 
     def take(self, rows: Int[Tensor, " rows"]) -> CounterfactualBatch:
         """Some of the pairs, as a batch of its own."""
-        taken = self._each(lambda inputs: inputs.take(rows), lambda tensor: tensor[rows])
+        taken = self.each(lambda inputs: inputs.take(rows), lambda tensor: tensor[rows])
         return replace(taken, group=self.group[rows], isolates=self.isolates[rows], weight=1.0)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> CounterfactualBatch:
-        """The batch on another device."""
-        return self._each(
-            lambda inputs: inputs.to(device, non_blocking), lambda tensor: tensor.to(device, non_blocking=non_blocking)
-        )
-
-    def pin_memory(self) -> CounterfactualBatch:
-        """The batch in memory from which an accelerator copies without waiting."""
-        return self._each(ModelInputs.pin_memory, Tensor.pin_memory)
-
-    def _each(
+    def each(
         self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
     ) -> CounterfactualBatch:
         return replace(

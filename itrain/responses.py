@@ -14,7 +14,7 @@ from itrain.causal_model import Setting
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED
 from itrain.networks.replay import Network
-from itrain.splits import SplitDataModule
+from itrain.splits import Batch, SplitDataModule
 from itrain.tasks.base import Split
 from itrain.tasks.responses import ResponseTask
 
@@ -24,7 +24,7 @@ class ResponseError(ValueError):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ResponseBatch:
+class ResponseBatch(Batch):
     """Prompts followed by the responses that are wanted.
 
     The model is asked for each of a response's tokens, which are the labels, at the token before it; shorter responses
@@ -34,7 +34,6 @@ class ResponseBatch:
 
     inputs: ModelInputs
     label: Int[Tensor, "batch response"]
-    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.label)
@@ -43,17 +42,7 @@ class ResponseBatch:
         """Some of the examples, as a batch of its own."""
         return ResponseBatch(inputs=self.inputs.take(rows), label=self.label[rows])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ResponseBatch:
-        """The batch on another device."""
-        return self._each(
-            lambda inputs: inputs.to(device, non_blocking), lambda tensor: tensor.to(device, non_blocking=non_blocking)
-        )
-
-    def pin_memory(self) -> ResponseBatch:
-        """The batch in memory from which an accelerator copies without waiting."""
-        return self._each(ModelInputs.pin_memory, Tensor.pin_memory)
-
-    def _each(
+    def each(
         self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
     ) -> ResponseBatch:
         return replace(self, inputs=change(self.inputs), label=change_tensor(self.label))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import lightning
 import torch
@@ -18,22 +18,38 @@ from itrain.networks.replay import Network
 from itrain.sites import Site
 from itrain.tasks.base import Split
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-class Batch(Protocol):
-    """Examples as tensors: a dataclass, whose ``weight`` is what the mean loss of this process's share counts."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch(ABC):
+    """Examples as tensors; ``weight`` is what the mean loss of this process's share counts in that over processes."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    weight: float = 1.0
 
-    @property
-    def weight(self) -> float: ...
-
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def take(self, rows: Int[Tensor, " rows"]) -> Batch:
+    @abstractmethod
+    def take(self, rows: Int[Tensor, " rows"]) -> Self:
         """Some of the examples, as a batch of its own."""
-        ...
+
+    @abstractmethod
+    def each(self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]) -> Self:
+        """The batch with its inputs and its tensors changed, but for those that stay on the CPU."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch on another device."""
+        return self.each(
+            lambda inputs: inputs.to(device, non_blocking), lambda tensor: tensor.to(device, non_blocking=non_blocking)
+        )
+
+    def pin_memory(self) -> Self:
+        """The batch in memory from which an accelerator copies without waiting."""
+        return self.each(ModelInputs.pin_memory, Tensor.pin_memory)
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
@@ -49,7 +65,7 @@ class SplitDataset(Dataset[AnyBatch], Generic[AnyBatch]):
         return len(self.examples)
 
     def __getitem__(self, share: Share) -> AnyBatch:
-        return cast(AnyBatch, replace(self.examples.take(share.rows), weight=share.weight))
+        return replace(self.examples.take(share.rows), weight=share.weight)
 
 
 @dataclass(frozen=True)

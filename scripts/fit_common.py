@@ -49,9 +49,6 @@ def fit(
     lr: float = 1e-2,
 ) -> Figures:
     """The figures of an intervention that is trained on the embedded model and tested."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for remark in ("Found .* in eval mode", "The '.*_dataloader' does not have many workers", ".*LeafSpec"):
-        warnings.filterwarnings("ignore", remark)
     lightning.seed_everything(seed, verbose=False)
     base_model = load_embedded()
     task.bind(base_model.tokenizer)
@@ -66,9 +63,19 @@ def fit(
         optimizer=partial(torch.optim.Adam, lr=lr),
         isolate_weight=isolate_weight,
     )
+    data.setup("fit")
+    search.fit_activations(data.train_dataloader())
+    search.expect(data.edited(), data.read())
+    return {**trained(search, data, max_steps=steps), "rank": search.trained[search.sites[0]].hardened().rank}
+
+
+def trained(search: AlignmentSearch, data: CounterfactualDataModule, **length: int) -> Figures:
+    """The figures of a search after a training of so many steps or epochs."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for remark in ("Found .* in eval mode", "The '.*_dataloader' does not have many workers", ".*LeafSpec"):
+        warnings.filterwarnings("ignore", remark)
     trainer = lightning.Trainer(
         accelerator="cpu",
-        max_steps=steps,
         limit_val_batches=0,
         use_distributed_sampler=False,
         callbacks=[FirstStepCheck(), Annealing()],
@@ -76,13 +83,11 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **length,  # type: ignore[arg-type]
     )
-    data.setup("fit")
-    search.fit_activations(data.train_dataloader())
-    search.expect(data.edited(), data.read())
     trainer.fit(search, data)
     (figures,) = trainer.test(search, data, verbose=False)
-    return {**figures, "rank": search.trained[search.sites[0]].hardened().rank}
+    return figures
 
 
 def control(figures: Figures, name: str) -> Figures:

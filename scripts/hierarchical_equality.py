@@ -8,15 +8,13 @@ Each variable gets 8 dimensions of a rotation of the layer. The published means 
 
 from __future__ import annotations
 
-import logging
-import warnings
 from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
 
 import lightning
 import torch
-from fit_common import Figures, control, write
+from fit_common import Figures, control, trained, write
 
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.das import FullRotationDAS
@@ -44,19 +42,7 @@ def fit(data: CounterfactualDataModule, layer: int, *, seed: int, epochs: int) -
         optimizer=partial(torch.optim.Adam, lr=1e-2),
         hidden_sizes=[16],
     )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(search, data)
-    (figures,) = trainer.test(search, data, verbose=False)
-    return figures
+    return trained(search, data, max_epochs=epochs)
 
 
 def main() -> None:
@@ -65,9 +51,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--output", type=Path, required=True, help="folder for the table")
     options = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for remark in ("Found .* in eval mode", "The '.*_dataloader' does not have many workers", ".*LeafSpec"):
-        warnings.filterwarnings("ignore", remark)
     rows: dict[str, list[Figures]] = {}
     for seed in options.seeds:
         network = HookedNetwork(trained_mlp(seed=seed))

@@ -19,6 +19,7 @@ from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import Annealing
 from tests.planted import HIDDEN, Bits, Planted
+from tests.test_interchange import QUIET
 
 EMBED = Site.parse("module:embed.output")
 
@@ -136,16 +137,7 @@ def fit(**settings: float) -> tuple[BoundlessDAS, AlignmentSearch, dict[str, flo
         optimizer=partial(torch.optim.Adam, lr=3e-2),
         hidden_sizes=[HIDDEN],
     )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=16,
-        callbacks=[Annealing()],
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = lightning.Trainer(max_epochs=16, callbacks=[Annealing()], **QUIET)
     trainer.fit(search, datamodule=data)
     (results,) = trainer.test(search, datamodule=data, verbose=False)
     intervention = search.trained[EMBED]

@@ -26,6 +26,7 @@ from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import Annealing
 from tests.models import tiny_inputs, tiny_model
 from tests.planted import HIDDEN, Bits, Planted
+from tests.test_interchange import QUIET
 
 EMBED = Site.parse("module:embed.output")
 LOGITS = torch.tensor([-2.0, -0.5, -0.01, 0.0, 0.01, 0.3, 1.0, 5.0])
@@ -204,16 +205,7 @@ def search(intervention: partial[Mask]) -> tuple[AlignmentSearch, dict[str, floa
         optimizer=partial(torch.optim.Adam, lr=3e-2),
         hidden_sizes=[HIDDEN],
     )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=8,
-        callbacks=[Annealing()],
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = lightning.Trainer(max_epochs=8, callbacks=[Annealing()], **QUIET)
     data.setup("fit")
     module.fit_activations(data.train_dataloader())
     trainer.fit(module, datamodule=data)
