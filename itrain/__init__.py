@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from itrain.sharing import export as export
     from itrain.sharing import load as load
     from itrain.sites import Site as Site
-    from itrain.sweeps import read_results as read_results
+    from itrain.sweeps.results import read_results as read_results
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
     from itrain.tasks.base import TextTask as TextTask
@@ -55,7 +55,7 @@ _HOMES = {
     "export": "sharing",
     "load": "sharing",
     "Site": "sites",
-    "read_results": "sweeps",
+    "read_results": "sweeps.results",
     "Pair": "tasks.base",
     "Task": "tasks.base",
     "TextTask": "tasks.base",

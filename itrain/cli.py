@@ -146,10 +146,10 @@ def _generate(words: Sequence[str]) -> int:
 
 
 def _sweep(configuration: DictConfig, folder: Path) -> int:
-    from itrain import sweeps
+    from itrain.sweeps.run import sweep
 
     try:
-        sweeps.sweep(configuration, folder)
+        sweep(configuration, folder)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into SystemExit.
         if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):

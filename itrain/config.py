@@ -170,7 +170,7 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
 def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, Any]:
     """The grid of a sweep, with what its methods stand for: choices of the group intervention, and probes."""
     given: Any = OmegaConf.to_container(grid)
-    node = {"_target_": "itrain.sweeps.Grid", "methods": METHODS, **given, "words": list(words)}
+    node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": list(words)}
     homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
     if isinstance(node["methods"], dict):
         return node

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from itrain.cli import main
 from itrain.reports.trackio import Trackio
-from itrain.sweeps import read_curves, read_results
+from itrain.sweeps.results import read_curves, read_results
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

@@ -18,7 +18,8 @@ import pytest
 from itrain.cli import main
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS
-from itrain.sweeps import Grid, flagged, read_results, tokens_of
+from itrain.sweeps.grid import Grid, tokens_of
+from itrain.sweeps.results import flagged, read_results
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

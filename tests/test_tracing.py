@@ -20,7 +20,8 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import Network, ReplayNetwork
 from itrain.sharing import export, load
 from itrain.sites import Site
-from itrain.sweeps import Grid, read_results
+from itrain.sweeps.grid import Grid
+from itrain.sweeps.results import read_results
 from itrain.tasks.entity_attributes import EntityAttributes
 from itrain.training.cohort import Cohort
 from itrain.training.probing import ProbeTraining

@@ -1,0 +1,89 @@
+"""The table of a sweep: one row a fit, read from what the jobs have left, with flags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from itrain.reports.html import RESULTS
+from itrain.reports.pictures import CEILING, CONTROL
+
+if TYPE_CHECKING:
+    import pandas
+
+JOBS = "jobs"
+"""The folder of a sweep in which each finished job leaves its rows, so that none is run twice."""
+CURVES = "curves.parquet"
+SHOWN = 0.5
+"""The share of label-changing pairs from which a control is said to pass."""
+ABOVE = 0.3
+"""How far above the whole vector a subspace is marked: it may use what the model does not (Makelov et al. 2023)."""
+
+
+def read_results(folder: Path | str) -> pandas.DataFrame:
+    """The table of a sweep, one row a fit: method, site, rank, seed, figures, seconds, command and flag.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished sweep.
+    """
+    import pandas
+
+    file = Path(folder) / RESULTS
+    if not file.is_file():
+        raise FileNotFoundError(f"'{folder}' holds no {RESULTS}; to finish a sweep: itrain sweep resume={folder}")
+    return pandas.read_parquet(file)
+
+
+def read_curves(folder: Path | str) -> pandas.DataFrame:
+    """The validation of each trained intervention of a sweep, one row a fit and epoch; empty where none is trained."""
+    import pandas
+
+    return pandas.read_parquet(Path(folder) / CURVES)
+
+
+def write(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    # Whole or not at all, so that a sweep killed here finds no half of a job.
+    beside = file.with_suffix(".part")
+    beside.write_text(json.dumps(list(rows)))
+    beside.replace(file)
+
+
+def collect(folder: Path) -> pandas.DataFrame:
+    import pandas
+
+    rows = [row for file in sorted((folder / JOBS).glob("*.json")) for row in json.loads(file.read_text())]
+    curves = []
+    for row in rows:
+        settings = {key: value for key, value in row.items() if not isinstance(value, float | list)}
+        curves += [{**settings, **epoch} for epoch in row.pop("curve", [])]
+    pandas.DataFrame(curves).to_parquet(folder / CURVES)
+    frame = flagged(pandas.DataFrame(rows))
+    frame.to_parquet(folder / RESULTS)
+    return frame
+
+
+def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The table with a column ``flag`` that says where a control speaks against a result.
+
+    ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
+    pairs or more. ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
+    """
+    figure = "iia_changing_pairwise"
+    if figure not in frame:
+        return frame.assign(flag="")
+    place = ["layer", "component", "position", "seed"]
+    frame = frame.copy()
+    control = frame[frame.method == CONTROL].groupby([*place, "rank"], dropna=False)[figure].first()
+    ceiling = frame[frame.method == CEILING].groupby(place)[figure].first()
+
+    def flag(row: Any) -> str:
+        if row.method in (CONTROL, CEILING) or row[figure] != row[figure]:
+            return ""
+        here = tuple(row[key] for key in place)
+        if control.get((*here, row["rank"]), 0.0) >= SHOWN:
+            return "control passes"
+        return "above the whole vector" if row[figure] > ceiling.get(here, 1.0) + ABOVE else ""
+
+    return frame.assign(flag=frame.apply(flag, axis=1))
