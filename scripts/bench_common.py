@@ -302,7 +302,7 @@ class Itrain(Way):
     def prepare(self) -> None:
         super().prepare()
         if isinstance(self.network, ReplayNetwork):
-            self.network.expect(self.search.sites, [self.pairs.base], [self.source])
+            self.network.expect([self.search.sites], [self.pairs.base], [self.source])
             for _ in range(2):  # the first round keeps the examples, and in the second replay checks itself
                 for rows in self.batches():
                     with torch.no_grad():
@@ -321,7 +321,7 @@ class Itrain(Way):
     def kept_bytes(self) -> int:
         if not isinstance(self.network, ReplayNetwork):
             return 0
-        return sum(self.network.estimate(self.search.sites, [self.pairs.base], [self.source])) // len(self.pairs)
+        return sum(self.network.estimate([self.search.sites], [self.pairs.base], [self.source])) // len(self.pairs)
 
 
 class Floor(Way):

@@ -143,8 +143,8 @@ class Fit:
         """Have replay make ready for the pairs; what it says of its caches."""
         if isinstance(self.network, ReplayNetwork):
             both = [self.pairs.base], [self.pairs.sources["variable"]]
-            self.announcement = self.network.expect(self.search.sites, *both)
-            self.kept = sum(self.network.estimate(self.search.sites, *both)) if self.network.keeps else 0
+            self.announcement = self.network.expect([self.search.sites], *both)
+            self.kept = sum(self.network.estimate([self.search.sites], *both)) if self.network.keeps else 0
         return self.announcement
 
     def loader(self, pairs: CounterfactualBatch, *, shuffle: bool) -> DataLoader[CounterfactualBatch]:

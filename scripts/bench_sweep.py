@@ -124,7 +124,7 @@ def seconds_of_fit(module: AlignmentSearch | Cohort, data: SplitDataModule, grid
     network: Any = module.network
     network.forget()
     start = time.process_time()
-    network.expect(list(module.sites), data.edited(), data.read())
+    module.expect(data.edited(), data.read())
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=grid.epochs,

@@ -264,4 +264,4 @@ def test_random_gates_do_not_make_replay_doubt_itself() -> None:
     assert isinstance(network, ReplayNetwork)
     for replayed, plain in zip(gradients(network), gradients(network.hooked), strict=True):
         torch.testing.assert_close(replayed, plain, atol=1e-5, rtol=1e-4)
-    assert "run in full" not in network.expect([site], [inputs])
+    assert "run in full" not in network.expect([[site]], [inputs])

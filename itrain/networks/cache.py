@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,16 @@ class TokenStore:
         budget: gives the room.
         expected: tokens that are going to be kept, for which room is taken in one piece; more than that is no error.
 
-    ``layout`` is for the user to note what the features are.
+    Features of several kinds lie in ``parts``, tensors of their own, so that some of them can be had without the rest.
+    ``layout`` is for the user to note what they are.
     """
 
     def __init__(self, budget: Budget, expected: int = 0) -> None:
         self.budget, self.expected = budget, expected
-        self.layout: Any = None
         self.keys = torch.empty(0, dtype=torch.long)
         self.spans = torch.empty(0, 2, dtype=torch.long)
-        self.rows: Float[Tensor, "tokens features"] | None = None
+        self.parts: list[Float[Tensor, "tokens features"]] = []
+        self.layout: Any = None
         self.used = 0
 
     def find(self, keys: Int[Tensor, " batch"]) -> Int[Tensor, "batch 2"] | None:
@@ -125,41 +127,53 @@ class TokenStore:
         return order[fresh]
 
     def add(
-        self, keys: Int[Tensor, " examples"], counts: Int[Tensor, " examples"], rows: Float[Tensor, "tokens features"]
+        self,
+        keys: Int[Tensor, " examples"],
+        counts: Int[Tensor, " examples"],
+        parts: Sequence[Float[Tensor, "tokens features"]],
     ) -> None:
         """Keep rows, ``counts`` of them for each of the examples, whose keys are new and in order.
 
         Raises:
-            BudgetError: there is no room for them.
+            BudgetError: there is no room for them; the store has to be closed.
         """
-        end = self.used + len(rows)
-        if self.rows is None or end > len(self.rows):
-            self._grow(end, rows)
-        assert self.rows is not None, "it has just grown"
-        self.rows[self.used : end] = rows
+        end = self.used + len(parts[0])
+        if not self.parts or end > len(self.parts[0]):
+            self._grow(end, parts)
+        for kept, rows in zip(self.parts, parts, strict=True):
+            kept[self.used : end] = rows
         at = torch.searchsorted(self.keys, keys) + torch.arange(len(keys))
         self.spans = _merged(self.spans, torch.stack([self.used + counts.cumsum(0) - counts, counts], 1), at)
         self.keys = _merged(self.keys, keys, at)
         self.used = end
 
     def gather(
-        self, spans: Int[Tensor, "batch 2"], place: Int[Tensor, "batch positions"], device: torch.device
-    ) -> Float[Tensor, "batch positions features"]:
-        """Rows at places counted within each example, on the device.
+        self,
+        spans: Int[Tensor, "batch 2"],
+        place: Int[Tensor, "batch positions"],
+        device: torch.device,
+        first_part: int = 0,
+    ) -> list[Float[Tensor, "batch positions features"]]:
+        """Rows at places counted within each example, on the device, of the parts from one on.
 
         A place outside of the example, which is padding, gets its nearest row, or any where it has none.
         """
-        assert self.rows is not None, "something was found"
         first, count = spans[:, :1], spans[:, 1:]
         index = (first + place.clamp(min=0).minimum(count - 1).clamp(min=0)).clamp(max=self.used - 1)
-        flat = index.flatten().to(self.rows.device, non_blocking=True)
-        return self.rows.index_select(0, flat).view(*place.shape, -1).to(device, non_blocking=True)
+        flat = index.flatten().to(self.parts[0].device, non_blocking=True)
+        rows = (part.index_select(0, flat.to(part.device)) for part in self.parts[first_part:])
+        return [each.view(*place.shape, -1).to(device, non_blocking=True) for each in rows]
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept, without room that is not used yet."""
+        return sum(self.used * part.shape[1] * part.element_size() for part in self.parts)
 
     def close(self) -> None:
         """Forget all, and give the room back."""
-        if self.rows is not None:
-            self.budget.give_back(self.rows)
-        self.keys, self.spans, self.rows, self.used = self.keys[:0], self.spans[:0], None, 0
+        for part in self.parts:
+            self.budget.give_back(part)
+        self.keys, self.spans, self.parts, self.used = self.keys[:0], self.spans[:0], [], 0
 
     def _find(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         if not len(self.keys):
@@ -167,15 +181,18 @@ class TokenStore:
         at = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
         return at, self.keys[at] == keys
 
-    def _grow(self, needed: int, like: Tensor) -> None:
-        features, dtype, device = like.shape[1], like.dtype, like.device
-        rows = max(needed, self.expected)
-        if self.budget.place(2 * self.used * features * dtype.itemsize, device, self.rows) is not None:
-            rows = max(rows, 2 * self.used)
-        grown = self.budget.take(rows, features, dtype, device, freed=self.rows)
-        if self.rows is not None:
-            grown[: self.used] = self.rows[: self.used]
-        self.rows = grown
+    def _grow(self, needed: int, like: Sequence[Tensor]) -> None:
+        for number, part in enumerate(like):
+            old = self.parts[number] if number < len(self.parts) else None
+            rows, row = max(needed, self.expected), part.shape[1] * part.element_size()
+            if self.budget.place(2 * self.used * row, part.device, old) is not None:
+                rows = max(rows, 2 * self.used)
+            grown = self.budget.take(rows, part.shape[1], part.dtype, part.device, freed=old)
+            if old is None:
+                self.parts.append(grown)
+            else:
+                grown[: self.used] = old[: self.used]
+                self.parts[number] = grown
 
 
 def in_words(size: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from itrain.architectures import architecture, blocks, locate
 from itrain.inputs import ModelInputs
 from itrain.networks.cache import Budget, BudgetError, TokenStore, in_words
 from itrain.networks.hooks import Edit, HookedNetwork
-from itrain.networks.plan import Level, Plan, earliest, keep
+from itrain.networks.plan import Earlier, Level, Plan, keep
 from itrain.networks.resume import TEXT, obstacle, state
 from itrain.sites import Site
 
@@ -36,15 +36,16 @@ class Sizes(NamedTuple):
 class ReplayNetwork(nn.Module):
     """HookedNetwork's verbs with its results to rounding, without running again what no edit can change.
 
-    When an example is first edited, plain hooks run, and what no edit can change is kept: the residual stream below the
-    lowest edited site and, in causal models, the keys and values of the tokens before the first edited one. Later the
-    model's own forward runs on the tokens from the batch's first edited one on, its lower blocks replaced by what was
-    kept. Before less than all is first run, answer and gradient are compared with those of plain hooks, as they are
-    again after the model has changed. Whatever cannot be replayed exactly runs under plain hooks.
+    Before an example is first edited, the untouched model runs on it, and what no edit can change is kept: the residual
+    stream below the lowest edited site and, in causal models, the keys and values of the tokens before the first edited
+    one. Then the model's own forward runs on the tokens from the batch's first edited one on, its lower blocks replaced
+    by what was kept. Before less than all is first run, answer and gradient are compared with those of plain hooks, as
+    they are again after the model has changed. Whatever cannot be replayed exactly runs under plain hooks.
 
     Args:
         hooked: runs the model.
-        uses: how often each example is expected; of examples used once nothing is kept. None: often.
+        uses: how often each example is edited at a site; nothing is kept where that would cost more than it spares.
+            None: often.
         budget_gib: the most that is kept in the device's memory, and as much again in the host's.
         folder: where memory-mapped files hold what exceeds the budget; None: a cheaper level is chosen instead.
         strict: refuse what cannot be replayed exactly.
@@ -63,11 +64,11 @@ class ReplayNetwork(nn.Module):
         strict: bool = False,
     ) -> None:
         super().__init__()
-        self.hooked, self.strict = hooked, strict
+        self.hooked, self.strict, self.uses = hooked, strict, uses
         self.keeps = uses is None or uses > 1
         self.budget = Budget(budget_gib, None if folder is None else Path(folder))
-        self._stores: dict[object, TokenStore] = {}
-        self._expected: dict[object, int] = {}
+        self._stores: dict[Any, TokenStore] = {}
+        self._expected: dict[Any, int] = {}
         self._state: object = None
         self._obstacle()
 
@@ -93,7 +94,7 @@ class ReplayNetwork(nn.Module):
         found = {}
         for site, store in stores.items():
             if (kept := store.find(inputs.facts.keys)) is not None:
-                found[site] = store.gather(kept, inputs.slots(site)[0], inputs.device)
+                (found[site],) = store.gather(kept, inputs.slots(site)[0], inputs.device)
         if missing := [site for site in wanted if site not in found]:
             # Only modules within blocks are known to be called once.
             in_blocks = all(self._depth(site) is not None for site in missing)
@@ -117,52 +118,80 @@ class ReplayNetwork(nn.Module):
         return self.hooked.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
 
     def estimate(
-        self, sites: Sequence[Site], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs] = ()
+        self,
+        groups: Sequence[Sequence[Site]],
+        bases: Sequence[ModelInputs],
+        sources: Sequence[ModelInputs] = (),
     ) -> Sizes:
-        """What would be kept of these examples if all of it had room."""
-        below = min(self._depth(site) or 0 for site in sites)
+        """What would be kept of these examples if all of it had room; the arguments are those of ``expect``."""
         size = next(self.model.parameters()).dtype.itemsize
-        hidden = self.hidden_size(Site(layer=0, component="block_output")) if below else 0
-        above = range(below, len(blocks(self.model)))
-        pairs = [Site(layer=layer, component=each) for layer in above for each in ("key_output", "value_output")]
-        keys_values = sum(self.hidden_size(site) for site in pairs)
-        whole, before, *read = _tokens(sites, bases, sources)
         example = bases[0].take(torch.tensor([0])).to(self._device)
-        readings = sum(
-            count * self.hidden_size(site, example) for site, count in zip(_placed(sites), read, strict=True)
-        )
-        return Sizes(whole * hidden * size, before * keys_values * size, readings * torch.float32.itemsize)
+        total = dict.fromkeys(Sizes._fields, 0)
+        for key, tokens in self._tokens(groups, bases, sources).items():
+            if isinstance(key, Site):
+                total["readings"] += tokens * self.hidden_size(key, example) * torch.float32.itemsize
+            elif key[0] == "hidden":
+                total["hidden"] += tokens * self.hidden_size(Site(layer=0, component="block_output")) * size
+            else:
+                above = range(key[1], len(blocks(self.model)))
+                pairs = [
+                    Site(layer=layer, component=each) for layer in above for each in ("key_output", "value_output")
+                ]
+                total["keys_values"] += tokens * sum(self.hidden_size(site) for site in pairs) * size
+        return Sizes(**total)
 
-    def expect(self, sites: Sequence[Site], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs] = ()) -> str:
+    def expect(
+        self,
+        groups: Sequence[Sequence[Site]],
+        bases: Sequence[ModelInputs],
+        sources: Sequence[ModelInputs] = (),
+    ) -> str:
         """Make ready for these examples; the line that is returned says what will run, what is kept, and why.
 
-        Room will be taken in one piece, and a level that has none is not begun.
+        Room will be taken in one piece, and a level that has none is not begun. What was kept for other edits is
+        dropped, but for keys and values that serve these as well.
+
+        Args:
+            groups: the sites that are edited together in a run, for each kind of run.
+            bases: what will be edited.
+            sources: what will be read at all the sites.
         """
-        reason, plan = self._obstacle(), None
-        if reason is None:
-            plan = self._plan(sites)
-            unfit = (self._unfit(each, plan) for each in bases)
-            reason = "an edited site lies in no block" if plan is None else next(filter(None, unfit), None)
-        if plan is None or reason is not None:
+        reason = self._obstacle()
+        if reason is None and None in [self._lowest(group) for group in groups]:
+            reason = "an edited site lies in no block"
+        if reason is not None:
             return f"plain hooks: {reason}"
-        sizes, room = self.estimate(sites, bases, sources), self.budget.room(self._device)
+        self._uses = None if self.uses is None else self.uses * len(groups)
+        self._make_room(groups)
+        plans = [plan for group in groups if (plan := self._plan(group))]
+        unfit = (self._unfit(each, plan) for plan in plans for each in bases)
+        if (reason := next(filter(None, unfit), None)) is not None:
+            return f"plain hooks: {reason}"
+        for plan in plans:
+            plan.weigh(bases, self._uses)
+        sizes, room = self.estimate(groups, bases, sources), self.budget.room(self._device)
         budget = f"the budget is {in_words(self.budget.bytes)}"
-        if plan.level == "suffix" and sum(sizes) > room:
-            plan.lower("suffix", f"keys and values take {in_words(sizes.keys_values)}, {budget}")
-        if plan.level == "prefix" and sizes.hidden + sizes.readings > room:
-            plan.lower("prefix", f"outputs of the block below take {in_words(sizes.hidden)}, {budget}")
-        for key, count in zip(_kept(sites, plan.below), _tokens(sites, bases, sources), strict=True):
+        for plan in plans:
+            if plan.level == "suffix" and sum(sizes) > room:
+                plan.lower("suffix", f"keys and values take {in_words(sizes.keys_values)}, {budget}")
+            if plan.level in ("prefix", "recompute") and sizes.hidden + sizes.readings > room:
+                plan.lower("prefix", f"outputs of the blocks below take {in_words(sizes.hidden)}, {budget}")
+        for key, count in self._tokens(groups, bases, sources).items():
             self._expected[key] = self._store(key).expected = count
-        kept = {"stop": 0, "prefix": sizes.hidden, "suffix": sizes.hidden + sizes.keys_values}[plan.level]
+        levels = {plan.level for plan in plans}
+        kept = sizes.hidden * bool(levels - {"stop"}) + sizes.keys_values * ("suffix" in levels)
         kept += sizes.readings * self.keeps
         where = "" if kept <= self.budget.memory(self._device) else f" of memory, the rest lies in {self.budget.folder}"
-        return f"{plan.describe()}; {in_words(kept)} are kept, {budget}{where}"
+        runs = min(plans, key=lambda plan: plan.below).describe()
+        return f"{runs}; {in_words(kept)} are kept, {budget}{where}"
 
     def forget(self) -> None:
         """Drop all that was kept, as is done whenever the model has changed."""
         for store in self._stores.values():
             store.close()
         self._stores.clear()
+        self._earlier: Earlier | None = None
+        self._uses = self.uses
         self._full: set[Site] = set()
         self._plans: dict[tuple[Site, ...], Plan | None] = {}
         self._depths: dict[Site, int | None] = {}
@@ -216,29 +245,72 @@ class ReplayNetwork(nn.Module):
             self._depths[site] = depth if site.step is None else None
         return self._depths[site]
 
+    def _lowest(self, sites: Sequence[Site]) -> int | None:
+        """How many blocks lie below all of the sites; None where one of them lies in no block."""
+        depths = {site: self._depth(site) for site in sites}
+        outside = [site for site, depth in depths.items() if depth is None]
+        self._refused(f"site '{outside[0]}' lies in no block" if outside else None)
+        return None if outside else min(depth or 0 for depth in depths.values())
+
     def _plan(self, sites: Sequence[Site]) -> Plan | None:
         """The plan for edits at the sites; None where one of them lies in no block."""
         key = tuple(dict.fromkeys(sites))
         if key not in self._plans:
-            depths = {site: self._depth(site) for site in key}
-            outside = [site for site, depth in depths.items() if depth is None]
-            self._refused(f"site '{outside[0]}' lies in no block" if outside else None)
-            self._plans[key] = None if outside else self._new_plan(key, min(depth or 0 for depth in depths.values()))
+            below = self._lowest(key)
+            self._plans[key] = None if below is None else self._new_plan(key, below)
         return self._plans[key]
 
     def _new_plan(self, sites: tuple[Site, ...], below: int) -> Plan:
         level: Level = "suffix"
         reason = ""
-        if not self.keeps:
+        if self._uses == 1:
             level, reason = "stop", "each example is used once"
         elif not self._causal:
             level, reason = "prefix", "in an encoder every token sees the edited one"
         elif len(_placed(sites)) < len(sites):
             level, reason = "prefix", "a site without a position has all tokens edited"
-        hidden, before = (self._store(key) for key in _kept(sites, below)[:2])
-        return Plan(self.hooked, sites, below=below, level=level, reason=reason, hidden=hidden, before=before)
+        hidden, earlier = self._store(("hidden", below)), self._serving([sites])
+        return Plan(self.hooked, sites, below=below, level=level, reason=reason, hidden=hidden, earlier=earlier)
 
-    def _store(self, key: object) -> TokenStore:
+    def _serving(self, groups: Sequence[Sequence[Site]]) -> Earlier:
+        """Where keys and values are kept for these groups of sites: where others are, if that serves these too."""
+        below = {tuple(group): self._lowest(group) or 0 for group in groups}
+        if self._earlier is not None and all(self._earlier.serves(*group) for group in below.items()):
+            return self._earlier
+        positions = frozenset(frozenset(site.position for site in group) for group in groups)
+        first = min(below.values())
+        return Earlier(self._store(("earlier", first, positions)), first, groups)
+
+    def _make_room(self, groups: Sequence[Sequence[Site]]) -> None:
+        """Drop what was kept for other edits and readings than these."""
+        if placed := [group for group in groups if len(_placed(group)) == len(group)]:
+            self._earlier = self._serving(placed)
+        self._plans.clear()
+        sites = {site for group in groups for site in group}
+        hidden = {("hidden", self._lowest(group)) for group in groups}
+        serving = None if self._earlier is None else self._earlier.store
+        for key in [key for key, store in self._stores.items() if key not in sites | hidden and store is not serving]:
+            self._stores.pop(key).close()
+
+    def _tokens(
+        self, groups: Sequence[Sequence[Site]], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]
+    ) -> dict[Any, int]:
+        """The tokens of different examples in each of the stores that the groups need."""
+        whole = _different(bases, lambda inputs: inputs.extent[1] - inputs.extent[0])
+        tokens: dict[Any, int] = {}
+        for group in groups:
+            if below := self._lowest(group):
+                tokens["hidden", below] = whole
+            for site in _placed(group):
+                tokens[site] = _different(sources, lambda inputs, site=site: inputs.slots(site)[1])
+        if self._causal and (placed := [group for group in groups if len(_placed(group)) == len(group)]):
+            earlier = self._serving(placed)
+            positions = frozenset(frozenset(site.position for site in group) for group in earlier.groups)
+            key = "earlier", earlier.first, positions
+            tokens[key] = _different(bases, lambda inputs: earlier.reach(inputs) - inputs.extent[0])
+        return tokens
+
+    def _store(self, key: Any) -> TokenStore:
         if key not in self._stores:
             self._stores[key] = TokenStore(self.budget, self._expected.get(key, 0))
         return self._stores[key]
@@ -287,20 +359,6 @@ def make_network(
 
 def _placed(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site.position is not None]
-
-
-def _kept(sites: Sequence[Site], below: int) -> list[object]:
-    """The names of the stores for edits at the sites: of the blocks' outputs, of keys and values, of each reading."""
-    return [("hidden", below), ("before", below, frozenset(site.position for site in sites)), *_placed(sites)]
-
-
-def _tokens(sites: Sequence[Site], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> list[int]:
-    """The tokens that each of these stores keeps of different examples."""
-    whole = _different(bases, lambda inputs: inputs.extent[1] - inputs.extent[0])
-    placed = len(_placed(sites)) == len(sites)
-    before = _different(bases, lambda inputs: earliest(inputs, sites) - inputs.extent[0]) if placed else 0
-    read = [_different(sources, lambda inputs, site=site: inputs.slots(site)[1]) for site in _placed(sites)]
-    return [whole, before, *read]
 
 
 def _different(batches: Sequence[ModelInputs], count: Callable[[ModelInputs], Tensor]) -> int:

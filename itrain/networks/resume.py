@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itrain.architectures import blocks, unwrap
@@ -107,15 +107,29 @@ def resumed(below: Sequence[nn.Module], hidden: Float[Tensor, "batch sequence hi
         yield
 
 
+@contextmanager
+def only_at(tokens: Int[Tensor, " batch"], module: nn.Module) -> Iterator[None]:
+    """Have a module that treats each token by itself run on one token of each example; elsewhere it puts out 0."""
+    forward = module.forward
+
+    def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # Some take the residual stream besides, and some see all examples' tokens in a row.
+        if args or kwargs or hidden.ndim != 3 or hidden.shape[1] == 1:
+            return forward(hidden, *args, **kwargs)
+        at = torch.arange(len(hidden), device=hidden.device), tokens
+        output = forward(hidden[at][:, None])
+        if not isinstance(output, Tensor):
+            return forward(hidden)
+        return output.new_zeros(*hidden.shape[:2], output.shape[-1]).index_put(at, output[:, 0])
+
+    with _forwards({module: run}):
+        yield
+
+
 def after(inputs: ModelInputs, start: int, model: nn.Module) -> ModelInputs:
     """The inputs for a run of the tokens from ``start`` on; the mask still covers those before."""
-    tensors = {name: value for name, value in forward_arguments(unwrap(model), inputs).items() if name in TEXT}
-    arguments = {name: value if name == "attention_mask" else value[:, start:] for name, value in tensors.items()}
-    if inputs.unpadded:
-        # Without a mask to look into, transformers need not wait for the accelerator.
-        arguments.pop("attention_mask", None)
     return ModelInputs(
-        arguments=arguments,
+        arguments=_arguments(inputs, slice(start, None), model),
         answer=None if inputs.answer is None else inputs.answer - start,
         tokens=(torch.stack(inputs.extent, 1) if inputs.tokens is None else inputs.tokens) - start,
         stop=None if inputs.stop is None else inputs.stop - start,
@@ -124,11 +138,26 @@ def after(inputs: ModelInputs, start: int, model: nn.Module) -> ModelInputs:
     )
 
 
-class Shape(NamedTuple):
-    """Heads and their size, of a block's keys and of its values."""
+def before(inputs: ModelInputs, stop: int, model: nn.Module) -> ModelInputs:
+    """The inputs for a run of the tokens before ``stop``, whose answer is of no interest."""
+    answer = torch.zeros(inputs.batch_size, dtype=torch.long, device=inputs.device)
+    return ModelInputs(arguments=_arguments(inputs, slice(stop), model), answer=answer)
 
-    keys: tuple[int, int]
-    values: tuple[int, int]
+
+def _arguments(inputs: ModelInputs, tokens: slice, model: nn.Module) -> dict[str, Tensor]:
+    given = {name: value for name, value in forward_arguments(unwrap(model), inputs).items() if name in TEXT}
+    mask = given.pop("attention_mask", None)
+    arguments = {name: value[:, tokens] for name, value in given.items()}
+    # Without a mask to look into, transformers need not wait for the accelerator.
+    if mask is not None and not inputs.unpadded:
+        arguments["attention_mask"] = mask[:, : tokens.stop]
+    return arguments
+
+
+KeysValues = tuple[Float[Tensor, "batch heads tokens size"], Float[Tensor, "batch heads tokens size"]]
+
+Shapes = tuple[tuple[int, int], tuple[int, int]]
+"""Heads and their size, of a block's keys and of its values."""
 
 
 class _KeyValues:
@@ -151,38 +180,42 @@ class _KeyValues:
 
 
 class Recorder(_KeyValues):
-    """An empty cache that notes the keys and values of the blocks from ``first`` on, (B, S, H, size) each."""
+    """An empty cache that notes the keys and values of the blocks from ``first`` on."""
 
     def __init__(self, first: int) -> None:
         super().__init__(0)
-        self.first, self.noted = first, dict[int, tuple[Tensor, Tensor]]()
+        self.first, self.noted = first, dict[int, KeysValues]()
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> KeysValues:
         if layer_idx >= self.first:
-            self.noted[layer_idx] = keys.detach().transpose(1, 2), values.detach().transpose(1, 2)
+            self.noted[layer_idx] = keys.detach(), values.detach()
         return keys, values
-
-    @property
-    def shapes(self) -> dict[int, Shape]:
-        sizes = {layer: [(each.shape[2], each.shape[3]) for each in pair] for layer, pair in self.noted.items()}
-        return {layer: Shape(*pair) for layer, pair in sizes.items()}
 
 
 class Before(_KeyValues):
-    """A cache of so many earlier tokens' keys and values, which a run reads and does not change."""
+    """A cache of earlier tokens' keys and values by block, which a run reads and does not change."""
 
-    def hold(self, rows: Float[Tensor, "batch length features"], shapes: Mapping[int, Shape]) -> None:
-        """Give it the keys and values side by side, by block as in ``shapes``."""
-        sizes = [heads * size for shape in shapes.values() for heads, size in shape]
-        parts = iter(rows.split(sizes, -1))
-        self.kept = {
-            layer: tuple(next(parts).unflatten(-1, each).transpose(1, 2) for each in shape)
-            for layer, shape in shapes.items()
-        }
+    def __init__(self, length: int, kept: Mapping[int, KeysValues]) -> None:
+        super().__init__(length)
+        self.kept = kept
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> KeysValues:
         earlier_keys, earlier_values = self.kept[layer_idx]
         return torch.cat([earlier_keys, keys], 2), torch.cat([earlier_values, values], 2)
+
+
+def flat(keys_values: KeysValues) -> tuple[Float[Tensor, "batch tokens features"], Shapes]:
+    """A block's keys and values side by side, and what tells them apart again."""
+    rows = torch.cat([each.transpose(1, 2).flatten(2) for each in keys_values], 2)
+    shapes = [(each.shape[1], each.shape[3]) for each in keys_values]
+    return rows, (shapes[0], shapes[1])
+
+
+def unflat(rows: Float[Tensor, "batch tokens features"], shapes: Shapes) -> KeysValues:
+    """What :func:`flat` was given."""
+    parts = rows.split([heads * size for heads, size in shapes], -1)
+    keys, values = (part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True))
+    return keys, values
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 
 from itrain.architectures import blocks
 from itrain.experiment import Opened
-from itrain.networks.replay import ReplayNetwork
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import Annealing, Curves
@@ -42,15 +41,12 @@ class CohortJob:
         cohort = Cohort(
             members={**members, **references}, optimizer=first.optimizer, warmup=first.warmup, patience=grid.patience
         )
-        if isinstance(opened.network, ReplayNetwork):
-            opened.network.expect(cohort.sites, opened.data.edited(), opened.data.read())
+        cohort.expect(opened.data.edited(), opened.data.read())
         curves, learning = Curves(), list(cohort.learning)
         trainer = make_trainer(cfg, curves)
         if learning:
             trainer.fit(cohort, datamodule=opened.data)
         (figures,) = trainer.test(cohort, datamodule=opened.data, verbose=False)
-        if isinstance(opened.network, ReplayNetwork):
-            opened.network.forget()
         seconds = (time.perf_counter() - start) / len(members)
         beside = {key.replace("/test/", "/"): figures[key] for key in figures if key.split("/")[0] in references}
         rows = []

@@ -61,7 +61,7 @@ class Training(lightning.LightningModule, ABC):
         """Tell the network what it will be asked; the line that says how the model will be run."""
         if not isinstance(self.network, ReplayNetwork):
             return "plain hooks"
-        return self.network.expect(self.sites, bases, sources)
+        return self.network.expect([self.sites], bases, sources)
 
     def configure_optimizers(self) -> dict[str, Any]:
         if self.optimizer is None:

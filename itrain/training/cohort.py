@@ -75,6 +75,12 @@ class Cohort(lightning.LightningModule):
         """Where the members act."""
         return list(dict.fromkeys(site for member in self.members.values() for site in member.sites))
 
+    def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
+        """Tell the network what it will be asked; the line that says how the model will be run."""
+        if not isinstance(self.network, ReplayNetwork):
+            return "plain hooks"
+        return self.network.expect([member.sites for member in self.members.values()], bases, sources)
+
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         logits = self.interchange(batch, {name: self.members[name].trained for name in self.learning})
         losses = {name: self._loss(name, each, batch) for name, each in logits.items()}

@@ -106,7 +106,7 @@ class CausalTracing(Interchange):
     def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
         if not isinstance(self.network, ReplayNetwork):
             return "plain hooks"
-        return self.network.expect((self.corrupted, *self.sites), bases, bases)
+        return self.network.expect([(self.corrupted, *self.sites)], bases, bases)
 
     def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
         """What lies at the sites in the clean run."""
