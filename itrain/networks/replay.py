@@ -152,7 +152,7 @@ class ReplayNetwork(nn.Module):
         dropped, but for keys and values that serve these as well.
 
         Args:
-            groups: the sites that are edited together in a run, for each kind of run.
+            groups: the sites that are edited together, for each fit that uses the examples.
             bases: what will be edited.
             sources: what will be read at all the sites.
         """
@@ -162,6 +162,7 @@ class ReplayNetwork(nn.Module):
         if reason is not None:
             return f"plain hooks: {reason}"
         self._uses = None if self.uses is None else self.uses * len(groups)
+        groups = list(dict.fromkeys(map(tuple, groups)))
         self._make_room(groups)
         plans = [plan for group in groups if (plan := self._plan(group))]
         unfit = (self._unfit(each, plan) for plan in plans for each in bases)
@@ -283,6 +284,8 @@ class ReplayNetwork(nn.Module):
 
     def _make_room(self, groups: Sequence[Sequence[Site]]) -> None:
         """Drop what was kept for other edits and readings than these."""
+        if self._earlier is not None and not self._earlier.store.used:
+            self._earlier = None
         if placed := [group for group in groups if len(_placed(group)) == len(group)]:
             self._earlier = self._serving(placed)
         self._plans.clear()
