@@ -38,8 +38,9 @@ class CounterfactualBatch(Batch):
     against: the base's answer where the label changes, else the source's, else the task's first other output.
     ``groups`` are the sets of variables that are interchanged together, and ``group`` says which of them a pair is of;
     it and ``isolates`` lie on the CPU. The source of a variable that a pair leaves alone is the base. ``types`` are
-    hashes of the base's value of the task's ``control`` variable, the same in every process. ``weight`` is what the
-    mean loss of this process's share counts in the mean over processes.
+    hashes of the base's value of the task's ``control`` variable, the same in every process. ``candidates`` are the
+    labels that the task's outputs can have, ascending, on the CPU; None: not known, or of several tokens. ``weight`` is
+    what the mean loss of this process's share counts in the mean over processes.
     """
 
     base: ModelInputs
@@ -53,6 +54,7 @@ class CounterfactualBatch(Batch):
     group: Int[Tensor, " batch"]
     isolates: Bool[Tensor, " batch"]
     types: Int[Tensor, " batch"] | None = None
+    candidates: Int[Tensor, " candidates"] | None = None
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:
@@ -71,6 +73,32 @@ class CounterfactualBatch(Batch):
 
     def __len__(self) -> int:
         return len(self.base_label)
+
+    def among_candidates(self) -> CounterfactualBatch:
+        """The batch with the candidates as all there is: bases answer with their logits, labels are their places.
+
+        A label that is no candidate becomes -1, which losses refuse.
+
+        Raises:
+            ValueError: the candidates are not known.
+        """
+        if self.candidates is None:
+            raise ValueError("the labels have no candidates: they are of several tokens, or the batch names none")
+        candidates = self.candidates.to(self.base_label.device, non_blocking=True)
+
+        def places(label: Tensor) -> Tensor:
+            place = torch.searchsorted(candidates, label).clamp(max=len(candidates) - 1)
+            return place.where(candidates[place] == label, -1)
+
+        return replace(
+            self,
+            base=self.base.among(candidates),
+            base_label=places(self.base_label),
+            counterfactual_label=places(self.counterfactual_label),
+            contrast_label=places(self.contrast_label),
+            source_labels={variable: places(label) for variable, label in self.source_labels.items()},
+            candidates=None,
+        )
 
     def take(self, rows: Int[Tensor, " rows"]) -> CounterfactualBatch:
         """Some of the pairs, as a batch of its own."""
@@ -127,6 +155,7 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         group=torch.tensor([groups.index(tuple(pair.sources)) for pair in pairs]),
         isolates=torch.tensor([pair.isolates for pair in pairs]),
         types=None if task.control is None else torch.tensor([_hash(base[task.control]) for base in bases]),
+        candidates=labels(task, task.outputs).unique() if _answers(task) == 1 else None,
     )
 
 

@@ -53,6 +53,7 @@ class ModelInputs:
             the tokens of a prompt, whatever response follows it. None: nothing follows.
         spans: named token spans as [start, stop), (B, 2) each, on the CPU, counted as ``tokens`` is.
         texts: what the examples say, for messages.
+        candidates: the tokens or classes whose logits are the answer's, ascending; None: all of them.
     """
 
     arguments: Mapping[str, Tensor]
@@ -61,6 +62,7 @@ class ModelInputs:
     stop: Int[Tensor, " batch"] | None = None
     spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
     texts: Sequence[str] | None = None
+    candidates: Int[Tensor, " candidates"] | None = None
     # Never handed on by replace(), whose result may have other spans or another device.
     _indices: dict[tuple[str | None, int], TokenIndices] = field(default_factory=dict, init=False, repr=False)
 
@@ -102,12 +104,17 @@ class ModelInputs:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ModelInputs:
         """The batch on another device; the token layout stays on the CPU, where positions are worked out."""
-        moved = replace(
-            self,
-            arguments={key: value.to(device, non_blocking=non_blocking) for key, value in self.arguments.items()},
-            answer=None if self.answer is None else self.answer.to(device, non_blocking=non_blocking),
+        answer, candidates = (
+            None if each is None else each.to(device, non_blocking=non_blocking)
+            for each in (self.answer, self.candidates)
         )
+        arguments = {key: value.to(device, non_blocking=non_blocking) for key, value in self.arguments.items()}
+        moved = replace(self, arguments=arguments, answer=answer, candidates=candidates)
         return moved._with(self.__dict__.get("facts"))
+
+    def among(self, candidates: Int[Tensor, " candidates"]) -> ModelInputs:
+        """The inputs with the logits of these tokens or classes alone, ascending, as the answer."""
+        return replace(self, candidates=candidates.to(self.device, non_blocking=True))._with(self.__dict__.get("facts"))
 
     def take(self, rows: Int[Tensor, " rows"]) -> ModelInputs:
         """Some of the examples, without the padding that none of them needs."""
@@ -115,7 +122,7 @@ class ModelInputs:
         answer = None if self.answer is None else self.answer[rows]
         texts = None if self.texts is None else [self.texts[row] for row in cast(list[int], rows.tolist())]
         if self.tokens is None:
-            return ModelInputs(arguments=arguments, answer=answer, texts=texts)
+            return ModelInputs(arguments=arguments, answer=answer, texts=texts, candidates=self.candidates)
         tokens = self.tokens[rows]
         first, end = (each[rows] for each in self.extent)
         start, stop = int(first.min()), int(end.max())
@@ -126,6 +133,7 @@ class ModelInputs:
             stop=None if self.stop is None else end - start,
             spans={name: span[rows] - start for name, span in self.spans.items()},
             texts=texts,
+            candidates=self.candidates,
         )
         keys, first_answer, unmasked = self.facts
         first_answer = None if first_answer is None else first_answer[rows] - start
@@ -163,6 +171,7 @@ class ModelInputs:
             stop=None if self.stop is None else copies(self.stop),
             spans={name: copies(span) for name, span in self.spans.items()},
             texts=None if self.texts is None else [*self.texts] * count,
+            candidates=self.candidates,
         )
         return repeated._with(Facts(copies(keys), None if answer is None else copies(answer), copies(unmasked)))
 

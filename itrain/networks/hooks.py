@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from itrain.architectures import Location, architecture, locate, unwrap
 from itrain.inputs import ModelInputs, TokenIndices
@@ -158,7 +159,10 @@ class HookedNetwork(nn.Module):
             _install(plans, stack)
             _recompute_alike(model, plans, stack)
             if inputs.answer is not None:
-                stack.callback(_answer_head(model).register_forward_pre_hook(partial(_keep_rows, inputs.answer)).remove)
+                head = _answer_head(model)
+                stack.callback(head.register_forward_pre_hook(partial(_keep_rows, inputs.answer)).remove)
+                if inputs.candidates is not None:
+                    _keep_columns(head, inputs.candidates, stack)
             # A compiled graph was traced without these hooks and would skip them in silence.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             output = self.model(**{**forward_arguments(model, inputs), **(arguments or {})})
@@ -311,6 +315,8 @@ def _changes(
 
 def _answer(inputs: ModelInputs, output: Any) -> Tensor:
     answer = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
+    if inputs.answer is None and inputs.candidates is not None:
+        return answer[..., inputs.candidates]
     return answer[:, 0] if inputs.answer is not None and inputs.answer.ndim == 1 else answer
 
 
@@ -369,6 +375,20 @@ def _keep_rows(answer: Tensor, head: nn.Module, args: tuple[Tensor, ...]) -> tup
     hidden = args[0]
     rows = torch.arange(len(hidden), device=hidden.device)[:, None]
     return (hidden[rows, answer.view(len(hidden), -1)], *args[1:])
+
+
+def _keep_columns(head: nn.Module, candidates: Tensor, stack: ExitStack) -> None:
+    """Only the candidates' logits: a plain linear head computes no others, of any other kind the rest is cut off."""
+    if type(head) is nn.Linear and not head._forward_hooks and "forward" not in head.__dict__:
+        head.__dict__["forward"] = partial(_some_logits, head, candidates)
+        stack.callback(head.__dict__.pop, "forward")
+    else:
+        # After the hooks of others and of sites, which see all.
+        stack.callback(head.register_forward_hook(lambda head, args, logits: logits[..., candidates]).remove)
+
+
+def _some_logits(head: nn.Linear, candidates: Tensor, hidden: Tensor) -> Tensor:
+    return linear(hidden, head.weight[candidates], None if head.bias is None else head.bias[candidates])
 
 
 def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

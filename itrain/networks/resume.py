@@ -135,6 +135,7 @@ def after(inputs: ModelInputs, start: int, model: nn.Module) -> ModelInputs:
         stop=None if inputs.stop is None else inputs.stop - start,
         spans={name: span - start for name, span in inputs.spans.items()},
         texts=inputs.texts,
+        candidates=inputs.candidates,
     )
 
 

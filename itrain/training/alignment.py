@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +26,9 @@ class AlignmentSearch(Interchange):
 
     Args:
         isolate_weight: weight of the pairs in which nothing may change.
+        loss_over: ``candidates`` trains with the cross entropy over the tokens alone that the task's outputs can be,
+            and computes no other logits: at the last token of a small model the vocabulary is much of a step. Training
+            then no longer asks that these win against the rest of the vocabulary; validation and test still do.
         network, sites, intervention, optimizer, warmup, shared, join_positions, hidden_sizes: as in
             :class:`~itrain.training.interchange.Interchange`; the base model is frozen.
     """
@@ -38,6 +42,7 @@ class AlignmentSearch(Interchange):
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         isolate_weight: float = 1.0,
+        loss_over: Literal["vocabulary", "candidates"] = "vocabulary",
         shared: bool = False,
         join_positions: bool = False,
         hidden_sizes: Sequence[int] | None = None,
@@ -52,12 +57,17 @@ class AlignmentSearch(Interchange):
             join_positions=join_positions,
             hidden_sizes=hidden_sizes,
         )
-        self.isolate_weight = isolate_weight
+        self.isolate_weight, self.loss_over = isolate_weight, loss_over
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
+        batch = self.trained_on(batch)
         loss = self.loss(self.interchange(batch, self.trained), batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss * batch.weight + self.penalty()
+
+    def trained_on(self, batch: CounterfactualBatch) -> CounterfactualBatch:
+        """The batch as the training loss sees it."""
+        return batch.among_candidates() if self.loss_over == "candidates" else batch
 
     def loss(self, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> Float[Tensor, ""]:
         """The mean cross entropy of the counterfactual labels, isolate pairs weighted."""

@@ -30,9 +30,9 @@ class Cohort(lightning.LightningModule):
 
     loss = sum over members of their own losses. No row of the stacked batch meets another, so the gradient of each
     member is its own, and so are its figures, as if it had been fitted alone. Members may differ in site, intervention
-    and rank; they share data, batch order, optimizer and schedule. A small model's step costs much the same whatever
-    its batch, so that a cohort costs little more than one of its members; where the work itself counts, members that
-    begin at different tokens run in turn.
+    and rank; they share data, batch order, ``loss_over``, optimizer and schedule. A small model's step costs much the
+    same whatever its batch, so that a cohort costs little more than one of its members; where the work itself counts,
+    members that begin at different tokens run in turn.
 
     Args:
         members: alignment searches, or what trains nothing, under names that have no slash.
@@ -42,7 +42,7 @@ class Cohort(lightning.LightningModule):
         rows: the most rows of a stacked run; members beyond it run in turn.
 
     Raises:
-        ValueError: there are no members, or they have not the same network.
+        ValueError: there are no members, or they have not the same network or training loss.
     """
 
     def __init__(
@@ -58,6 +58,9 @@ class Cohort(lightning.LightningModule):
         networks = {id(member.network): member.network for member in members.values()}
         if len(networks) != 1:
             raise ValueError(f"the members of a cohort share one network; these {len(members)} have {len(networks)}")
+        over = {member.loss_over for member in members.values() if isinstance(member, AlignmentSearch)}
+        if len(over) > 1:
+            raise ValueError(f"the members of a cohort share loss_over; these have {' and '.join(sorted(over))}")
         self.members: Mapping[str, Interchange] = nn.ModuleDict(dict(members))  # type: ignore[assignment]
         self.optimizer, self.warmup, self.patience, self.rows = optimizer, warmup, patience, rows
         (self.network,) = networks.values()
@@ -82,8 +85,9 @@ class Cohort(lightning.LightningModule):
         return self.network.expect([member.sites for member in self.members.values()], bases, sources)
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
+        batch = self._search(self.learning[0]).trained_on(batch)
         logits = self.interchange(batch, {name: self.members[name].trained for name in self.learning})
-        losses = {name: self._loss(name, each, batch) for name, each in logits.items()}
+        losses = {name: self._search(name).loss(each, batch) for name, each in logits.items()}
         penalties = sum(self.members[name].penalty() for name in self.learning)
         total = torch.stack(list(losses.values())).sum()
         self.log("train/loss", total / len(losses), prog_bar=True, batch_size=len(batch))
@@ -135,7 +139,7 @@ class Cohort(lightning.LightningModule):
 
     def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         for name, logits in self._score("validation", batch).items():
-            loss = self._loss(name, logits, batch)
+            loss = self._search(name).loss(logits, batch)
             self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))
 
     def test_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
@@ -178,10 +182,10 @@ class Cohort(lightning.LightningModule):
             # Without a gradient an optimizer leaves a parameter alone; at a gradient of 0 Adam would move it on.
             parameter.grad = None
 
-    def _loss(self, name: str, logits: Tensor, batch: CounterfactualBatch) -> Tensor:
+    def _search(self, name: str) -> AlignmentSearch:
         member = self.members[name]
         assert isinstance(member, AlignmentSearch), "tracing trains nothing, so it is never validated"
-        return member.loss(logits, batch)
+        return member
 
     def _score(self, split: str, batch: CounterfactualBatch) -> dict[str, Tensor]:
         hard = {
