@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html import unescape
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pandas
@@ -15,8 +17,16 @@ from browser import CHROMIUM, Page
 from omegaconf import OmegaConf
 
 from itrain.cli import main
+from itrain.inputs import ModelInputs
+from itrain.models import load_embedded
+from itrain.reports.drawings import save_curves
 from itrain.reports.html import save_report
 from itrain.reports.intervals import over_pairs, over_seeds
+from itrain.reports.sweeps import SweepProgress, save_heat_maps, show_sweep
+from itrain.reports.terminal import only_results
+from itrain.reports.tokens import read_tokens, save_tokens
+from itrain.sites import Site
+from itrain.tasks.gender import Gender
 
 HOSTILE = "</script><script>alert('a & b')</script>\"><img src=x onerror=alert(1)>"
 METHODS = {"das": 0.9, "random_subspace": 0.1, "full_vector": 1.0, "probing": 0.97}
@@ -41,17 +51,59 @@ def table(
     return pandas.DataFrame(rows)
 
 
-def finished(folder: Path, frame: pandas.DataFrame, name: str = "gender") -> Path:
-    """The folder of a sweep that has left this table."""
+def curves(frame: pandas.DataFrame, *, epochs: int = 4) -> pandas.DataFrame:
+    """The validation of the fits of DAS, each rising to what it came to."""
+    rows = [
+        {**row, "epoch": epoch, "validation/iia_changing_pairwise": row["iia_changing_pairwise"] * (epoch + 1) / epochs}
+        for row in frame[frame.method == "das"].to_dict("records")
+        for epoch in range(epochs)
+    ]
+    left = ["method", "component", "layer", "position", "rank", "seed", "command", "epoch"]
+    return pandas.DataFrame(rows)[[*left, "validation/iia_changing_pairwise"]]
+
+
+def with_controls(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The table with the columns of the randomly initialised model, the gap and the examples of probes."""
+    return frame.assign(
+        **{
+            "random_model/iia_changing_pairwise": 0.03 + 0 * frame.iia_changing_pairwise,
+            "random_model/probe_accuracy": 0.61 + 0 * frame.probe_accuracy,
+            "gap": 0.04,
+            "examples": frame.probe_accuracy * 0 + 200,
+        }
+    )
+
+
+def finished(
+    folder: Path,
+    frame: pandas.DataFrame,
+    name: str = "gender",
+    *,
+    model: str = "itrain.models.load_embedded",
+    trained: pandas.DataFrame | None = None,
+) -> Path:
+    """The folder of a sweep that has left these tables."""
     folder.mkdir(parents=True)
     frame.to_parquet(folder / "results.parquet")
-    settings = {"name": name, "task": {"_target_": "itrain.tasks.gender.Gender"}, "sweep": {"words": ["recipe=gender"]}}
+    if trained is not None:
+        trained.to_parquet(folder / "curves.parquet")
+    settings = {
+        "name": name,
+        "model": {"_target_": model},
+        "task": {"_target_": "itrain.tasks.gender.Gender"},
+        "sweep": {"words": ["recipe=gender"]},
+    }
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
     return folder
 
 
-def page_of(tmp_path: Path, frame: pandas.DataFrame) -> str:
-    save_report([finished(tmp_path / "sweep", frame)], tmp_path / "report.html")
+def words(page: str) -> str:
+    """What a page says, without its tags."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def page_of(tmp_path: Path, frame: pandas.DataFrame, trained: pandas.DataFrame | None = None) -> str:
+    save_report([finished(tmp_path / "sweep", frame, trained=trained)], tmp_path / "report.html")
     return (tmp_path / "report.html").read_text()
 
 
@@ -88,7 +140,8 @@ def test_every_fit_and_its_command_is_in_the_page(tmp_path: Path) -> None:
     for row, fit in zip(outline.rows, frame.itertuples(), strict=True):
         assert row[:4] == [fit.method, fit.component, str(fit.layer), fit.position]
     # Each fit stands behind one cell of each figure that has a heat map.
-    named = [number for tag, found in outline.tags for number in (found.get("data-fits") or "").split()]
+    cells = (found.get("data-fits") or "" for tag, found in outline.tags if tag == "button")
+    named = [number for cell in cells for number in cell.split()]
     probes = set(frame.index[frame.method == "probing"].astype(str))
     assert sorted(named) == sorted([*map(str, frame.index), *probes])
 
@@ -105,8 +158,10 @@ def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
 
 def test_hostile_words_stay_words(tmp_path: Path) -> None:
     frame = table().assign(position=HOSTILE, flag=HOSTILE, command=HOSTILE)
+    trained = curves(frame).assign(method=HOSTILE)
     frame.loc[frame.method == "das", "method"] = HOSTILE
-    folder = finished(tmp_path / "sweep", frame, name=HOSTILE)
+    folder = finished(tmp_path / "sweep", frame, name=HOSTILE, trained=trained)
+    (folder / "tokens.json").write_text(json.dumps({"text": HOSTILE, "tokens": {HOSTILE: HOSTILE}}))
     save_report([folder], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     tags = [tag for tag, _ in Outline(page).tags]
@@ -118,14 +173,15 @@ def test_two_hundred_fits_are_under_three_megabytes(tmp_path: Path) -> None:
     frame = table(layers=10, positions=("first", "name", "verb", "connective", "last"))
     assert len(frame) == 200
     frame["command"] += " training.optimizer.lr=0.01" * 10
-    assert len(page_of(tmp_path, frame).encode()) < 3 * 2**20
+    page = page_of(tmp_path, with_controls(frame), curves(frame, epochs=50))
+    assert len(page.encode()) < 3 * 2**20
 
 
 def test_the_summary_names_best_sites_controls_and_flags(tmp_path: Path) -> None:
-    page = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page_of(tmp_path, table()))))
+    page = words(page_of(tmp_path, table()))
     assert "250, of which 100 (40%) change the label" in page
     low, high = over_pairs(0.675, 100)
-    assert f"das at layer 0, name and 1 more: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA, label-changing" in page
+    assert f"das at 0@name +1: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA, label-changing" in page
     assert "control passes ( ! ), 1 of the fits: a random subspace of equal rank" in page
 
 
@@ -145,7 +201,9 @@ def test_a_trace_stands_beside_its_clean_and_corrupted_run(tmp_path: Path) -> No
 def test_a_sweep_without_controls_is_not_called_clean(tmp_path: Path) -> None:
     frame = table()
     page = page_of(tmp_path, frame[frame.method == "probing"])
-    assert "the sweep has no random subspace and no full vector that could speak against one" in page
+    assert (
+        "the sweep has no random subspace and no full vector and no random model that could speak against one" in page
+    )
 
 
 def test_several_seeds_show_their_mean_and_interval(tmp_path: Path) -> None:
@@ -154,9 +212,126 @@ def test_several_seeds_show_their_mean_and_interval(tmp_path: Path) -> None:
 
 
 def test_curves_appear_where_several_ranks_were_swept(tmp_path: Path) -> None:
-    assert 'id="ranks"' not in page_of(tmp_path / "one", table())
+    assert 'id="over-rank"' not in page_of(tmp_path / "one", table())
     page = page_of(tmp_path / "several", table(ranks=(1, 2, 4)))
-    assert 'id="ranks"' in page and "random subspace, rank 4: 0.10" in page
+    assert 'id="over-rank"' in page
+    assert 'aria-label="random subspace, rank 4: IIA, label-changing pairs: 0.10 (' in page
+
+
+def test_curves_over_training_name_the_best_fit(tmp_path: Path) -> None:
+    assert 'id="over-epoch"' not in page_of(tmp_path / "without", table())
+    frame = table(seeds=2)
+    page = page_of(tmp_path / "with", frame, curves(frame))
+    lines = [found for tag, found in Outline(page).tags if "line" in (found.get("class") or "").split()]
+    assert len(lines) == (frame.method == "das").sum()
+    # Drawn last, over the others.
+    best = frame[frame.method == "das"].iia_changing_pairwise.idxmax()
+    assert [line["data-fits"] for line in lines if "best" in str(line["class"])] == [str(best)]
+    assert lines[-1]["data-fits"] == str(best)
+    assert lines[-1]["data-name"] == "das, layer 0, name, seed 0"
+    assert lines[-1]["data-details"] == "epoch 1: 0.17\nepoch 4: 0.68"
+
+
+def test_boundaries_are_shown_where_gates_have_found_a_rank(tmp_path: Path) -> None:
+    frame = table()
+    assert 'id="over-layer"' not in page_of(tmp_path / "without", frame)
+    frame["rank_found"] = frame.layer.astype(float).where(frame.method == "das") * 7 + 3
+    page = page_of(tmp_path / "with", frame)
+    spots = [found["data-name"] for _, found in Outline(page).tags if found.get("class") == "spot"]
+    assert spots == [f"das, layer {layer}, {position}" for position in ("name", "verb") for layer in range(3)]
+    assert "rank found: 17.00" in page
+
+
+def test_curves_are_drawn_for_print_where_a_sweep_has_them(tmp_path: Path) -> None:
+    frame = table(ranks=(1, 2))
+    save_curves(frame, finished(tmp_path / "all", frame.assign(rank_found=4.0), trained=curves(frame)))
+    assert {file.name for file in (tmp_path / "all").glob("*.[ps][nv]g")} == {
+        f"{name}.{kind}" for name in ("ranks", "training") for kind in ("png", "svg")
+    }
+    save_curves(frame.assign(rank_found=4.0), tmp_path / "all")
+    assert (tmp_path / "all" / "boundaries.svg").is_file()
+    save_curves(table(), finished(tmp_path / "none", table()))
+    assert not list((tmp_path / "none").glob("*.png"))
+
+
+def test_heat_maps_say_what_stands_at_a_position(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = table().assign(window=1)
+    folder = finished(tmp_path / "sweep", frame)
+    assert read_tokens(folder).tokens == {}
+    base_model, task = load_embedded(), Gender(templates="simple")
+    task.bind(base_model.tokenizer)
+    inputs = task.inputs([task.causal_model.sample(Random(0))])
+    name, verb = str(inputs.texts and inputs.texts[0]).split()[:2]
+    sites = [Site(layer=2, component="block_output", position=position) for position in ("name", "verb")]
+    save_tokens(inputs, sites, base_model.tokenizer, folder)
+    save_report([folder], tmp_path / "report.html")
+    page = words((tmp_path / "report.html").read_text())
+    assert f'name "{name}"' in page and f'verb "{verb}"' in page
+    save_heat_maps(frame, folder / "heat_maps.png")
+    assert name in (folder / "heat_maps.svg").read_text()
+    show_sweep(frame, folder)
+    assert f'name "{name}", verb "{verb}"' in capsys.readouterr().out
+
+
+def test_a_model_without_text_has_no_tokens(tmp_path: Path) -> None:
+    save_tokens(ModelInputs(arguments={}), [], None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_random_model_and_the_gap_stand_beside_the_controls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = with_controls(table()).assign(window=1)
+    frame.loc[frame.method == "das", "flag"] = "random model passes"
+    folder = finished(tmp_path / "sweep", frame)
+    save_report([folder], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    low, high = over_pairs(0.97, 200)
+    assert f"0.97 ({low:.2f} to {high:.2f})" in page
+    assert re.findall(r"<th scope=\"col\">([^<]+)</th>", page)[-2:] == ["random model", "gap"]
+    low, high = over_pairs(0.61, 200)
+    assert f"<td>0.61 ({low:.2f} to {high:.2f})</td><td>+0.04</td>" in page and "random model: 0.03" in page
+    assert "on a randomly initialised model does much the same" in page
+    show_sweep(frame, folder)
+    told = capsys.readouterr().out
+    assert re.search(r"probing +0@name \+1 +0.97 +0.94-0.99 .* 0.61 +\+0.04", told), told
+
+
+def test_the_model_is_called_by_its_name(tmp_path: Path) -> None:
+    assert "model itrain/tiny-world task" in words(page_of(tmp_path, table()))
+    own = finished(tmp_path / "own", table(), model="my.models.make_encoder")
+    save_report([own], tmp_path / "own.html")
+    assert "model make_encoder task" in words((tmp_path / "own.html").read_text())
+
+
+def test_progress_is_told_once_without_colours_or_not_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    def progress() -> str:
+        with SweepProgress(quiet=False) as told:
+            told.expect(2)
+            told.done(
+                [
+                    {"method": "full_vector", "layer": 1, "position": "a", "iia_changing_pairwise": 1.0},
+                    {"method": "das", "layer": 2, "position": "b", "iia_changing_pairwise": 0.75},
+                ]
+            )
+        return capsys.readouterr().out
+
+    said = progress()
+    assert "best 0.75 (das 2@b)" in said and "2/2" in said and "\x1b" not in said
+    with only_results():
+        assert progress() == ""
+
+
+def test_quiet_leaves_results_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["trainer.max_epochs=1", "data.train_pairs=32", "data.validation_pairs=16", "data.test_pairs=32"]
+    assert main(["fit", "recipe=das_gender", *words, "trainer.accelerator=cpu", "--quiet"]) == 0
+    told = capsys.readouterr()
+    lines = told.out.strip().splitlines()
+    assert lines[0].strip().startswith("interchange intervention accuracy") and lines[-1].startswith("folder: ")
+    assert "Epoch" not in told.out + told.err and "\x1b" not in told.out
 
 
 def test_several_sweeps_lie_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +392,7 @@ def test_intervals_over_seeds_are_student_s(seeds: int) -> None:
 def test_the_page_answers_in_a_browser(tmp_path: Path) -> None:
     frame = table(ranks=(2, 16), seeds=2)
     file = tmp_path / "report.html"
-    save_report([finished(tmp_path / "sweep", frame)], file)
+    save_report([finished(tmp_path / "sweep", frame, trained=curves(frame))], file)
     with Page(file, profile=tmp_path / "profile") as page:
         assert page.requests == [file.as_uri()]
 
@@ -247,6 +422,19 @@ def test_the_page_answers_in_a_browser(tmp_path: Path) -> None:
         assert "@name" in page.run("document.querySelector('#chosen pre').textContent")
         page.press("Escape")
         assert page.run("document.getElementById('chosen').hidden && document.getElementById('tip').hidden")
+
+        # The lines of a plot the same, gone over by keys from the best one down.
+        page.mouse(".plot .best")
+        assert page.run("document.getElementById('tip').innerText").startswith("das, rank 2, layer 0, name, seed 0\n")
+        page.mouse(".plot [data-row] .spot", click=True)
+        assert len(page.run("document.querySelector('#chosen pre').textContent").split("\n")) == 2
+        page.run("document.querySelector('.plot .best').focus()")
+        page.press("ArrowDown")
+        page.press("Enter")
+        fit = int(page.run("document.activeElement.dataset.fits"))
+        assert page.run("document.querySelector('#chosen pre').textContent") == frame.command[fit]
+        assert fit != int(page.run("document.querySelector('.plot .best').dataset.fits"))
+        page.press("Escape")
 
         columns = page.run("[...document.querySelectorAll('.sortable thead th')].map(head => head.textContent)")
         at = columns.index("rank") + 1

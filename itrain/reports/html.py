@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,34 +13,54 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
+from itrain.models import TINY_WORLD
+from itrain.reports.best import GAP, TWIN, Row, beside, best_of, by_figure
+from itrain.reports.curves import Plot, boundaries, over_rank, over_training, read_curves
 from itrain.reports.pictures import (
     CEILING,
     CONTROL,
+    FIGURES,
     FIRST,
     PLACE,
-    Estimate,
+    RANDOM_MODEL,
     HeatMap,
-    Plot,
     colour_of,
-    estimated,
     maps_of,
-    methods_of,
-    plots_of,
     settings_apart,
+    spoken,
     written,
 )
-from itrain.reports.sweeps import FIGURES
+from itrain.reports.tokens import read_tokens
 
 if TYPE_CHECKING:
     import pandas
 
 RESULTS, CONFIGURATION, REPORT = "results.parquet", "config.yaml", "report.html"
 REASONS = {
+    "random model passes": "the same fit on a randomly initialised model does much the same, so it says nothing of "
+    "what this model has learned",
     "control passes": "a random subspace of equal rank changes the label too, so nothing that was learned is needed",
     "above the whole vector": "the fit does far more than swapping the whole vector, so it may use directions that "
     "the model itself does not (Makelov et al. 2023)",
 }
 """Why a fit has a flag."""
+SECTIONS = {
+    "rank": (
+        "Over rank",
+        f"{FIGURES[FIRST]}, at each position in the layer where the learned methods do best, with 95% intervals.",
+    ),
+    "layer": (
+        "Boundaries",
+        "How many dimensions each gate or boundary has come to swap, over layers; of several seeds the mean, with its "
+        "95% interval.",
+    ),
+    "epoch": (
+        "Over training",
+        f"{FIGURES[FIRST]}, of the validation after each epoch: a line for each fit, of which the one that ends "
+        "highest is named.",
+    ),
+}
+"""Title and note of the curves over each axis."""
 PACKAGES = ("itrain", "torch", "lightning", "transformers")
 
 
@@ -52,16 +72,13 @@ class Sweep:
     folder: Path
     configuration: str
     asked: Mapping[str, str]
-    best: Sequence[Mapping[str, str]]
+    example: str
+    best: Sequence[Row]
     flags: Mapping[str, Sequence[tuple[int, str]]]
     absent: Sequence[str]
     maps: Mapping[tuple[str, str], HeatMap]
-    plots: Sequence[Plot]
-
-    @property
-    def heads(self) -> list[str]:
-        """The columns that the rows of ``best`` have between them."""
-        return list(dict.fromkeys(head for row in self.best for head in row))
+    plots: Mapping[str, Sequence[Plot]]
+    """By the axis that they go over."""
 
 
 def save_report(folders: Sequence[Path], path: Path) -> None:
@@ -80,23 +97,34 @@ def save_report(folders: Sequence[Path], path: Path) -> None:
         frame.index = range(len(rows), len(rows) + len(frame))
         sweeps.append(_sweep(label, folder, frame, apart))
         rows += [{"sweep": label} | row for row in frame.to_dict("records")]
-    columns = list(dict.fromkeys(column for row in rows for column in row if column not in ("sweep", "command")))
+    columns = [column for column in dict.fromkeys(column for row in rows for column in row) if _is_shown(column)]
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")
     text = page.render(
         sweeps=sweeps,
         names=list(dict.fromkeys(name for sweep in sweeps for name in sweep.maps)),
-        plots=any(sweep.plots for sweep in sweeps),
+        axes=[axis for axis in SECTIONS if any(sweep.plots[axis] for sweep in sweeps)],
+        sections=SECTIONS,
         columns=[*(["sweep"] if len(sweeps) > 1 else []), *columns, "command"],
         rows=[{column: written(value) for column, value in row.items()} for row in rows],
         scale=[colour_of(share / 20)[0] for share in range(21)],
-        figure=FIGURES[FIRST],
+        by_figure=by_figure,
+        beside=beside,
+        random=any(TWIN in row for sweep in sweeps for row in sweep.best),
+        gap=any(GAP in row for sweep in sweeps for row in sweep.best),
+        spoken=spoken,
         reasons=REASONS,
         versions=_versions(),
         command=shlex.join(["python", "-m", "itrain", "report", *map(str, folders)]),
     )
     path.write_text(text, encoding="utf-8")
+
+
+def _is_shown(column: str) -> bool:
+    """Whether it stands among the others in the table of all fits; of the random model only what has heat maps does."""
+    is_spared = column.startswith(RANDOM_MODEL) and column.removeprefix(RANDOM_MODEL) not in FIGURES
+    return column not in ("sweep", "command") and not is_spared
 
 
 def _configuration(folder: Path) -> dict[str, Any]:
@@ -114,7 +142,9 @@ def _read(folder: Path) -> pandas.DataFrame:
     except ValueError as error:
         raise ValueError(f"'{folder / RESULTS}' cannot be read: {error}") from error
     if missing := [name for name in ("method", *PLACE, "seed", "command", "flag") if name not in frame]:
-        raise ValueError(f"'{folder / RESULTS}' is no table of a sweep: it has no column '{missing[0]}'")
+        raise ValueError(
+            f"'{folder / RESULTS}' is no table of a sweep as this version writes it: it has no column '{missing[0]}'"
+        )
     return frame
 
 
@@ -131,27 +161,39 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _sweep(label: str, folder: Path, frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Sweep:
-    maps = {(heat_map.method, heat_map.figure): heat_map for heat_map in maps_of(frame, apart)}
+    example, curves = read_tokens(folder), read_curves(folder)
+    maps = {(each.method, each.figure): each for each in maps_of(frame, apart, example.tokens)}
     several = frame.seed.nunique() > 1
     flags: dict[str, list[tuple[int, str]]] = {}
     for number, row in frame.loc[frame.flag != ""].iterrows():
         named = [f"{key} {written(row[key])}" for key in (*apart[row.method], "seed") if key != "seed" or several]
-        name = ", ".join([f"{row.method.replace('_', ' ')} {row.layer}@{row.position}", *named])
+        name = ", ".join([f"{spoken(row.method)} {row.layer}@{row.position}", *named])
         flags.setdefault(row.flag, []).append((int(str(number)), name))
     return Sweep(
         label=label,
         folder=folder,
         configuration=(folder / CONFIGURATION).read_text(encoding="utf-8"),
         asked=_asked(frame, _configuration(folder)),
-        best=list(_best(frame, apart)),
-        absent=[control.replace("_", " ") for control in (CONTROL, CEILING) if control not in set(frame.method)],
+        example=example.text,
+        best=list(best_of(frame, apart)),
+        absent=_absent(frame),
         flags=flags,
         maps=maps,
-        plots=list(plots_of(frame)),
+        plots={
+            "rank": list(over_rank(frame, apart, example.tokens)),
+            "layer": list(boundaries(frame, apart, example.tokens)),
+            "epoch": list(over_training(curves, frame, apart)),
+        },
     )
 
 
-# --- what was asked and found
+def _absent(frame: pandas.DataFrame) -> list[str]:
+    """The controls that a sweep has done without."""
+    absent = [spoken(control) for control in (CONTROL, CEILING) if control not in set(frame.method)]
+    return absent + ([] if any(name.startswith(RANDOM_MODEL) for name in frame) else [TWIN])
+
+
+# --- what was asked
 
 
 def _asked(frame: pandas.DataFrame, configuration: Mapping[str, Any]) -> dict[str, str]:
@@ -159,9 +201,9 @@ def _asked(frame: pandas.DataFrame, configuration: Mapping[str, Any]) -> dict[st
     sites = frame[PLACE].drop_duplicates()
     ranks = sorted(frame["rank"].dropna().unique()) if "rank" in frame else []
     asked = {
-        "model": _brief(configuration.get("model")),
+        "model": _model(configuration.get("model")),
         "task": _brief(configuration.get("task")),
-        "methods": ", ".join(method.replace("_", " ") for method in dict.fromkeys(frame.method)),
+        "methods": ", ".join(map(spoken, dict.fromkeys(frame.method))),
         "sites": f"{len(sites)}: {frame.layer.nunique()} layers x {frame.position.nunique()} positions",
         "ranks": ", ".join(f"{rank:g}" for rank in ranks),
         "seeds": ", ".join(map(str, sorted(frame.seed.unique()))),
@@ -178,49 +220,21 @@ def _asked(frame: pandas.DataFrame, configuration: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in asked.items() if value}
 
 
+def _model(node: Mapping[str, Any] | None) -> str:
+    """The name that a model is found under; of one's own module, its constructor's."""
+    if node and str(node.get("_target_")).endswith(".load_embedded"):
+        return TINY_WORLD
+    if node and node.get("name"):
+        return f"{node['name']} at {node['revision']}" if node.get("revision") else str(node["name"])
+    return _brief(node)
+
+
 def _brief(node: Mapping[str, Any] | None) -> str:
     if not node:
         return ""
     given = ", ".join(f"{key}: {value}" for key, value in node.items() if not key.startswith("_"))
     name = str(node.get("_target_", "")).rpartition(".")[2]
     return f"{name} ({given})" if given else name
-
-
-def _best(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-    """A row for each method: its best site, the figure there, and the controls of the same site and rank."""
-    for method, part in methods_of(frame, apart):
-        figure = next((figure for figure in FIGURES if figure in part and part[figure].notna().any()), None)
-        if figure is None:
-            continue
-        means: Any = part.groupby(PLACE, sort=False)[figure].mean()
-        layer, position = means.idxmax()
-        others = int((means == means.max()).sum()) - 1
-        here: Any = part[(part.layer == layer) & (part.position == position)]
-        row = {
-            "method": method,
-            "best site": f"layer {layer}, {position}" + (f" and {others} more" if others else ""),
-            "figure": FIGURES[figure],
-            "value": str(estimated(here, figure)),
-        }
-        if figure == FIRST:
-            beside = {control: _control(frame, here, control) for control in (CONTROL, CEILING)}
-            beside.pop(here.method.iloc[0], None)
-            row |= {control.replace("_", " "): str(found) for control, found in beside.items() if found}
-        references = {"control_accuracy": "control task", "majority_accuracy": "most frequent class"}
-        # The runs that tracing stands between.
-        references |= {f"{run}/{figure}": f"{run} run" for run in ("corrupted", "clean")}
-        for key, name in references.items():
-            if key in here and here[key].notna().any():
-                row[name] = f"{here[key].mean():.2f}"
-        yield row
-
-
-def _control(frame: pandas.DataFrame, here: pandas.DataFrame, control: str) -> Estimate | None:
-    keys = [key for key in ("layer", "position", "component") if key in frame]
-    there: Any = frame[(frame.method == control) & (frame[keys] == here[keys].iloc[0]).all(axis=1)]
-    if control == CONTROL and "rank" in frame:
-        there = there[there["rank"] == here["rank"].iloc[0]]
-    return estimated(there, FIRST) if len(there) else None
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How far a figure of a sweep may be from what it estimates: 95% intervals over pairs and over seeds."""
+"""How far a figure of a sweep may be from what it estimates: 95% intervals over pairs or examples and over seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 
 def over_pairs(share: float, pairs: float) -> tuple[float, float]:
-    """Wilson's interval of a share of independent pairs (Wilson 1927).
+    """Wilson's interval of a share of independent pairs or examples (Wilson 1927).
 
     ``(share + z^2 / 2n +- z sqrt(share (1 - share) / n + z^2 / 4n^2)) / (1 + z^2 / n)``
     """

@@ -1,33 +1,46 @@
-"""The pictures of a report as plain numbers and words: heat maps over layer and position, and curves over rank."""
+"""The heat maps of a report as plain numbers and words, and what a figure of a sweep is worth."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from itrain.reports.intervals import over_pairs, over_seeds
-from itrain.reports.sweeps import COLOURS, FIGURES
 
 if TYPE_CHECKING:
     import pandas
 
+FIGURES = {
+    "iia_changing_pairwise": "IIA, label-changing pairs",
+    "probe_accuracy": "accuracy",
+    "selectivity": "selectivity",
+    "answer_probability": "probability of the answer",
+}
+"""The figures that have heat maps, those of them that a method has."""
+COLOURS = "cividis"
+"""A scale that is read alike by all eyes and in grey print."""
 FIRST = next(iter(FIGURES))
 """The figure of interventions, a share of label-changing pairs."""
 CONTROL, CEILING = "random_subspace", "full_vector"
+RANDOM_MODEL = "random_model/"
+"""What stands before the figures of the same fit on a randomly initialised model."""
 PLACE = ["layer", "position"]
 """The columns that make a cell of a heat map."""
-LINES = {"#0072b2": "none", "#d55e00": "6 3", "#009e73": "2 2", "#cc79a7": "8 3 2 3"}
-"""Colours of lines that stay apart for colour-blind readers (Okabe and Ito), each with a dash of its own."""
-LEFT, WIDTH, BOTTOM, HEIGHT = 40, 210, 130, 120
-"""Where the axes of a plot lie in its drawing."""
+COUNTED = {
+    FIRST: ("pairs_changing", "pairs"),
+    RANDOM_MODEL + FIRST: ("pairs_changing", "pairs"),
+    "probe_accuracy": ("examples", "examples"),
+    RANDOM_MODEL + "probe_accuracy": ("examples", "examples"),
+    "control_accuracy": ("control_examples", "examples"),
+}
+"""The column that tells of how many a figure is a share, and what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure with its 95% interval, where pairs or seeds give one."""
+    """A figure with its 95% interval, where pairs, examples or seeds give one."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -61,41 +74,9 @@ class HeatMap:
 
     method: str
     figure: str
-    positions: Sequence[str]
+    positions: Mapping[str, str]
+    """Each with its token in an example, quoted; with nothing where no example is at hand."""
     rows: Mapping[int, Sequence[Cell | None]]
-
-
-class Point(NamedTuple):
-    """A figure and its interval at one rank, in the coordinates of its plot, and what it says."""
-
-    x: float
-    y: float
-    low: float
-    high: float
-    says: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A method over ranks."""
-
-    method: str
-    colour: str
-    dash: str
-    points: Sequence[Point]
-
-    @property
-    def path(self) -> str:
-        return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """Methods over ranks at one site."""
-
-    title: str
-    ticks: Mapping[int, float]
-    lines: Sequence[Line]
 
 
 def settings_apart(frames: Sequence[pandas.DataFrame]) -> dict[str, list[str]]:
@@ -114,18 +95,20 @@ def methods_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> I
         part = frame.loc[frame.method == method]
         several = [name for name in apart[method] if name in part]
         if not several:
-            yield method.replace("_", " "), part
+            yield spoken(method), part
             continue
         for values, fits in part.groupby(several, sort=False, dropna=False):
             named = ", ".join(f"{name} {written(value)}" for name, value in zip(several, values, strict=True))
-            yield f"{method.replace('_', ' ')}, {named}", fits
+            yield f"{spoken(method)}, {named}", fits
 
 
-def maps_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iterator[HeatMap]:
-    """A heat map for each method and each of its figures."""
+def maps_of(
+    frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]], tokens: Mapping[str, str]
+) -> Iterator[HeatMap]:
+    """A heat map for each method and each of its figures; ``tokens`` are those of an example, by position."""
     order = list(dict.fromkeys(frame.position))
     for method, part in methods_of(frame, apart):
-        positions = [position for position in order if (part.position == position).any()]
+        positions = {position: tokens.get(position, "") for position in order if (part.position == position).any()}
         fits: dict[Any, Any] = dict(iter(part.groupby(PLACE)))
         for figure in (figure for figure in FIGURES if figure in part and part[figure].notna().any()):
             rows = {
@@ -143,7 +126,10 @@ def _cell(method: str, figure: str, fits: pandas.DataFrame | None) -> Cell | Non
     if estimate.over:
         said.append(f"95% interval over {estimate.over}")
     figures = fits.iloc[:, list(fits).index("command") + 1 :].select_dtypes("number").mean().dropna()
-    said += [f"{name.replace('_', ' ')}: {written(value)}" for name, value in figures.items() if name != figure]
+    if RANDOM_MODEL + figure in figures:
+        said.append(f"random model: {written(figures[RANDOM_MODEL + figure])}")
+    others = (name for name in map(str, figures.index) if name != figure and not name.startswith(RANDOM_MODEL))
+    said += [f"{spoken(name)}: {written(figures[name])}" for name in others]
     flags = sorted({flag for flag in fits.flag if flag})
     return Cell(
         estimate=estimate,
@@ -154,47 +140,19 @@ def _cell(method: str, figure: str, fits: pandas.DataFrame | None) -> Cell | Non
     )
 
 
-def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
-    """The mean over seeds; of one seed, the share of its label-changing pairs."""
+def estimated(fits: pandas.DataFrame, figure: str, *, highest: float = 1.0) -> Estimate:
+    """The mean over seeds; of one seed, the share of its label-changing pairs, or of its examples."""
     values = [float(value) for value in fits[figure].dropna()]
     if len(values) > 1:
         low, high = over_seeds(values)
-        # Selectivity is a difference of shares, the others are shares.
-        interval = max(low, -1.0 if figure == "selectivity" else 0.0), min(high, 1.0)
+        # Selectivity is a difference of shares, the others are shares, or counts.
+        interval = max(low, -1.0 if figure == "selectivity" else 0.0), min(high, highest)
         return Estimate(value=sum(values) / len(values), interval=interval, over=f"{len(values)} seeds")
-    if figure == FIRST and "pairs_changing" in fits:
-        pairs = float(fits.pairs_changing.iloc[0])
-        return Estimate(value=values[0], interval=over_pairs(values[0], pairs), over=f"{pairs:.0f} pairs")
+    counted, what = COUNTED.get(figure, ("", ""))
+    count = float(fits[counted].iloc[0]) if counted in fits else 0
+    if count > 0:
+        return Estimate(value=values[0], interval=over_pairs(values[0], count), over=f"{count:.0f} {what}")
     return Estimate(value=values[0])
-
-
-def plots_of(frame: pandas.DataFrame) -> Iterator[Plot]:
-    """At each position, in the layer where learned methods do best, the methods that were fitted at several ranks."""
-    if "rank" not in frame or FIRST not in frame:
-        return
-    methods = [m for m in dict.fromkeys(frame.method) if frame.loc[frame.method == m, "rank"].nunique() > 1]
-    ranked = frame.loc[frame.method.isin(methods)]
-    learned = ranked.loc[ranked.method != CONTROL]
-    ranks = sorted(ranked["rank"].unique())
-    ticks = {rank: LEFT + WIDTH * (place + 0.5) / len(ranks) for place, rank in enumerate(ranks)}
-    for position, part in learned.groupby("position", sort=False):
-        layer = part.groupby("layer")[FIRST].mean().idxmax()
-        here = ranked[(ranked.position == position) & (ranked.layer == layer)]
-        lines = []
-        for method, (colour, dash) in zip(methods, cycle(LINES.items()), strict=False):
-            points = []
-            for rank, fits in here[here.method == method].groupby("rank"):
-                estimate = estimated(fits, FIRST)
-                low, high = estimate.interval or (estimate.value, estimate.value)
-                y, *ends = map(_height, (estimate.value, low, high))
-                says = f"{method.replace('_', ' ')}, rank {rank:g}: {estimate}"
-                points.append(Point(x=ticks[rank], y=y, low=ends[0], high=ends[1], says=says))
-            lines.append(Line(method=method.replace("_", " "), colour=colour, dash=dash, points=points))
-        yield Plot(title=f"{position}, layer {layer}", ticks={int(rank): x for rank, x in ticks.items()}, lines=lines)
-
-
-def _height(share: float) -> float:
-    return BOTTOM - HEIGHT * min(max(share, 0), 1)
 
 
 @cache
@@ -215,3 +173,8 @@ def written(value: Any) -> str:
     if isinstance(value, int | float):
         return "" if value != value else f"{value:.4g}"
     return "" if value is None or value != value else str(value)
+
+
+def spoken(column: str) -> str:
+    """The name of a column as the page says it."""
+    return column.replace("/", ", ").replace("_", " ")

@@ -1,4 +1,4 @@
-"""What a sweep says: its progress, heat maps of layer and position for each method, and a table."""
+"""What a sweep says: its progress, heat maps of layer and position for each method, and tables."""
 
 from __future__ import annotations
 
@@ -8,34 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from itrain.reports.best import Row, beside, best_of, by_figure
+from itrain.reports.pictures import CEILING, COLOURS, CONTROL, FIGURES, FIRST, Estimate, settings_apart, spoken
+from itrain.reports.terminal import is_quiet
+from itrain.reports.tokens import read_tokens
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-FIGURES = {
-    "iia_changing_pairwise": "IIA, label-changing pairs",
-    "probe_accuracy": "accuracy",
-    "selectivity": "selectivity",
-    "answer_probability": "probability of the answer",
-}
-"""The figures that have heat maps, those of them that a method has."""
 ACROSS = 4
 """Heat maps beside each other before a new row of them begins."""
-COLOURS = "cividis"
-"""A scale that is read alike by all eyes and in grey print."""
 
 
 class SweepProgress:
     """One line for a whole sweep: fits done, the best so far, and the time left."""
 
     def __init__(self, *, quiet: bool) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(TextColumn("{task.description}"), *columns, disable=quiet)
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+        self.progress = Progress(TextColumn("{task.description}"), *columns, disable=quiet or is_quiet())
         self.task = self.progress.add_task("fits", total=None)
-        self.best: tuple[float, str] = (0.0, "")
+        self.best: dict[str, tuple[float, str]] = {}
 
     def __enter__(self) -> SweepProgress:
         self.progress.start()
@@ -50,11 +46,14 @@ class SweepProgress:
 
     def done(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """These fits are finished."""
-        figure = next(iter(FIGURES))
-        named = ((row[figure], f"{row['method']} {row['layer']}@{row['position']}") for row in rows if figure in row)
-        self.best = max([self.best, *named])
-        found = f"fits, best {self.best[0]:.2f} ({self.best[1]})" if self.best[1] else "fits"
-        self.progress.update(self.task, advance=len(rows), description=found)
+        for row in rows:
+            for figure in (figure for figure in FIGURES if row.get(figure) is not None):
+                if figure != FIRST or row["method"] not in (CONTROL, CEILING):
+                    found = row[figure], f"{row['method']} {row['layer']}@{row['position']}"
+                    self.best[figure] = max(self.best.get(figure, found), found)
+        value, name = next((self.best[figure] for figure in FIGURES if figure in self.best), (0.0, ""))
+        description = f"fits, best {value:.2f} ({name})" if name else "fits"
+        self.progress.update(self.task, advance=len(rows), description=description)
 
 
 def heat_maps(frame: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
@@ -70,23 +69,24 @@ def heat_maps(frame: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
             part = of_method if rank is None else of_method.loc[of_method["rank"] == rank]
             for figure in (figure for figure in FIGURES if figure in part and part[figure].notna().any()):
                 ranked = f", rank {rank:.0f}" if len(ranks) > 1 else ""
-                name = f"{method.replace('_', ' ')}{where}{ranked}\n{FIGURES[figure]}{_between(part, figure)}"
+                name = f"{spoken(method)}{where}{ranked}\n{FIGURES[figure]}{_between(part, figure)}"
                 table = part.pivot_table(index="layer", columns="position", values=figure, aggfunc="mean")
                 maps[name] = table.reindex(columns=[each for each in positions if each in table.columns])
     return maps
 
 
 def save_heat_maps(frame: pandas.DataFrame, path: Path) -> None:
-    """Draw the heat maps of a sweep as PNG and SVG."""
-    figure = draw(heat_maps(frame))
+    """Draw the heat maps of a sweep as PNG and SVG, into its folder."""
+    figure = draw(heat_maps(frame), tokens=read_tokens(path.parent).tokens)
     figure.savefig(path, dpi=150)
     figure.savefig(path.with_suffix(".svg"))
 
 
-def draw(maps: Mapping[str, pandas.DataFrame], *, low: float = 0) -> Figure:
-    """Heat maps side by side on one scale from ``low`` to 1, the last layer on top."""
+def draw(maps: Mapping[str, pandas.DataFrame], *, low: float = 0, tokens: Mapping[str, str] | None = None) -> Figure:
+    """Heat maps side by side on one scale from ``low`` to 1, the last layer on top, with an example's tokens below."""
     from matplotlib.figure import Figure
 
+    example = tokens or {}
     across = min(len(maps), ACROSS)
     down = -(-len(maps) // across)
     layers, positions = (max(table.shape[side] for table in maps.values()) for side in (0, 1))
@@ -100,7 +100,7 @@ def draw(maps: Mapping[str, pandas.DataFrame], *, low: float = 0) -> Figure:
             seen = {"color": "black" if value > (low + 1) / 2 else "white", "fontsize": 7}
             place.text(column, row, f"{value:.2f}", ha="center", va="center", **seen)
         place.set_title(name, fontsize=9)
-        place.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
+        place.set_xticks(range(table.shape[1]), _labels(table, example), rotation=40, ha="right", fontsize=8)
         place.set_yticks(range(table.shape[0]), table.index)
         place.tick_params(labelbottom=True)
     for place in axes.flat[len(maps) :]:
@@ -112,21 +112,58 @@ def draw(maps: Mapping[str, pandas.DataFrame], *, low: float = 0) -> Figure:
 
 
 def show_sweep(frame: pandas.DataFrame, folder: Path) -> None:
-    """Print the heat maps as tables, what is flagged, and where everything lies."""
-    console = Console()
+    """Print the heat maps as tables, each method at its best site, what is flagged, and where everything lies."""
+    console, example = Console(), read_tokens(folder)
     for name, table in heat_maps(frame).items():
         printed = Table("layer", *map(str, table.columns), title=name.replace("\n", ": "), box=SIMPLE_HEAD)
         for layer, row in table.iloc[::-1].iterrows():
             printed.add_row(str(layer), *("" if value != value else f"{value:.2f}" for value in row))
         console.print(printed)
+    if example.tokens:
+        named = ", ".join(f"{position} {token}" for position, token in example.tokens.items())
+        console.print(f"in '{example.text}': {named}", highlight=False, markup=False, soft_wrap=True)
+    for figure, rows in by_figure(list(best_of(frame, settings_apart([frame])))).items():
+        console.print(_best_table(figure, rows))
     for flag, part in frame[frame.flag != ""].groupby("flag"):
         cells = ", ".join(f"{row.method} {row.layer}@{row.position}" for row in part.itertuples())
         console.print(f"{flag}: {cells}", highlight=False, soft_wrap=True)
     console.print(f"{len(frame)} fits; folder: {folder}", highlight=False, soft_wrap=True)
 
 
+def _best_table(figure: str, rows: Sequence[Row]) -> Table:
+    """The methods of one figure; what it is compared with goes without intervals, for which there is no room."""
+    heads = beside(rows)
+    lines = []
+    for row in rows:
+        value = row["value"]
+        assert isinstance(value, Estimate)
+        between = "" if value.interval is None else "{:.2f}-{:.2f}".format(*value.interval)
+        compared = [f"{each.value:.2f}" if isinstance(each, Estimate) else each or "" for each in map(row.get, heads)]
+        lines.append([str(row["method"]), str(row["best site"]), f"{value.value:.2f}", between, *compared])
+    table = Table(title=f"best sites: {figure}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # A word that gets no room would be cut.
+    table.add_column("method", min_width=_longest([line[0] for line in lines]))
+    for head in ("best site", "", "95%"):
+        table.add_column(head, no_wrap=True)
+    for head, *cells in zip(heads, *(line[4:] for line in lines), strict=True):
+        table.add_column(head, justify="right", width=_longest([head, *cells]))
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _longest(texts: Sequence[str]) -> int:
+    """The letters of the longest word."""
+    return max(len(word) for text in texts for word in text.split())
+
+
+def _labels(table: pandas.DataFrame, tokens: Mapping[str, str]) -> list[str]:
+    """The positions, each over what stands there in an example."""
+    return [f"{position}\n{tokens[position]}" if position in tokens else str(position) for position in table.columns]
+
+
 def _place(component: str, window: int) -> str:
-    return component.replace("_", " ") + (f", {window} layers" if window > 1 else "")
+    return spoken(component) + (f", {window} layers" if window > 1 else "")
 
 
 def _between(part: pandas.DataFrame, figure: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -16,6 +18,26 @@ from itrain.models import BaseModel
 from itrain.splits import SplitDataModule
 from itrain.training.base import Training
 
+QUIET = "ITRAIN_QUIET"
+"""The environment variable that leaves only results to be told, in all processes of a run."""
+
+
+@contextmanager
+def only_results() -> Iterator[None]:
+    """Inside, neither what is about to happen nor progress is told."""
+    before = os.environ.get(QUIET)
+    os.environ[QUIET] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(QUIET)
+        if before is not None:
+            os.environ[QUIET] = before
+
+
+def is_quiet() -> bool:
+    return os.environ.get(QUIET, "0") not in ("", "0")
+
 
 @rank_zero_only
 def announce(
@@ -27,6 +49,8 @@ def announce(
     how: str,
 ) -> None:
     """Say what is about to run: model, sites, trained parameters, examples, and how the model is run."""
+    if is_quiet():
+        return
     weights = sum(parameter.numel() for parameter in base_model.model.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     kinds = ", ".join(sorted({type(part).__name__ for part in module.trained_parts.values()}))

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from wandb.errors import UsageError
 
-from itrain.reports.pictures import CEILING, CONTROL
-from itrain.reports.sweeps import FIGURES, draw, heat_maps
+from itrain.reports.pictures import CEILING, CONTROL, FIGURES
+from itrain.reports.sweeps import draw, heat_maps
 from itrain.reports.tracking import FinishedFit, digest
 
 if TYPE_CHECKING:

@@ -1,0 +1,83 @@
+"""The curves of a sweep as PNG and SVG, for print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from itrain.reports.curves import DASHES, Line, Plot, boundaries, over_rank, over_training, read_curves
+from itrain.reports.figures import GREY
+from itrain.reports.pictures import FIGURES, FIRST, settings_apart, spoken
+from itrain.reports.tokens import read_tokens
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+
+ACROSS = 3
+"""Plots beside each other before a new row of them begins."""
+STYLES: Mapping[str, str] = dict(zip(DASHES, ("-", "--", ":", "-."), strict=True))
+
+
+def save_curves(frame: pandas.DataFrame, folder: Path) -> None:
+    """Draw the curves of a sweep into its folder, those of them that it has: ``ranks``, ``boundaries``, ``training``.
+
+    Args:
+        frame: the table of the sweep.
+        folder: of the sweep, with its curves over training and the tokens of an example.
+    """
+    apart, tokens = settings_apart([frame]), read_tokens(folder).tokens
+    figures = {
+        "ranks": (FIGURES[FIRST], list(over_rank(frame, apart, tokens))),
+        "boundaries": (spoken("rank_found"), list(boundaries(frame, apart, tokens))),
+        "training": (f"{FIGURES[FIRST]}, validation", list(over_training(read_curves(folder), frame, apart))),
+    }
+    for name, (figure, plots) in figures.items():
+        if plots:
+            _save(plots, figure, folder / f"{name}.png")
+
+
+def _save(plots: Sequence[Plot], label: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    across = min(len(plots), ACROSS)
+    down = -(-len(plots) // across)
+    figure = Figure(figsize=(3.2 * across + 0.4, 2.6 * down + 0.4), layout="constrained")
+    axes = figure.subplots(down, across, sharey=True, squeeze=False)
+    for place, plot in zip(axes.flat, plots, strict=False):
+        _draw(place, plot)
+    for place in axes.flat[len(plots) :]:
+        place.set_axis_off()
+    figure.supylabel(label, fontsize=9)
+    if plots[0].best is None:
+        named = {line.get_label(): line for place in axes.flat for line in place.get_legend_handles_labels()[0]}
+        figure.legend(named.values(), named, loc="outside upper center", ncols=5, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=150)
+    figure.savefig(path.with_suffix(".svg"))
+
+
+def _draw(axes: Axes, plot: Plot) -> None:
+    for line in plot.lines:
+        named = plot.best in (None, line)
+        _stroke(axes, line, colour=line.colour if named else GREY, width=1.8 if named else 0.7, named=named)
+    axes.set_title(plot.title, fontsize=9)
+    axes.set(xlim=plot.ends, ylim=(-0.03 * plot.top, 1.05 * plot.top))
+    axes.set_xlabel(plot.axis, fontsize=8)
+    axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
+    axes.tick_params(labelsize=8, labelbottom=True)
+    axes.grid(axis="y", linewidth=0.4)
+    if plot.best is not None:
+        axes.legend(loc="best", fontsize=7, frameon=False)
+
+
+def _stroke(axes: Axes, line: Line, *, colour: str, width: float, named: bool) -> None:
+    x, y = ([getattr(point, side) for point in line.points] for side in ("x", "y"))
+    marker = "o" if any(point.interval for point in line.points) or len(x) == 1 else None
+    label = line.name if named else None
+    axes.plot(
+        x, y, color=colour, linestyle=STYLES[line.dash], linewidth=width, marker=marker, markersize=4, label=label
+    )
+    for point in line.points:
+        if point.interval is not None:
+            axes.vlines(point.x, *point.interval, color=colour, linewidth=0.9)

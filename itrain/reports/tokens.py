@@ -1,0 +1,57 @@
+"""What stands at the positions of a sweep: the tokens of an example, as labels for its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from itrain.inputs import ModelInputs
+from itrain.sites import Site
+
+TOKENS = "tokens.json"
+
+
+class Tokenizer(Protocol):
+    """What transformers' tokenizers do."""
+
+    def decode(self, token_ids: list[int]) -> Any:
+        """The text of some tokens."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A text and its tokens at each position, quoted; empty where a sweep has left none."""
+
+    text: str = ""
+    tokens: dict[str, str] = field(default_factory=dict)
+
+
+def save_tokens(inputs: ModelInputs, sites: Sequence[Site], tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Write the first example's tokens at the sites' positions to ``tokens.json``; of a model without text nothing."""
+    if tokenizer is None or inputs.texts is None:
+        return
+    row = inputs.arguments["input_ids"][0].cpu()
+    tokens: dict[str, str] = {}
+    for site in sites:
+        if site.position is not None and site.position not in tokens:
+            index, valid = (None if each is None else each[0].cpu() for each in inputs.indices(site, inputs.length))
+            assert index is not None, "a site with a position has tokens"
+            tokens[site.position] = str(tokenizer.decode(row[index if valid is None else index[valid]].tolist()))
+    found = {"text": inputs.texts[0], "tokens": tokens}
+    (folder / TOKENS).write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def read_tokens(folder: Path) -> Example:
+    file = folder / TOKENS
+    if not file.is_file():
+        return Example()
+    found = json.loads(file.read_text(encoding="utf-8"))
+    # Spaces around a word say nothing; a token of nothing else is told as it is.
+    quoted = {
+        position: json.dumps(token.strip() or token, ensure_ascii=False) for position, token in found["tokens"].items()
+    }
+    return Example(text=found["text"], tokens=quoted)
