@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,6 +24,10 @@ from itrain.tasks.base import Pair, Split, Task, TextTask
 
 ROUNDS = 20
 """How often the sampler is asked for more pairs when the filter leaves too few."""
+ENOUGH = 4
+"""How many times the pairs that are asked for are sampled at most so that they can be balanced."""
+
+Item = TypeVar("Item")
 
 
 class PairError(ValueError):
@@ -159,6 +164,39 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
     )
 
 
+def balance(task: Task, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs so ordered that those which change the label and those which do not take turns and, if the task has one
+    variable, among either the counterfactual labels; what has run out is left out of the turns."""
+    kinds = _in_turn([(_kind(task, pair), pair) for pair in pairs], key=lambda each: each[0])
+    return [pair for _, pair in _in_turn(kinds, key=lambda each: each[0][0])]
+
+
+def is_balanced(task: Task, pairs: Sequence[Pair]) -> bool:
+    """Whether the pairs change the label or not equally often, and either to each label, to one pair."""
+    kinds = [_kind(task, pair) for pair in pairs]
+    halves = Counter(changes for changes, _ in kinds)
+    answers = [Counter(answer for changes, answer in kinds if changes == half) for half in halves]
+    return all(max(counts.values()) - min(counts.values()) <= 1 for counts in (halves, *answers) if counts)
+
+
+def _kind(task: Task, pair: Pair) -> tuple[bool, Hashable]:
+    """Whether the pair changes the label and, if the task has one variable, to which: with several, labels that go with
+    one of them would crowd out the others."""
+    model = task.causal_model
+    before, after = model.run(pair.base)[model.output], model.interchange(pair.base, pair.sources)[model.output]
+    return before != after, after if len(task.variables) == 1 else None
+
+
+def _in_turn(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[Item]:
+    """The first item of each key, then the second of each, and so on."""
+    seen: Counter[Hashable] = Counter()
+    places = []
+    for item in items:
+        places.append((seen[key(item)], item))
+        seen[key(item)] += 1
+    return [item for _, item in sorted(places, key=lambda each: each[0])]
+
+
 def labels(task: Task, outputs: Sequence[Any]) -> Int[Tensor, "outputs ..."]:
     """The outputs as classes or tokens, (N,), or (N, A) if one of the task's outputs is several tokens."""
     width = _answers(task)
@@ -206,6 +244,9 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         eval_batch_size: the same in evaluation.
         keep: ``pairwise`` keeps pairs where the base model prefers the right answer to each other one for base and
             sources, ``argmax`` where it prefers it to the whole vocabulary, ``all`` keeps every pair.
+        balanced: whether the label changes in half of the validation and test pairs and, where the task has one
+            variable, each answer is right equally often in either half; as far as the task gives such pairs, of up to
+            four times as many as are asked for. The training pairs are as the task samples them.
         seed: of the pairs and their order.
         num_workers: of the data loaders; batches are index look-ups, so 0 is right for nearly all.
 
@@ -224,6 +265,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         batch_size: int = 32,
         eval_batch_size: int = 256,
         keep: Literal["pairwise", "argmax", "all"] = "pairwise",
+        balanced: bool = True,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -235,7 +277,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             seed=seed,
             num_workers=num_workers,
         )
-        self.task, self.keep = task, keep
+        self.task, self.keep, self.balanced = task, keep, balanced
         self.model_accuracy: dict[str, float] = {}
         self._control: SplitDataset[CounterfactualBatch] | None = None
 
@@ -267,7 +309,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
                     pairs.base.require_same_count(source, site)
 
     def collect(self, split: Split) -> CounterfactualBatch:
-        return self._sample(split, self.sizes[split], Random(f"{self.seed} {split}"))
+        balanced = self.balanced and split != "train"
+        return self._sample(split, self.sizes[split], Random(f"{self.seed} {split}"), balanced=balanced)
 
     def control_dataloader(self) -> DataLoader[CounterfactualBatch]:
         """What control probes are tested on: types that the training split has, in contexts that it has not.
@@ -295,22 +338,25 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             )
         return found.take((known & ~seen).nonzero()[:, 0])
 
-    def _sample(self, split: Split, wanted: int, random: Random) -> CounterfactualBatch:
+    def _sample(self, split: Split, wanted: int, random: Random, *, balanced: bool = False) -> CounterfactualBatch:
         """Pairs of a split, sampled until enough of them pass the filter."""
         if wanted < 1:
             raise PairError(f"the {split} split is asked for {wanted} pairs; set data.{split}_pairs to 1 or more")
         kept: list[Pair] = []
+        chosen: list[Pair] = []
         for _ in range(ROUNDS):
             pairs = [self.task.sample(random, split) for _ in range(wanted)]
             kept += [pair for pair, right in zip(pairs, self._right(pairs, split), strict=True) if right]
-            if len(kept) >= wanted:
+            chosen = (balance(self.task, kept) if balanced else kept)[:wanted]
+            even = not balanced or is_balanced(self.task, chosen)
+            if len(kept) >= (wanted if even else ENOUGH * wanted):
                 break
-        if not kept:
+        if not chosen:
             raise PairError(
                 f"no {split} pair is left: on none of {ROUNDS * wanted} is the base model right for base and source "
                 f"(accuracy {self.model_accuracy[split]:.2f}); try another model, or data.keep=all"
             )
-        batch = collate(self.task, kept[:wanted])
+        batch = collate(self.task, chosen)
         if not bool(batch.changes.any()):
             raise PairError(
                 f"in none of the {len(batch)} {split} pairs does the label change, so nothing could be learned; "

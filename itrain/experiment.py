@@ -7,7 +7,8 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from itrain.models import BaseModel
+from itrain.models import BaseModel, with_random_weights
 from itrain.networks.replay import Network
 from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import print_generations, show_generations
@@ -54,6 +55,14 @@ class Opened:
     network: Network
     task: Task
     data: SplitDataModule
+    open_network: Callable[[BaseModel], Network]
+    """How the network of the base model is made."""
+
+    @cached_property
+    def random_twin(self) -> Opened:
+        """The same with a randomly initialised model; the data are still those that the base model answers right."""
+        base_model = with_random_weights(self.base_model, seed=self.data.seed)
+        return replace(self, base_model=base_model, network=self.open_network(base_model))
 
     def module(
         self, training: Callable[..., Training], sites: Sequence[Site], *, intervention: Any = None, join: bool = False
@@ -138,11 +147,12 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False) -> Ope
     base_model = instantiate(cfg.model)
     if not isinstance(base_model, BaseModel):
         base_model = BaseModel(model=base_model)
-    network = _network(cfg, base_model, folder, trainable=trainable)
+    open_network = partial(_network, cfg, folder=folder, trainable=trainable)
+    network = open_network(base_model)
     task = instantiate(cfg.task, _convert_="all")
     task.bind(base_model.tokenizer)
     data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)
-    return Opened(base_model=base_model, network=network, task=task, data=data)
+    return Opened(base_model=base_model, network=network, task=task, data=data, open_network=open_network)
 
 
 def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -75,6 +76,44 @@ def load_pretrained(*, name: str, revision: str | None = None, dtype: Dtype = "a
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model '{name}': there is no such folder")
     return _load(name, name=name, revision=revision, dtype=dtype)
+
+
+def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
+    """The same architecture and tokenizer with fresh weights, drawn by the model's own initialisation.
+
+    What is found on it is not due to what the model has learned. Zhang and Bowman 2018, "Language Modeling Teaches You
+    More Syntax than Translation Does", section 3.
+
+    Raises:
+        ModelError: a part does not say how it is initialised, or the weights are not as the architecture has them.
+    """
+    model = unwrap(base_model.model)
+    remedy = "set sweep.random_model=false to go without"
+    with torch.random.fork_rng(devices=[]):
+        # The CPU's alone: an accelerator's draws go on where they were.
+        torch.default_generator.manual_seed(seed)
+        # Transformers' models are initialised as they are made, from a configuration that they might change.
+        made = getattr(type(model), "config_class", None) is not None
+        fresh = type(model)(deepcopy(model.config)) if made else deepcopy(model).cpu()
+        for name, part in () if made else fresh.named_modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif list(part.parameters(recurse=False)):
+                raise ModelError(
+                    f"model '{base_model.name}': {type(part).__name__} at '{name}' has weights and no "
+                    f"reset_parameters() that draws them anew; give it one, or {remedy}"
+                )
+    new, old = list(fresh.parameters()), list(model.parameters())
+    if [p.shape for p in new] != [p.shape for p in old] or not all(p.is_floating_point() for p in old):
+        raise ModelError(
+            f"model '{base_model.name}': its weights are not those of its architecture (adapters or quantisation?), so "
+            f"that there is no randomly initialised one like it; {remedy}"
+        )
+    for drawn, given in zip(new, old, strict=True):
+        drawn.data = drawn.data.to(given.dtype)
+    fresh.to(old[0].device).train(model.training)
+    return BaseModel(model=fresh, tokenizer=base_model.tokenizer, name=f"{base_model.name}, randomly initialised")
 
 
 def fingerprint(model: nn.Module) -> str:

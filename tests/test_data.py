@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import itrain.tasks
-from itrain.data import CounterfactualDataModule, PairError, collate
+from itrain.data import CounterfactualDataModule, PairError, balance, collate
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.splits import BatchSampler
@@ -229,6 +229,46 @@ def test_pairs_without_a_changing_label_are_an_error(embedded) -> None:
 def test_zero_pairs_are_an_error() -> None:
     with pytest.raises(PairError, match=r"the train split is asked for 0 pairs; set data.train_pairs"):
         planted(train_pairs=0).setup("fit")
+
+
+@each_task
+def test_half_of_balanced_pairs_change_the_label(cls: type[Task], embedded) -> None:
+    task, random = bound(cls, embedded), Random(1)
+    pairs = [task.sample(random, "train") for _ in range(400)]
+    chosen = balance(task, pairs)
+    assert len(chosen) == 400 and all(any(pair is each for each in pairs) for pair in chosen)
+    assert int(collate(task, chosen[:100]).changes.sum()) == 50
+
+
+def test_evaluation_pairs_are_balanced_and_training_pairs_are_as_sampled(embedded) -> None:
+    task, network = bound(Gender, embedded), HookedNetwork(embedded.model)
+    splits = [CounterfactualDataModule(task=task, network=network, balanced=each) for each in (True, False)]
+    for data in splits:
+        data.setup("fit")
+    even, sampled = ({split: data.datasets[split].examples for split in SPLITS} for data in splits)
+    for split in ("validation", "test"):
+        for half in (even[split].changes, ~even[split].changes):
+            share = len(even[split]) // 4
+            assert even[split].variables["gender"][half].bincount().tolist() == [share, share]
+    assert int(sampled["test"].changes.sum()) != 128
+    for split, same in (("train", True), ("test", False)):
+        labels = [batches[split].counterfactual_label for batches in (even, sampled)]
+        assert torch.equal(*labels) == same
+
+
+def test_pairs_are_balanced_as_far_as_the_task_gives_them(embedded) -> None:
+    """Rare pairs are sampled for; what a task never gives is done without."""
+    data = planted(test_pairs=61)
+    data.setup("fit")
+    test = data.datasets["test"].examples
+    assert len(test) == 61 and int(test.changes.sum()) in (30, 31), "a quarter as sampled"
+    assert test.counterfactual_label[test.changes].bincount().diff().abs() <= 1
+    task = Gender(changing=1.0)
+    task.bind(embedded.tokenizer)
+    data = CounterfactualDataModule(task=task, network=HookedNetwork(embedded.model))
+    data.setup("fit")
+    test = data.datasets["test"].examples
+    assert test.changes.all() and test.variables["gender"].bincount().tolist() == [128, 128]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -280,6 +280,22 @@ def test_controls_need_types() -> None:
         fit_and_test(module, data)
 
 
+def test_accuracies_are_told_with_their_examples_and_of_other_examples_too() -> None:
+    module, data = probing(own=3.0, l2=[0.01, 0.001])
+    results = fit_and_test(module, data)
+    (control,) = data.control_dataloader()
+    assert results["test/examples"] == results[f"test/examples/{KIND}"] == len(data.datasets["test"])
+    assert results["test/control_examples"] == len(control)
+    train, test = data.datasets["train"].examples, data.datasets["test"].examples
+    found = {}
+    for name, examples in (("train", train), ("test", test)):
+        scores = module.chosen[KIND](module.network.read(examples.base, [JOIN])[JOIN])
+        found[name] = float((scores.argmax(-1) == examples.variables["kind"]).float().mean())
+    assert module.accuracies(data.train_dataloader()) == {KIND: pytest.approx(found["train"])}
+    assert results["test/probe_accuracy"] == pytest.approx(found["test"])
+    assert found["test"] < found["train"]
+
+
 # --- strengths
 
 

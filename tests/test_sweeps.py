@@ -9,17 +9,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pandas
 import pytest
+import torch
+from omegaconf import OmegaConf
 
+from itrain.causal_model import Setting
 from itrain.cli import main
+from itrain.data import CounterfactualBatch, CounterfactualDataModule
+from itrain.experiment import Opened, open_model
 from itrain.inputs import ModelInputs
+from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
-from itrain.sweeps.grid import Grid, tokens_of
-from itrain.sweeps.results import flagged, read_results
+from itrain.models import BaseModel
+from itrain.networks.hooks import HookedNetwork
+from itrain.sites import Site
+from itrain.sweeps.grid import Fit, Grid, tokens_of
+from itrain.sweeps.jobs import CohortJob
+from itrain.sweeps.results import SHOWN_UNTRAINED, flagged, read_results
+from itrain.tasks.base import Pair, Split
+from tests.planted import Bits, Planted
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -137,8 +151,6 @@ def test_a_wrong_grid_is_refused(word: str, message: str, capsys: pytest.Capture
 
 
 def test_positions_are_the_tokens_that_the_task_names() -> None:
-    import torch
-
     inputs = ModelInputs(
         arguments={"input_ids": torch.zeros(2, 6, dtype=torch.long)},
         tokens=torch.tensor([[0, 6], [1, 6]]),
@@ -153,14 +165,88 @@ def test_positions_are_the_tokens_that_the_task_names() -> None:
 
 @pytest.mark.parametrize(("layers", "expected"), [("all", [0, 1, 2, 3, 4, 5]), ("every(2)", [1, 3, 5]), ([3], [3])])
 def test_layers(layers: Any, expected: list[int], finished: Path) -> None:
-    from omegaconf import OmegaConf
-
-    from itrain.experiment import open_model
-
     opened = open_model(OmegaConf.load(finished / "config.yaml"), finished)  # type: ignore[arg-type]
     opened.data.setup("fit")
     grid = Grid(methods={"das": DAS}, layers=layers, positions=["name"])
     assert [site.layer for site in grid.sites(opened)] == expected
+
+
+def test_the_controls_of_a_fit_stand_in_its_row(finished: Path) -> None:
+    frame = read_results(finished)
+    trained = frame[frame.method == "das"]
+    columns = ["gap", "random_model/iia_changing_pairwise", "random_model/iia_changing_argmax", "random_model/gap"]
+    assert trained[columns].notna().all(axis=None)
+    assert not [column for column in frame if column.startswith("random_model/pairs")]
+    untrained = frame[frame.method.isin(["random_subspace", "full_vector"])]
+    assert untrained.gap.notna().all() and untrained[columns[1:]].isna().all(axis=None)
+    probes = frame[frame.method == "probing"]
+    assert probes[["gap", "random_model/probe_accuracy", "random_model/selectivity"]].notna().all(axis=None)
+    assert (probes.examples == 64).all() and (probes.majority_accuracy == 0.5).all()
+    assert (frame.pairs_changing.dropna() == 32).all()
+
+
+def test_a_fit_that_passes_on_the_model_fails_on_a_random_one() -> None:
+    enough = ["trainer.max_epochs=6", "data.train_pairs=256", "data.test_pairs=128"]
+    where = ["sweep.methods=[das,probing]", "sweep.layers=[2]", "sweep.positions=[name]"]
+    assert main(["sweep", "recipe=das_gender", *SMALL, *enough, *where]) == 0
+    frame = read_results(only_run(Path("outputs"))).set_index("method")
+    assert frame.at["das", "iia_changing_pairwise"] > 0.95
+    assert frame.at["das", "random_model/iia_changing_pairwise"] < SHOWN_UNTRAINED
+    assert frame.at["probing", "probe_accuracy"] > 0.95
+    assert frame.at["probing", "random_model/probe_accuracy"] < 0.8
+    assert (frame.flag == "").all()
+
+
+def test_the_random_model_can_be_spared_and_changes_no_other_figure(finished: Path) -> None:
+    few = ["sweep.methods=[das,probing]", "sweep.layers=[2]", "sweep.random_model=false"]
+    assert main(["sweep", "recipe=das_vs_probe_gender", *SMALL, *GRID, *few]) == 0
+    spared, whole = read_results(only_run(Path("outputs"))), read_results(finished)
+    assert not [column for column in spared if column.startswith("random_model")]
+    place = ["method", "layer", "position", "rank"]
+    both = spared.merge(whole, on=place, suffixes=("", "_whole"))
+    assert len(both) == len(spared) == 6
+    for figure in ("iia_changing_pairwise", "gap", "probe_accuracy"):
+        difference = (both[figure] - both[f"{figure}_whole"]).abs().dropna()
+        assert len(difference) and difference.max() <= 1 / 32, figure
+
+
+def test_the_gap_is_the_training_pairs_figure_minus_the_test_s(tmp_path: Path) -> None:
+    """Whole vectors at the first layer answer as the source, whose bits are rendered as their opposites in the test."""
+
+    class Shifted(Bits):
+        def sample(self, random: Random, split: Split) -> Pair:
+            pair = super().sample(random, split)
+            sources = {name: {**source, "shifted": split == "test"} for name, source in pair.sources.items()}
+            return Pair(base=pair.base, sources=sources)
+
+        def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
+            shifted = torch.tensor([[float(setting.get("shifted", False))] for setting in settings])
+            return ModelInputs(arguments={"bits": (super().inputs(settings).arguments["bits"] - shifted).abs()})
+
+    task, network = Shifted(), HookedNetwork(Planted())
+    data = CounterfactualDataModule(task=task, network=network, keep="all")
+    data.setup("fit")
+    opened = Opened(
+        base_model=BaseModel(model=network.model),
+        network=network,
+        task=task,
+        data=data,
+        open_network=lambda base_model: HookedNetwork(base_model.model),
+    )
+    site = Site.parse("module:embed.output")
+    fit = Fit(group="intervention", method="full_vector", site=site, sites=[site], rank=None, seed=0)
+    search = {"_target_": "itrain.training.alignment.AlignmentSearch", "_partial_": True}
+    quiet = {"_target_": "lightning.Trainer", "_partial_": True, "accelerator": "cpu", "use_distributed_sampler": False}
+    cfg = OmegaConf.create({"training": search, "trainer": quiet})
+    (row,) = CohortJob(name="one", fits=[fit]).run(cfg, opened, Grid(methods={"full_vector": FullVector}))
+
+    def share(pairs: CounterfactualBatch) -> float:
+        answers = pairs.sources["left"].arguments["bits"].prod(1).long()
+        return float((answers == pairs.counterfactual_label)[pairs.changes].float().mean())
+
+    train, test = (data.datasets[split].examples for split in ("train", "test"))
+    assert row["iia_changing_pairwise"] == pytest.approx(share(test))
+    assert row["gap"] == pytest.approx(share(train) - share(test)) and row["gap"] > 0.2
 
 
 def test_controls_mark_what_they_speak_against() -> None:
@@ -180,3 +266,28 @@ def test_controls_mark_what_they_speak_against() -> None:
     flags = frame[frame.method == "das"].set_index("position").flag.to_dict()
     assert flags == {"a": "", "b": "above the whole vector", "c": "control passes"}
     assert set(frame[frame.method != "das"].flag) == {""}
+
+
+def test_a_random_model_marks_what_needs_no_learned_model() -> None:
+    place = {"layer": 1, "component": "block_output", "seed": 0}
+
+    def search(position: str, iia: float, twin: float) -> dict[str, Any]:
+        figures = {"iia_changing_pairwise": iia, "random_model/iia_changing_pairwise": twin}
+        return {"method": "das", **place, "position": position, "rank": 1, **figures}
+
+    def probe(position: str, accuracy: float, twin: float) -> dict[str, Any]:
+        figures = {"probe_accuracy": accuracy, "random_model/probe_accuracy": twin}
+        return {
+            "method": "probing", **place, "position": position, **figures, "majority_accuracy": 0.5, "examples": 256.0
+        }  # fmt: skip
+
+    searches = [search("a", 0.95, 0.5), search("b", 0.95, 0.8)]
+    # Of 256 examples, 0.9 may be 0.86 to 0.93, and 0.52 is no better than the most frequent class.
+    probes = [probe("a", 0.9, 0.7), probe("b", 0.9, 0.88), probe("c", 0.52, 0.52)]
+    passes = "random model passes"
+    for rows, flags in (
+        (searches, ["", passes]),
+        (probes, ["", passes, ""]),
+        (searches + probes, ["", passes] * 2 + [""]),
+    ):
+        assert flagged(pandas.DataFrame(rows)).flag.tolist() == flags

@@ -32,6 +32,7 @@ class Grid:
         ranks: of the methods that have one.
         seeds: each with data, model and start of its own.
         patience: epochs without a lower validation loss after which a fit stops; None: all go to the end.
+        random_model: whether what is trained is fitted once more on a randomly initialised model, as a control.
         words: what was typed, for the commands that repeat single fits.
 
     Raises:
@@ -46,6 +47,7 @@ class Grid:
     ranks: Sequence[int] = (1,)
     seeds: Sequence[int] = (0,)
     patience: int | None = None
+    random_model: bool = True
     words: Sequence[str] = ()
 
     def __post_init__(self) -> None:

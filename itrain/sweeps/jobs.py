@@ -5,23 +5,36 @@ from __future__ import annotations
 import inspect
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import lightning
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch.utils.data import DataLoader
 
 from itrain.architectures import blocks
 from itrain.experiment import Opened
+from itrain.reports.pictures import RANDOM_MODEL
+from itrain.splits import SplitDataModule
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import Annealing, Curves
 from itrain.training.cohort import Cohort
 from itrain.training.interchange import count_features
+from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
+
+HEADLINE = "iia_changing_pairwise"
+"""The figure of interventions whose gap between training and test is told."""
+OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples")
+"""Figures that tell of the examples alone, whatever the model."""
+
+Figures = dict[str, Any]
+"""Of one fit, as its row has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +47,15 @@ class CohortJob:
     def run(self, cfg: DictConfig, opened: Opened, grid: Grid) -> list[dict[str, Any]]:
         start = time.perf_counter()
         members = {fit.name: _member(cfg, opened, grid, fit) for fit in self.fits}
-        for member in members.values():
-            member.fit_activations(opened.data.train_dataloader())
-        first = next(iter(members.values()))
-        references = first.references() if isinstance(first, CausalTracing) else {}
-        cohort = Cohort(
-            members={**members, **references}, optimizer=first.optimizer, warmup=first.warmup, patience=grid.patience
-        )
-        cohort.expect(opened.data.edited(), opened.data.read())
-        curves, learning = Curves(), list(cohort.learning)
-        trainer = make_trainer(cfg, curves)
-        if learning:
-            trainer.fit(cohort, datamodule=opened.data)
-        (figures,) = trainer.test(cohort, datamodule=opened.data, verbose=False)
+        from_model = [fit for fit in self.fits if _is_found(members[fit.name])]
+        # Made before anything is trained: not every model can be initialised anew.
+        twin = opened.random_twin if grid.random_model and from_model else None
+        found = _fitted(cfg, opened, grid, members)
+        if twin is not None:
+            again = {fit.name: _member(cfg, twin, grid, fit) for fit in from_model}
+            _set_beside(found, _fitted(cfg, twin, grid, again))
         seconds = (time.perf_counter() - start) / len(members)
-        beside = {key.replace("/test/", "/"): figures[key] for key in figures if key.split("/")[0] in references}
-        rows = []
-        for fit in self.fits:
-            place = f"{fit.name}/test/"
-            mine = {key.removeprefix(place): value for key, value in figures.items() if key.startswith(place)}
-            curve = {"curve": curves.of(fit.name)} if fit.name in learning else {}
-            rows.append({**_described(fit, grid), **mine, **beside, "seconds": seconds, **curve})
-        return rows
+        return [{**_described(fit, grid), **found[fit.name], "seconds": seconds} for fit in self.fits]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,15 @@ class ProbeJob:
 
     def run(self, cfg: DictConfig, opened: Opened, grid: Grid) -> list[dict[str, Any]]:
         start = time.perf_counter()
+        twin = opened.random_twin if grid.random_model else None
+        found = self._fitted(cfg, opened, grid)
+        if twin is not None:
+            _set_beside(found, self._fitted(cfg, twin, grid))
+        seconds = (time.perf_counter() - start) / len(self.fits)
+        return [{**_described(fit, grid), **found[fit.name], "seconds": seconds} for fit in self.fits]
+
+    def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid) -> dict[str, Figures]:
+        """The figures of each probe; of several variables, the mean."""
         lightning.seed_everything(self.fits[0].seed, verbose=False)
         training: Any = grid.methods[self.fits[0].method]
         probes = opened.module(training, [fit.site for fit in self.fits])
@@ -74,17 +83,18 @@ class ProbeJob:
         trainer = make_trainer(cfg)
         trainer.fit(probes, datamodule=opened.data)
         (figures,) = trainer.test(probes, datamodule=opened.data, verbose=False)
-        seconds = (time.perf_counter() - start) / len(self.fits)
-        rows = []
+        assert isinstance(probes, ProbeTraining)
+        trained = probes.accuracies(_training_pairs(opened.data))
+        found = {}
         for fit in self.fits:
-            # Of several variables, the mean.
             mine: dict[str, list[float]] = {}
             for key, value in figures.items():
                 if key.endswith(f" {fit.site}"):
                     mine.setdefault(key.split("/")[1], []).append(value)
-            means = {figure: sum(values) / len(values) for figure, values in mine.items()}
-            rows.append({**_described(fit, grid), **means, "seconds": seconds})
-        return rows
+            means = {figure: fmean(values) for figure, values in mine.items()}
+            on_training = fmean(value for name, value in trained.items() if name.endswith(f" {fit.site}"))
+            found[fit.name] = {**means, "gap": on_training - means["probe_accuracy"]}
+        return found
 
 
 def jobs_of(grid: Grid, seed: int, opened: Opened) -> Iterator[CohortJob | ProbeJob]:
@@ -126,6 +136,58 @@ def _member(cfg: DictConfig, opened: Opened, grid: Grid, fit: Fit) -> AlignmentS
         raise ValueError(f"training: a sweep is of AlignmentSearch or CausalTracing, not of {training.func.__name__}")
     sizes = count_features(opened.network, fit.sites, opened.data.example())
     return training(network=opened.network, sites=fit.sites, intervention=intervention, hidden_sizes=sizes)
+
+
+def _fitted(
+    cfg: DictConfig, opened: Opened, grid: Grid, members: Mapping[str, AlignmentSearch | CausalTracing]
+) -> dict[str, Figures]:
+    """The figures of each member of a cohort, and the curve of those that learn."""
+    for member in members.values():
+        member.fit_activations(opened.data.train_dataloader())
+    first = next(iter(members.values()))
+    references = first.references() if isinstance(first, CausalTracing) else {}
+    cohort = Cohort(
+        members={**members, **references}, optimizer=first.optimizer, warmup=first.warmup, patience=grid.patience
+    )
+    cohort.expect(opened.data.edited(), opened.data.read())
+    curves, learning = Curves(), list(cohort.learning)
+    trainer = make_trainer(cfg, curves)
+    if learning:
+        trainer.fit(cohort, datamodule=opened.data)
+    (tested,) = trainer.test(cohort, datamodule=opened.data, verbose=False)
+    trained: Mapping[str, float] = {}
+    if not references:
+        (trained,) = trainer.test(cohort, dataloaders=_training_pairs(opened.data), verbose=False)
+    beside = {key.replace("/test/", "/"): tested[key] for key in tested if key.split("/")[0] in references}
+    found = {}
+    for name in members:
+        place = f"{name}/test/"
+        figures: Figures = {key.removeprefix(place): value for key, value in tested.items() if key.startswith(place)}
+        if trained:
+            figures["gap"] = trained[place + HEADLINE] - figures[HEADLINE]
+        found[name] = {**figures, **beside, **({"curve": curves.of(name)} if name in learning else {})}
+    return found
+
+
+def _training_pairs(data: SplitDataModule) -> DataLoader[Any]:
+    """The training pairs once over, as the test takes its own."""
+    return data.loader(data.datasets["train"], data.eval_batch_size)
+
+
+def _set_beside(found: dict[str, Figures], again: Mapping[str, Figures]) -> None:
+    """Give each row what the same fit on the randomly initialised model came to; the examples are the same ones."""
+    for name, figures in again.items():
+        found[name] |= {
+            f"{RANDOM_MODEL}{figure}": value
+            for figure, value in figures.items()
+            if isinstance(value, float) and not figure.endswith(OF_EXAMPLES)
+        }
+
+
+def _is_found(member: AlignmentSearch | CausalTracing) -> bool:
+    """Whether what it does is found on the model, by training or in closed form."""
+    parts = member.trained.values() if isinstance(member, AlignmentSearch) else ()
+    return any(part.fits_activations or list(part.parameters()) for part in parts)
 
 
 def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.Trainer:

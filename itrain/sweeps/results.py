@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itrain.reports.html import RESULTS
-from itrain.reports.pictures import CEILING, CONTROL
+from itrain.reports.intervals import over_pairs
+from itrain.reports.pictures import CEILING, CONTROL, RANDOM_MODEL
 
 if TYPE_CHECKING:
     import pandas
@@ -17,7 +18,10 @@ JOBS = "jobs"
 """The folder of a sweep in which each finished job leaves its rows, so that none is run twice."""
 CURVES = "curves.parquet"
 SHOWN = 0.5
-"""The share of label-changing pairs from which a control is said to pass."""
+"""The share of label-changing pairs from which a control is said to pass, half of the way from 0 to all of them."""
+SHOWN_UNTRAINED = 0.75
+"""The same for a randomly initialised model, which need not be right on the bases: half of the way from the 0.5 that it
+has by answering all pairs alike."""
 ABOVE = 0.3
 """How far above the whole vector a subspace is marked: it may use what the model does not (Makelov et al. 2023)."""
 
@@ -65,25 +69,31 @@ def collect(folder: Path) -> pandas.DataFrame:
 
 
 def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The table with a column ``flag`` that says where a control speaks against a result.
+    """The table with a column ``flag`` that says where a control speaks against a result, the first of these that does.
 
     ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
-    pairs or more. ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
+    pairs or more. ``random model passes``: the same fit on a randomly initialised model does so on three quarters of
+    them; or, of a probe that is better than the most frequent class, it comes into or above the 95% interval of the
+    probe's accuracy. ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
     """
-    figure = "iia_changing_pairwise"
-    if figure not in frame:
-        return frame.assign(flag="")
+    iia, accuracy = "iia_changing_pairwise", "probe_accuracy"
+    needed = [iia, accuracy, RANDOM_MODEL + iia, RANDOM_MODEL + accuracy, "majority_accuracy", "examples", "rank"]
+    table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = ["layer", "component", "position", "seed"]
-    frame = frame.copy()
-    control = frame[frame.method == CONTROL].groupby([*place, "rank"], dropna=False)[figure].first()
-    ceiling = frame[frame.method == CEILING].groupby(place)[figure].first()
+    control = table[table.method == CONTROL].groupby([*place, "rank"], dropna=False)[iia].first()
+    ceiling = table[table.method == CEILING].groupby(place)[iia].first()
 
     def flag(row: Any) -> str:
-        if row.method in (CONTROL, CEILING) or row[figure] != row[figure]:
+        if row.method in (CONTROL, CEILING):
             return ""
         here = tuple(row[key] for key in place)
-        if control.get((*here, row["rank"]), 0.0) >= SHOWN:
+        if row[accuracy] == row[accuracy]:
+            low, _ = over_pairs(row[accuracy], row.examples)
+            return "random model passes" if row[RANDOM_MODEL + accuracy] >= low > row.majority_accuracy else ""
+        if row[iia] == row[iia] and control.get((*here, row["rank"]), 0.0) >= SHOWN:
             return "control passes"
-        return "above the whole vector" if row[figure] > ceiling.get(here, 1.0) + ABOVE else ""
+        if row[RANDOM_MODEL + iia] >= SHOWN_UNTRAINED:
+            return "random model passes"
+        return "above the whole vector" if row[iia] > ceiling.get(here, 1.0) + ABOVE else ""
 
-    return frame.assign(flag=frame.apply(flag, axis=1))
+    return frame.assign(flag=table.apply(flag, axis=1))

@@ -51,6 +51,11 @@ class Training(lightning.LightningModule, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as an optimizer takes it."""
 
+    @property
+    def edited(self) -> tuple[Site, ...]:
+        """The sites that are edited in a run of the model."""
+        return self.sites
+
     def fit_activations(self, batches: Iterable[Any]) -> None:
         """Learn closed-form statistics from the training data, before the first step."""
 
@@ -61,7 +66,7 @@ class Training(lightning.LightningModule, ABC):
         """Tell the network what it will be asked; the line that says how the model will be run."""
         if not isinstance(self.network, ReplayNetwork):
             return "plain hooks"
-        return self.network.expect([self.sites], bases, sources)
+        return self.network.expect([self.edited], bases, sources)
 
     def configure_optimizers(self) -> dict[str, Any]:
         if self.optimizer is None:

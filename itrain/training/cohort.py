@@ -73,16 +73,11 @@ class Cohort(lightning.LightningModule):
         weights = (p.numel() for p in self.network.model.parameters() if p.ndim > 1)
         self._flops = 4 * sum(weights)
 
-    @property
-    def sites(self) -> list[Site]:
-        """Where the members act."""
-        return list(dict.fromkeys(site for member in self.members.values() for site in member.sites))
-
     def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
         """Tell the network what it will be asked; the line that says how the model will be run."""
         if not isinstance(self.network, ReplayNetwork):
             return "plain hooks"
-        return self.network.expect([member.sites for member in self.members.values()], bases, sources)
+        return self.network.expect([member.edited for member in self.members.values()], bases, sources)
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self._search(self.learning[0]).trained_on(batch)
@@ -159,6 +154,10 @@ class Cohort(lightning.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._report()
+        for name, member in self.members.items():
+            hard = [(each.hardened(), each) for each in member.trained.values()]
+            if any(found is not trained for found, trained in hard):
+                self.log(f"{name}/test/rank_found", sum(found.rank for found, _ in hard) / len(hard))
 
     def anneal(self, progress: float) -> None:
         for name in self.learning:

@@ -72,7 +72,7 @@ class Candidates(nn.Module):
 
 
 class ProbeAccuracy(Metric):
-    """The accuracy of each of several candidates, and of always giving the most frequent class of the same examples.
+    """The accuracy of each of several candidates, that of always giving the most frequent class, and the examples.
 
     The states are integers and sum over processes, so the result does not depend on how the examples were divided.
     """
@@ -92,8 +92,9 @@ class ProbeAccuracy(Metric):
         self.right += (scores.argmax(-1) == values[:, None]).sum(-1)
         self.classes += values[0].bincount(minlength=len(self.classes))
 
-    def compute(self) -> tuple[Float[Tensor, "tasks strengths"], Float[Tensor, ""]]:
-        return self.right / self.classes.sum(), self.classes.max() / self.classes.sum()
+    def compute(self) -> tuple[Float[Tensor, "tasks strengths"], Float[Tensor, ""], Int[Tensor, ""]]:
+        examples = self.classes.sum()
+        return self.right / examples, self.classes.max() / examples, examples
 
 
 class Prediction(NamedTuple):
@@ -236,27 +237,39 @@ class ProbeTraining(Training):
         """Choose each probe's strength."""
         best = []
         for name, metric in self.metrics.pop("validation").items():
-            accuracy, _ = metric.compute()
+            accuracy, *_ = metric.compute()
             self._candidates(name).choose(accuracy[0])
             best.append(accuracy[0].max())
         self.log("validation/probe_accuracy", torch.stack(best).mean(), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Report the chosen probes beside the most frequent class and their controls."""
-        controls = self._control_accuracies() if self.control else {}
+        controls = self._control_metrics() if self.control else {}
         results: dict[str, dict[str, float]] = {}
         for name, metric in self.metrics.pop("test").items():
-            (accuracy, majority), choice = metric.compute(), self._candidates(name).choice
-            found = {"probe_accuracy": accuracy[0, choice], "majority_accuracy": majority}
+            (accuracy, majority, examples), choice = metric.compute(), self._candidates(name).choice
+            found = {"probe_accuracy": accuracy[0, choice], "majority_accuracy": majority, "examples": examples}
             if self.control:
-                control = controls[name][choice]
-                found |= {"control_accuracy": control, "selectivity": accuracy[0, choice] - control}
+                (_, control), _, control_examples = controls[name].compute()
+                found |= {
+                    "control_accuracy": control[choice],
+                    "control_examples": control_examples,
+                    "selectivity": accuracy[0, choice] - control[choice],
+                }
             results[name] = {figure: float(value) for figure, value in found.items()}
             self.log(f"test/l2/{name}", self.l2[choice], sync_dist=True)
         for figure in next(iter(results.values())):
             values = {name: found[figure] for name, found in results.items()}
             self.log_dict({f"test/{figure}/{name}": value for name, value in values.items()}, sync_dist=True)
             self.log(f"test/{figure}", sum(values.values()) / len(values), sync_dist=True)
+
+    @torch.no_grad()
+    def accuracies(self, batches: Iterable[CounterfactualBatch]) -> dict[str, float]:
+        """Of the probe that is chosen for each variable at each site, on other batches than those of the test."""
+        for batch in batches:
+            self._score("others", batch.to(self.device))
+        found = {name: metric.compute()[0][0] for name, metric in self.metrics.pop("others").items()}
+        return {name: float(accuracy[self._candidates(name).choice]) for name, accuracy in found.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.candidates.parameters())}]
@@ -281,7 +294,7 @@ class ProbeTraining(Training):
                 metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(self.device)
             metrics[name].update(scores, values)
 
-    def _control_accuracies(self) -> dict[str, Float[Tensor, " strengths"]]:
+    def _control_metrics(self) -> dict[str, ProbeAccuracy]:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, CounterfactualDataModule):
             raise ValueError(
@@ -290,7 +303,7 @@ class ProbeTraining(Training):
             )
         for batch in data.control_dataloader():
             self._score("control", batch.to(self.device))
-        return {name: metric.compute()[0][1] for name, metric in self.metrics.pop("control").items()}
+        return self.metrics.pop("control")
 
     @property
     def _pairs(self) -> list[tuple[Site, str]]:

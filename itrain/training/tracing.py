@@ -17,7 +17,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, is_right
 from itrain.networks.hooks import Edit
-from itrain.networks.replay import Network, ReplayNetwork
+from itrain.networks.replay import Network
 from itrain.sites import Site
 from itrain.training.interchange import Activations, Interchange
 from itrain.training.interventions import Interventions
@@ -103,10 +103,12 @@ class CausalTracing(Interchange):
                 found.append(self._rows(activation, base, self.corrupted)[0])
         self.noise.deviation.copy_(torch.cat(found).std())
 
+    @property
+    def edited(self) -> tuple[Site, ...]:
+        return (self.corrupted, *self.sites)
+
     def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
-        if not isinstance(self.network, ReplayNetwork):
-            return "plain hooks"
-        return self.network.expect([(self.corrupted, *self.sites)], bases, bases)
+        return super().expect(bases, bases)
 
     def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
         """What lies at the sites in the clean run."""
