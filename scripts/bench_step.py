@@ -53,6 +53,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from itrain.interventions.das import DAS, FullRotationDAS
+from itrain.interventions.orthogonal import retract_after_steps
 
 BATCHES = 2
 """Batches of different pairs that steps are made on."""
@@ -371,6 +372,8 @@ def _stepper(rotated: Rotated, rate: float = LEARNING_RATE, steps: int | None = 
     """Steps of Adam over new rows each time; the rate falls to 0 if the number of steps is given, as in a fit."""
     module, interchange, _, (base, source, target) = rotated
     optimizer = torch.optim.Adam([each for each in module.parameters() if each.requires_grad], lr=rate)
+    # As itrain's training does; pyvene's parameters are of another kind, and are left alone.
+    retract_after_steps(optimizer, module)
     fall = None if steps is None else torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     # The last batch is held out.
     starts = itertools.cycle(range(0, len(base) - ROWS, ROWS))

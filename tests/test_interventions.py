@@ -18,6 +18,7 @@ import itrain.interventions
 from itrain.interventions.base import Intervention
 from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.interventions.featurizers import Rotation, Subspace, interchange
+from itrain.interventions.orthogonal import retract_after_steps
 
 HIDDEN = 12
 
@@ -185,6 +186,46 @@ def test_strong_weight_decay_leaves_the_rotation_where_it_is() -> None:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
     torch.testing.assert_close(intervention.subspace.rows, start, atol=1e-5, rtol=0)
+
+
+def test_steps_that_end_with_a_retraction_keep_their_size_and_learn_a_large_subspace_in_few() -> None:
+    """Without it the free parameter grows with every step, so that the same step turns the rows less and less."""
+    size, rank, steps = 768, 16, 200
+    base, source = torch.randn(2, steps + 1, 32, size)
+    planted = torch.linalg.qr(torch.randn(size, rank)).Q
+    target = base + (source - base) @ planted @ planted.T
+    losses = []
+    for retracted in (False, True):
+        torch.manual_seed(1)
+        intervention = DAS(size, rank=rank)
+        optimizer = torch.optim.Adam(intervention.parameters(), lr=2e-2)
+        if retracted:
+            retract_after_steps(optimizer, intervention)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+        for step in range(steps):
+            optimizer.zero_grad()
+            (intervention(base[step], source[step]) - target[step]).square().mean().backward()
+            optimizer.step()
+            schedule.step()
+        losses.append((intervention(base[-1], source[-1]) - target[-1]).square().mean().item())
+    free = intervention.subspace.parametrizations["rows"].original
+    torch.testing.assert_close(free, intervention.subspace.rows, atol=1e-6, rtol=0)
+    assert losses[1] < losses[0] / 5
+
+
+def test_rows_that_took_no_step_are_left_to_the_last_bit() -> None:
+    moved, still = DAS(HIDDEN, rank=3), DAS(HIDDEN, rank=3)
+    both = torch.nn.ModuleList([moved, still])
+    optimizer = torch.optim.Adam(both.parameters(), lr=1e-2)
+    retract_after_steps(optimizer, both)
+    free = still.subspace.parametrizations["rows"].original
+    with torch.no_grad():
+        free.mul_(3)
+    before = free.detach().clone()
+    _train(moved, optimizer)
+    assert torch.equal(free, before)
+    free = moved.subspace.parametrizations["rows"].original
+    torch.testing.assert_close(free.norm(dim=1), torch.ones(3))
 
 
 @pytest.mark.parametrize("rank", [0, HIDDEN + 1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 
 
 class OrthonormalRows(nn.Module):
@@ -13,7 +16,8 @@ class OrthonormalRows(nn.Module):
 
     R R^T = 1 whatever A is, so weight decay, which only rescales A, cannot harm it: torch's own ``orthogonal`` decays
     the +-1 that its Householder form keeps in the parameter and returns R = 0 after one step of AdamW. A = R where A
-    has orthonormal rows already. The decomposition runs in fp32 at least; it has no kernel for less.
+    has orthonormal rows already, as it has between steps under :func:`retract_after_steps`. The decomposition runs in
+    fp32 at least; it has no kernel for less.
     """
 
     def forward(self, parameter: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:
@@ -32,3 +36,23 @@ def orthonormal_(module: nn.Module, name: str, rows: Float[Tensor, "rank hidden"
     start = OrthonormalRows()(rows)
     module.register_parameter(name, nn.Parameter(start))
     parametrize.register_parametrization(module, name, OrthonormalRows())
+
+
+def retract_after_steps(optimizer: Optimizer, module: nn.Module) -> None:
+    """Have each step of the optimizer end with the module's free parameters at the rows they stand for: A := R(A).
+
+    No result changes, but the steps that follow keep their size. What moves R is a step relative to A, and A grows with
+    every step, since its gradient is orthogonal to it: left alone, the learning rate would fade away early. It is the
+    retraction of Absil et al. 2008, "Optimization Algorithms on Matrix Manifolds", section 4.1.
+    """
+    found = [each for each in module.modules() if isinstance(each, parametrize.ParametrizationList)]
+    learned = [each for each in found if isinstance(each[0], OrthonormalRows)]
+
+    @torch.no_grad()
+    def retract(*_: Any) -> None:
+        for each in learned:
+            # What has no gradient took no step, and stays as it is to the last bit.
+            if each.original.grad is not None:
+                each.original.copy_(each[0](each.original))
+
+    optimizer.register_step_post_hook(retract)

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
+from itrain.interventions.orthogonal import retract_after_steps
 from itrain.networks.hooks import Edit
 from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
@@ -167,7 +168,9 @@ class Cohort(lightning.LightningModule):
         if self.optimizer is None:
             raise ValueError("training.optimizer: a cohort that learns needs one")
         groups = [group for member in self.members.values() for group in member.parameter_groups() if group["params"]]
-        return with_linear_schedule(self.optimizer(groups), self.trainer, self.warmup)
+        optimizer = self.optimizer(groups)
+        retract_after_steps(optimizer, self)
+        return with_linear_schedule(optimizer, self.trainer, self.warmup)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["cohort"] = {"learning": list(self.learning), "best": dict(self.best)}
