@@ -65,6 +65,9 @@ class ModelInputs:
     candidates: Int[Tensor, " candidates"] | None = None
     # Never handed on by replace(), whose result may have other spans or another device.
     _indices: dict[tuple[str | None, int], TokenIndices] = field(default_factory=dict, init=False, repr=False)
+    _found: dict[tuple[str | None, int | None], list[tuple[Tensor, Tensor]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def batch_size(self) -> int:
@@ -261,6 +264,13 @@ class ModelInputs:
 
     def _ranges(self, site: Site, length: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Start and stop token of each term of the position, (B,) each, checked against the tokens that exist."""
+        # Inputs with tokens know their own length. A step asks several times.
+        key = site.position, length if self.tokens is None else None
+        if key not in self._found:
+            self._found[key] = self._find_ranges(site, length)
+        return self._found[key]
+
+    def _find_ranges(self, site: Site, length: int | None) -> list[tuple[Tensor, Tensor]]:
         if self.tokens is None:
             assert length is not None, "only inputs with tokens know their own length"
             first, end = torch.zeros(self.batch_size, dtype=torch.long), torch.full((self.batch_size,), length)

@@ -135,3 +135,21 @@ def test_members_of_different_networks_are_refused() -> None:
     members = {name: member(HookedNetwork(load_embedded().model), name) for name in ("name", "verb")}
     with pytest.raises(ValueError, match="share one network"):
         Cohort(members=members, optimizer=ADAM)
+
+
+def test_members_above_which_no_block_runs_are_always_stacked() -> None:
+    """There a token more costs nothing, whatever lies below; lower members count the blocks above them."""
+    network = ReplayNetwork(HookedNetwork(load_embedded().model), strict=True)
+    batch = data(network).collect("train").take(torch.arange(8))
+    costs = []
+    for layer in (5, 2):
+        sites = [Site.parse(f"layer{layer}.block_output@{place}") for place in ("name", "verb")]
+        members = {
+            str(site.position): AlignmentSearch(network=network, sites=[site], intervention=DAS) for site in sites
+        }
+        cohort = Cohort(members=members)
+        costs.append(cohort._flops)
+        cohort._flops *= 1e9
+        parts = cohort._parts(batch, {name: [(site, torch.neg)] for name, site in zip(members, sites, strict=True)})
+        assert len(parts) == (1 if layer == 5 else 2)
+    assert costs[0] == 0 < costs[1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from itrain.inputs import PositionError
-from itrain.networks.hooks import HookedNetwork
+from itrain.networks.hooks import HookedNetwork, modules_of
 from itrain.sites import Site
 from tests.models import HIDDEN, LAYERS, VOCABULARY, hook_count, sites, tiny_inputs, tiny_model
 
@@ -240,3 +240,12 @@ def test_gradients_flow_through_what_is_read():
     expected(**source.arguments).logits.square().sum().backward()
     for weight, other in zip(network.model.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(weight.grad, other.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_all_modules_are_found_once_even_those_that_are_shared_or_refer_to_each_other():
+    model = tiny_model("gpt_neox")
+    model.again = model.get_output_embeddings()
+    found = modules_of(model)
+    assert len(found) == len(set(found)) and set(found) == set(model.modules())
+    model.again = nn.ModuleList([model])
+    assert set(modules_of(model)) == set(model.modules())

