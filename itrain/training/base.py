@@ -10,7 +10,6 @@ import lightning
 from torch import nn
 
 from itrain.inputs import ModelInputs
-from itrain.interventions.orthogonal import retract_after_steps
 from itrain.networks.replay import Network, ReplayNetwork
 from itrain.sites import Site
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
@@ -72,6 +71,4 @@ class Training(lightning.LightningModule, ABC):
     def configure_optimizers(self) -> dict[str, Any]:
         if self.optimizer is None:
             raise ValueError("training needs an optimizer, for example optimizer=partial(torch.optim.Adam, lr=1e-2)")
-        optimizer = self.optimizer(self.parameter_groups())
-        retract_after_steps(optimizer, self)
-        return with_linear_schedule(optimizer, self.trainer, self.warmup)
+        return with_linear_schedule(self.optimizer(self.parameter_groups()), self.trainer, self.warmup)

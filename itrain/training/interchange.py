@@ -15,6 +15,7 @@ from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
+from itrain.interventions.orthogonal import retract_after_steps
 from itrain.metrics import RULES, UNUSED, InterchangeAccuracy
 from itrain.networks.hooks import Edit
 from itrain.networks.replay import Network
@@ -100,6 +101,12 @@ class Interchange(InterventionTraining):
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "join_positions": self.join_positions}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        configured = super().configure_optimizers()
+        # Not in ReFT, whose recipe's rate is ten times as high and counts on steps that fade.
+        retract_after_steps(configured["optimizer"], self)
+        return configured
 
     def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Give interventions that need closed-form statistics the base activations of the training pairs."""
