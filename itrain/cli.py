@@ -39,6 +39,7 @@ examples
   itrain fit recipe=das_gender
   itrain fit recipe=das_gender intervention.rank=4 site.layer=3 trainer.max_epochs=3
   itrain sweep recipe=das_vs_probe_gender sweep.layers=[2,4]
+  itrain sweep recipe=das_vs_probe_gender launcher=joblib launcher.n_jobs=2
   itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
   itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00
   itrain fit recipe=path/to/my_recipe.yaml model=hf model.name=path/to/model
@@ -46,7 +47,8 @@ examples
   itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
 
 After the verb everything is Hydra's syntax: key=value, group=choice, +key=value, ~key. Recipes in ./recipes add to
-those that ship with itrain, and win over them. With --debug (or ITRAIN_DEBUG=1) every error keeps its traceback.
+those that ship with itrain, and win over them. With --quiet nothing is told but results; with --debug (or
+ITRAIN_DEBUG=1) every error keeps its traceback.
 """
 
 VERBS = ("fit", "sweep", "report", "test", "export", "generate", "show", "list")
@@ -60,6 +62,13 @@ _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a run that failed, 2 for a wrong request, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if "--quiet" in words:
+        from itrain.reports.terminal import only_results
+
+        words = [word for word in words if word != "--quiet"]
+        bar = ["trainer.enable_progress_bar=false"] if words[:1] in (["fit"], ["test"]) else []
+        with only_results():
+            return main([*words, *bar])
     debug = "--debug" in words or os.environ.get("ITRAIN_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
     if not words or {"-h", "--help"} & set(words):
@@ -102,7 +111,9 @@ def _command(verb: str, overrides: list[str]) -> int:
         return _generate(overrides)
     if verb == "sweep" and overrides and overrides[0].startswith("resume="):
         folder = Path(overrides[0].removeprefix("resume="))
-        return _sweep(config.of_folder(folder, overrides[1:]), folder)
+        configuration = config.of_folder(folder, overrides[1:])
+        config.check(configuration)
+        return _sweep(configuration, folder)
     configuration = config.compose(overrides, sweeps=verb == "sweep")
     config.check(configuration)
     if verb == "show":

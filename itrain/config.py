@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ METHODS = ["das", "probing", "random_subspace", "full_vector"]
 """What a sweep compares unless told otherwise."""
 
 _PATHS = ("ckpt", "export", "output")
-_BUILT = ("model", "network", "task", "data", "intervention", "training", "trainer", "logger", "sweep")
+_BUILT = ("model", "network", "task", "data", "intervention", "training", "trainer", "logger", "launcher", "sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Configuration:
     task: Node | None = None
     intervention: Node | None = None
     logger: Node | None = None
+    launcher: Node | None = None
     sweep: Node | None = None
     ckpt: str | None = None
     export: str | None = None
@@ -89,7 +91,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
             overrides[index] = f"recipe={file.stem}"
     groups = {**group_choices(), "recipe": list(files)}
     parsed = [_parse(text) for text in overrides]
-    if not sweeps and (stray := [o for o in parsed if o.key_or_group.split(".")[0] == "sweep"]):
+    if not sweeps and (stray := [o for o in parsed if o.key_or_group.split(".")[0] in ("sweep", "launcher")]):
         raise ConfigError(f"'{stray[0].input_line}' is for 'itrain sweep'")
     chosen = {o.key_or_group: _choices(o, groups) for o in parsed if _chooses(o, groups)}
     recipes = chosen.get("recipe", [])
@@ -114,7 +116,8 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
             _edit_site(config, [o for o in parsed if _in_site(o)])
             if checkpoint := config.get("ckpt"):
                 config.ckpt = str(_checkpoint(Path(checkpoint)))
-            # A single fit has no use for the grid of a recipe.
+            # A single fit has no use for the grid and the launcher of a recipe.
+            config.launcher = config.launcher if sweeps else None
             grid = config.get("sweep") or OmegaConf.create()
             config.sweep = _grid(grid, groups, overrides) if sweeps else None
         # What follows the seed follows each seed of a sweep.
@@ -136,6 +139,8 @@ def check(config: DictConfig | Node) -> None:
     """
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     assert isinstance(plain, Mapping)
+    if plain.get("launcher"):
+        _require_plugin(plain["launcher"])
     check_calls(Configuration, plain)
     for group in _BUILT:
         if plain.get(group) is not None and "_target_" not in plain[group]:
@@ -155,22 +160,40 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that a run or sweep in the folder was started with.
+    """The configuration that a run or sweep in the folder was started with; overrides may give it another launcher.
 
     Raises:
         ConfigError: there is none, or something is to be changed in what goes on as it was begun.
     """
-    if overrides:
-        raise ConfigError(f"a sweep goes on as it was begun; leave out '{overrides[0]}', or start a new one")
+    if others := [text for text in overrides if not _launches(text)]:
+        raise ConfigError(f"a sweep goes on as it was begun; leave out '{others[0]}', or start a new one")
     if not (folder / CONFIGURATION).is_file():
         raise ConfigError(f"resume: there is no {CONFIGURATION} in '{folder}'")
-    return OmegaConf.create(_load(folder / CONFIGURATION))
+    config = OmegaConf.create(_load(folder / CONFIGURATION))
+    if overrides:
+        config.launcher = compose(overrides, sweeps=True).launcher
+    return config
+
+
+def _require_plugin(launcher: Node) -> None:
+    """Launchers are plugins of Hydra's, each of which comes with the extra that is named like the choice."""
+    for file in sorted((_shipped("configs") / "launcher").glob("*.yaml")):
+        target = _load(file)["_target_"]
+        if launcher.get("_target_") == target:
+            try:
+                import_module(target.rpartition(".")[0])
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    f"launcher={file.stem} needs a plugin that is not installed: pip install 'itrain[{file.stem}]'"
+                ) from error
 
 
 def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, Any]:
     """The grid of a sweep, with what its methods stand for: choices of the group intervention, and probes."""
     given: Any = OmegaConf.to_container(grid)
-    node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": list(words)}
+    # A launcher changes no result, so that the commands for single fits and for the sweep do without it.
+    words = [text for text in words if not _launches(text)]
+    node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": words}
     homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
     if isinstance(node["methods"], dict):
         return node
@@ -264,6 +287,10 @@ def _parse(text: str) -> Override:
     if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
         raise ConfigError(f"'{text}': Hydra's own settings have no effect here; the folder of runs is output=<folder>")
     return override
+
+
+def _launches(text: str) -> bool:
+    return _parse(text).key_or_group.split(".")[0] == "launcher"
 
 
 def _chooses(override: Override, groups: Mapping[str, object]) -> bool:

@@ -140,15 +140,21 @@ def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
     print_generations(columns)
 
 
-def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False) -> Opened:
-    """Load the model and make its task and data, none of which is sampled yet."""
+def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
+    """Load the model and make its task and data, none of which is sampled yet.
+
+    Where the weights are those of ``like``, its network is taken, with what it keeps of examples that come again.
+    """
     _quiet()
     lightning.seed_everything(cfg.seed, verbose=False)
     base_model = instantiate(cfg.model)
     if not isinstance(base_model, BaseModel):
         base_model = BaseModel(model=base_model)
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
-    network = open_network(base_model)
+    if like is not None and like.base_model.fingerprint == base_model.fingerprint:
+        base_model, network = like.base_model, like.network
+    else:
+        network = open_network(base_model)
     task = instantiate(cfg.task, _convert_="all")
     task.bind(base_model.tokenizer)
     data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)

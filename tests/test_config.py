@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from nowhere import Unknown
 
 SITE = {"layer": 2, "component": "block_output", "position": "name"}
-CHOICES = [(group, choice) for group, choices in config.group_choices().items() for choice in choices]
+# Launchers are of sweeps, and need their plugins.
+GROUPS = {group: choices for group, choices in config.group_choices().items() if group != "launcher"}
+CHOICES = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 
 
 class Optimizer:

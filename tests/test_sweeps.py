@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 
 from itrain.causal_model import Setting
 from itrain.cli import main
+from itrain.config import compose
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.experiment import Opened, open_model
 from itrain.inputs import ModelInputs
@@ -32,6 +34,7 @@ from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid, tokens_of
 from itrain.sweeps.jobs import CohortJob
 from itrain.sweeps.results import SHOWN_UNTRAINED, flagged, read_results
+from itrain.sweeps.run import open_part
 from itrain.tasks.base import Pair, Split
 from tests.planted import Bits, Planted
 
@@ -291,3 +294,13 @@ def test_a_random_model_marks_what_needs_no_learned_model() -> None:
         (searches + probes, ["", passes] * 2 + [""]),
     ):
         assert flagged(pandas.DataFrame(rows)).flag.tolist() == flags
+
+
+def test_seeds_share_what_one_model_shows(tmp_path: Path) -> None:
+    """One store of keys and values serves them all, unless a seed has weights of its own."""
+    first = open_part(compose(["recipe=das_gender", *SMALL, *GRID], sweeps=True), tmp_path, 0)
+    second = open_part(first.cfg, tmp_path, 1, first)
+    assert second.opened.network is first.opened.network
+    assert second.opened.data.seed == 1
+    other = replace(first, opened=first.opened.random_twin)
+    assert open_part(first.cfg, tmp_path, 1, other).opened.network is not other.opened.network

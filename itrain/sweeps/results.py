@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def read_curves(folder: Path | str) -> pandas.DataFrame:
 
 def write(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     # Whole or not at all, so that a sweep killed here finds no half of a job.
-    beside = file.with_suffix(".part")
+    beside = file.with_suffix(f".{os.getpid()}.part")
     beside.write_text(json.dumps(list(rows)))
     beside.replace(file)
 

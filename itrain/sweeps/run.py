@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from itrain.experiment import RunError, make_logger, open_model
+from itrain.experiment import Opened, RunError, make_logger, open_model
+from itrain.reports.drawings import save_curves
 from itrain.reports.html import REPORT, save_report
 from itrain.reports.sweeps import SweepProgress, save_heat_maps, show_sweep
+from itrain.reports.tokens import save_tokens
 from itrain.reports.tracking import SweepLog
 from itrain.sweeps.grid import Grid
-from itrain.sweeps.jobs import jobs_of, make_trainer
+from itrain.sweeps.jobs import CohortJob, ProbeJob, jobs_of, make_trainer
+from itrain.sweeps.launching import Failure, attempt, launch, repeating
 from itrain.sweeps.results import JOBS, collect, write
 
 if TYPE_CHECKING:
@@ -25,51 +31,154 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
     """Fit all that the configuration's grid names and write table, heat maps and a summary; goes on where it was left.
 
     Fits of one layer are trained as a cohort, probes of all sites in one pass. A job that fails is told at the end and
-    stops no other.
+    stops no other. Jobs run one after the other in this process, or where a launcher runs them; the results are the
+    same.
 
     Args:
-        cfg: the configuration of a fit, with a grid in ``sweep``.
+        cfg: the configuration of a fit, with a grid in ``sweep`` and perhaps a ``launcher``.
         folder: of the sweep; jobs that have left their rows in it are not run again.
 
     Raises:
-        RunError: a job failed, after all others have run.
+        RunError: a job failed, after all others have run; or a launcher's process cannot open model and data.
     """
     grid: Grid = instantiate(cfg.sweep, _convert_="all")
+    folder = folder.absolute()
     (folder / JOBS).mkdir(exist_ok=True)
-    log, failed = SweepLog(logger=make_logger(cfg, folder), folder=folder), []
+    log = SweepLog(logger=make_logger(cfg, folder), folder=folder)
     with SweepProgress(quiet=not cfg.trainer.get("enable_progress_bar", True)) as progress:
-        for seed in grid.seeds:
-            seeded = _with_seed(cfg, seed)
-            grid = instantiate(seeded.sweep, _convert_="all")
-            opened = open_model(seeded, folder)
-            opened.network.to(make_trainer(seeded).strategy.root_device)
-            opened.data.setup("fit")
-            jobs = list(jobs_of(grid, seed, opened))
-            progress.expect(sum(len(job.fits) for job in jobs) * len(grid.seeds))
-            for job in jobs:
-                file = folder / JOBS / f"{job.name}.json"
-                if not file.is_file():
-                    try:
-                        rows = job.run(seeded, opened, grid)
-                    # A fault of one job must not cost the others' results; it is told at the end.
-                    except Exception as error:
-                        failed.append(f"{job.name}: {type(error).__name__}: {error}")
-                        continue
-                    write(rows, file)
-                rows = json.loads(file.read_text())
-                progress.done(rows)
-                log.fits(rows)
+        finished = Finished(folder=folder, progress=progress, log=log)
+        run = _run_here if cfg.get("launcher") is None else _run_launched
+        failed = run(cfg, folder, grid.seeds, finished)
+    missing = f"{len(failed)} of the jobs failed, and their fits are missing: {_told(failed)}"
+    if not any((folder / JOBS).glob("*.json")):
+        raise RunError(missing)
     frame = collect(folder)
     save_heat_maps(frame, folder / "heat_maps.png")
+    save_curves(frame, folder)
     save_report([folder], folder / REPORT)
     log.results(frame, folder / "heat_maps.png")
     show_sweep(frame, folder)
     if failed:
-        raise RunError(f"{len(failed)} of the jobs failed, and their fits are missing: {'; '.join(failed)}")
+        raise RunError(missing)
     return frame
 
 
-def _with_seed(cfg: DictConfig, seed: int) -> DictConfig:
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The jobs of one seed, with the model and the data that they share."""
+
+    cfg: DictConfig
+    folder: Path
+    grid: Grid
+    opened: Opened
+    jobs: Mapping[str, CohortJob | ProbeJob]
+
+    def plan(self) -> dict[str, int]:
+        """The jobs, each with its number of fits; leaves the tokens of an example of the first seed for pictures."""
+        if self.cfg.seed == self.grid.seeds[0]:
+            inputs, sites = self.opened.data.edited()[0], self.grid.sites(self.opened)
+            save_tokens(inputs, sites, self.opened.base_model.tokenizer, self.folder)
+        return {name: len(job.fits) for name, job in self.jobs.items()}
+
+    def run(self, name: str) -> None:
+        """Leave the rows of a job in its file, unless they are there."""
+        file = _rows_of(self.folder, name)
+        if not file.is_file():
+            write(self.jobs[name].run(self.cfg, self.opened, self.grid), file)
+
+
+def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = None) -> Part:
+    """A seed's part of the sweep; what the model shows of examples that the part before has too is run once."""
     seeded = cfg.copy()
     seeded.seed = seed
-    return seeded
+    grid: Grid = instantiate(seeded.sweep, _convert_="all")
+    opened = open_model(seeded, folder, like=None if before is None else before.opened)
+    opened.network.to(make_trainer(seeded).strategy.root_device)
+    opened.data.setup("fit")
+    jobs = {job.name: job for job in jobs_of(grid, seed, opened)}
+    return Part(cfg=seeded, folder=folder, grid=grid, opened=opened, jobs=jobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Tells of each job that is waited for, once it has left its rows."""
+
+    folder: Path
+    progress: SweepProgress
+    log: SweepLog
+    waiting: list[str] = field(default_factory=list)
+
+    def tell(self) -> None:
+        for name in [name for name in self.waiting if _rows_of(self.folder, name).is_file()]:
+            self.waiting.remove(name)
+            rows = json.loads(_rows_of(self.folder, name).read_text())
+            self.progress.done(rows)
+            self.log.fits(rows)
+
+
+def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Finished) -> dict[str, str]:
+    """Run all jobs one after the other; returns what went wrong, by job."""
+    failed, part = {}, None
+    for seed in seeds:
+        part = open_part(cfg, folder, seed, part)
+        finished.progress.expect(sum(part.plan().values()) * len(seeds))
+        for name in part.jobs:
+            finished.waiting.append(name)
+            outcome = attempt(part.run, name=name)
+            if isinstance(outcome, Failure):
+                failed[name] = outcome.message
+            finished.tell()
+    return failed
+
+
+def _run_launched(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Finished) -> dict[str, str]:
+    """Run each job where the launcher does, and the model nowhere else; returns what went wrong, by job."""
+    known = {"configuration": OmegaConf.to_yaml(cfg), "folder": folder}
+    launched = partial(launch, launcher=cfg.launcher, folder=folder, name=cfg.name)
+    plans: dict[int, Mapping[str, int]] = {}
+    for seed, found in zip(seeds, launched(partial(_plan, **known), [{"seed": seed} for seed in seeds]), strict=True):
+        if isinstance(found, Failure):
+            raise RunError(found.message)
+        plans[seed] = found
+    finished.progress.expect(sum(sum(plan.values()) for plan in plans.values()))
+    finished.waiting.extend(name for plan in plans.values() for name in plan)
+    finished.tell()
+    calls = [{"seed": seed, "name": name} for seed, plan in plans.items() for name in plan if name in finished.waiting]
+    if not calls:
+        return {}
+    with repeating(finished.tell):
+        outcomes = launched(partial(_run, **known), calls)
+    finished.tell()
+    return {
+        str(call["name"]): outcome.message
+        for call, outcome in zip(calls, outcomes, strict=True)
+        if isinstance(outcome, Failure) and call["name"] in finished.waiting
+    }
+
+
+def _plan(configuration: str, folder: Path, seed: int) -> dict[str, int]:
+    return _part(configuration, folder, seed).plan()
+
+
+def _run(configuration: str, folder: Path, seed: int, name: str) -> None:
+    _part(configuration, folder, seed).run(name)
+
+
+@lru_cache(maxsize=1)
+def _part(configuration: str, folder: Path, seed: int) -> Part:
+    """Opened once by a process that is given several jobs."""
+    cfg = OmegaConf.create(configuration)
+    assert isinstance(cfg, DictConfig)
+    return open_part(cfg, folder, seed)
+
+
+def _rows_of(folder: Path, name: str) -> Path:
+    return folder / JOBS / f"{name}.json"
+
+
+def _told(failed: Mapping[str, str]) -> str:
+    """What went wrong, and in which jobs."""
+    jobs: dict[str, list[str]] = {}
+    for name, message in failed.items():
+        jobs.setdefault(message, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {message}" for message, names in jobs.items())

@@ -1,0 +1,112 @@
+"""Calls in other processes, through Hydra's launchers: joblib's on this machine, SLURM's or Ray's on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+
+Result = TypeVar("Result")
+
+SECONDS = 0.5
+"""Between two looks at what other processes have left."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in a call, as text: not every exception survives the way from process to process."""
+
+    message: str
+
+
+def attempt(task: Callable[..., Result], **arguments: Any) -> Result | Failure:
+    """The task's result, or what went wrong: a fault of one job must not cost the others' results."""
+    try:
+        return task(**arguments)
+    except Exception as error:
+        return _failure(error)
+
+
+def launch(
+    task: Callable[..., Result],
+    calls: Sequence[Mapping[str, str | int]],
+    *,
+    launcher: DictConfig,
+    folder: Path,
+    name: str,
+) -> Sequence[Result | Failure]:
+    """Call a task once for each set of arguments, in the processes of a launcher, and wait for all of them.
+
+    A launcher takes overrides of a configuration, which here is nothing but the arguments of a call.
+
+    Args:
+        task: picklable; what it leaves in files must not depend on the process that calls it.
+        launcher: the settings of a launcher as its plugin declares them.
+        folder: where launchers that write logs put them.
+        name: what a queue shows.
+
+    Returns:
+        The results in order. Where the launcher itself fails, because a process was killed perhaps, every call is a
+        failure, whatever it has left.
+    """
+    quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
+    place = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.sweep.subdir=."]
+    with initialize_config_dir(str(folder), job_name=name, version_base="1.3"):
+        config = compose(overrides=[*quiet, *place], return_hydra_config=True)
+        with open_dict(config):
+            config.hydra.launcher = instantiate(launcher, _convert_="all")
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+        plugin = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=partial(_call, task), config=config
+        )
+        overrides = [[f"+{key}={_quoted(value)}" for key, value in call.items()] for call in calls]
+        try:
+            done = plugin.launch(overrides, initial_job_idx=0)
+        except Exception as error:
+            return [_failure(error)] * len(calls)
+        return [each.return_value for each in done]
+
+
+@contextmanager
+def repeating(action: Callable[[], None]) -> Iterator[None]:
+    """Inside, the action is repeated in a thread; its error is raised at the end."""
+    stop = Event()
+
+    def repeat() -> None:
+        while not stop.wait(SECONDS):
+            action()
+
+    with ThreadPoolExecutor(1) as threads:
+        thread = threads.submit(repeat)
+        try:
+            yield
+        finally:
+            stop.set()
+    thread.result()
+
+
+def _call(task: Callable[..., Result], arguments: DictConfig) -> Result | Failure:
+    return attempt(task, **{str(key): value for key, value in arguments.items()})
+
+
+def _failure(error: Exception) -> Failure:
+    return Failure(f"{type(error).__name__}: {error}")
+
+
+def _quoted(value: str | int) -> str | int:
+    """A value as Hydra's grammar wants it, which takes spaces and signs in quotes only."""
+    return QuotedString(text=value, quote=Quote.single).with_quotes() if isinstance(value, str) else value
