@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import itrain
 from itrain.cli import main
 from itrain.models import load_embedded
+from tests.processes import heed_interrupts
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -188,7 +189,11 @@ def fit_in_a_process(*words: str, until: str) -> subprocess.Popen[bytes]:
     """Start a fit and wait until its metrics say that it is at work."""
     with Path("log").open("w") as log:
         process = subprocess.Popen(
-            command("fit", "recipe=das_gender", *words), env=environment(), stdout=log, stderr=log
+            command("fit", "recipe=das_gender", *words),
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            preexec_fn=heed_interrupts,
         )
     for _ in range(600):
         if list(Path("outputs").rglob(until)):

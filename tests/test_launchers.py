@@ -22,6 +22,7 @@ from itrain.cli import main
 from itrain.config import ConfigError, check, compose
 from itrain.sweeps.launching import Failure, launch, repeating
 from itrain.sweeps.results import read_curves, read_results
+from tests.processes import heed_interrupts
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -126,7 +127,12 @@ def test_a_sweep_stopped_in_its_processes_goes_on_in_others(finished: Path) -> N
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "itrain", "sweep", *SMALL, *GRID, "launcher=joblib", "launcher.n_jobs=2"]
     running = subprocess.Popen(
-        [*command, "output=stopped"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*command, "output=stopped"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     deadline = time.monotonic() + 240
     while not list(Path("stopped").rglob("jobs/*.json")) and time.monotonic() < deadline:
