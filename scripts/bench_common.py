@@ -34,6 +34,7 @@ from itrain.architectures import blocks
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS
+from itrain.interventions.orthogonal import retract_after_steps
 from itrain.networks.replay import ReplayNetwork, make_network
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
@@ -301,12 +302,12 @@ class Itrain(Way):
 
     def prepare(self) -> None:
         super().prepare()
+        retract_after_steps(self.optimizer, self.search)
         if isinstance(self.network, ReplayNetwork):
             self.network.expect([self.search.sites], [self.pairs.base], [self.source])
-            for _ in range(2):  # the first round keeps the examples, and in the second replay checks itself
+            with torch.no_grad():  # keeps the examples, and replay checks itself
                 for rows in self.batches():
-                    with torch.no_grad():
-                        self.loss(rows)
+                    self.loss(rows)
             self.probe(next(self.batches()))  # and again with gradients
 
     def loss(self, rows: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from itrain.data import CounterfactualBatch
+from itrain.interventions.orthogonal import retract_after_steps
 from itrain.metrics import RULES, is_right
 from itrain.networks.replay import ReplayNetwork, make_network
 from itrain.splits import BatchSampler, SplitDataset
@@ -177,6 +178,7 @@ class Fit:
         """The same steps and the same validation, in plain torch."""
         self.announce()
         optimizer = torch.optim.Adam(self.search.interventions.parameters(), lr=LEARNING_RATE)
+        retract_after_steps(optimizer, self.search)
         schedule = with_linear_schedule(optimizer, _Steps(self.steps), warmup=0.1)["lr_scheduler"]["scheduler"]  # type: ignore[arg-type]
         training = self.loader(self.pairs, shuffle=True)
         for epoch in range(self.epochs):
