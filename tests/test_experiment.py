@@ -18,17 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import itrain
 from itrain.cli import main
 from itrain.models import load_embedded
-from tests.processes import heed_interrupts
+from tests.commands import SMALL, heed_interrupts
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "trainer.max_epochs=2",
-    "data.train_pairs=64",
-    "data.validation_pairs=32",
-    "data.test_pairs=64",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-]
 
 
 @pytest.fixture(autouse=True)

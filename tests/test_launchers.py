@@ -22,18 +22,10 @@ from itrain.cli import main
 from itrain.config import ConfigError, check, compose
 from itrain.sweeps.launching import Failure, launch, repeating
 from itrain.sweeps.results import read_curves, read_results
-from tests.processes import heed_interrupts
+from tests import commands
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "trainer.max_epochs=2",
-    "data.train_pairs=64",
-    "data.validation_pairs=32",
-    "data.test_pairs=64",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-    "sweep.positions=[name]",
-]
+SMALL = [*commands.SMALL, "sweep.positions=[name]"]
 GRID = ["recipe=das_vs_probe_gender", "sweep.layers=[1,2,3,4]"]
 BASIC = {"_target_": f"{__name__}.Basic"}
 JOBLIB = {"_target_": "hydra_plugins.hydra_joblib_launcher.config.JobLibLauncherConf", "n_jobs": 2}
@@ -132,7 +124,7 @@ def test_a_sweep_stopped_in_its_processes_goes_on_in_others(finished: Path) -> N
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_interrupts,
+        preexec_fn=commands.heed_interrupts,
     )
     deadline = time.monotonic() + 240
     while not list(Path("stopped").rglob("jobs/*.json")) and time.monotonic() < deadline:

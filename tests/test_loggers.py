@@ -20,16 +20,9 @@ from omegaconf import OmegaConf
 from itrain.cli import main
 from itrain.reports.trackio import Trackio
 from itrain.sweeps.results import read_curves, read_results
+from tests.commands import SMALL
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "trainer.max_epochs=2",
-    "data.train_pairs=64",
-    "data.validation_pairs=32",
-    "data.test_pairs=64",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-]
 SWEEP = [
     "sweep",
     "recipe=das_vs_probe_gender",

@@ -36,17 +36,10 @@ from itrain.sweeps.jobs import CohortJob
 from itrain.sweeps.results import SHOWN_UNTRAINED, flagged, read_results
 from itrain.sweeps.run import open_part
 from itrain.tasks.base import Pair, Split
+from tests.commands import SMALL
 from tests.planted import Bits, Planted
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "trainer.max_epochs=2",
-    "data.train_pairs=64",
-    "data.validation_pairs=32",
-    "data.test_pairs=64",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-]
 GRID = ["sweep.layers=[2,4]", "sweep.positions=[name,connective]", "sweep.ranks=[1,2]", "seed=0"]
 
 

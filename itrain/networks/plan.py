@@ -214,9 +214,7 @@ class Plan:
         place = torch.arange(inputs.length) - inputs.extent[0][:, None]
         with ExitStack() as stack:
             cache = self._before(inputs, kept, place[:, :start]) if start else None
-            if self.below:
-                (hidden,) = self.hidden.gather(kept[0], place[:, start:], inputs.device)
-                stack.enter_context(resumed(self.blocks[: self.below], hidden, self.hidden.layout))
+            self._resume(stack, kept, place[:, start:], inputs.device)
             arguments = {}
             if cache is not None:
                 arguments = {"past_key_values": cache, "use_cache": True}
@@ -224,6 +222,18 @@ class Plan:
             if self.mlp is not None and inputs.answer is not None and inputs.answer.ndim == 1:
                 stack.enter_context(only_at(inputs.answer, self.mlp))
             return self.hooked.edit(inputs, edits, arguments=arguments)
+
+    def _resume(
+        self,
+        stack: ExitStack,
+        kept: list[Int[Tensor, "batch 2"]],
+        place: Int[Tensor, "batch tokens"],
+        device: torch.device,
+    ) -> None:
+        """Have the blocks below do nothing but put out what is kept of the tokens at these places."""
+        if self.below:
+            (hidden,) = self.hidden.gather(kept[0], place, device)
+            stack.enter_context(resumed(self.blocks[: self.below], hidden, self.hidden.layout))
 
     def _before(
         self, inputs: ModelInputs, kept: list[Int[Tensor, "batch 2"]], place: Int[Tensor, "batch earlier"]
@@ -239,9 +249,7 @@ class Plan:
             return Before(length, dict(zip(shapes, map(unflat, rows, shapes.values()), strict=True)))
         recorder = Recorder(self.below)
         with torch.no_grad(), ExitStack() as stack:
-            if self.below:
-                (hidden,) = self.hidden.gather(kept[0], place, inputs.device)
-                stack.enter_context(resumed(self.blocks[: self.below], hidden, self.hidden.layout))
+            self._resume(stack, kept, place, inputs.device)
             arguments = {"past_key_values": recorder, "use_cache": True}
             self.hooked.edit(before(inputs, length, self.hooked.model), [], arguments=arguments)
         return Before(length, recorder.noted)

@@ -6,7 +6,7 @@ Tensor letters: B batch, S sequence, P positions, D hidden.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -124,10 +124,14 @@ class ReplayNetwork(nn.Module):
         sources: Sequence[ModelInputs] = (),
     ) -> Sizes:
         """What would be kept of these examples if all of it had room; the arguments are those of ``expect``."""
+        return self._sizes(self._tokens(groups, bases, sources), bases)
+
+    def _sizes(self, counts: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
+        """The bytes of so many tokens in each of the stores."""
         size = next(self.model.parameters()).dtype.itemsize
         example = bases[0].take(torch.tensor([0])).to(self._device)
         total = dict.fromkeys(Sizes._fields, 0)
-        for key, tokens in self._tokens(groups, bases, sources).items():
+        for key, tokens in counts.items():
             if isinstance(key, Site):
                 total["readings"] += tokens * self.hidden_size(key, example) * torch.float32.itemsize
             elif key[0] == "hidden":
@@ -157,7 +161,7 @@ class ReplayNetwork(nn.Module):
             sources: what will be read at all the sites.
         """
         reason = self._obstacle()
-        if reason is None and None in [self._lowest(group) for group in groups]:
+        if reason is None and None in [self.below(group) for group in groups]:
             reason = "an edited site lies in no block"
         if reason is not None:
             return f"plain hooks: {reason}"
@@ -170,14 +174,15 @@ class ReplayNetwork(nn.Module):
             return f"plain hooks: {reason}"
         for plan in plans:
             plan.weigh(bases, self._uses)
-        sizes, room = self.estimate(groups, bases, sources), self.budget.room(self._device)
+        counts = self._tokens(groups, bases, sources)
+        sizes, room = self._sizes(counts, bases), self.budget.room(self._device)
         budget = f"the budget is {in_words(self.budget.bytes)}"
         for plan in plans:
             if plan.level == "suffix" and sum(sizes) > room:
                 plan.lower("suffix", f"keys and values take {in_words(sizes.keys_values)}, {budget}")
             if plan.level in ("prefix", "recompute") and sizes.hidden + sizes.readings > room:
                 plan.lower("prefix", f"outputs of the blocks below take {in_words(sizes.hidden)}, {budget}")
-        for key, count in self._tokens(groups, bases, sources).items():
+        for key, count in counts.items():
             self._expected[key] = self._store(key).expected = count
         levels = {plan.level for plan in plans}
         kept = sizes.hidden * bool(levels - {"stop"}) + sizes.keys_values * ("suffix" in levels)
@@ -246,18 +251,22 @@ class ReplayNetwork(nn.Module):
             self._depths[site] = depth if site.step is None else None
         return self._depths[site]
 
-    def _lowest(self, sites: Sequence[Site]) -> int | None:
-        """How many blocks lie below all of the sites; None where one of them lies in no block."""
+    def below(self, sites: Sequence[Site]) -> int | None:
+        """How many blocks lie below all of the sites; None where one of them lies in no block.
+
+        Raises:
+            ValueError: one of them does, and the network is strict.
+        """
         depths = {site: self._depth(site) for site in sites}
         outside = [site for site, depth in depths.items() if depth is None]
         self._refused(f"site '{outside[0]}' lies in no block" if outside else None)
-        return None if outside else min(depth or 0 for depth in depths.values())
+        return None if outside else min((depth or 0 for depth in depths.values()), default=0)
 
     def _plan(self, sites: Sequence[Site]) -> Plan | None:
         """The plan for edits at the sites; None where one of them lies in no block."""
         key = tuple(dict.fromkeys(sites))
         if key not in self._plans:
-            below = self._lowest(key)
+            below = self.below(key)
             self._plans[key] = None if below is None else self._new_plan(key, below)
         return self._plans[key]
 
@@ -275,12 +284,11 @@ class ReplayNetwork(nn.Module):
 
     def _serving(self, groups: Sequence[Sequence[Site]]) -> Earlier:
         """Where keys and values are kept for these groups of sites: where others are, if that serves these too."""
-        below = {tuple(group): self._lowest(group) or 0 for group in groups}
+        below = {tuple(group): self.below(group) or 0 for group in groups}
         if self._earlier is not None and all(self._earlier.serves(*group) for group in below.items()):
             return self._earlier
-        positions = frozenset(frozenset(site.position for site in group) for group in groups)
         first = min(below.values())
-        return Earlier(self._store(("earlier", first, positions)), first, groups)
+        return Earlier(self._store(_earlier(first, groups)), first, groups)
 
     def _make_room(self, groups: Sequence[Sequence[Site]]) -> None:
         """Drop what was kept for other edits and readings than these."""
@@ -290,7 +298,7 @@ class ReplayNetwork(nn.Module):
             self._earlier = self._serving(placed)
         self._plans.clear()
         sites = {site for group in groups for site in group}
-        hidden = {("hidden", self._lowest(group)) for group in groups}
+        hidden = {("hidden", self.below(group)) for group in groups}
         serving = None if self._earlier is None else self._earlier.store
         for key in [key for key, store in self._stores.items() if key not in sites | hidden and store is not serving]:
             self._stores.pop(key).close()
@@ -302,14 +310,13 @@ class ReplayNetwork(nn.Module):
         whole = _different(bases, lambda inputs: inputs.extent[1] - inputs.extent[0])
         tokens: dict[Any, int] = {}
         for group in groups:
-            if below := self._lowest(group):
+            if below := self.below(group):
                 tokens["hidden", below] = whole
-            for site in _placed(group):
+            for site in (site for site in _placed(group) if site not in tokens):
                 tokens[site] = _different(sources, lambda inputs, site=site: inputs.slots(site)[1])
         if self._causal and (placed := [group for group in groups if len(_placed(group)) == len(group)]):
             earlier = self._serving(placed)
-            positions = frozenset(frozenset(site.position for site in group) for group in earlier.groups)
-            key = "earlier", earlier.first, positions
+            key = _earlier(earlier.first, earlier.groups)
             tokens[key] = _different(bases, lambda inputs: earlier.reach(inputs) - inputs.extent[0])
         return tokens
 
@@ -362,6 +369,11 @@ def make_network(
 
 def _placed(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site.position is not None]
+
+
+def _earlier(first: int, groups: Sequence[Sequence[Site]]) -> tuple[str, int, frozenset[frozenset[str | None]]]:
+    """The name of the store of keys and values in the blocks from ``first`` on, which serves these groups."""
+    return "earlier", first, frozenset(frozenset(site.position for site in group) for group in groups)
 
 
 def _different(batches: Sequence[ModelInputs], count: Callable[[ModelInputs], Tensor]) -> int:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from itrain.architectures import blocks
 from itrain.experiment import Opened
-from itrain.reports.pictures import RANDOM_MODEL
+from itrain.reports.pictures import FIRST, RANDOM_MODEL
 from itrain.splits import SplitDataModule
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
@@ -28,8 +28,6 @@ from itrain.training.interchange import count_features
 from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
 
-HEADLINE = "iia_changing_pairwise"
-"""The figure of interventions whose gap between training and test is told."""
 OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples")
 """Figures that tell of the examples alone, whatever the model."""
 
@@ -164,7 +162,7 @@ def _fitted(
         place = f"{name}/test/"
         figures: Figures = {key.removeprefix(place): value for key, value in tested.items() if key.startswith(place)}
         if trained:
-            figures["gap"] = trained[place + HEADLINE] - figures[HEADLINE]
+            figures["gap"] = trained[place + FIRST] - figures[FIRST]
         found[name] = {**figures, **beside, **({"curve": curves.of(name)} if name in learning else {})}
     return found
 

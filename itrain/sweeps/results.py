@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from itrain.reports.curves import CURVES
 from itrain.reports.html import RESULTS
 from itrain.reports.intervals import over_pairs
-from itrain.reports.pictures import CEILING, CONTROL, RANDOM_MODEL
+from itrain.reports.pictures import CEILING, CONTROL, FIRST, RANDOM_MODEL
 
 if TYPE_CHECKING:
     import pandas
 
 JOBS = "jobs"
 """The folder of a sweep in which each finished job leaves its rows, so that none is run twice."""
-CURVES = "curves.parquet"
 SHOWN = 0.5
 """The share of label-changing pairs from which a control is said to pass, half of the way from 0 to all of them."""
 SHOWN_UNTRAINED = 0.75
@@ -77,7 +77,7 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     them; or, of a probe that is better than the most frequent class, it comes into or above the 95% interval of the
     probe's accuracy. ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
     """
-    iia, accuracy = "iia_changing_pairwise", "probe_accuracy"
+    iia, accuracy = FIRST, "probe_accuracy"
     needed = [iia, accuracy, RANDOM_MODEL + iia, RANDOM_MODEL + accuracy, "majority_accuracy", "examples", "rank"]
     table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = ["layer", "component", "position", "seed"]

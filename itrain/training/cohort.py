@@ -137,9 +137,8 @@ class Cohort(lightning.LightningModule):
         """The blocks that a replayed run of the members runs; the head is left out, it runs on the answer alone."""
         if not isinstance(self.network, ReplayNetwork) or architecture(self.network.model) is None:
             return []
-        sites = (site for member in self.members.values() for site in member.edited)
-        layers = [(site.layer or 0) + (site.component == "block_output") for site in sites]
-        return list(blocks(self.network.model))[min(layers, default=0) :]
+        sites = [site for member in self.members.values() for site in member.edited]
+        return list(blocks(self.network.model))[self.network.below(sites) or 0 :]
 
     def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         for name, logits in self._score("validation", batch).items():

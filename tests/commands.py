@@ -1,0 +1,20 @@
+"""What tests of the command line share."""
+
+from __future__ import annotations
+
+import signal
+
+SMALL = [
+    "trainer.max_epochs=2",
+    "data.train_pairs=64",
+    "data.validation_pairs=32",
+    "data.test_pairs=64",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+]
+"""Words that make a fit short."""
+
+
+def heed_interrupts() -> None:
+    """In a child, before it starts: Ctrl-C counts even where the suite runs in a background that ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
