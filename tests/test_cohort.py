@@ -111,45 +111,32 @@ def test_a_member_that_stops_early_stays_as_it_is_and_leaves_the_others_alone() 
     torch.testing.assert_close(weights(cohort.members["name"]), weights(lone.members["name"]), atol=1e-5, rtol=1e-4)
 
 
-def test_members_run_in_turn_where_stacking_costs_more_than_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose tokens cost much runs each first token apart, and the answers are the same."""
+def test_members_share_a_run_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they begin, and the run has their tokens and hardly any others."""
     network = ReplayNetwork(HookedNetwork(load_embedded().model), strict=True)
     pairs = data(network)
     pairs.setup("fit")
     batch = pairs.datasets["train"].examples.take(torch.arange(8))
     cohort = Cohort(members={name: member(network, name) for name in MEMBERS}, optimizer=ADAM)
     trained = {name: each.trained for name, each in cohort.members.items()}
-    runs: list[int] = []
-    edit = network.edit
-    monkeypatch.setattr(network, "edit", lambda base, edits: runs.append(base.batch_size) or edit(base, edits))
-    together = cohort.interchange(batch, trained)
-    assert runs == [8 * len(MEMBERS)]
-    cohort._flops *= 1e6
-    apart = cohort.interchange(batch, trained)
-    assert sum(runs[1:]) == 8 * len(MEMBERS) and len(runs[1:]) == len({cohort._starts[name] for name in MEMBERS}) > 1
-    for name in MEMBERS:
-        torch.testing.assert_close(apart[name], together[name], atol=1e-4, rtol=1e-4, msg=name)
+    cohort.interchange(batch, trained)
+    runs: list[tuple[int, int]] = []
+    run = network.hooked.run
+    monkeypatch.setattr(
+        network.hooked,
+        "run",
+        lambda arguments, lanes: runs.append((len(lanes), arguments["input_ids"].numel())) or run(arguments, lanes),
+    )
+    cohort.interchange(batch, trained)
+    length = batch.base.length
+    sites = [Site.parse(site) for site, _ in MEMBERS.values()]
+    own = 8 * sum(length - int(batch.base.earliest(site).min()) for site in sites)
+    ((members, tokens),) = runs
+    assert members == len(MEMBERS)
+    assert own <= tokens < 1.1 * own < 8 * len(MEMBERS) * length
 
 
 def test_members_of_different_networks_are_refused() -> None:
     members = {name: member(HookedNetwork(load_embedded().model), name) for name in ("name", "verb")}
     with pytest.raises(ValueError, match="share one network"):
         Cohort(members=members, optimizer=ADAM)
-
-
-def test_members_above_which_no_block_runs_are_always_stacked() -> None:
-    """There a token more costs nothing, whatever lies below; lower members count the blocks above them."""
-    network = ReplayNetwork(HookedNetwork(load_embedded().model), strict=True)
-    batch = data(network).collect("train").take(torch.arange(8))
-    costs = []
-    for layer in (5, 2):
-        sites = [Site.parse(f"layer{layer}.block_output@{place}") for place in ("name", "verb")]
-        members = {
-            str(site.position): AlignmentSearch(network=network, sites=[site], intervention=DAS) for site in sites
-        }
-        cohort = Cohort(members=members)
-        costs.append(cohort._flops)
-        cohort._flops *= 1e9
-        parts = cohort._parts(batch, {name: [(site, torch.neg)] for name, site in zip(members, sites, strict=True)})
-        assert len(parts) == (1 if layer == 5 else 2)
-    assert costs[0] == 0 < costs[1]

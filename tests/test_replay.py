@@ -78,8 +78,8 @@ def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 def replayed(network: ReplayNetwork, sites: Sequence[str], level: str) -> bool:
     """Whether the sites were replayed at the level, and passed the comparison with hooks."""
-    plan = network._plan([Site.parse(site) for site in sites])
-    return plan is not None and plan.level == level and (level, True) in plan.agreed
+    plan = network._plan([[Site.parse(site) for site in sites]])
+    return plan is not None and plan.level == level and (level, False, True) in plan.agreed
 
 
 def has(model_type: str, sites: Sequence[str]) -> bool:
@@ -147,7 +147,7 @@ def test_keys_and_values_matter(model_type: str) -> None:
     network = make_network(tiny_model(model_type))
     site, base = ["layer0.block_output@last"], examples()
     expected = [answer_and_gradients(network, site, base) for _ in range(2)][1]
-    before = network._plan([Site.parse(site[0])]).earlier.store
+    before = network._plan([[Site.parse(site[0])]]).earlier.store
     before.spans = before.spans.roll(1, 0)
     assert distance(answer_and_gradients(network, site, base), expected) > 1e-4
 
@@ -184,8 +184,8 @@ def test_edits_of_all_tokens_are_replayed_above_the_site(site: str) -> None:
     expected = answer_and_gradients(network.hooked, [site], examples())
     for _ in range(3):
         assert distance(answer_and_gradients(network, [site], examples()), expected) < 1e-5
-    plan = network._plan([Site.parse(site)])
-    assert ("prefix", True) in plan.agreed
+    plan = network._plan([[Site.parse(site)]])
+    assert ("prefix", False, True) in plan.agreed
 
 
 @pytest.mark.parametrize(
@@ -265,14 +265,14 @@ def test_what_is_kept_serves_other_positions_and_layers() -> None:
         assert distance(answer_and_gradients(network, group, base, source), expected) < 1e-5
         assert replayed(network, group, "suffix")
     filled = [first - second for first, second in zip(costs[::2], costs[1::2], strict=True)]
-    assert len({id(network._plan(group).earlier) for group in sites}) == 1
+    assert len({id(network._plan([group]).earlier) for group in sites}) == 1
     assert filled == [untouched.get_total_flops(), 0, 0]
     network.expect(sites[2:], [base], [source])
-    assert network._plan(sites[2]).earlier.store.used, "what serves these too is not dropped"
+    assert network._plan([sites[2]]).earlier.store.used, "what serves these too is not dropped"
     mixed_up(network)
     for group in groups[2:]:
         expected = answer_and_gradients(network.hooked, group, base, source)
-        network._plan(sites[2]).agreed |= {("suffix", True)}
+        network._plan([sites[2]]).agreed |= {("suffix", False, True)}
         assert distance(answer_and_gradients(network, group, base, source), expected) > 1e-3
 
 
@@ -283,11 +283,11 @@ def test_earlier_tokens_can_be_run_again_without_gradients(model_type: str, padd
     network = make_network(tiny_model(model_type))
     expected = answer_and_gradients(network.hooked, sites, base, source)
     with pytest.warns(UserWarning, match="lowered from 'suffix' to 'recompute'"):
-        network._plan([Site.parse(site) for site in sites]).lower("suffix", "asked")
+        network._plan([[Site.parse(site) for site in sites]]).lower("suffix", "asked")
     for _ in range(3):
         assert distance(answer_and_gradients(network, sites, base, source), expected) < 1e-5
     assert replayed(network, sites, "recompute")
-    assert not network._plan([Site.parse(site) for site in sites]).earlier.store.used
+    assert not network._plan([[Site.parse(site) for site in sites]]).earlier.store.used
     mixed_up(network)
     assert distance(answer_and_gradients(network, sites, base, source), expected) > 1e-3
 
@@ -419,7 +419,7 @@ def test_a_budget_that_is_exceeded_lowers_the_level(share: float, level: str, an
             assert re.search(r"MiB are kept, the budget is .* MiB$", network.expect([sites], [base]))
         for _ in range(3):
             assert distance(answer_and_gradients(network, [str(sites[0])], base), expected) < 1e-5
-    assert network._plan(sites).level == level
+    assert network._plan([sites]).level == level
     assert any("budget" in str(each.message) for each in said)
 
 
@@ -441,7 +441,7 @@ def test_the_estimate_is_what_is_kept() -> None:
     sizes = network.estimate([[site]], [twice, base], [source])
     answer_and_gradients(network, HERE, base, source)
     answer_and_gradients(network, HERE, twice.take(torch.arange(4)), source)
-    plan = network._plan([site])
+    plan = network._plan([[site]])
     kept = [store.nbytes for store in (plan.hidden, plan.earlier.store, network._store(site))]
     assert list(sizes) == kept
     assert all(len(part) == store.used for store in (plan.hidden, plan.earlier.store) for part in store.parts)
@@ -465,7 +465,7 @@ def test_what_will_run_is_said(model_type: str, site: str, line: str) -> None:
 def test_the_comparison_with_hooks_catches_what_is_corrupt(part: str) -> None:
     network, base = make_network(tiny_model("gpt2")), examples()
     expected = answer_and_gradients(network, HERE, base)
-    plan = network._plan([Site.parse(HERE[0])])
+    plan = network._plan([[Site.parse(HERE[0])]])
     (plan.hidden if part == "hidden" else plan.earlier.store).parts[0].add_(0.1)
     plan.agreed.clear()
     with pytest.warns(UserWarning, match="answer or gradient is .* from plain hooks") as said:

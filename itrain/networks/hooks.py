@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from itrain.architectures import Location, architecture, locate, unwrap
-from itrain.inputs import ModelInputs, TokenIndices
+from itrain.inputs import ModelInputs
+from itrain.networks.lanes import Edit, Edits, Lane, answers
 from itrain.sites import Site
 
-Edit = Callable[[Tensor], Tensor]
-"""From the activation at a site, (B, P, D) or (B, D), to the one that takes its place."""
+ROWS = 4096
+"""The most rows of a run that several members share."""
 
 Transform = Callable[[Tensor], Tensor | None]
 
@@ -64,6 +65,7 @@ class HookedNetwork(nn.Module):
             RuntimeError: a site of a trainable model runs without gradients although they are enabled.
         """
         found: dict[Site, Tensor] = {}
+        lane = Lane.alone(inputs)
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.model.parameters())
 
         def take(site: Site, location: Location, activation: Tensor) -> None:
@@ -72,7 +74,7 @@ class HookedNetwork(nn.Module):
                     f"site '{site}': its module runs without gradients, as reentrant gradient checkpointing does, so "
                     "none would flow through what is read; checkpoint with use_reentrant=False or read under no_grad"
                 )
-            picked = _picked(activation, location, _indices(inputs, site, activation))
+            picked = lane.pick(activation, site, location)
             recomputed = site in found
             # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
             found[site] = picked.clone() if site.position is None else picked
@@ -81,27 +83,53 @@ class HookedNetwork(nn.Module):
 
         wanted = list(dict.fromkeys(sites))
         with suppress(_AllFound):
-            self._run(inputs, [(site, partial(partial, take, site)) for site in wanted])
+            self._run(inputs.arguments, [lane], [(site, partial(partial, take, site)) for site in wanted])
         # In the order asked for, and apart from what blocks that are recomputed in the backward pass find again.
         return {site: found[site] for site in wanted}
 
-    def edit(
-        self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]], *, arguments: Mapping[str, Any] | None = None
-    ) -> Tensor:
+    def edit(self, inputs: ModelInputs, edits: Edits) -> Tensor:
         """The model's answer with the activation at each site replaced by the edit of it.
 
         Edits of one activation act in the order given, each on the result of those before it. Edits compute in fp32 (or
-        fp64 for an fp64 model) whatever the model's precision is, and are cast back here. ``arguments`` are given to
-        the model's forward besides those of the inputs.
+        fp64 for an fp64 model) whatever the model's precision is, and are cast back here.
 
         Raises:
             ValueError: an edit gives another shape than it was given; broadcast, it would mix up examples in silence.
         """
-        return _answer(inputs, self._run(inputs, _changes(inputs, edits), arguments))
+        return self.edit_each(inputs, [edits])[0]
+
+    def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
+        """The answer under each member's edits alone, as ``edit`` gives it, from as few runs as ``rows`` allow.
+
+        A run is of so many rows at most, copies of the inputs for some of the members.
+        """
+        size = inputs.batch_size
+        at_once = max(1, rows // size)
+        found = []
+        for part in (members[place : place + at_once] for place in range(0, len(members), at_once)):
+            copies = inputs.repeat(len(part)) if len(part) > 1 else inputs
+            places = range(0, copies.batch_size, size)
+            lanes = [
+                Lane(inputs=inputs, edits=edits, first=first, rows=copies.batch_size)
+                for first, edits in zip(places, part, strict=True)
+            ]
+            found += self.run(copies.arguments, lanes)
+        return found
+
+    def run(self, arguments: Mapping[str, Any], lanes: Sequence[Lane]) -> list[Tensor]:
+        """The answer of each lane, from one run of the model's forward with these arguments."""
+        inputs = lanes[0].inputs
+        output = self._run(arguments, lanes, [change for lane in lanes for change in _changes(lane)])
+        answer = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
+        if inputs.answer is None and inputs.candidates is not None:
+            answer = answer[..., inputs.candidates]
+        elif inputs.answer is not None and inputs.answer.ndim == 1:
+            answer = answer[:, 0]
+        return list(answer.split(inputs.batch_size)) if len(lanes) > 1 else [answer]
 
     @torch.no_grad()
     def generate(
-        self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]], *, max_new_tokens: int, end: int | None = None
+        self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
     ) -> Int[Tensor, "batch new"]:
         """The tokens that follow the prompts when the likeliest one is taken each time.
 
@@ -112,19 +140,19 @@ class HookedNetwork(nn.Module):
             ValueError: the model keeps no keys and values to go on from.
         """
         prompts = inputs.prompts()
-        output = self._run(prompts, _changes(prompts, edits), {"use_cache": True})
+        lane = Lane.alone(prompts, edits)
+        output = self._run({**prompts.arguments, "use_cache": True}, [lane], _changes(lane))
         if getattr(output, "past_key_values", None) is None:
             raise ValueError(f"{type(unwrap(self.model)).__name__} keeps no keys and values to generate text from")
         tokens, mask = [output.logits[:, 0].argmax(-1)], prompts.arguments["attention_mask"]
         stop = -1 if end is None else end
         while len(tokens) < max_new_tokens and not bool((tokens[-1] == stop).all()):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            last = ModelInputs(arguments={"input_ids": tokens[-1][:, None], "attention_mask": mask})
+            last = {"input_ids": tokens[-1][:, None], "attention_mask": mask, "use_cache": True}
             arguments = forward_arguments(unwrap(self.model), last)
             if "position_ids" in arguments:
                 arguments["position_ids"] = arguments["position_ids"][:, -1:]
-            arguments |= {"use_cache": True, "past_key_values": output.past_key_values}
-            output = self.model(**arguments)
+            output = self.model(**arguments, past_key_values=output.past_key_values)
             tokens.append(output.logits[:, -1].argmax(-1).masked_fill(tokens[-1] == stop, stop))
         return torch.stack(tokens, 1)
 
@@ -145,9 +173,9 @@ class HookedNetwork(nn.Module):
 
     def _run(
         self,
-        inputs: ModelInputs,
+        arguments: Mapping[str, Any],
+        lanes: Sequence[Lane],
         wanted: Sequence[tuple[Site, Callable[[Location], Transform]]],
-        arguments: Mapping[str, Any] | None = None,
     ) -> Any:
         """The output of one forward with a transform at each site; raises for a site whose module was not called."""
         model = unwrap(self.model)
@@ -158,31 +186,35 @@ class HookedNetwork(nn.Module):
         with ExitStack() as stack:
             _install(plans, stack)
             _recompute_alike(model, plans, stack)
-            if inputs.answer is not None:
+            if (at := answers(lanes)) is not None:
                 head = _answer_head(model)
-                stack.callback(head.register_forward_pre_hook(partial(_keep_rows, inputs.answer)).remove)
-                if inputs.candidates is not None:
-                    _keep_columns(head, inputs.candidates, stack)
+                stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at)).remove)
+                if (candidates := lanes[0].inputs.candidates) is not None:
+                    _keep_columns(head, candidates, stack)
             # A compiled graph was traced without these hooks and would skip them in silence.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            output = self.model(**{**forward_arguments(model, inputs), **(arguments or {})})
+            output = self.model(**forward_arguments(model, arguments))
         for planned in (planned for group in plans.values() for planned in group):
             planned.require_done()
         return output
 
 
-def forward_arguments(model: nn.Module, inputs: ModelInputs) -> dict[str, Any]:
-    """What the model's forward is called with: the inputs' arguments and those that transformers would get wrong."""
-    arguments: dict[str, Any] = dict(inputs.arguments)
+def forward_arguments(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's forward is called with: the arguments given and those that transformers would get wrong."""
+    arguments = dict(given)
     row = architecture(model)
     if row is not None:
-        accepted = _accepted(type(model))
-        if "use_cache" in accepted:
-            arguments["use_cache"] = False
-        if row.causal and "position_ids" in accepted and "attention_mask" in arguments:
+        if accepts(model, "use_cache"):
+            arguments.setdefault("use_cache", False)
+        if row.causal and "attention_mask" in arguments and accepts(model, "position_ids"):
             # GPT-2 and its kin number padding too unless told where the text starts.
             arguments.setdefault("position_ids", (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0))
     return arguments
+
+
+def accepts(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward has an argument of the name."""
+    return name in _accepted(type(model))
 
 
 @cache
@@ -309,70 +341,18 @@ def _checkpoint(checkpoint: Callable[..., Any], inner: Plans, function: Callable
     return checkpoint(run, *args)
 
 
-def _changes(
-    inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]]
-) -> list[tuple[Site, Callable[[Location], Transform]]]:
-    """The edits as what is done to the modules' activations."""
+def _changes(lane: Lane) -> list[tuple[Site, Callable[[Location], Transform]]]:
+    """The lane's edits as what is done to the modules' activations."""
 
     def change(site: Site, apply: Edit, location: Location, activation: Tensor) -> Tensor:
-        indices = _indices(inputs, site, activation)
-        base = _picked(activation, location, indices)
+        base = lane.pick(activation, site, location)
         with torch.autocast(activation.device.type, enabled=False):
             new = apply(base)
         if new.shape != base.shape:
             raise ValueError(f"site '{site}': the edit made shape {tuple(new.shape)} of shape {tuple(base.shape)}")
-        return _replaced(activation, location, indices, new.to(activation.dtype))
+        return lane.replace(activation, site, location, new.to(activation.dtype))
 
-    return [(site, partial(partial, change, site, apply)) for site, apply in edits]
-
-
-def _answer(inputs: ModelInputs, output: Any) -> Tensor:
-    answer = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
-    if inputs.answer is None and inputs.candidates is not None:
-        return answer[..., inputs.candidates]
-    return answer[:, 0] if inputs.answer is not None and inputs.answer.ndim == 1 else answer
-
-
-def _indices(inputs: ModelInputs, site: Site, activation: Tensor) -> TokenIndices | None:
-    if site.position is None:
-        return None
-    if activation.ndim < 3 or len(activation) != inputs.batch_size:
-        raise ValueError(
-            f"site '{site}': the activation there has shape {tuple(activation.shape)}, so it has no positions in "
-            f"({inputs.batch_size}, tokens, features); leave the position out"
-        )
-    return inputs.indices(site, activation.shape[1])
-
-
-def _picked(activation: Tensor, location: Location, indices: TokenIndices | None) -> Tensor:
-    """The component's features at the tokens, at least fp32."""
-    if indices is not None:
-        activation = activation[torch.arange(len(activation), device=activation.device)[:, None], indices.index]
-    if location.columns is not None:
-        activation = activation[..., location.columns]
-    return activation.to(torch.promote_types(activation.dtype, torch.float32))
-
-
-def _replaced(activation: Tensor, location: Location, indices: TokenIndices | None, new: Tensor) -> Tensor:
-    """The activation with the component's features at the tokens replaced, out of place."""
-    if indices is None:
-        rows: tuple[Any, ...] = (...,)
-    else:
-        rows = (torch.arange(len(activation), device=activation.device)[:, None], indices.index)
-    if location.columns is not None:
-        whole = activation[rows].clone()
-        whole[..., location.columns] = new
-        new = whole
-    if indices is None:
-        # The edit may hand on the source itself, which a later module that works in place must not overwrite.
-        return new.clone(memory_format=torch.contiguous_format)
-    if indices.valid is None:
-        return activation.index_put(rows, new)
-    # Slots that an example lacks are written to a token past the end, which is cut off again.
-    length = activation.shape[1]
-    index = indices.index.masked_fill(~indices.valid, length)
-    longer = torch.cat([activation, activation[:, :1]], 1).index_put((rows[0], index), new)
-    return longer[:, :length].contiguous()
+    return [(site, partial(partial, change, site, apply)) for site, apply in lane.edits]
 
 
 def _answer_head(model: Any) -> nn.Module:
@@ -383,11 +363,9 @@ def _answer_head(model: Any) -> nn.Module:
     return head
 
 
-def _keep_rows(answer: Tensor, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Only the answer tokens' rows of the head's input, (B, A, D): the vocabulary is a small model's widest layer."""
-    hidden = args[0]
-    rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-    return (hidden[rows, answer.view(len(hidden), -1)], *args[1:])
+def _keep_rows(at: tuple[Tensor, Tensor], head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Only what the head makes of the answer tokens: the vocabulary is a small model's widest layer."""
+    return (args[0][at], *args[1:])
 
 
 def _keep_columns(head: nn.Module, candidates: Tensor, stack: ExitStack) -> None:

@@ -6,10 +6,11 @@ Tensor letters: B batch, S sequence, D hidden, T tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from itrain.architectures import blocks, locate
 from itrain.inputs import ModelInputs
 from itrain.networks.cache import BudgetError, TokenStore
-from itrain.networks.hooks import Edit, HookedNetwork
-from itrain.networks.resume import Before, Recorder, after, before, flat, only_at, precision, resumed, unflat, watched
+from itrain.networks.hooks import HookedNetwork
+from itrain.networks.lanes import Edit, Edits, Lane, answers
+from itrain.networks.resume import Before, Recorder, flat, only_at, precision, resumed, unflat, watched
+from itrain.networks.rows import Rows, arranged, lie_beside, text_arguments
 from itrain.sites import Site
 
 Level = Literal["stop", "prefix", "recompute", "suffix"]
@@ -29,7 +32,7 @@ tokens altogether."""
 TOLERANCE = 1e-4
 """How far a level's answer and gradient may be from plain hooks', relative to their norms."""
 
-Run = Callable[[Sequence[tuple[Site, Edit]]], Tensor]
+Run = Callable[[Sequence[Edits]], list[Tensor]]
 
 
 class Earlier:
@@ -60,7 +63,7 @@ class Plan:
 
     Args:
         hooked: runs the model.
-        sites: where the edits are.
+        sites: where the edits of all members are.
         below: the number of blocks below the lowest of them.
         level: the most that may be spared.
         reason: why no more.
@@ -86,20 +89,28 @@ class Plan:
         self.reason = reason
         if level == "prefix" and not below:
             self.level, self.reason = "stop", f"{reason}, and no block lies below the edits"
-        self.agreed: set[tuple[Level, bool]] = set()
+        self.beside = True
+        """Whether members may lie side by side in a row."""
+        self.agreed: set[tuple[Level, bool, bool]] = set()
+        """The levels that did what plain hooks do, with members side by side or not, with gradients or not."""
 
-    def edit(self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]]) -> Tensor:
-        """The model's answer, replayed where that is exact; what it takes is kept of the examples before."""
-        start = self._start(inputs)
-        while (level := self._level(start)) != "stop":
-            start = start if level in ("suffix", "recompute") else 0
-            kept = self._keep(inputs, start)
+    def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int) -> list[Tensor]:
+        """Each member's answer, replayed where that is exact; what it takes is kept of the examples before."""
+        plain = partial(self.hooked.edit_each, inputs, rows=rows)
+        while True:
+            starts = [self._start(inputs, [site for site, _ in edits]) for edits in members]
+            level = self.level if any(starts) else self._without_suffix
+            if level == "stop":
+                return plain(members)
+            kept = self._keep(inputs, suffix=any(starts))
             if kept is None:
                 continue
-            replay = partial(self._replay, inputs, kept, start)
-            if self._agrees(level, replay, partial(self.hooked.edit, inputs), edits):
-                return replay(edits)
-        return self.hooked.edit(inputs, edits)
+            beside = self.beside and len(set(starts)) > 1 and lie_beside(self.hooked.model, inputs)
+            lengths = tuple(inputs.length - start for start in starts)
+            runs = arranged(lengths, at_once=max(1, rows // inputs.batch_size), beside=beside)
+            replay = partial(self._replay, inputs, kept, starts, runs)
+            if self._agrees(level, beside, replay, plain, inputs, members):
+                return replay(members)
 
     def weigh(self, bases: Sequence[ModelInputs], uses: int | None) -> None:
         """Spare nothing where the run that fills what is kept costs more than all uses of the examples spare.
@@ -124,7 +135,7 @@ class Plan:
             self.earlier.store.close()
         if level == "prefix":
             self.hidden.close()
-        spared: dict[Level, Level] = {"suffix": "recompute", "recompute": self._under, "prefix": "stop"}
+        spared: dict[Level, Level] = {"suffix": "recompute", "recompute": self._without_suffix, "prefix": "stop"}
         self.level, self.reason = spared[level], reason
         warnings.warn(f"replay is lowered from '{level}' to '{self.level}': {reason}", stacklevel=2)
 
@@ -142,31 +153,28 @@ class Plan:
         """Whether edits or answer take in all tokens, among them padding, of which nothing true is kept."""
         return inputs.answer is None or any(site.position is None for site in self.sites)
 
-    def _start(self, inputs: ModelInputs) -> int:
-        """The first token that has to run."""
+    def _start(self, inputs: ModelInputs, sites: Sequence[Site]) -> int:
+        """The first token that has to run after edits at the sites."""
         # Token types can tie tokens to later ones, as within Gemma 3's images.
         spares = self.level in ("suffix", "recompute")
         if not spares or inputs.facts.answer is None or "token_type_ids" in inputs.arguments:
             return 0
-        start = int(torch.minimum(earliest(inputs, self.sites), inputs.facts.answer).min())
+        start = int(torch.stack([inputs.facts.answer, *map(inputs.earliest, sites)]).min())
         return start if start > int(inputs.extent[0].min()) else 0
 
-    def _level(self, start: int) -> Level:
-        return self._under if self.level in ("suffix", "recompute") and not start else self.level
-
     @property
-    def _under(self) -> Level:
-        """What can be spared without a suffix."""
-        return "prefix" if self.below else "stop"
+    def _without_suffix(self) -> Level:
+        """What can be spared where all tokens run."""
+        return "prefix" if self.below and self.level != "stop" else "stop"
 
-    def _keep(self, inputs: ModelInputs, start: int) -> list[Int[Tensor, "batch 2"]] | None:
+    def _keep(self, inputs: ModelInputs, *, suffix: bool) -> list[Int[Tensor, "batch 2"]] | None:
         """The examples' spans in the stores that are needed, after an untouched run of those that are not kept yet.
 
         None, and a lower level, where there is no room for them.
         """
         keys = inputs.facts.keys
         needed = [self.hidden] * (self.below > 0)
-        needed += [self.earlier.store] * (start > 0 and self.level == "suffix" and self.below < len(self.blocks))
+        needed += [self.earlier.store] * (suffix and self.level == "suffix" and self.below < len(self.blocks))
         spans = [store.find(keys) for store in needed]
         if any(each is None for each in spans):
             rows = torch.cat([store.missing(keys) for store in needed]).unique()
@@ -191,7 +199,7 @@ class Plan:
         recorder = Recorder(self.earlier.first)
         arguments = {"past_key_values": recorder, "use_cache": True} if self.level == "suffix" else {}
         with torch.no_grad(), watched(self.blocks[self.below - 1] if self.below else None) as seen:
-            self.hooked.edit(inputs, [], arguments=arguments)
+            self.hooked.run({**inputs.arguments, **arguments}, [Lane.alone(inputs)])
         first, end = inputs.extent
         level: Level = "prefix"
         try:
@@ -209,69 +217,91 @@ class Plan:
         return True
 
     def _replay(
-        self, inputs: ModelInputs, kept: list[Int[Tensor, "batch 2"]], start: int, edits: Sequence[tuple[Site, Edit]]
-    ) -> Tensor:
-        place = torch.arange(inputs.length) - inputs.extent[0][:, None]
-        with ExitStack() as stack:
-            cache = self._before(inputs, kept, place[:, :start]) if start else None
-            self._resume(stack, kept, place[:, start:], inputs.device)
-            arguments = {}
-            if cache is not None:
-                arguments = {"past_key_values": cache, "use_cache": True}
-                inputs = after(inputs, start, self.hooked.model)
-            if self.mlp is not None and inputs.answer is not None and inputs.answer.ndim == 1:
-                stack.enter_context(only_at(inputs.answer, self.mlp))
-            return self.hooked.edit(inputs, edits, arguments=arguments)
+        self,
+        inputs: ModelInputs,
+        kept: list[Int[Tensor, "batch 2"]],
+        starts: Sequence[int],
+        runs: Sequence[Sequence[Sequence[int]]],
+        members: Sequence[Edits],
+    ) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
+        for run in (Rows(inputs, members, starts, rows) for rows in runs):
+            with ExitStack() as stack:
+                arguments: dict[str, Any] = run.arguments(self.hooked.model)
+                if run.before:
+                    arguments |= {"past_key_values": self._before(inputs, kept, run.before), "use_cache": True}
+                self._resume(stack, kept, run.places(), inputs.device)
+                if self.mlp is not None and inputs.answer is not None and inputs.answer.ndim == 1:
+                    at = answers(run.lanes)
+                    assert at is not None, "the inputs have answers"
+                    stack.enter_context(only_at(at, self.mlp))
+                found |= zip(run.order, self.hooked.run(arguments, run.lanes), strict=True)
+        return [found[member] for member in range(len(members))]
 
     def _resume(
         self,
         stack: ExitStack,
         kept: list[Int[Tensor, "batch 2"]],
-        place: Int[Tensor, "batch tokens"],
+        places: Int[Tensor, "rows*batch tokens"],
         device: torch.device,
     ) -> None:
         """Have the blocks below do nothing but put out what is kept of the tokens at these places."""
         if self.below:
-            (hidden,) = self.hidden.gather(kept[0], place, device)
+            (hidden,) = self.hidden.gather(kept[0].repeat(len(places) // len(kept[0]), 1), places, device)
             stack.enter_context(resumed(self.blocks[: self.below], hidden, self.hidden.layout))
 
-    def _before(
-        self, inputs: ModelInputs, kept: list[Int[Tensor, "batch 2"]], place: Int[Tensor, "batch earlier"]
-    ) -> Before:
-        """The keys and values of the tokens at these places: those kept, or from a run of them without gradients."""
-        length = place.shape[1]
+    def _before(self, inputs: ModelInputs, kept: list[Int[Tensor, "batch 2"]], length: int) -> Before:
+        """The keys and values of so many first tokens: those kept, or from a run of them without gradients."""
+        places = torch.arange(length) - inputs.extent[0][:, None]
         if self.below == len(self.blocks):
             return Before(length, {})
         if self.level == "suffix":
             store = self.earlier.store
             shapes = {block: each for block, each in store.layout.items() if block >= self.below}
-            rows = store.gather(kept[-1], place, inputs.device, len(store.layout) - len(shapes))
+            rows = store.gather(kept[-1], places, inputs.device, len(store.layout) - len(shapes))
             return Before(length, dict(zip(shapes, map(unflat, rows, shapes.values()), strict=True)))
         recorder = Recorder(self.below)
+        arguments = {name: value[:, :length] for name, value in text_arguments(inputs, self.hooked.model).items()}
+        # What answers is of no interest.
+        lane = Lane.alone(
+            replace(inputs, answer=torch.zeros(inputs.batch_size, dtype=torch.long, device=inputs.device))
+        )
         with torch.no_grad(), ExitStack() as stack:
-            self._resume(stack, kept, place, inputs.device)
-            arguments = {"past_key_values": recorder, "use_cache": True}
-            self.hooked.edit(before(inputs, length, self.hooked.model), [], arguments=arguments)
+            self._resume(stack, kept, places, inputs.device)
+            self.hooked.run({**arguments, "past_key_values": recorder, "use_cache": True}, [lane])
         return Before(length, recorder.noted)
 
-    def _agrees(self, level: Level, replay: Run, plain: Run, edits: Sequence[tuple[Site, Edit]]) -> bool:
-        """Whether the level does what plain hooks do; tried once with and once without gradients."""
-        trial = level, torch.is_grad_enabled()
+    def _agrees(
+        self, level: Level, beside: bool, replay: Run, plain: Run, inputs: ModelInputs, members: Sequence[Edits]
+    ) -> bool:
+        """Whether the level does what plain hooks do, by one example of each layout in the batch.
+
+        Tried once with and once without gradients.
+        """
+        trial = level, beside, torch.is_grad_enabled()
         if trial in self.agreed:
             return True
-        expected, values = _probe(plain, edits)
+        rows = _one_of_each(inputs)
         try:
-            found, _ = _probe(replay, edits, values)
-            pairs = zip(found, expected, strict=True)
+            found, made = _probe(replay, members)
+        except Exception as error:
+            _probe(plain, members)  # raises what is the edits' own fault
+            worst, reason = float("inf"), f"it fails with {type(error).__name__}: {error}"
+        else:
+            few, values = inputs.take(rows), {key: each[rows.to(each.device)] for key, each in made.items()}
+            expected, _ = _probe(partial(self.hooked.edit_each, few), members, values)
+            pairs = ((a[rows.to(a.device)], b) for a, b in zip(found, expected, strict=True))
             worst = max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs)
             reason = f"answer or gradient is {worst:.1e} from plain hooks'"
-        except Exception as error:
-            worst, reason = float("inf"), f"it fails with {type(error).__name__}: {error}"
         # A few roundings, where the model's precision is so low that these are more.
         if worst <= max(TOLERANCE, 8 * torch.finfo(precision(self.hooked.model)).eps):
             self.agreed.add(trial)
             return True
-        self.lower(level, reason)
+        if beside:
+            self.beside = False
+            warnings.warn(f"members are replayed in turn, not side by side: {reason}", stacklevel=2)
+        else:
+            self.lower(level, reason)
         return False
 
 
@@ -298,29 +328,43 @@ def earliest(inputs: ModelInputs, sites: Sequence[Site]) -> Int[Tensor, " batch"
     return torch.stack([inputs.earliest(site) for site in sites]).amin(0)
 
 
+def _one_of_each(inputs: ModelInputs) -> Int[Tensor, " examples"]:
+    """The first example of each layout of tokens, spans and answer that there is."""
+    layout = [*inputs.extent, *(span for _, span in sorted(inputs.spans.items()))]
+    layout += [each for each in (inputs.tokens, inputs.answer) if each is not None]
+    table = torch.cat([each.cpu().view(inputs.batch_size, -1) for each in layout], 1).tolist()
+    first = {tuple(each): row for row, each in reversed(list(enumerate(table)))}
+    return torch.tensor(sorted(first.values()))
+
+
 def _probe(
-    run: Run, edits: Sequence[tuple[Site, Edit]], values: Sequence[Tensor] | None = None
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Answer, the activations that edits are given, and the gradient in what they make of them; and the latter.
+    run: Run, members: Sequence[Edits], values: Mapping[tuple[int, int], Tensor] | None = None
+) -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
+    """Answers, the activations that edits are given, and the gradient in what they make of them; and the latter.
 
     With ``values`` edits are not called again: they may be random.
     """
-    made: list[Tensor] = []
-    given: list[Tensor] = []
+    made: dict[tuple[int, int], Tensor] = {}
+    given: dict[tuple[int, int], Tensor] = {}
 
-    def probe(apply: Edit, base: Tensor) -> Tensor:
+    def probe(key: tuple[int, int], apply: Edit, base: Tensor) -> Tensor:
         # With gradients, if they are on: a parametrisation computed without would be cached without for the step.
-        new = apply(base) if values is None else values[len(made)]
-        made.append(new.detach().clone().requires_grad_(torch.is_grad_enabled()))
-        given.append(base.detach())
-        return made[-1]
+        new = apply(base) if values is None else values[key]
+        made[key] = new.detach().clone().requires_grad_(torch.is_grad_enabled())
+        given[key] = base.detach()
+        return made[key]
 
+    probes = [
+        [(site, partial(probe, (member, number), apply)) for number, (site, apply) in enumerate(edits)]
+        for member, edits in enumerate(members)
+    ]
     # The edits' random numbers must be those that they would draw without the trial.
     device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=device):
-        answer = run([(site, partial(probe, apply)) for site, apply in edits]).float()
-    results = [answer.detach(), *given]
+        found = [answer.float() for answer in run(probes)]
+    keys = sorted(made)
+    results = [*(answer.detach() for answer in found), *(given[key] for key in keys)]
     if torch.is_grad_enabled():
-        gradients = torch.autograd.grad(answer.square().sum(), made, allow_unused=True, materialize_grads=True)
-        results += gradients
-    return results, [each.detach() for each in made]
+        total = torch.stack([answer.square().sum() for answer in found]).sum()
+        results += torch.autograd.grad(total, [made[key] for key in keys], allow_unused=True, materialize_grads=True)
+    return results, {key: each.detach() for key, each in made.items()}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from itrain.architectures import architecture, blocks, locate
 from itrain.inputs import ModelInputs
 from itrain.networks.cache import Budget, BudgetError, TokenStore, in_words
-from itrain.networks.hooks import Edit, HookedNetwork
+from itrain.networks.hooks import ROWS, HookedNetwork
+from itrain.networks.lanes import Edits
 from itrain.networks.plan import Earlier, Level, Plan, keep
 from itrain.networks.resume import TEXT, obstacle, state
 from itrain.sites import Site
@@ -104,15 +105,20 @@ class ReplayNetwork(nn.Module):
                     self._keep_reading(inputs, site, found[site])
         return {site: found[site] for site in wanted}
 
-    def edit(self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]]) -> Tensor:
+    def edit(self, inputs: ModelInputs, edits: Edits) -> Tensor:
         """The model's answer with the activation at each site replaced by the edit of it, as HookedNetwork gives it."""
-        plan = self._plan([site for site, _ in edits]) if edits and self._obstacle() is None else None
+        return self.edit_each(inputs, [edits])[0]
+
+    def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
+        """Each member's answer, as HookedNetwork gives it; members share what is kept and runs."""
+        groups = [[site for site, _ in edits] for edits in members]
+        plan = self._plan(groups) if all(groups) and self._obstacle() is None else None
         if plan is None or self._unfit(inputs, plan) is not None:
-            return self.hooked.edit(inputs, edits)
-        return plan.edit(inputs, edits)
+            return self.hooked.edit_each(inputs, members, rows=rows)
+        return plan.edit_each(inputs, members, rows=rows)
 
     def generate(
-        self, inputs: ModelInputs, edits: Sequence[tuple[Site, Edit]], *, max_new_tokens: int, end: int | None = None
+        self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
     ) -> Int[Tensor, "batch new"]:
         """The tokens that follow the prompts, as HookedNetwork generates them; nothing is kept."""
         return self.hooked.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
@@ -168,7 +174,7 @@ class ReplayNetwork(nn.Module):
         self._uses = None if self.uses is None else self.uses * len(groups)
         groups = list(dict.fromkeys(map(tuple, groups)))
         self._make_room(groups)
-        plans = [plan for group in groups if (plan := self._plan(group))]
+        plans = [plan for group in groups if (plan := self._plan([group]))]
         unfit = (self._unfit(each, plan) for plan in plans for each in bases)
         if (reason := next(filter(None, unfit), None)) is not None:
             return f"plain hooks: {reason}"
@@ -199,7 +205,7 @@ class ReplayNetwork(nn.Module):
         self._earlier: Earlier | None = None
         self._uses = self.uses
         self._full: set[Site] = set()
-        self._plans: dict[tuple[Site, ...], Plan | None] = {}
+        self._plans: dict[tuple[tuple[Site, ...], ...], Plan | None] = {}
         self._depths: dict[Site, int | None] = {}
 
     def _obstacle(self) -> str | None:
@@ -262,15 +268,16 @@ class ReplayNetwork(nn.Module):
         self._refused(f"site '{outside[0]}' lies in no block" if outside else None)
         return None if outside else min((depth or 0 for depth in depths.values()), default=0)
 
-    def _plan(self, sites: Sequence[Site]) -> Plan | None:
-        """The plan for edits at the sites; None where one of them lies in no block."""
-        key = tuple(dict.fromkeys(sites))
+    def _plan(self, groups: Sequence[Sequence[Site]]) -> Plan | None:
+        """The plan for members that are edited at a group of sites each; None where one of these lies in no block."""
+        key = tuple(dict.fromkeys(map(tuple, groups)))
         if key not in self._plans:
-            below = self.below(key)
-            self._plans[key] = None if below is None else self._new_plan(key, below)
+            sites = list(dict.fromkeys(site for group in key for site in group))
+            below = self.below(sites)
+            self._plans[key] = None if below is None else self._new_plan(key, sites, below)
         return self._plans[key]
 
-    def _new_plan(self, sites: tuple[Site, ...], below: int) -> Plan:
+    def _new_plan(self, groups: Sequence[Sequence[Site]], sites: Sequence[Site], below: int) -> Plan:
         level: Level = "suffix"
         reason = ""
         if self._uses == 1:
@@ -279,7 +286,7 @@ class ReplayNetwork(nn.Module):
             level, reason = "prefix", "in an encoder every token sees the edited one"
         elif len(_placed(sites)) < len(sites):
             level, reason = "prefix", "a site without a position has all tokens edited"
-        hidden, earlier = self._store(("hidden", below)), self._serving([sites])
+        hidden, earlier = self._store(("hidden", below)), self._serving(groups)
         return Plan(self.hooked, sites, below=below, level=level, reason=reason, hidden=hidden, earlier=earlier)
 
     def _serving(self, groups: Sequence[Sequence[Site]]) -> Earlier:

@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from itrain.architectures import blocks, unwrap
-from itrain.inputs import ModelInputs
-from itrain.networks.hooks import forward_arguments, modules_of
+from itrain.architectures import blocks
+from itrain.networks.hooks import modules_of
 
 TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 """Arguments of a model's forward that say no more than which tokens an example has."""
@@ -103,51 +102,21 @@ def resumed(below: Sequence[nn.Module], hidden: Float[Tensor, "batch sequence hi
 
 
 @contextmanager
-def only_at(tokens: Int[Tensor, " batch"], module: nn.Module) -> Iterator[None]:
-    """Have a module that treats each token by itself run on one token of each example; elsewhere it puts out 0."""
+def only_at(at: tuple[Int[Tensor, "rows 1"], Int[Tensor, "rows 1"]], module: nn.Module) -> Iterator[None]:
+    """Have a module that treats each token by itself run on some tokens only; elsewhere it puts out 0."""
     forward = module.forward
 
     def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         # Some take the residual stream besides, and some see all examples' tokens in a row.
         if args or kwargs or hidden.ndim != 3 or hidden.shape[1] == 1:
             return forward(hidden, *args, **kwargs)
-        at = torch.arange(len(hidden), device=hidden.device), tokens
-        output = forward(hidden[at][:, None])
+        output = forward(hidden[at])
         if not isinstance(output, Tensor):
             return forward(hidden)
-        return output.new_zeros(*hidden.shape[:2], output.shape[-1]).index_put(at, output[:, 0])
+        return output.new_zeros(*hidden.shape[:2], output.shape[-1]).index_put(at, output)
 
     with _forwards({module: run}):
         yield
-
-
-def after(inputs: ModelInputs, start: int, model: nn.Module) -> ModelInputs:
-    """The inputs for a run of the tokens from ``start`` on; the mask still covers those before."""
-    return ModelInputs(
-        arguments=_arguments(inputs, slice(start, None), model),
-        answer=None if inputs.answer is None else inputs.answer - start,
-        tokens=(torch.stack(inputs.extent, 1) if inputs.tokens is None else inputs.tokens) - start,
-        stop=None if inputs.stop is None else inputs.stop - start,
-        spans={name: span - start for name, span in inputs.spans.items()},
-        texts=inputs.texts,
-        candidates=inputs.candidates,
-    )
-
-
-def before(inputs: ModelInputs, stop: int, model: nn.Module) -> ModelInputs:
-    """The inputs for a run of the tokens before ``stop``, whose answer is of no interest."""
-    answer = torch.zeros(inputs.batch_size, dtype=torch.long, device=inputs.device)
-    return ModelInputs(arguments=_arguments(inputs, slice(stop), model), answer=answer)
-
-
-def _arguments(inputs: ModelInputs, tokens: slice, model: nn.Module) -> dict[str, Tensor]:
-    given = {name: value for name, value in forward_arguments(unwrap(model), inputs).items() if name in TEXT}
-    mask = given.pop("attention_mask", None)
-    arguments = {name: value[:, tokens] for name, value in given.items()}
-    # Without a mask to look into, transformers need not wait for the accelerator.
-    if mask is not None and not inputs.unpadded:
-        arguments["attention_mask"] = mask[:, : tokens.stop]
-    return arguments
 
 
 KeysValues = tuple[Float[Tensor, "batch heads tokens size"], Float[Tensor, "batch heads tokens size"]]
@@ -189,7 +158,10 @@ class Recorder(_KeyValues):
 
 
 class Before(_KeyValues):
-    """A cache of earlier tokens' keys and values by block, which a run reads and does not change."""
+    """A cache of earlier tokens' keys and values by block, which a run reads and does not change.
+
+    The run may have several rows for each of the examples, one batch after the other.
+    """
 
     def __init__(self, length: int, kept: Mapping[int, KeysValues]) -> None:
         super().__init__(length)
@@ -197,7 +169,12 @@ class Before(_KeyValues):
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> KeysValues:
         earlier_keys, earlier_values = self.kept[layer_idx]
-        return torch.cat([earlier_keys, keys], 2), torch.cat([earlier_values, values], 2)
+        return _joined(earlier_keys, keys), _joined(earlier_values, values)
+
+
+def _joined(earlier: Tensor, new: Tensor) -> Tensor:
+    rows = new.unflatten(0, (-1, len(earlier)))
+    return torch.cat([earlier.expand(len(rows), *earlier.shape), rows], 3).flatten(0, 1)
 
 
 def flat(keys_values: KeysValues) -> tuple[Float[Tensor, "batch tokens features"], Shapes]:

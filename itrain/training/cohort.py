@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -11,37 +11,31 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchmetrics import MeanMetric
 
-from itrain.architectures import architecture, blocks
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.orthogonal import retract_after_steps
-from itrain.networks.hooks import Edit
+from itrain.networks.hooks import ROWS
 from itrain.networks.replay import ReplayNetwork
-from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.interchange import Interchange
 from itrain.training.interventions import Interventions
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 
-CPU_RUN_FLOPS, RUN_FLOPS = 2e8, 1e11
-"""What a run costs besides its tokens, some milliseconds, in operations of a CPU's core and of an accelerator."""
-
 
 class Cohort(lightning.LightningModule):
-    """Runs members side by side: their batches are stacked into one run of the model that they share.
+    """Runs members side by side: their tokens share a run of the model.
 
-    loss = sum over members of their own losses. No row of the stacked batch meets another, so the gradient of each
-    member is its own, and so are its figures, as if it had been fitted alone. Members may differ in site, intervention
-    and rank; they share data, batch order, ``loss_over``, optimizer and schedule. A small model's step costs much the
-    same whatever its batch, so that a cohort costs little more than one of its members; where the work itself counts,
-    members that begin at different tokens run in turn.
+    loss = sum over members of their own losses. No token of one member sees another's, so the gradient of each member
+    is its own, and so are its figures, as if it had been fitted alone. Members may differ in site, intervention and
+    rank; they share data, batch order, ``loss_over``, optimizer and schedule. A small model's step costs much the same
+    whatever its batch, so that a cohort costs little more than one of its members.
 
     Args:
         members: alignment searches, or what trains nothing, under names that have no slash.
         optimizer: from groups of parameters to the optimizer; None is for evaluation only.
         warmup: share of the steps in which the learning rate rises.
         patience: epochs without a lower validation loss after which a member stops learning; None: all go to the end.
-        rows: the most rows of a stacked run; members beyond it run in turn.
+        rows: the most rows of a run that members share; those beyond it run in turn.
 
     Raises:
         ValueError: there are no members, or they have not the same network or training loss.
@@ -54,7 +48,7 @@ class Cohort(lightning.LightningModule):
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         patience: int | None = None,
-        rows: int = 4096,
+        rows: int = ROWS,
     ) -> None:
         super().__init__()
         networks = {id(member.network): member.network for member in members.values()}
@@ -70,9 +64,6 @@ class Cohort(lightning.LightningModule):
         self.best = {name: (float("inf"), 0) for name in members}
         """The lowest validation loss of each member and the epochs since."""
         self.losses: dict[str, MeanMetric] = {}
-        self._starts: dict[str, int] = {}
-        # Forward and backward, of the activations alone: two multiplications and additions each for every weight.
-        self._flops = 4 * sum(p.numel() for block in self._running() for p in block.parameters() if p.ndim > 1)
 
     def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
         """Tell the network what it will be asked; the line that says how the model will be run."""
@@ -90,55 +81,16 @@ class Cohort(lightning.LightningModule):
         return total * batch.weight + penalties
 
     def interchange(self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions]) -> dict[str, Tensor]:
-        """Each member's answer on the bases, from one run of the model on as many copies of them as there are members.
+        """Each member's answer on the bases.
 
         The members' interventions are given, so that hard ones can stand in for those that are trained.
         """
         with parametrize.cached():
             read = [site for each in interventions.values() for site in each if each[site].takes_source]
             activations = next(iter(self.members.values())).read(batch, list(dict.fromkeys(read)))
-            edits = {name: self.members[name].edits(batch, each, activations) for name, each in interventions.items()}
-            logits: dict[str, Tensor] = {}
-            for part in self._parts(batch, edits):
-                stacked = _stacked([edits[name] for name in part], len(batch))
-                answers = self.network.edit(batch.base.repeat(len(part)), stacked)
-                logits |= zip(part, answers.split(len(batch)), strict=True)
-        return {name: logits[name] for name in interventions}
-
-    def _parts(self, batch: CounterfactualBatch, edits: Mapping[str, Sequence[tuple[Site, Edit]]]) -> list[list[str]]:
-        """The members that run together: those of one first token always, others where that costs less than a run.
-
-        A replayed run begins at the earliest token that is edited, so that members which are edited later run some
-        tokens for nothing.
-        """
-        for name, each in edits.items():
-            if name not in self._starts:
-                self._starts[name] = self._start(batch.base, [site for site, _ in each])
-        parts: list[list[str]] = []
-        first = 0
-        for start in sorted({self._starts[name] for name in edits}):
-            alike = [name for name in edits if self._starts[name] == start]
-            wasted = len(alike) * len(batch) * (start - first) * self._flops
-            if parts and wasted < (CPU_RUN_FLOPS if self.device.type == "cpu" else RUN_FLOPS):
-                parts[-1] += alike
-            else:
-                parts.append(alike)
-                first = start
-        at_once = max(1, self.rows // len(batch))
-        return [part[place : place + at_once] for part in parts for place in range(0, len(part), at_once)]
-
-    def _start(self, base: ModelInputs, sites: Sequence[Site]) -> int:
-        """The first token that a replayed run of edits at the sites begins at; 0 where all of them run."""
-        if not isinstance(self.network, ReplayNetwork) or any(site.position is None for site in sites):
-            return 0
-        return min(int(base.earliest(site).min()) for site in sites)
-
-    def _running(self) -> Iterable[nn.Module]:
-        """The blocks that a replayed run of the members runs; the head is left out, it runs on the answer alone."""
-        if not isinstance(self.network, ReplayNetwork) or architecture(self.network.model) is None:
-            return []
-        sites = [site for member in self.members.values() for site in member.edited]
-        return list(blocks(self.network.model))[self.network.below(sites) or 0 :]
+            edits = [self.members[name].edits(batch, each, activations) for name, each in interventions.items()]
+            answers = self.network.edit_each(batch.base, edits, rows=self.rows)
+        return dict(zip(interventions, answers, strict=True))
 
     def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         for name, logits in self._score("validation", batch).items():
@@ -209,22 +161,3 @@ class Cohort(lightning.LightningModule):
     def _report(self) -> None:
         found = {name: member.figures() for name, member in self.members.items()}
         self.log_dict({f"{name}/{key}": value for name, each in found.items() for key, value in each.items()})
-
-
-def _stacked(edits: Sequence[Sequence[tuple[Site, Edit]]], size: int) -> list[tuple[Site, Edit]]:
-    """The edits of each member on its own rows of the stacked batch, one edit a site."""
-    sites = dict.fromkeys(site for member in edits for site, _ in member)
-
-    def at(site: Site) -> Edit:
-        mine = [[apply for place, apply in member if place == site] for member in edits]
-
-        def edit(base: Tensor) -> Tensor:
-            parts = list(base.split(size))
-            for member, applied in enumerate(mine):
-                for apply in applied:
-                    parts[member] = apply(parts[member])
-            return torch.cat(parts)
-
-        return edit
-
-    return [(site, at(site)) for site in sites]

@@ -18,7 +18,7 @@ from itrain.adapters import add_lora
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED, is_right
-from itrain.networks.hooks import Edit
+from itrain.networks.lanes import Edit
 from itrain.networks.replay import Network
 from itrain.responses import ResponseBatch, ResponseDataModule
 from itrain.sites import Site

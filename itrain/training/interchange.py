@@ -17,7 +17,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.metrics import RULES, UNUSED, InterchangeAccuracy
-from itrain.networks.hooks import Edit
+from itrain.networks.lanes import Edit
 from itrain.networks.replay import Network
 from itrain.sites import Site
 from itrain.training.interventions import Interventions, InterventionTraining

@@ -16,7 +16,7 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, is_right
-from itrain.networks.hooks import Edit
+from itrain.networks.lanes import Edit
 from itrain.networks.replay import Network
 from itrain.sites import Site
 from itrain.training.interchange import Activations, Interchange
