@@ -216,6 +216,7 @@ def _quiet() -> None:
         "The '.*_dataloader' does not have many workers",
         ".*LeafSpec",
         "Experiment logs directory",
+        "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at it
     ):
         warnings.filterwarnings("ignore", remark)
 

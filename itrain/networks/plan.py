@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from itrain.architectures import blocks, locate
 from itrain.inputs import ModelInputs
 from itrain.networks.cache import BudgetError, TokenStore
+from itrain.networks.compiled import CompileError, compiled, unedited
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lanes import Edit, Edits, Lane, answers
 from itrain.networks.resume import Before, Recorder, flat, only_at, precision, resumed, unflat, watched
@@ -69,6 +70,7 @@ class Plan:
         reason: why no more.
         hidden: keeps what the highest block below puts out.
         earlier: the keys and values of earlier tokens in the blocks above.
+        compile: have the blocks above run compiled that no edit acts within.
     """
 
     def __init__(
@@ -81,10 +83,12 @@ class Plan:
         reason: str,
         hidden: TokenStore,
         earlier: Earlier,
+        compile: bool = False,
     ) -> None:
         self.hooked, self.sites, self.below, self.hidden, self.earlier = hooked, sites, below, hidden, earlier
         self.blocks = list(blocks(hooked.model))
         self.mlp = self._last_mlp()
+        self.compiled = unedited(self.blocks, hooked.model, sites, below) if compile else {}
         self.level: Level = level
         self.reason = reason
         if level == "prefix" and not below:
@@ -231,6 +235,7 @@ class Plan:
                 if run.before:
                     arguments |= {"past_key_values": self._before(inputs, kept, run.before), "use_cache": True}
                 self._resume(stack, kept, run.places(), inputs.device)
+                stack.enter_context(compiled(self.compiled))
                 if self.mlp is not None and inputs.answer is not None and inputs.answer.ndim == 1:
                     at = answers(run.lanes)
                     assert at is not None, "the inputs have answers"
@@ -277,16 +282,21 @@ class Plan:
         """Whether the level does what plain hooks do, by one example of each layout in the batch.
 
         Tried once with and once without gradients.
+
+        Raises:
+            CompileError: it does not, and blocks are compiled.
         """
         trial = level, beside, torch.is_grad_enabled()
         if trial in self.agreed:
             return True
-        rows = _one_of_each(inputs)
+        rows, cause = _one_of_each(inputs), None
         try:
             found, made = _probe(replay, members)
+        except CompileError:
+            raise
         except Exception as error:
             _probe(plain, members)  # raises what is the edits' own fault
-            worst, reason = float("inf"), f"it fails with {type(error).__name__}: {error}"
+            worst, reason, cause = float("inf"), f"it fails with {type(error).__name__}: {error}", error
         else:
             few, values = inputs.take(rows), {key: each[rows.to(each.device)] for key, each in made.items()}
             expected, _ = _probe(partial(self.hooked.edit_each, few), members, values)
@@ -300,6 +310,8 @@ class Plan:
         if beside:
             self.beside = False
             warnings.warn(f"members are replayed in turn, not side by side: {reason}", stacklevel=2)
+        elif self.compiled:
+            raise CompileError(f"replay with compiled blocks: {reason}") from cause
         else:
             self.lower(level, reason)
         return False

@@ -50,9 +50,11 @@ class ReplayNetwork(nn.Module):
         budget_gib: the most that is kept in the device's memory, and as much again in the host's.
         folder: where memory-mapped files hold what exceeds the budget; None: a cheaper level is chosen instead.
         strict: refuse what cannot be replayed exactly.
+        compile: have the blocks above the edits that no edit acts within run compiled, by torch.compile.
 
     Raises:
         ValueError: ``strict``, and the model, a site or an input cannot be replayed exactly; the message says why.
+        CompileError: ``compile``, and a compiled block fails or replay is not exact with it.
     """
 
     def __init__(
@@ -63,9 +65,10 @@ class ReplayNetwork(nn.Module):
         budget_gib: float = 4.0,
         folder: Path | str | None = None,
         strict: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
-        self.hooked, self.strict, self.uses = hooked, strict, uses
+        self.hooked, self.strict, self.uses, self.compiles = hooked, strict, uses, compile
         self.keeps = uses is None or uses > 1
         self.budget = Budget(budget_gib, None if folder is None else Path(folder))
         self._stores: dict[Any, TokenStore] = {}
@@ -170,14 +173,14 @@ class ReplayNetwork(nn.Module):
         if reason is None and None in [self.below(group) for group in groups]:
             reason = "an edited site lies in no block"
         if reason is not None:
-            return f"plain hooks: {reason}"
+            return self._and_compiled(f"plain hooks: {reason}", 0)
         self._uses = None if self.uses is None else self.uses * len(groups)
         groups = list(dict.fromkeys(map(tuple, groups)))
         self._make_room(groups)
         plans = [plan for group in groups if (plan := self._plan([group]))]
         unfit = (self._unfit(each, plan) for plan in plans for each in bases)
         if (reason := next(filter(None, unfit), None)) is not None:
-            return f"plain hooks: {reason}"
+            return self._and_compiled(f"plain hooks: {reason}", 0)
         for plan in plans:
             plan.weigh(bases, self._uses)
         counts = self._tokens(groups, bases, sources)
@@ -194,8 +197,14 @@ class ReplayNetwork(nn.Module):
         kept = sizes.hidden * bool(levels - {"stop"}) + sizes.keys_values * ("suffix" in levels)
         kept += sizes.readings * self.keeps
         where = "" if kept <= self.budget.memory(self._device) else f" of memory, the rest lies in {self.budget.folder}"
-        runs = min(plans, key=lambda plan: plan.below).describe()
+        widest = min(plans, key=lambda plan: plan.below)
+        runs = self._and_compiled(widest.describe(), 0 if widest.level == "stop" else len(widest.compiled))
         return f"{runs}; {in_words(kept)} are kept, {budget}{where}"
+
+    def _and_compiled(self, line: str, blocks: int) -> str:
+        """The line, and how many blocks are compiled if that was asked for."""
+        words = {0: "nothing is", 1: "one block is"}.get(blocks, f"{blocks} blocks are")
+        return f"{line}; {words} compiled" if self.compiles else line
 
     def forget(self) -> None:
         """Drop all that was kept, as is done whenever the model has changed."""
@@ -287,7 +296,16 @@ class ReplayNetwork(nn.Module):
         elif len(_placed(sites)) < len(sites):
             level, reason = "prefix", "a site without a position has all tokens edited"
         hidden, earlier = self._store(("hidden", below)), self._serving(groups)
-        return Plan(self.hooked, sites, below=below, level=level, reason=reason, hidden=hidden, earlier=earlier)
+        return Plan(
+            self.hooked,
+            sites,
+            below=below,
+            level=level,
+            reason=reason,
+            hidden=hidden,
+            earlier=earlier,
+            compile=self.compiles,
+        )
 
     def _serving(self, groups: Sequence[Sequence[Site]]) -> Earlier:
         """Where keys and values are kept for these groups of sites: where others are, if that serves these too."""
@@ -360,18 +378,23 @@ def make_network(
     uses: int | None = None,
     budget_gib: float = 4.0,
     folder: Path | str | None = None,
+    compile: bool = False,
 ) -> Network:
     """The model's network, replayed where that is exact (auto), always (on) or never (off).
 
     The other arguments are those of HookedNetwork and ReplayNetwork.
 
     Raises:
-        ValueError: ``on``, and replay would not be exact.
+        ValueError: ``on``, and replay would not be exact; or ``compile``, and nothing of the model is replayed.
     """
     hooked = HookedNetwork(model, trainable=trainable)
-    if replay == "off" or (replay == "auto" and obstacle(model) is not None):
-        return hooked
-    return ReplayNetwork(hooked, uses=uses, budget_gib=budget_gib, folder=folder, strict=replay == "on")
+    reason = "replay is off" if replay == "off" else obstacle(model) if replay == "auto" else None
+    if reason is None:
+        strict = replay == "on"
+        return ReplayNetwork(hooked, uses=uses, budget_gib=budget_gib, folder=folder, strict=strict, compile=compile)
+    if compile:
+        raise ValueError(f"compile=true compiles what is replayed, and nothing is: {reason}; leave compile out")
+    return hooked
 
 
 def _placed(sites: Sequence[Site]) -> list[Site]:

@@ -82,7 +82,7 @@ def watched(block: nn.Module | None) -> Iterator[Watched]:
         seen.hidden = (output if isinstance(output, Tensor) else output[0]).detach()
         return output
 
-    with _forwards({block: watch}):
+    with forwards({block: watch}):
         yield seen
 
 
@@ -97,7 +97,7 @@ def resumed(below: Sequence[nn.Module], hidden: Float[Tensor, "batch sequence hi
         return shaped(args[0] if args else kwargs["hidden_states"])
 
     # Not the list of blocks is cut: models choose masks and rotary embeddings by a block's place in it.
-    with _forwards({**dict.fromkeys(below[:-1], passed), below[-1]: lambda *args, **kwargs: shaped(hidden)}):
+    with forwards({**dict.fromkeys(below[:-1], passed), below[-1]: lambda *args, **kwargs: shaped(hidden)}):
         yield
 
 
@@ -115,7 +115,7 @@ def only_at(at: tuple[Int[Tensor, "rows 1"], Int[Tensor, "rows 1"]], module: nn.
             return forward(hidden)
         return output.new_zeros(*hidden.shape[:2], output.shape[-1]).index_put(at, output)
 
-    with _forwards({module: run}):
+    with forwards({module: run}):
         yield
 
 
@@ -167,8 +167,23 @@ class Before(_KeyValues):
         super().__init__(length)
         self.kept = kept
 
+    def of(self, block: int) -> BeforeBlock:
+        """One block's part."""
+        return BeforeBlock(self.length, self.kept[block])
+
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> KeysValues:
-        earlier_keys, earlier_values = self.kept[layer_idx]
+        return self.of(layer_idx).update(keys, values)
+
+
+class BeforeBlock(_KeyValues):
+    """The same for one block, whose place in the model it need not know."""
+
+    def __init__(self, length: int, kept: KeysValues) -> None:
+        super().__init__(length)
+        self.kept = kept
+
+    def update(self, keys: Tensor, values: Tensor, *rest: Any, **others: Any) -> KeysValues:
+        earlier_keys, earlier_values = self.kept
         return _joined(earlier_keys, keys), _joined(earlier_values, values)
 
 
@@ -192,7 +207,7 @@ def unflat(rows: Float[Tensor, "batch tokens features"], shapes: Shapes) -> Keys
 
 
 @contextmanager
-def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Give modules another forward, on the instance, where hooks and wrappers of the class still find it."""
     own = {module: module.__dict__["forward"] for module in replacements if "forward" in module.__dict__}
     for module, forward in replacements.items():
