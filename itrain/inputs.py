@@ -160,17 +160,6 @@ class ModelInputs:
             texts=self.texts,
         )
 
-    def counted_from(self, token: int) -> ModelInputs:
-        """The layout of the examples where this token is the first, with other tokens before it if it is negative."""
-        tokens = torch.stack(self.extent, 1) if self.tokens is None else self.tokens
-        return replace(
-            self,
-            answer=None if self.answer is None else self.answer - token,
-            tokens=tokens - token,
-            stop=None if self.stop is None else self.stop - token,
-            spans={name: span - token for name, span in self.spans.items()},
-        )
-
     def repeat(self, count: int) -> ModelInputs:
         """The examples so many times, one copy of the batch after the other."""
 

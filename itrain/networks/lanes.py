@@ -28,16 +28,18 @@ class Lane:
     """Examples in rows of their own of a run, with the edits that act on them.
 
     Args:
-        inputs: where the examples' tokens lie in these rows.
+        inputs: the examples.
         edits: what acts on them.
         first: the first of the rows.
         rows: how many the whole run has.
+        shift: how much farther to the left the examples' tokens lie in the rows; None: the rows hold all of them.
     """
 
     inputs: ModelInputs
     edits: Edits = ()
     first: int = 0
     rows: int
+    shift: int | None = None
 
     @classmethod
     def alone(cls, inputs: ModelInputs, edits: Edits = ()) -> Lane:
@@ -88,7 +90,10 @@ class Lane:
                 f"site '{site}': the activation there has shape {tuple(activation.shape)}, so it has no positions in "
                 f"({self.rows}, tokens, features); leave the position out"
             )
-        return self.inputs.indices(site, activation.shape[1])
+        if self.shift is None:
+            return self.inputs.indices(site, activation.shape[1])
+        index, valid = self.inputs.indices(site, self.inputs.length)
+        return TokenIndices(index - self.shift, valid)
 
     def _at(self, tokens: TokenIndices | None, activation: Tensor) -> tuple[Any, ...]:
         """The index of the lane's tokens, all that it has or those given, in an activation."""
@@ -104,5 +109,6 @@ def answers(lanes: Sequence[Lane]) -> tuple[Tensor, Tensor] | None:
     if any(each is None for each in found):
         return None
     rows = [torch.arange(lane.first, lane.first + lane.inputs.batch_size) for lane in lanes]
-    tokens = torch.cat([each.view(len(each), -1) for each in found if each is not None])
-    return torch.cat(rows)[:, None].to(tokens.device, non_blocking=True), tokens
+    shifts = [lane.shift or 0 for lane in lanes]
+    tokens = [each.view(len(each), -1) - shift for each, shift in zip(found, shifts, strict=True) if each is not None]
+    return torch.cat(rows)[:, None].to(tokens[0].device, non_blocking=True), torch.cat(tokens)

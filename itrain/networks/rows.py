@@ -54,8 +54,8 @@ class Rows:
                 start, stop = starts[member], column + length - starts[member]
                 self.tokens[number, column:stop] = torch.arange(start, length)
                 self.starts[number, column:stop], self.owner[number, column:stop] = start, member
-                laid_out = inputs.counted_from(start - column)
-                lane = Lane(inputs=laid_out, edits=members[member], first=number * size, rows=len(rows) * size)
+                first, shift = number * size, start - column
+                lane = Lane(inputs=inputs, edits=members[member], first=first, rows=len(rows) * size, shift=shift)
                 self.lanes.append(lane)
                 column = stop
 
@@ -105,8 +105,10 @@ def arranged(lengths: tuple[int, ...], *, at_once: int, beside: bool) -> list[li
     """
     order = sorted(range(len(lengths)), key=lambda member: -lengths[member])
     if beside:
-        widths = range(max(lengths), 2 * max(lengths) + 1)
-        return _parts(min((_filled(order, lengths, width) for width in widths), key=lambda each: each[0])[1], at_once)
+        longest = max(lengths)
+        widths = range(longest, 2 * longest + 1, max(1, longest // 32))
+        _, rows = min((_filled(order, lengths, width) for width in widths), key=lambda each: each[0])
+        return _parts(rows, at_once)
     alike = [list(group) for _, group in groupby(order, key=lengths.__getitem__)]
     return [[[each] for each in part] for group in alike for part in _parts(group, at_once)]
 
