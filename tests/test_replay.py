@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -80,6 +84,24 @@ def replayed(network: ReplayNetwork, sites: Sequence[str], level: str) -> bool:
     """Whether the sites were replayed at the level, and passed the comparison with hooks."""
     plan = network._plan([[Site.parse(site) for site in sites]])
     return plan is not None and plan.level == level and (level, False, True) in plan.agreed
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that tensors made under it took at once, the given ones and their views left out."""
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.given = {each.untyped_storage()._cdata for each in given}
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        made = [each.untyped_storage() for each in tree_leaves(result) if isinstance(each, Tensor)]
+        self.storages = {key: each for key, each in self.storages.items() if not each[0].expired()}
+        self.storages |= {each._cdata: (StorageWeakRef(each), each.nbytes()) for each in made}
+        self.most = max(self.most, sum(size for key, (_, size) in self.storages.items() if key not in self.given))
+        return result
 
 
 def has(model_type: str, sites: Sequence[str]) -> bool:
@@ -474,6 +496,28 @@ def test_the_comparison_with_hooks_catches_what_is_corrupt(part: str) -> None:
     levels = ["suffix", "recompute", "prefix", "stop"] if part == "hidden" else ["suffix", "recompute"]
     assert lowered == list(pairwise(levels))
     assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("site", ["layer0.block_output@3", "layer0.block_output@last"])
+def test_the_first_step_needs_no_more_memory_than_hooks_and_what_is_kept(site: str) -> None:
+    """The first step keeps and compares; what else it holds is smaller than one of the answers that it compares."""
+    config = tiny_config("gpt_neox")
+    config.vocab_size, config.intermediate_size = 160, 256
+    network = make_network(AutoModelForCausalLM.from_config(config).eval())
+    base, place = tiny_inputs((7, 7, 7, 7), answer=True), Site.parse(site)
+    weight = torch.randn(16, 2, requires_grad=True)
+
+    def step(network: nn.Module) -> int:
+        with Alive(network.parameters()) as alive:
+            network.edit(base, [(place, lambda base: base @ weight @ weight.T)]).square().sum().backward()
+        return alive.most
+
+    network.expect([[place]], [base])
+    plain, replay = step(network.hooked), step(network)
+    assert replayed(network, [site], "suffix")
+    kept = sum(network.estimate([[place]], [base]))
+    answer = base.batch_size * config.vocab_size * torch.float32.itemsize
+    assert replay - plain - kept < answer
 
 
 def test_the_comparison_leaves_random_edits_their_numbers() -> None:

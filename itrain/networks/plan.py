@@ -301,7 +301,8 @@ class Plan:
             few, values = inputs.take(rows), {key: each[rows.to(each.device)] for key, each in made.items()}
             expected, _ = _probe(partial(self.hooked.edit_each, few), members, values)
             pairs = ((a[rows.to(a.device)], b) for a, b in zip(found, expected, strict=True))
-            worst = max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs)
+            # Of numbers among which one is none, torch's maximum is none either, unlike Python's.
+            worst = float(torch.tensor([(a - b).norm() / b.norm().clamp(min=1e-30) for a, b in pairs]).max())
             reason = f"answer or gradient is {worst:.1e} from plain hooks'"
         # A few roundings, where the model's precision is so low that these are more.
         if worst <= max(TOLERANCE, 8 * torch.finfo(precision(self.hooked.model)).eps):
