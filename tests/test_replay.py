@@ -110,7 +110,7 @@ def has(model_type: str, sites: Sequence[str]) -> bool:
 
 def mixed_up(network: ReplayNetwork) -> None:
     """Give each example what was kept of another."""
-    for store in network._stores.values():
+    for store in network.stores:
         store.spans = store.spans.roll(1, 0)
 
 
@@ -360,7 +360,7 @@ def test_examples_used_once_leave_nothing() -> None:
     network = make_network(tiny_model("llama"), uses=1)
     expected = answer_and_gradients(network.hooked, HERE, examples())
     assert distance(answer_and_gradients(network, HERE, examples()), expected) < 1e-5
-    assert not any(store.used for store in network._stores.values())
+    assert not any(store.used for store in network.stores)
     assert "each example is used once" in network.expect([[Site.parse(HERE[0])]], [examples()])
 
 
@@ -464,7 +464,7 @@ def test_the_estimate_is_what_is_kept() -> None:
     answer_and_gradients(network, HERE, base, source)
     answer_and_gradients(network, HERE, twice.take(torch.arange(4)), source)
     plan = network._plan([[site]])
-    kept = [store.nbytes for store in (plan.hidden, plan.earlier.store, network._store(site))]
+    kept = [store.nbytes for store in (plan.hidden, plan.earlier.store, network.stores.readings(site))]
     assert list(sizes) == kept
     assert all(len(part) == store.used for store in (plan.hidden, plan.earlier.store) for part in store.parts)
 

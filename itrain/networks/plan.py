@@ -6,7 +6,7 @@ Tensor letters: B batch, S sequence, D hidden, T tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,19 +21,15 @@ from itrain.inputs import ModelInputs
 from itrain.networks.cache import BudgetError, TokenStore
 from itrain.networks.compiled import CompileError, compiled, unedited
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.lanes import Edit, Edits, Lane, answers
-from itrain.networks.resume import Before, Recorder, flat, only_at, precision, resumed, unflat, watched
+from itrain.networks.lanes import Edits, Lane, answers
+from itrain.networks.resume import Before, Recorder, flat, only_at, resumed, unflat, watched
 from itrain.networks.rows import Rows, arranged, lie_beside, text_arguments
+from itrain.networks.trial import Run, difference
 from itrain.sites import Site
 
 Level = Literal["stop", "prefix", "recompute", "suffix"]
 """What of an edited run is spared: nothing; the blocks below the edits; the gradient of the tokens before them; these
 tokens altogether."""
-
-TOLERANCE = 1e-4
-"""How far a level's answer and gradient may be from plain hooks', relative to their norms."""
-
-Run = Callable[[Sequence[Edits]], list[Tensor]]
 
 
 class Earlier:
@@ -100,12 +96,11 @@ class Plan:
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int) -> list[Tensor]:
         """Each member's answer, replayed where that is exact; what it takes is kept of the examples before."""
-        plain = partial(self.hooked.edit_each, inputs, rows=rows)
         while True:
             starts = [self._start(inputs, [site for site, _ in edits]) for edits in members]
             level = self.level if any(starts) else self._without_suffix
             if level == "stop":
-                return plain(members)
+                return self.hooked.edit_each(inputs, members, rows=rows)
             kept = self._keep(inputs, suffix=any(starts))
             if kept is None:
                 continue
@@ -113,7 +108,7 @@ class Plan:
             lengths = tuple(inputs.length - start for start in starts)
             runs = arranged(lengths, at_once=max(1, rows // inputs.batch_size), beside=beside)
             replay = partial(self._replay, inputs, kept, starts, runs)
-            if self._agrees(level, beside, replay, plain, inputs, members):
+            if self._agrees(level, beside, replay, inputs, members):
                 return replay(members)
 
     def weigh(self, bases: Sequence[ModelInputs], uses: int | None) -> None:
@@ -276,45 +271,24 @@ class Plan:
             self.hooked.run({**arguments, "past_key_values": recorder, "use_cache": True}, [lane])
         return Before(length, recorder.noted)
 
-    def _agrees(
-        self, level: Level, beside: bool, replay: Run, plain: Run, inputs: ModelInputs, members: Sequence[Edits]
-    ) -> bool:
-        """Whether the level does what plain hooks do, by one example of each layout in the batch.
-
-        Tried once with and once without gradients.
+    def _agrees(self, level: Level, beside: bool, replay: Run, inputs: ModelInputs, members: Sequence[Edits]) -> bool:
+        """Whether the level does what plain hooks do; tried once with and once without gradients.
 
         Raises:
             CompileError: it does not, and blocks are compiled.
         """
         trial = level, beside, torch.is_grad_enabled()
-        if trial in self.agreed:
-            return True
-        rows, cause = _one_of_each(inputs), None
-        try:
-            found, made = _probe(replay, members)
-        except CompileError:
-            raise
-        except Exception as error:
-            _probe(plain, members)  # raises what is the edits' own fault
-            worst, reason, cause = float("inf"), f"it fails with {type(error).__name__}: {error}", error
-        else:
-            few, values = inputs.take(rows), {key: each[rows.to(each.device)] for key, each in made.items()}
-            expected, _ = _probe(partial(self.hooked.edit_each, few), members, values)
-            pairs = ((a[rows.to(a.device)], b) for a, b in zip(found, expected, strict=True))
-            # Of numbers among which one is none, torch's maximum is none either, unlike Python's.
-            worst = float(torch.tensor([(a - b).norm() / b.norm().clamp(min=1e-30) for a, b in pairs]).max())
-            reason = f"answer or gradient is {worst:.1e} from plain hooks'"
-        # A few roundings, where the model's precision is so low that these are more.
-        if worst <= max(TOLERANCE, 8 * torch.finfo(precision(self.hooked.model)).eps):
+        found = None if trial in self.agreed else difference(self.hooked, inputs, members, replay)
+        if found is None:
             self.agreed.add(trial)
             return True
         if beside:
             self.beside = False
-            warnings.warn(f"members are replayed in turn, not side by side: {reason}", stacklevel=2)
+            warnings.warn(f"members are replayed in turn, not side by side: {found.reason}", stacklevel=2)
         elif self.compiled:
-            raise CompileError(f"replay with compiled blocks: {reason}") from cause
+            raise CompileError(f"replay with compiled blocks: {found.reason}") from found.error
         else:
-            self.lower(level, reason)
+            self.lower(level, found.reason)
         return False
 
 
@@ -339,45 +313,3 @@ def keep(store: TokenStore, inputs: ModelInputs, start: Tensor, end: Tensor, act
 def earliest(inputs: ModelInputs, sites: Sequence[Site]) -> Int[Tensor, " batch"]:
     """The earliest token at any of the sites, on the CPU."""
     return torch.stack([inputs.earliest(site) for site in sites]).amin(0)
-
-
-def _one_of_each(inputs: ModelInputs) -> Int[Tensor, " examples"]:
-    """The first example of each layout of tokens, spans and answer that there is."""
-    layout = [*inputs.extent, *(span for _, span in sorted(inputs.spans.items()))]
-    layout += [each for each in (inputs.tokens, inputs.answer) if each is not None]
-    table = torch.cat([each.cpu().view(inputs.batch_size, -1) for each in layout], 1).tolist()
-    first = {tuple(each): row for row, each in reversed(list(enumerate(table)))}
-    return torch.tensor(sorted(first.values()))
-
-
-def _probe(
-    run: Run, members: Sequence[Edits], values: Mapping[tuple[int, int], Tensor] | None = None
-) -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
-    """Answers, the activations that edits are given, and the gradient in what they make of them; and the latter.
-
-    With ``values`` edits are not called again: they may be random.
-    """
-    made: dict[tuple[int, int], Tensor] = {}
-    given: dict[tuple[int, int], Tensor] = {}
-
-    def probe(key: tuple[int, int], apply: Edit, base: Tensor) -> Tensor:
-        # With gradients, if they are on: a parametrisation computed without would be cached without for the step.
-        new = apply(base) if values is None else values[key]
-        made[key] = new.detach().clone().requires_grad_(torch.is_grad_enabled())
-        given[key] = base.detach()
-        return made[key]
-
-    probes = [
-        [(site, partial(probe, (member, number), apply)) for number, (site, apply) in enumerate(edits)]
-        for member, edits in enumerate(members)
-    ]
-    # The edits' random numbers must be those that they would draw without the trial.
-    device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=device):
-        found = [answer.float() for answer in run(probes)]
-    keys = sorted(made)
-    results = [*(answer.detach() for answer in found), *(given[key] for key in keys)]
-    if torch.is_grad_enabled():
-        total = torch.stack([answer.square().sum() for answer in found]).sum()
-        results += torch.autograd.grad(total, [made[key] for key in keys], allow_unused=True, materialize_grads=True)
-    return results, {key: each.detach() for key, each in made.items()}

@@ -6,9 +6,9 @@ Tensor letters: B batch, S sequence, P positions, D hidden.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -16,22 +16,15 @@ from torch import Tensor, nn
 
 from itrain.architectures import architecture, blocks, locate
 from itrain.inputs import ModelInputs
-from itrain.networks.cache import Budget, BudgetError, TokenStore, in_words
+from itrain.networks.cache import Budget, BudgetError, in_words
 from itrain.networks.hooks import ROWS, HookedNetwork
 from itrain.networks.lanes import Edits
-from itrain.networks.plan import Earlier, Level, Plan, keep
+from itrain.networks.plan import Level, Plan, keep
 from itrain.networks.resume import TEXT, obstacle, state
+from itrain.networks.stores import Sizes, Stores
 from itrain.sites import Site
 
 Replay = Literal["auto", "on", "off"]
-
-
-class Sizes(NamedTuple):
-    """Bytes that are kept: the residual stream below the edits, keys and values, and what was read."""
-
-    hidden: int
-    keys_values: int
-    readings: int
 
 
 class ReplayNetwork(nn.Module):
@@ -71,8 +64,7 @@ class ReplayNetwork(nn.Module):
         self.hooked, self.strict, self.uses, self.compiles = hooked, strict, uses, compile
         self.keeps = uses is None or uses > 1
         self.budget = Budget(budget_gib, None if folder is None else Path(folder))
-        self._stores: dict[Any, TokenStore] = {}
-        self._expected: dict[Any, int] = {}
+        self.stores = Stores(hooked, self.budget)
         self._state: object = None
         self._obstacle()
 
@@ -94,7 +86,7 @@ class ReplayNetwork(nn.Module):
         if self._obstacle() is not None:
             return self.hooked.read(inputs, wanted)
         keeps = self.keeps and self._unfit(inputs) is None
-        stores = {site: self._store(site) for site in _placed(wanted) if keeps}
+        stores = {site: self.stores.readings(site) for site in _placed(wanted) if keeps}
         found = {}
         for site, store in stores.items():
             if (kept := store.find(inputs.facts.keys)) is not None:
@@ -133,25 +125,11 @@ class ReplayNetwork(nn.Module):
         sources: Sequence[ModelInputs] = (),
     ) -> Sizes:
         """What would be kept of these examples if all of it had room; the arguments are those of ``expect``."""
-        return self._sizes(self._tokens(groups, bases, sources), bases)
+        below = {tuple(group): self.below(group) or 0 for group in groups}
+        return self._sizes(self.stores.tokens(below, bases, sources), bases)
 
-    def _sizes(self, counts: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
-        """The bytes of so many tokens in each of the stores."""
-        size = next(self.model.parameters()).dtype.itemsize
-        example = bases[0].take(torch.tensor([0])).to(self._device)
-        total = dict.fromkeys(Sizes._fields, 0)
-        for key, tokens in counts.items():
-            if isinstance(key, Site):
-                total["readings"] += tokens * self.hidden_size(key, example) * torch.float32.itemsize
-            elif key[0] == "hidden":
-                total["hidden"] += tokens * self.hidden_size(Site(layer=0, component="block_output")) * size
-            else:
-                above = range(key[1], len(blocks(self.model)))
-                pairs = [
-                    Site(layer=layer, component=each) for layer in above for each in ("key_output", "value_output")
-                ]
-                total["keys_values"] += tokens * sum(self.hidden_size(site) for site in pairs) * size
-        return Sizes(**total)
+    def _sizes(self, tokens: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
+        return self.stores.sizes(tokens, bases[0].take(torch.tensor([0])).to(self._device))
 
     def expect(
         self,
@@ -170,29 +148,30 @@ class ReplayNetwork(nn.Module):
             sources: what will be read at all the sites.
         """
         reason = self._obstacle()
-        if reason is None and None in [self.below(group) for group in groups]:
+        below = {} if reason else {tuple(group): self.below(group) for group in groups}
+        if None in below.values():
             reason = "an edited site lies in no block"
         if reason is not None:
             return self._and_compiled(f"plain hooks: {reason}", 0)
         self._uses = None if self.uses is None else self.uses * len(groups)
-        groups = list(dict.fromkeys(map(tuple, groups)))
-        self._make_room(groups)
-        plans = [plan for group in groups if (plan := self._plan([group]))]
+        depths = {group: depth for group, depth in below.items() if depth is not None}
+        self.stores.make_room(depths)
+        self._plans.clear()
+        plans = [plan for group in depths if (plan := self._plan([group]))]
         unfit = (self._unfit(each, plan) for plan in plans for each in bases)
         if (reason := next(filter(None, unfit), None)) is not None:
             return self._and_compiled(f"plain hooks: {reason}", 0)
         for plan in plans:
             plan.weigh(bases, self._uses)
-        counts = self._tokens(groups, bases, sources)
-        sizes, room = self._sizes(counts, bases), self.budget.room(self._device)
+        tokens = self.stores.tokens(depths, bases, sources)
+        sizes, room = self._sizes(tokens, bases), self.budget.room(self._device)
         budget = f"the budget is {in_words(self.budget.bytes)}"
         for plan in plans:
             if plan.level == "suffix" and sum(sizes) > room:
                 plan.lower("suffix", f"keys and values take {in_words(sizes.keys_values)}, {budget}")
             if plan.level in ("prefix", "recompute") and sizes.hidden + sizes.readings > room:
                 plan.lower("prefix", f"outputs of the blocks below take {in_words(sizes.hidden)}, {budget}")
-        for key, count in counts.items():
-            self._expected[key] = self._store(key).expected = count
+        self.stores.expect(tokens)
         levels = {plan.level for plan in plans}
         kept = sizes.hidden * bool(levels - {"stop"}) + sizes.keys_values * ("suffix" in levels)
         kept += sizes.readings * self.keeps
@@ -208,10 +187,7 @@ class ReplayNetwork(nn.Module):
 
     def forget(self) -> None:
         """Drop all that was kept, as is done whenever the model has changed."""
-        for store in self._stores.values():
-            store.close()
-        self._stores.clear()
-        self._earlier: Earlier | None = None
+        self.stores.close()
         self._uses = self.uses
         self._full: set[Site] = set()
         self._plans: dict[tuple[tuple[Site, ...], ...], Plan | None] = {}
@@ -295,75 +271,32 @@ class ReplayNetwork(nn.Module):
             level, reason = "prefix", "in an encoder every token sees the edited one"
         elif len(_placed(sites)) < len(sites):
             level, reason = "prefix", "a site without a position has all tokens edited"
-        hidden, earlier = self._store(("hidden", below)), self._serving(groups)
         return Plan(
             self.hooked,
             sites,
             below=below,
             level=level,
             reason=reason,
-            hidden=hidden,
-            earlier=earlier,
+            hidden=self.stores.hidden(below),
+            earlier=self.stores.earlier({tuple(group): self.below(group) or 0 for group in groups}),
             compile=self.compiles,
         )
-
-    def _serving(self, groups: Sequence[Sequence[Site]]) -> Earlier:
-        """Where keys and values are kept for these groups of sites: where others are, if that serves these too."""
-        below = {tuple(group): self.below(group) or 0 for group in groups}
-        if self._earlier is not None and all(self._earlier.serves(*group) for group in below.items()):
-            return self._earlier
-        first = min(below.values())
-        return Earlier(self._store(_earlier(first, groups)), first, groups)
-
-    def _make_room(self, groups: Sequence[Sequence[Site]]) -> None:
-        """Drop what was kept for other edits and readings than these."""
-        if self._earlier is not None and not self._earlier.store.used:
-            self._earlier = None
-        if placed := [group for group in groups if len(_placed(group)) == len(group)]:
-            self._earlier = self._serving(placed)
-        self._plans.clear()
-        sites = {site for group in groups for site in group}
-        hidden = {("hidden", self.below(group)) for group in groups}
-        serving = None if self._earlier is None else self._earlier.store
-        for key in [key for key, store in self._stores.items() if key not in sites | hidden and store is not serving]:
-            self._stores.pop(key).close()
-
-    def _tokens(
-        self, groups: Sequence[Sequence[Site]], bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]
-    ) -> dict[Any, int]:
-        """The tokens of different examples in each of the stores that the groups need."""
-        whole = _different(bases, lambda inputs: inputs.extent[1] - inputs.extent[0])
-        tokens: dict[Any, int] = {}
-        for group in groups:
-            if below := self.below(group):
-                tokens["hidden", below] = whole
-            for site in (site for site in _placed(group) if site not in tokens):
-                tokens[site] = _different(sources, lambda inputs, site=site: inputs.slots(site)[1])
-        if self._causal and (placed := [group for group in groups if len(_placed(group)) == len(group)]):
-            earlier = self._serving(placed)
-            key = _earlier(earlier.first, earlier.groups)
-            tokens[key] = _different(bases, lambda inputs: earlier.reach(inputs) - inputs.extent[0])
-        return tokens
-
-    def _store(self, key: Any) -> TokenStore:
-        if key not in self._stores:
-            self._stores[key] = TokenStore(self.budget, self._expected.get(key, 0))
-        return self._stores[key]
 
     def _keep_reading(
         self, inputs: ModelInputs, site: Site, activation: Float[Tensor, "batch positions features"]
     ) -> None:
         if site in self._full:
             return
+        store = self.stores.readings(site)
         slots, counts = inputs.slots(site)
         # Slots that repeat a token hold the same, so that it does not matter which of them is taken.
         slot = torch.zeros_like(slots).scatter(1, slots, torch.arange(slots.shape[1]).expand_as(slots))
         activation = activation.take_along_dim(slot[:, :, None].to(activation.device), 1)
         try:
-            keep(self._store(site), inputs, torch.zeros_like(counts), counts, [activation])
+            keep(store, inputs, torch.zeros_like(counts), counts, [activation])
         except BudgetError as error:
             self._full.add(site)
-            self._store(site).close()
+            store.close()
             warnings.warn(f"what is read at '{site}' is not kept: {error}", stacklevel=2)
 
 
@@ -399,19 +332,3 @@ def make_network(
 
 def _placed(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site.position is not None]
-
-
-def _earlier(first: int, groups: Sequence[Sequence[Site]]) -> tuple[str, int, frozenset[frozenset[str | None]]]:
-    """The name of the store of keys and values in the blocks from ``first`` on, which serves these groups."""
-    return "earlier", first, frozenset(frozenset(site.position for site in group) for group in groups)
-
-
-def _different(batches: Sequence[ModelInputs], count: Callable[[ModelInputs], Tensor]) -> int:
-    """The sum over different examples."""
-    keys = torch.cat([batch.facts.keys for batch in batches]) if batches else torch.empty(0, dtype=torch.long)
-    if not len(keys):
-        return 0
-    order = keys.argsort()
-    first = torch.ones(len(keys), dtype=torch.bool)
-    first[1:] = keys[order].diff() != 0
-    return int(torch.cat([count(batch) for batch in batches])[order][first].sum())

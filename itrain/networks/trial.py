@@ -1,0 +1,100 @@
+"""Trial: whether a replay does what plain hooks do, by one example of each layout in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from itrain.inputs import ModelInputs
+from itrain.networks.compiled import CompileError
+from itrain.networks.hooks import HookedNetwork
+from itrain.networks.lanes import Edit, Edits
+from itrain.networks.resume import precision
+
+TOLERANCE = 1e-4
+"""How far a replay's answer and gradient may be from plain hooks', relative to their norms."""
+
+Run = Callable[[Sequence[Edits]], list[Tensor]]
+"""From the members' edits to their answers."""
+
+Values = Mapping[tuple[int, int], Tensor]
+"""What each member's edits make of their activations."""
+
+
+class Difference(NamedTuple):
+    """How a replay differs from plain hooks, and the error that it fails with, if it does."""
+
+    reason: str
+    error: Exception | None = None
+
+
+def difference(hooked: HookedNetwork, inputs: ModelInputs, members: Sequence[Edits], replay: Run) -> Difference | None:
+    """How the replay of the members' edits differs from plain hooks by more than rounding; None where it does not.
+
+    Answers, what edits are given and, if gradients are on, those in what edits make of it are compared.
+
+    Raises:
+        CompileError: compiled blocks fail.
+    """
+    rows = _one_of_each(inputs)
+    try:
+        found, made = _probe(replay, members)
+    except CompileError:
+        raise
+    except Exception as error:
+        _probe(partial(hooked.edit_each, inputs), members)  # raises what is the edits' own fault
+        return Difference(f"it fails with {type(error).__name__}: {error}", error)
+    found, values = [each[rows] for each in found], {key: each[rows] for key, each in made.items()}
+    expected, _ = _probe(partial(hooked.edit_each, inputs.take(rows)), members, values)
+    pairs = zip(found, expected, strict=True)
+    # Of numbers among which one is none, torch's maximum is none either, unlike Python's.
+    worst = float(torch.tensor([(a - b).norm() / b.norm().clamp(min=1e-30) for a, b in pairs]).max())
+    # A few roundings, where the model's precision is so low that these are more.
+    if worst <= max(TOLERANCE, 8 * torch.finfo(precision(hooked.model)).eps):
+        return None
+    return Difference(f"answer or gradient is {worst:.1e} from plain hooks'")
+
+
+def _one_of_each(inputs: ModelInputs) -> Int[Tensor, " examples"]:
+    """The first example of each layout of tokens, spans and answer that there is."""
+    layout = [*inputs.extent, *(span for _, span in sorted(inputs.spans.items()))]
+    layout += [each for each in (inputs.tokens, inputs.answer) if each is not None]
+    table = torch.cat([each.cpu().view(inputs.batch_size, -1) for each in layout], 1).tolist()
+    first = {tuple(each): row for row, each in reversed(list(enumerate(table)))}
+    return torch.tensor(sorted(first.values()))
+
+
+def _probe(run: Run, members: Sequence[Edits], values: Values | None = None) -> tuple[list[Tensor], Values]:
+    """Answers, the activations that edits are given, and the gradient in what they make of them; and the latter.
+
+    With ``values`` edits are not called again: they may be random.
+    """
+    made: dict[tuple[int, int], Tensor] = {}
+    given: dict[tuple[int, int], Tensor] = {}
+
+    def probe(key: tuple[int, int], apply: Edit, base: Tensor) -> Tensor:
+        # With gradients, if they are on: a parametrisation computed without would be cached without for the step.
+        new = apply(base) if values is None else values[key]
+        made[key] = new.detach().clone().requires_grad_(torch.is_grad_enabled())
+        given[key] = base.detach()
+        return made[key]
+
+    probes = [
+        [(site, partial(probe, (member, number), apply)) for number, (site, apply) in enumerate(edits)]
+        for member, edits in enumerate(members)
+    ]
+    # The edits' random numbers must be those that they would draw without the trial.
+    device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=device):
+        found = [answer.float() for answer in run(probes)]
+    keys = sorted(made)
+    results = [*(answer.detach() for answer in found), *(given[key] for key in keys)]
+    if torch.is_grad_enabled():
+        total = torch.stack([answer.square().sum() for answer in found]).sum()
+        results += torch.autograd.grad(total, [made[key] for key in keys], allow_unused=True, materialize_grads=True)
+    return results, {key: each.detach() for key, each in made.items()}
