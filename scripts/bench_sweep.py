@@ -7,7 +7,7 @@ end. ``tiny`` is the embedded model, all its layers and four positions. ``gpt2``
 tokens, three of its layers and all positions. Cohorts are run in full, caches and their filling included. Of separate
 fits and of pyvene's loop only some cells are run, and of the latter only some steps; the rest is extrapolated, since
 all cells of a layer, and all steps of a fit, cost pyvene alike. Seconds are of the processor, which other work on the
-machine changes little; the ways take turns.
+machine changes little; the ways take turns. Beside them stands the arithmetic of a step, which no loop can beat.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from bench_common import SETTINGS, import_pyvene, machine, markdown
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
@@ -40,6 +41,7 @@ from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.cohort import Cohort
 
+Run = Callable[[CounterfactualBatch], object]
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 SEPARATE, PEER_CELLS, PEER_STEPS = 2, 2, 6
 """Cells of each layer that are fitted apart, those that pyvene fits, and the steps that it makes there."""
@@ -140,8 +142,8 @@ def seconds_of_fit(module: AlignmentSearch | Cohort, data: SplitDataModule, grid
     return time.process_time() - start
 
 
-def seconds_of_peer(grid: Grid, data: SplitDataModule, layer: int, position: int) -> float:
-    """What pyvene's loop takes for a fit: the median step and the median evaluation, times how many there are."""
+def peer(grid: Grid, layer: int, position: int) -> tuple[Run, Run]:
+    """pyvene's answer on a batch, and its training step."""
     pyvene = import_pyvene()
     settings = {"layer": layer, "component": "block_output", "low_rank_dimension": grid.rank}
     config = pyvene.IntervenableConfig(
@@ -164,7 +166,14 @@ def seconds_of_peer(grid: Grid, data: SplitDataModule, layer: int, position: int
         optimizer.step()
         intervenable.set_zero_grad()
 
-    def timed(run: Callable[[CounterfactualBatch], object], batches: Sequence[CounterfactualBatch]) -> float:
+    return answer, step
+
+
+def seconds_of_peer(grid: Grid, data: SplitDataModule, layer: int, position: int) -> float:
+    """What pyvene's loop takes for a fit: the median step and the median evaluation, times how many there are."""
+    answer, step = peer(grid, layer, position)
+
+    def timed(run: Run, batches: Sequence[CounterfactualBatch]) -> float:
         times = []
         for batch in batches:
             start = time.process_time()
@@ -185,6 +194,25 @@ def seconds_of_peer(grid: Grid, data: SplitDataModule, layer: int, position: int
     return grid.epochs * (len(training) * per_step + per_validation) + per_test
 
 
+def operations(run: Run, batch: CounterfactualBatch) -> int:
+    """FLOPs of a step on the batch, without attention, when all that is kept of it is there."""
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter:
+            run(batch)
+    return counter.get_total_flops()
+
+
+def step_of(cohort: Cohort) -> Run:
+    """The cohort's losses and their gradients."""
+
+    def step(batch: CounterfactualBatch) -> None:
+        answers = cohort.interchange(batch, {name: member.trained for name, member in cohort.members.items()})
+        losses = [cross_entropy(answer, batch.counterfactual_label) for answer in answers.values()]
+        torch.stack(losses).sum().backward()
+
+    return step
+
+
 def spread(positions: Sequence[int], count: int) -> list[int]:
     """So many of the positions, evenly spread."""
     return [positions[(2 * place + 1) * len(positions) // (2 * count)] for place in range(count)]
@@ -194,19 +222,24 @@ def measure(name: str) -> list[object]:
     """Seconds for the whole grid, by each way."""
     grid = GRIDS[name]()
     totals = {"cohorts": 0.0, "separate": 0.0, "pyvene": 0.0}
+    flops = {"cohorts": 0, "pyvene": 0}
     network = make_network(grid.model, replay="on")
     data = grid.data(network)
     data.setup("fit")
     count = len(grid.positions)
     for layer in grid.layers:
         members = {f"at {position}": search(grid, network, layer, position) for position in grid.positions}
-        totals["cohorts"] += seconds_of_fit(Cohort(members=members, optimizer=ADAM), data, grid)
+        cohort = Cohort(members=members, optimizer=ADAM)
+        totals["cohorts"] += seconds_of_fit(cohort, data, grid)
+        batch = next(iter(data.train_dataloader()))
+        flops["cohorts"] += operations(step_of(cohort), batch)
+        flops["pyvene"] += count * operations(peer(grid, layer, grid.positions[0])[1], batch)
         separate = [
             seconds_of_fit(search(grid, network, layer, each), data, grid) for each in spread(grid.positions, SEPARATE)
         ]
-        peer = [seconds_of_peer(grid, data, layer, each) for each in spread(grid.positions, PEER_CELLS)]
+        theirs = [seconds_of_peer(grid, data, layer, each) for each in spread(grid.positions, PEER_CELLS)]
         totals["separate"] += count * statistics.fmean(separate)
-        totals["pyvene"] += count * statistics.fmean(peer)
+        totals["pyvene"] += count * statistics.fmean(theirs)
     ours = totals["cohorts"]
     return [
         name,
@@ -214,6 +247,7 @@ def measure(name: str) -> list[object]:
         *(f"{seconds:.1f} s" for seconds in totals.values()),
         f"{ours / totals['separate']:.2f}",
         f"{totals['pyvene'] / ours:.1f}x",
+        f"{flops['pyvene'] / flops['cohorts']:.1f}x",
     ]
 
 
@@ -226,7 +260,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     print(machine())
-    head = ["grid", "fits", "cohorts", "separate fits", "pyvene", "cohorts / separate", "pyvene / cohorts"]
+    head = ["grid", "fits", "cohorts", "separate fits", "pyvene", "cohorts / separate", "pyvene / cohorts", "by FLOPs"]
     print(markdown(head, [measure(name) for name in words.grids]))
 
 

@@ -90,7 +90,8 @@ class Rows:
         visible = torch.cat([earlier, row & (self.tokens[:, :, None] >= self.tokens[:, None])], 2)[:, None]
         if mask is not None:
             keys = torch.cat([torch.arange(self.before).expand(len(self.tokens), -1), self.tokens], 1)
-            visible = visible.to(mask.device) & (mask > 0)[:, keys.to(mask.device)].transpose(0, 1)[:, :, None]
+            visible, keys = (each.to(mask.device, non_blocking=True) for each in (visible, keys))
+            visible = visible & (mask > 0)[:, keys].transpose(0, 1)[:, :, None]
             # Padding sees itself, so that no token sees nothing.
             visible[..., self.before :] |= torch.eye(len(self.tokens[0]), dtype=torch.bool, device=mask.device)
         return visible.expand(-1, self.inputs.batch_size, -1, -1).flatten(0, 1)[:, None]
