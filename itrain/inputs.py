@@ -99,11 +99,16 @@ class ModelInputs:
         answer = None if self.answer is None else self.answer.cpu().view(self.batch_size, -1).amin(1)
         return Facts(self._hash(inside, token - first), answer, ((mask > 0).all(2) | ~inside).all(1))
 
+    @cached_property
+    def padding(self) -> tuple[bool, bool]:
+        """Whether some example has padding on its left, and some on its right."""
+        first, end = self.extent
+        return bool((first > 0).any()), bool((end < self.length).any())
+
     @property
     def unpadded(self) -> bool:
         """Whether there is no padding and the attention mask hides nothing."""
-        first, end = self.extent
-        return bool((first == 0).all() and (end == self.length).all() and self.facts.unmasked.all())
+        return not any(self.padding) and bool(self.facts.unmasked.all())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ModelInputs:
         """The batch on another device; the token layout stays on the CPU, where positions are worked out."""

@@ -26,7 +26,7 @@ from itrain.interventions.das import DAS
 from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork, make_network
-from itrain.networks.resume import obstacle
+from itrain.networks.resume import obstacle, state
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from tests.models import ALL_TYPES, CAUSAL_TYPES, tiny_config, tiny_inputs, tiny_model
@@ -576,6 +576,22 @@ def test_what_is_kept_in_inference_mode_serves_training() -> None:
         assert distance(answer_and_gradients(network, HERE, examples()), expected) < 1e-5
     other = examples(seed=5)
     assert distance(*(answer_and_gradients(each, HERE, other) for each in (network, network.hooked))) < 1e-5
+
+
+def test_a_model_is_looked_at_once_where_it_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again after that, so that what has changed by then is noticed."""
+    network, base = make_network(tiny_model("llama")), examples()
+    looks: list[None] = []
+    monkeypatch.setattr("itrain.networks.replay.state", lambda model: looks.append(None) or state(model))
+    with network.unchanged():
+        for _ in range(2):
+            answer_and_gradients(network, HERE, base)
+    assert len(looks) == 1
+    with torch.no_grad():
+        network.model.lm_head.weight.mul_(2)
+    expected = answer_and_gradients(network.hooked, HERE, base)
+    with network.unchanged():
+        assert distance(answer_and_gradients(network, HERE, base), expected) < 1e-5
 
 
 def test_autocast_has_a_cache_of_its_own() -> None:

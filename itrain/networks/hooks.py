@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import cache, partial
 from typing import Any
 
@@ -86,6 +86,10 @@ class HookedNetwork(nn.Module):
             self._run(inputs.arguments, [lane], [(site, partial(partial, take, site)) for site in wanted])
         # In the order asked for, and apart from what blocks that are recomputed in the backward pass find again.
         return {site: found[site] for site in wanted}
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """For verbs between which nothing changes the model; to this network it makes no difference."""
+        return nullcontext()
 
     def edit(self, inputs: ModelInputs, edits: Edits) -> Tensor:
         """The model's answer with the activation at each site replaced by the edit of it.

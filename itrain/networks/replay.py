@@ -6,7 +6,8 @@ Tensor letters: B batch, S sequence, P positions, D hidden.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -66,6 +67,7 @@ class ReplayNetwork(nn.Module):
         self.budget = Budget(budget_gib, None if folder is None else Path(folder))
         self.stores = Stores(hooked, self.budget)
         self._state: object = None
+        self._looked = False
         self._obstacle()
 
     @property
@@ -193,9 +195,19 @@ class ReplayNetwork(nn.Module):
         self._plans: dict[tuple[tuple[Site, ...], ...], Plan | None] = {}
         self._depths: dict[Site, int | None] = {}
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """For verbs between which nothing changes the model, so that one look at it is enough."""
+        self._obstacle()
+        self._looked = True
+        try:
+            yield
+        finally:
+            self._looked = False
+
     def _obstacle(self) -> str | None:
         """Why this model cannot be replayed, if it cannot; forgets what was kept of it before it changed."""
-        seen = state(self.model)
+        seen = self._state if self._looked else state(self.model)
         if seen != self._state:
             self.forget()
             self._state, self._reason = seen, obstacle(self.model)
@@ -203,9 +215,8 @@ class ReplayNetwork(nn.Module):
 
     def _unfit(self, inputs: ModelInputs, plan: Plan | None = None) -> str | None:
         """Why these inputs cannot be replayed, if they cannot."""
-        first, end = inputs.extent
-        left = bool((first > 0).any())
-        padded = left or bool((end < inputs.length).any())
+        left, right = inputs.padding
+        padded = left or right
         reason = None
         if others := set(inputs.arguments) - TEXT:
             reason = f"the model is given '{min(others)}' besides tokens"

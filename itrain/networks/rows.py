@@ -45,15 +45,14 @@ class Rows:
         width = max(sum(length - starts[member] for member in row) for row in rows)
         # What is left over at the end of a row repeats the last token, which nothing sees.
         self.tokens = torch.full((len(rows), width), length - 1)
-        self.starts = torch.zeros_like(self.tokens)
-        self.owner = torch.full_like(self.tokens, -1)
         self.lanes: list[Lane] = []
+        self._cells: list[tuple[int, slice, int]] = []
         for number, row in enumerate(rows):
             column = 0
             for member in row:
                 start, stop = starts[member], column + length - starts[member]
                 self.tokens[number, column:stop] = torch.arange(start, length)
-                self.starts[number, column:stop], self.owner[number, column:stop] = start, member
+                self._cells.append((number, slice(column, stop), start))
                 first, shift = number * size, start - column
                 lane = Lane(inputs=inputs, edits=members[member], first=first, rows=len(rows) * size, shift=shift)
                 self.lanes.append(lane)
@@ -68,11 +67,12 @@ class Rows:
         given = text_arguments(self.inputs, model)
         mask = given.pop("attention_mask", None)
         if self.plain:
-            arguments = {name: value[:, self.before :].repeat(len(self.tokens), 1) for name, value in given.items()}
+            arguments = {name: value[:, self.before :] for name, value in given.items()}
             # Without a mask to look into, transformers need not wait for the accelerator.
             if mask is not None and not self.inputs.unpadded:
-                arguments["attention_mask"] = mask.repeat(len(self.tokens), 1)
-            return arguments
+                arguments["attention_mask"] = mask
+            rows = len(self.tokens)
+            return arguments if rows == 1 else {name: value.repeat(rows, 1) for name, value in arguments.items()}
         device = self.inputs.device
         places = torch.arange(self.inputs.length, device=device)
         given.setdefault("position_ids", places.expand(self.inputs.batch_size, -1))
@@ -85,9 +85,12 @@ class Rows:
 
     def _visible(self, mask: Int[Tensor, "batch sequence"] | None) -> Bool[Tensor, "rows*batch 1 width keys"]:
         """Which of the earlier tokens and of its row's each token sees; ``mask`` says which are no padding."""
-        earlier = torch.arange(self.before) < self.starts[:, :, None]
-        row = self.owner[:, :, None] == self.owner[:, None]
-        visible = torch.cat([earlier, row & (self.tokens[:, :, None] >= self.tokens[:, None])], 2)[:, None]
+        starts, owners = torch.zeros_like(self.tokens), torch.full_like(self.tokens, -1)
+        for owner, (row, columns, start) in enumerate(self._cells):
+            starts[row, columns], owners[row, columns] = start, owner
+        earlier = torch.arange(self.before) < starts[:, :, None]
+        own = owners[:, :, None] == owners[:, None]
+        visible = torch.cat([earlier, own & (self.tokens[:, :, None] >= self.tokens[:, None])], 2)[:, None]
         if mask is not None:
             keys = torch.cat([torch.arange(self.before).expand(len(self.tokens), -1), self.tokens], 1)
             visible, keys = (each.to(mask.device, non_blocking=True) for each in (visible, keys))

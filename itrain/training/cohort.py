@@ -85,7 +85,7 @@ class Cohort(lightning.LightningModule):
 
         The members' interventions are given, so that hard ones can stand in for those that are trained.
         """
-        with parametrize.cached():
+        with self.network.unchanged(), parametrize.cached():
             read = [site for each in interventions.values() for site in each if each[site].takes_source]
             activations = next(iter(self.members.values())).read(batch, list(dict.fromkeys(read)))
             edits = [self.members[name].edits(batch, each, activations) for name, each in interventions.items()]

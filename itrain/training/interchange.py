@@ -67,7 +67,7 @@ class Interchange(InterventionTraining):
         self, batch: CounterfactualBatch, interventions: Interventions
     ) -> Float[Tensor, "batch ... vocabulary"]:
         """The model's answer on the bases when each variable's sites take their features from its sources."""
-        with parametrize.cached():
+        with self.network.unchanged(), parametrize.cached():
             sites = [site for site, each in interventions.items() if each.takes_source]
             activations = self.read(batch, sites)
             return self.network.edit(batch.base, self.edits(batch, interventions, activations))
