@@ -52,6 +52,31 @@ def test_a_site_without_exactly_one_call_is_an_error(site, message):
     assert hook_count(network.model) == 0
 
 
+def test_members_share_a_run_of_any_module():
+    torch.manual_seed(0)
+    network, inputs = HookedNetwork(Recurrent()), ModelInputs(arguments={"x": torch.randn(2, 4, 3)})
+    edits = [
+        [(site, lambda base, factor=factor: factor * base) for site in sites(f"module:cell.output.step{step}")]
+        for factor, step in ((2, 1), (3, 1), (4, 2))
+    ]
+    alone = torch.stack([network.edit(inputs, each) for each in edits])
+    assert (alone[0] - alone[1]).norm() > 0.01
+    torch.testing.assert_close(torch.stack(network.edit_each(inputs, edits)), alone)
+
+
+class TimeFirst(Recurrent):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.head(self.cell(step)) for step in x.unbind(1)])
+
+
+def test_members_cannot_share_an_output_without_rows_of_examples():
+    network, inputs = HookedNetwork(TimeFirst()), ModelInputs(arguments={"x": torch.randn(2, 3, 3)})
+    edits = [(site, torch.neg) for site in sites("module:cell.output.step1")]
+    assert network.edit(inputs, edits).shape == (3, 2, 2)
+    with pytest.raises(ValueError, match=r"output has shape \(3, 4, 2\) in a run of 4 .* cannot share"):
+        network.edit_each(inputs, [edits, edits])
+
+
 def convolutional() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 2))

@@ -129,6 +129,11 @@ class HookedNetwork(nn.Module):
             answer = answer[..., inputs.candidates]
         elif inputs.answer is not None and inputs.answer.ndim == 1:
             answer = answer[:, 0]
+        if len(lanes) > 1 and len(answer) != lanes[0].rows and inputs.answer is None:
+            raise ValueError(
+                f"the model's output has shape {tuple(answer.shape)} in a run of {lanes[0].rows} examples, so that "
+                "members cannot share the run; fit them apart"
+            )
         return list(answer.split(inputs.batch_size)) if len(lanes) > 1 else [answer]
 
     @torch.no_grad()
