@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.controls import FullVector
@@ -55,7 +58,8 @@ def weights(search: AlignmentSearch) -> list[torch.Tensor]:
 def run(module: lightning.LightningModule, pairs: CounterfactualDataModule, epochs: int = 3) -> dict[str, float]:
     runner = lightning.Trainer(max_epochs=epochs, callbacks=[Annealing()], **QUIET)
     runner.fit(module, datamodule=pairs)
-    return runner.test(module, datamodule=pairs, verbose=False)[0]
+    (found,) = runner.test(module, datamodule=pairs, verbose=False)
+    return module.found if isinstance(module, Cohort) else found
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +113,20 @@ def test_a_member_that_stops_early_stays_as_it_is_and_leaves_the_others_alone() 
     lone = Cohort(members={"name": member(network, "name")}, optimizer=ADAM, patience=2)
     lightning.Trainer(max_epochs=6, **QUIET).fit(lone, datamodule=pairs)
     torch.testing.assert_close(weights(cohort.members["name"]), weights(lone.members["name"]), atol=1e-5, rtol=1e-4)
+
+
+def test_loggers_are_given_all_figures(tmp_path: Path) -> None:
+    network = HookedNetwork(load_embedded().model)
+    cohort = Cohort(members={name: member(network, name) for name in ("name", "verb")}, optimizer=ADAM)
+    logger = CSVLogger(tmp_path)
+    runner = lightning.Trainer(**{**QUIET, "max_epochs": 1, "log_every_n_steps": 1, "logger": logger})
+    runner.fit(cohort, datamodule=data(network))
+    validated = dict(cohort.found)
+    logger.save()
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        (row,) = [each for each in csv.DictReader(file) if each.get("verb/validation/loss")]
+    assert {key: float(row[key]) for key in validated} == pytest.approx(validated)
+    assert {"name/validation/loss", "verb/validation/iia_changing_pairwise"} <= validated.keys()
 
 
 def test_members_share_a_run_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,9 +115,9 @@ def test_a_cohort_s_traces_are_those_that_are_made_alone(replayed: bool, data: C
     }
     members = {name: trace(shared, data, *sites) for name, sites in places.items()}
     runner = lightning.Trainer(**QUIET)
-    found = runner.test(Cohort(members={**members, **members["entity"].references()}), datamodule=data, verbose=False)[
-        0
-    ]
+    cohort = Cohort(members={**members, **members["entity"].references()})
+    runner.test(cohort, datamodule=data, verbose=False)
+    found = cohort.found
     for name, sites in places.items():
         alone = runner.test(trace(hooked, data, *sites), datamodule=data, verbose=False)[0]
         for figure in ("answer_probability", "answer_argmax", "answer_pairwise"):

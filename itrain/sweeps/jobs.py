@@ -152,10 +152,11 @@ def _fitted(
     trainer = make_trainer(cfg, curves)
     if learning:
         trainer.fit(cohort, datamodule=opened.data)
-    (tested,) = trainer.test(cohort, datamodule=opened.data, verbose=False)
-    trained: Mapping[str, float] = {}
+    trainer.test(cohort, datamodule=opened.data, verbose=False)
+    tested, trained = cohort.found, {}
     if not references:
-        (trained,) = trainer.test(cohort, dataloaders=_training_pairs(opened.data), verbose=False)
+        trainer.test(cohort, dataloaders=_training_pairs(opened.data), verbose=False)
+        trained = cohort.found
     beside = {key.replace("/test/", "/"): tested[key] for key in tested if key.split("/")[0] in references}
     found = {}
     for name in members:

@@ -26,15 +26,14 @@ class Annealing(lightning.Callback):
 
 
 class Curves(lightning.Callback):
-    """Keeps the figures of each validation, for a run whose figures no logger writes."""
+    """Keeps the figures of each of a cohort's validations, for a run whose figures no logger writes."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.sanity_checking:
-            figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "validation/" in key}
-            self.epochs.append({"epoch": trainer.current_epoch, **figures})
+            self.epochs.append({"epoch": trainer.current_epoch, **pl_module.found})  # type: ignore[dict-item]
 
     def of(self, name: str) -> list[dict[str, float]]:
         """The epochs of one member of a cohort."""

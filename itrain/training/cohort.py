@@ -64,6 +64,8 @@ class Cohort(lightning.LightningModule):
         self.best = {name: (float("inf"), 0) for name in members}
         """The lowest validation loss of each member and the epochs since."""
         self.losses: dict[str, MeanMetric] = {}
+        self.found: dict[str, float] = {}
+        """What the last validation or test found, as ``<member>/<split>/<figure>``."""
 
     def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
         """Tell the network what it will be asked; the line that says how the model will be run."""
@@ -101,9 +103,8 @@ class Cohort(lightning.LightningModule):
         self._score("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._report()
         losses = {name: float(loss.compute()) for name, loss in self.losses.items()}
-        self.log_dict({f"{name}/validation/loss": loss for name, loss in losses.items()})
+        self._report({f"{name}/validation/loss": loss for name, loss in losses.items()})
         for name in [] if self.trainer.sanity_checking else list(self.learning):
             (lowest, waited), loss = self.best[name], losses[name]
             self.best[name] = (loss, 0) if loss < lowest else (lowest, waited + 1)
@@ -113,11 +114,12 @@ class Cohort(lightning.LightningModule):
         self.trainer.should_stop |= not self.learning
 
     def on_test_epoch_end(self) -> None:
-        self._report()
+        ranks = {}
         for name, member in self.members.items():
             hard = [(each.hardened(), each) for each in member.trained.values()]
             if any(found is not trained for found, trained in hard):
-                self.log(f"{name}/test/rank_found", sum(found.rank for found, _ in hard) / len(hard))
+                ranks[f"{name}/test/rank_found"] = sum(found.rank for found, _ in hard) / len(hard)
+        self._report(ranks)
 
     def anneal(self, progress: float) -> None:
         for name in self.learning:
@@ -158,6 +160,11 @@ class Cohort(lightning.LightningModule):
             self.members[name].measure(split, each, batch)
         return logits
 
-    def _report(self) -> None:
-        found = {name: member.figures() for name, member in self.members.items()}
-        self.log_dict({f"{name}/{key}": value for name, each in found.items() for key, value in each.items()})
+    def _report(self, others: Mapping[str, float]) -> None:
+        """Note all members' figures, and these."""
+        figures = {name: member.figures() for name, member in self.members.items()}
+        found = {f"{name}/{key}": float(value) for name, each in figures.items() for key, value in each.items()}
+        self.found = {**found, **others}
+        # All at once: Lightning's own log takes as long for each figure as a small model's block.
+        for logger in [] if self.trainer.sanity_checking else self.loggers:
+            logger.log_metrics(self.found, self.global_step)
