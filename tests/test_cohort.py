@@ -143,7 +143,9 @@ def test_members_share_a_run_of_the_model(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         network.hooked,
         "run",
-        lambda arguments, lanes: runs.append((len(lanes), arguments["input_ids"].numel())) or run(arguments, lanes),
+        lambda arguments, lanes, **rest: (
+            runs.append((len(lanes), arguments["input_ids"].numel())) or run(arguments, lanes, **rest)
+        ),
     )
     cohort.interchange(batch, trained)
     length = batch.base.length

@@ -120,10 +120,13 @@ class HookedNetwork(nn.Module):
             found += self.run(copies.arguments, lanes)
         return found
 
-    def run(self, arguments: Mapping[str, Any], lanes: Sequence[Lane]) -> list[Tensor]:
-        """The answer of each lane, from one run of the model's forward with these arguments."""
+    def run(self, arguments: Mapping[str, Any], lanes: Sequence[Lane], *, in_eval: bool = False) -> list[Tensor]:
+        """The answer of each lane, from one run of the model's forward with these arguments.
+
+        ``in_eval`` says that all of its modules are known to be in eval mode, in which none is recomputed.
+        """
         inputs = lanes[0].inputs
-        output = self._run(arguments, lanes, [change for lane in lanes for change in _changes(lane)])
+        output = self._run(arguments, lanes, [change for lane in lanes for change in _changes(lane)], in_eval=in_eval)
         answer = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
         if inputs.answer is None and inputs.candidates is not None:
             answer = answer[..., inputs.candidates]
@@ -185,6 +188,8 @@ class HookedNetwork(nn.Module):
         arguments: Mapping[str, Any],
         lanes: Sequence[Lane],
         wanted: Sequence[tuple[Site, Callable[[Location], Transform]]],
+        *,
+        in_eval: bool = False,
     ) -> Any:
         """The output of one forward with a transform at each site; raises for a site whose module was not called."""
         model = unwrap(self.model)
@@ -194,7 +199,8 @@ class HookedNetwork(nn.Module):
             plans[location.module, location.end].append(_Planned(site, bind(location)))
         with ExitStack() as stack:
             _install(plans, stack)
-            _recompute_alike(model, plans, stack)
+            if not in_eval:
+                _recompute_alike(model, plans, stack)
             if (at := answers(lanes)) is not None:
                 head = _answer_head(model)
                 stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at)).remove)

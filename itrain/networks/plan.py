@@ -198,7 +198,7 @@ class Plan:
         recorder = Recorder(self.earlier.first)
         arguments = {"past_key_values": recorder, "use_cache": True} if self.level == "suffix" else {}
         with torch.no_grad(), watched(self.blocks[self.below - 1] if self.below else None) as seen:
-            self.hooked.run({**inputs.arguments, **arguments}, [Lane.alone(inputs)])
+            self.hooked.run({**inputs.arguments, **arguments}, [Lane.alone(inputs)], in_eval=True)
         first, end = inputs.extent
         level: Level = "prefix"
         try:
@@ -235,7 +235,7 @@ class Plan:
                     at = answers(run.lanes)
                     assert at is not None, "the inputs have answers"
                     stack.enter_context(only_at(at, self.mlp))
-                found |= zip(run.order, self.hooked.run(arguments, run.lanes), strict=True)
+                found |= zip(run.order, self.hooked.run(arguments, run.lanes, in_eval=True), strict=True)
         return [found[member] for member in range(len(members))]
 
     def _resume(
@@ -268,7 +268,7 @@ class Plan:
         )
         with torch.no_grad(), ExitStack() as stack:
             self._resume(stack, kept, places, inputs.device)
-            self.hooked.run({**arguments, "past_key_values": recorder, "use_cache": True}, [lane])
+            self.hooked.run({**arguments, "past_key_values": recorder, "use_cache": True}, [lane], in_eval=True)
         return Before(length, recorder.noted)
 
     def _agrees(self, level: Level, beside: bool, replay: Run, inputs: ModelInputs, members: Sequence[Edits]) -> bool:
