@@ -7,7 +7,7 @@ end. ``tiny`` is the embedded model, all its layers and four positions. ``gpt2``
 tokens, three of its layers and all positions. Cohorts are run in full, caches and their filling included. Of separate
 fits and of pyvene's loop only some cells are run, and of the latter only some steps; the rest is extrapolated, since
 all cells of a layer, and all steps of a fit, cost pyvene alike. Seconds are of the processor, which other work on the
-machine changes little; the ways take turns. Beside them stands the arithmetic of a step, which no loop can beat.
+machine changes little; the ways take turns. Beside them stands how much arithmetic each needs.
 """
 
 from __future__ import annotations
