@@ -196,9 +196,9 @@ def seconds_of_peer(grid: Grid, data: SplitDataModule, layer: int, position: int
 
 def operations(run: Run, batch: CounterfactualBatch) -> int:
     """FLOPs of a step on the batch, without attention, when all that is kept of it is there."""
-    for _ in range(2):
-        with FlopCounterMode(display=False) as counter:
-            run(batch)
+    run(batch)
+    with FlopCounterMode(display=False) as counter:
+        run(batch)
     return counter.get_total_flops()
 
 
