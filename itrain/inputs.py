@@ -165,24 +165,6 @@ class ModelInputs:
             texts=self.texts,
         )
 
-    def repeat(self, count: int) -> ModelInputs:
-        """The examples so many times, one copy of the batch after the other."""
-
-        def copies(tensor: Tensor) -> Tensor:
-            return tensor.repeat(count, *[1] * (tensor.ndim - 1))
-
-        keys, answer, unmasked = self.facts
-        repeated = ModelInputs(
-            arguments={key: copies(value) for key, value in self.arguments.items()},
-            answer=None if self.answer is None else copies(self.answer),
-            tokens=None if self.tokens is None else copies(self.tokens),
-            stop=None if self.stop is None else copies(self.stop),
-            spans={name: copies(span) for name, span in self.spans.items()},
-            texts=None if self.texts is None else [*self.texts] * count,
-            candidates=self.candidates,
-        )
-        return repeated._with(Facts(copies(keys), None if answer is None else copies(answer), copies(unmasked)))
-
     def pin_memory(self) -> ModelInputs:
         pinned = replace(
             self,

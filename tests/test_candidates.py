@@ -99,7 +99,7 @@ def test_the_head_is_left_as_it_was_found() -> None:
 
 def test_candidates_stay_with_what_is_made_of_inputs() -> None:
     inputs = tiny_inputs((6, 4), answer=True).among(CANDIDATES)
-    for made in (inputs.take(torch.tensor([1])), inputs.repeat(2), inputs.to("cpu")):
+    for made in (inputs.take(torch.tensor([1])), inputs.to("cpu")):
         assert made.candidates is not None and torch.equal(made.candidates, CANDIDATES)
     assert inputs.prompts().candidates is None, "generated text may have any token"
 

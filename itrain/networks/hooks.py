@@ -111,13 +111,15 @@ class HookedNetwork(nn.Module):
         at_once = max(1, rows // size)
         found = []
         for part in (members[place : place + at_once] for place in range(0, len(members), at_once)):
-            copies = inputs.repeat(len(part)) if len(part) > 1 else inputs
-            places = range(0, copies.batch_size, size)
+            copies = len(part)
             lanes = [
-                Lane(inputs=inputs, edits=edits, first=first, rows=copies.batch_size)
-                for first, edits in zip(places, part, strict=True)
+                Lane(inputs=inputs, edits=edits, first=number * size, rows=copies * size)
+                for number, edits in enumerate(part)
             ]
-            found += self.run(copies.arguments, lanes)
+            arguments = inputs.arguments
+            if copies > 1:
+                arguments = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in arguments.items()}
+            found += self.run(arguments, lanes)
         return found
 
     def run(self, arguments: Mapping[str, Any], lanes: Sequence[Lane], *, in_eval: bool = False) -> list[Tensor]:

@@ -127,7 +127,7 @@ class ReplayNetwork(nn.Module):
         sources: Sequence[ModelInputs] = (),
     ) -> Sizes:
         """What would be kept of these examples if all of it had room; the arguments are those of ``expect``."""
-        below = {tuple(group): self.below(group) or 0 for group in groups}
+        below = {tuple(group): self._below(group) or 0 for group in groups}
         return self._sizes(self.stores.tokens(below, bases, sources), bases)
 
     def _sizes(self, tokens: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
@@ -150,7 +150,7 @@ class ReplayNetwork(nn.Module):
             sources: what will be read at all the sites.
         """
         reason = self._obstacle()
-        below = {} if reason else {tuple(group): self.below(group) for group in groups}
+        below = {} if reason else {tuple(group): self._below(group) for group in groups}
         if None in below.values():
             reason = "an edited site lies in no block"
         if reason is not None:
@@ -253,7 +253,7 @@ class ReplayNetwork(nn.Module):
             self._depths[site] = depth if site.step is None else None
         return self._depths[site]
 
-    def below(self, sites: Sequence[Site]) -> int | None:
+    def _below(self, sites: Sequence[Site]) -> int | None:
         """How many blocks lie below all of the sites; None where one of them lies in no block.
 
         Raises:
@@ -269,7 +269,7 @@ class ReplayNetwork(nn.Module):
         key = tuple(dict.fromkeys(map(tuple, groups)))
         if key not in self._plans:
             sites = list(dict.fromkeys(site for group in key for site in group))
-            below = self.below(sites)
+            below = self._below(sites)
             self._plans[key] = None if below is None else self._new_plan(key, sites, below)
         return self._plans[key]
 
@@ -289,7 +289,7 @@ class ReplayNetwork(nn.Module):
             level=level,
             reason=reason,
             hidden=self.stores.hidden(below),
-            earlier=self.stores.earlier({tuple(group): self.below(group) or 0 for group in groups}),
+            earlier=self.stores.earlier({tuple(group): self._below(group) or 0 for group in groups}),
             compile=self.compiles,
         )
 

@@ -68,8 +68,7 @@ class Rows:
         mask = given.pop("attention_mask", None)
         if self.plain:
             arguments = {name: value[:, self.before :] for name, value in given.items()}
-            # Without a mask to look into, transformers need not wait for the accelerator.
-            if mask is not None and not self.inputs.unpadded:
+            if mask is not None:
                 arguments["attention_mask"] = mask
             rows = len(self.tokens)
             return arguments if rows == 1 else {name: value.repeat(rows, 1) for name, value in arguments.items()}
@@ -78,7 +77,7 @@ class Rows:
         given.setdefault("position_ids", places.expand(self.inputs.batch_size, -1))
         tokens = self.tokens.to(device, non_blocking=True)
         arguments = {name: value[:, tokens].transpose(0, 1).flatten(0, 1) for name, value in given.items()}
-        visible = self._visible(None if self.inputs.unpadded else mask).to(device, non_blocking=True)
+        visible = self._visible(mask).to(device, non_blocking=True)
         hidden = torch.finfo(precision(model)).min
         mask = torch.zeros(visible.shape, dtype=precision(model), device=device).masked_fill(~visible, hidden)
         return arguments | {"attention_mask": mask}
@@ -152,7 +151,9 @@ def lie_beside(model: nn.Module, inputs: ModelInputs) -> bool:
 def text_arguments(inputs: ModelInputs, model: nn.Module) -> dict[str, Tensor]:
     """What the model's forward is given of the examples' tokens."""
     given = forward_arguments(unwrap(model), inputs.arguments)
-    return {name: value for name, value in given.items() if name in TEXT}
+    # Without a mask to look into, transformers need not wait for the accelerator.
+    wanted = TEXT - {"attention_mask"} if inputs.unpadded else TEXT
+    return {name: value for name, value in given.items() if name in wanted}
 
 
 def _parts(things: list[Any], size: int) -> list[list[Any]]:
