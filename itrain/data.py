@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from itrain.causal_model import Setting
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED, is_right
-from itrain.networks.replay import Network
+from itrain.networks.base import Network
 from itrain.sites import Site
 from itrain.splits import Batch, SplitDataModule, SplitDataset
 from itrain.tasks.base import Pair, Split, Task, TextTask

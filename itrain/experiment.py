@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from itrain.models import BaseModel, with_random_weights
-from itrain.networks.replay import Network
+from itrain.networks.base import Network
 from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import print_generations, show_generations
 from itrain.reports.terminal import announce, show
@@ -94,7 +94,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
     parts = _build(cfg, folder)
     parts.module.fit_activations(parts.data.train_dataloader())
-    how = parts.module.expect(parts.data.edited(), parts.data.read())
+    how = parts.module.prepare(parts.data.edited(), parts.data.read())
     announce(parts.base_model, parts.data, parts.module, folder, how=how)
     for logger in parts.trainer.loggers[1:]:
         logger.log_hyperparams(_plain(cfg))

@@ -13,7 +13,7 @@ from torch import Tensor
 from itrain.causal_model import Setting
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED
-from itrain.networks.replay import Network
+from itrain.networks.base import Network
 from itrain.splits import Batch, SplitDataModule
 from itrain.tasks.base import Split
 from itrain.tasks.responses import ResponseTask

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from itrain.inputs import ModelInputs
-from itrain.networks.replay import Network
+from itrain.networks.base import Network
 from itrain.sites import Site
 from itrain.tasks.base import Split
 

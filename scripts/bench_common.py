@@ -35,7 +35,8 @@ from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS
 from itrain.interventions.orthogonal import retract_after_steps
-from itrain.networks.replay import ReplayNetwork, make_network
+from itrain.networks.choose import make_network
+from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 
@@ -304,7 +305,7 @@ class Itrain(Way):
         super().prepare()
         retract_after_steps(self.optimizer, self.search)
         if isinstance(self.network, ReplayNetwork):
-            self.network.expect([self.search.sites], [self.pairs.base], [self.source])
+            self.network.prepare([self.search.sites], [self.pairs.base], [self.source])
             with torch.no_grad():  # keeps the examples, and replay checks itself
                 for rows in self.batches():
                     self.loss(rows)

@@ -59,7 +59,8 @@ from tqdm import tqdm
 from itrain.data import CounterfactualBatch
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.metrics import RULES, is_right
-from itrain.networks.replay import ReplayNetwork, make_network
+from itrain.networks.choose import make_network
+from itrain.networks.replay import ReplayNetwork
 from itrain.splits import BatchSampler, SplitDataset
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import FirstStepCheck
@@ -145,7 +146,7 @@ class Fit:
         """Have replay make ready for the pairs; what it says of its caches."""
         if isinstance(self.network, ReplayNetwork):
             both = [self.pairs.base], [self.pairs.sources["variable"]]
-            self.announcement = self.network.expect([self.search.sites], *both)
+            self.announcement = self.network.prepare([self.search.sites], *both)
             self.kept = sum(self.network.estimate([self.search.sites], *both)) if self.network.keeps else 0
         return self.announcement
 

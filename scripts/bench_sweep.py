@@ -33,7 +33,8 @@ from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS
 from itrain.models import load_embedded
-from itrain.networks.replay import Network, make_network
+from itrain.networks.base import Network
+from itrain.networks.choose import make_network
 from itrain.sites import Site
 from itrain.splits import SplitDataModule
 from itrain.tasks.base import Split
@@ -126,7 +127,7 @@ def seconds_of_fit(module: AlignmentSearch | Cohort, data: SplitDataModule, grid
     network: Any = module.network
     network.forget()
     start = time.process_time()
-    module.expect(data.edited(), data.read())
+    module.prepare(data.edited(), data.read())
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=grid.epochs,

@@ -17,7 +17,7 @@ import torch
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.base import Intervention
 from itrain.models import load_embedded
-from itrain.networks.replay import make_network
+from itrain.networks.choose import make_network
 from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.training.alignment import AlignmentSearch
@@ -65,7 +65,7 @@ def fit(
     )
     data.setup("fit")
     search.fit_activations(data.train_dataloader())
-    search.expect(data.edited(), data.read())
+    search.prepare(data.edited(), data.read())
     return {**trained(search, data, max_steps=steps), "rank": search.trained[search.sites[0]].hardened().rank}
 
 

@@ -17,8 +17,9 @@ from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS
 from itrain.models import load_embedded
+from itrain.networks.base import Network
+from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.replay import Network, make_network
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch

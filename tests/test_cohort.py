@@ -16,8 +16,9 @@ from itrain.data import CounterfactualDataModule
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.models import load_embedded
+from itrain.networks.base import Network
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.replay import Network, ReplayNetwork
+from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from itrain.architectures import blocks
 from itrain.networks import compiled
+from itrain.networks.choose import make_network
 from itrain.networks.compiled import CompileError
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.replay import ReplayNetwork, make_network
+from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from tests.models import tiny_config, tiny_inputs, tiny_model
 from tests.test_replay import answer_and_gradients, distance, examples, replayed
@@ -192,6 +193,6 @@ def test_compile_without_replay_is_refused() -> None:
     ],
 )
 def test_what_is_compiled_is_said(site: str, line: str) -> None:
-    said = make_network(tiny_model("llama"), compile=True).expect([[Site.parse(site)]], [examples()])
+    said = make_network(tiny_model("llama"), compile=True).prepare([[Site.parse(site)]], [examples()])
     assert said.startswith(line)
     assert re.search("; (2 blocks are|one block is|nothing is) compiled", said)

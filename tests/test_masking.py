@@ -18,8 +18,9 @@ from itrain.interventions.boundless_das import BoundlessDAS
 from itrain.interventions.featurizers import Identity, PrincipalComponents, Rotation
 from itrain.interventions.masking import FixedMask, HardConcreteGate, Mask, SigmoidGate
 from itrain.models import BaseModel
+from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.replay import ReplayNetwork, make_network
+from itrain.networks.replay import ReplayNetwork
 from itrain.sharing import export, load
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
@@ -264,4 +265,4 @@ def test_random_gates_do_not_make_replay_doubt_itself() -> None:
     assert isinstance(network, ReplayNetwork)
     for replayed, plain in zip(gradients(network), gradients(network.hooked), strict=True):
         torch.testing.assert_close(replayed, plain, atol=1e-5, rtol=1e-4)
-    assert "run in full" not in network.expect([[site]], [inputs])
+    assert "run in full" not in network.prepare([[site]], [inputs])

@@ -24,8 +24,9 @@ from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS
 from itrain.interventions.orthogonal import OrthonormalRows
+from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.replay import ReplayNetwork, make_network
+from itrain.networks.replay import ReplayNetwork
 from itrain.networks.resume import obstacle, state
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
@@ -275,7 +276,7 @@ def test_what_is_kept_serves_other_positions_and_layers() -> None:
     sites = [[Site.parse(site) for site in group] for group in groups]
     base, source, other = examples("left"), examples("left", seed=1), examples("left", seed=2)
     network = make_network(tiny_model("llama"))
-    network.expect(sites, [base, other], [source])
+    network.prepare(sites, [base, other], [source])
     for group in groups:
         answer_and_gradients(network, group, other, source)
     with FlopCounterMode(display=False) as untouched, torch.no_grad():
@@ -289,7 +290,7 @@ def test_what_is_kept_serves_other_positions_and_layers() -> None:
     filled = [first - second for first, second in zip(costs[::2], costs[1::2], strict=True)]
     assert len({id(network._plan([group]).earlier) for group in sites}) == 1
     assert filled == [untouched.get_total_flops(), 0, 0]
-    network.expect(sites[2:], [base], [source])
+    network.prepare(sites[2:], [base], [source])
     assert network._plan([sites[2]]).earlier.store.used, "what serves these too is not dropped"
     mixed_up(network)
     for group in groups[2:]:
@@ -325,7 +326,7 @@ def test_earlier_tokens_can_be_run_again_without_gradients(model_type: str, padd
 def test_what_costs_more_than_it_spares_is_not_kept(site: str, line: str) -> None:
     """After an edit of the first token of the first block everything runs again."""
     network = make_network(tiny_model("llama"), uses=2)
-    assert network.expect([[Site.parse(site)]], [examples()], [examples(seed=1)]).startswith(line)
+    assert network.prepare([[Site.parse(site)]], [examples()], [examples(seed=1)]).startswith(line)
 
 
 def test_readings_are_kept() -> None:
@@ -361,7 +362,7 @@ def test_examples_used_once_leave_nothing() -> None:
     expected = answer_and_gradients(network.hooked, HERE, examples())
     assert distance(answer_and_gradients(network, HERE, examples()), expected) < 1e-5
     assert not any(store.used for store in network.stores)
-    assert "each example is used once" in network.expect([[Site.parse(HERE[0])]], [examples()])
+    assert "each example is used once" in network.prepare([[Site.parse(HERE[0])]], [examples()])
 
 
 @pytest.mark.parametrize("change", ["weights", "one layer", "loaded", "precision", "attention off"])
@@ -403,7 +404,7 @@ def test_a_model_in_training_is_refused_or_left_to_hooks() -> None:
     answer_and_gradients(network, HERE, examples())
     assert all(parameter.grad is not None for parameter in blocks(model)[1].parameters())
     model.requires_grad_(False).train()
-    assert network.expect([[Site.parse(HERE[0])]], [examples()]) == "plain hooks: the model is not in eval mode"
+    assert network.prepare([[Site.parse(HERE[0])]], [examples()]) == "plain hooks: the model is not in eval mode"
 
 
 def test_what_is_not_known_to_be_exact_is_refused_or_left_to_hooks() -> None:
@@ -438,7 +439,7 @@ def test_a_budget_that_is_exceeded_lowers_the_level(share: float, level: str, an
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if announced:
-            assert re.search(r"MiB are kept, the budget is .* MiB$", network.expect([sites], [base]))
+            assert re.search(r"MiB are kept, the budget is .* MiB$", network.prepare([sites], [base]))
         for _ in range(3):
             assert distance(answer_and_gradients(network, [str(sites[0])], base), expected) < 1e-5
     assert network._plan([sites]).level == level
@@ -458,7 +459,7 @@ def test_the_estimate_is_what_is_kept() -> None:
     network, site = make_network(tiny_model("llama")), Site.parse(HERE[0])
     base, source = examples("left"), examples("left", seed=1)
     twice = base.take(torch.tensor([0, 1, 2, 3, 1]))
-    line = network.expect([[site]], [twice, base], [source])
+    line = network.prepare([[site]], [twice, base], [source])
     assert line.startswith("only blocks 1-1 run, from the first edited token on; ")
     sizes = network.estimate([[site]], [twice, base], [source])
     answer_and_gradients(network, HERE, base, source)
@@ -480,7 +481,7 @@ def test_the_estimate_is_what_is_kept() -> None:
 )
 def test_what_will_run_is_said(model_type: str, site: str, line: str) -> None:
     network = make_network(tiny_model(model_type))
-    assert network.expect([[Site.parse(site)]], [examples()], [examples(seed=1)]).startswith(line)
+    assert network.prepare([[Site.parse(site)]], [examples()], [examples(seed=1)]).startswith(line)
 
 
 @pytest.mark.parametrize("part", ["hidden", "before"])
@@ -512,7 +513,7 @@ def test_the_first_step_needs_no_more_memory_than_hooks_and_what_is_kept(site: s
             network.edit(base, [(place, lambda base: base @ weight @ weight.T)]).square().sum().backward()
         return alive.most
 
-    network.expect([[place]], [base])
+    network.prepare([[place]], [base])
     plain, replay = step(network.hooked), step(network)
     assert replayed(network, [site], "suffix")
     kept = sum(network.estimate([[place]], [base]))
@@ -557,7 +558,7 @@ def test_hooks_of_others_see_all_they_should() -> None:
     for _ in range(3):
         answer_and_gradients(network, HERE, examples())
     assert seen == [(4, 7, 16)] * 6
-    assert "hooks on the model's module 'model.layers.0'" in network.expect([[Site.parse(HERE[0])]], [examples()])
+    assert "hooks on the model's module 'model.layers.0'" in network.prepare([[Site.parse(HERE[0])]], [examples()])
     handle.remove()
     model(examples().arguments["input_ids"], output_hidden_states=True)
     for _ in range(3):

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from itrain.inputs import ModelInputs
+from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.replay import ReplayNetwork, make_network
+from itrain.networks.replay import ReplayNetwork
 from itrain.networks.rows import Rows, arranged
 from itrain.sites import Site
 from tests.models import CAUSAL_TYPES, tiny_config, tiny_inputs, tiny_model

@@ -16,8 +16,9 @@ from itrain.cli import main
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.interventions.das import DAS
 from itrain.models import load_embedded
+from itrain.networks.base import Network
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.replay import Network, ReplayNetwork
+from itrain.networks.replay import ReplayNetwork
 from itrain.sharing import export, load
 from itrain.sites import Site
 from itrain.sweeps.grid import Grid

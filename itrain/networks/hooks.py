@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from typing import Any
 
@@ -16,16 +16,14 @@ from torch.nn.functional import linear
 
 from itrain.architectures import Location, architecture, locate, unwrap
 from itrain.inputs import ModelInputs
+from itrain.networks.base import ROWS, Network
 from itrain.networks.lanes import Edit, Edits, Lane, answers
 from itrain.sites import Site
-
-ROWS = 4096
-"""The most rows of a run that several members share."""
 
 Transform = Callable[[Tensor], Tensor | None]
 
 
-class HookedNetwork(nn.Module):
+class HookedNetwork(Network):
     """The base model with the verbs ``read``, ``edit`` and ``generate``, on plain forward hooks.
 
     Args:
@@ -48,10 +46,6 @@ class HookedNetwork(nn.Module):
         self.register_state_dict_post_hook(_drop_frozen_weights)
         self.register_load_state_dict_pre_hook(_note_prefix)
         self.register_load_state_dict_post_hook(_forgive_frozen_weights)
-
-    def forward(self, inputs: ModelInputs) -> Tensor:
-        """The untouched model's answer: logits (B, V) at the answer token, (B, A, V) at several, or all its output."""
-        return self.edit(inputs, [])
 
     def read(
         self, inputs: ModelInputs, sites: Iterable[Site], *, stop_early: bool = False
@@ -87,26 +81,7 @@ class HookedNetwork(nn.Module):
         # In the order asked for, and apart from what blocks that are recomputed in the backward pass find again.
         return {site: found[site] for site in wanted}
 
-    def unchanged(self) -> AbstractContextManager[None]:
-        """For verbs between which nothing changes the model; to this network it makes no difference."""
-        return nullcontext()
-
-    def edit(self, inputs: ModelInputs, edits: Edits) -> Tensor:
-        """The model's answer with the activation at each site replaced by the edit of it.
-
-        Edits of one activation act in the order given, each on the result of those before it. Edits compute in fp32 (or
-        fp64 for an fp64 model) whatever the model's precision is, and are cast back here.
-
-        Raises:
-            ValueError: an edit gives another shape than it was given; broadcast, it would mix up examples in silence.
-        """
-        return self.edit_each(inputs, [edits])[0]
-
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
-        """The answer under each member's edits alone, as ``edit`` gives it, from as few runs as ``rows`` allow.
-
-        A run is of so many rows at most, copies of the inputs for some of the members.
-        """
         size = inputs.batch_size
         at_once = max(1, rows // size)
         found = []
@@ -145,14 +120,6 @@ class HookedNetwork(nn.Module):
     def generate(
         self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
     ) -> Int[Tensor, "batch new"]:
-        """The tokens that follow the prompts when the likeliest one is taken each time.
-
-        The edits act once, on the prompts' activations; what is generated sees them through keys and values. Responses
-        among the inputs are left out. A text that has come to the token ``end`` is filled up with it.
-
-        Raises:
-            ValueError: the model keeps no keys and values to go on from.
-        """
         prompts = inputs.prompts()
         lane = Lane.alone(prompts, edits)
         output = self._run({**prompts.arguments, "use_cache": True}, [lane], _changes(lane))
@@ -171,11 +138,6 @@ class HookedNetwork(nn.Module):
         return torch.stack(tokens, 1)
 
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
-        """The number of features at the site: read from the module or, where it does not tell, from a run.
-
-        Raises:
-            ValueError: the module does not tell and no example was given.
-        """
         location = locate(self.model, site)
         if location.hidden_size is not None:
             return location.hidden_size
@@ -184,6 +146,14 @@ class HookedNetwork(nn.Module):
             raise ValueError(f"site '{site}': {module} does not tell its size; pass an example input")
         with torch.no_grad():
             return self.read(example, [site])[site].shape[-1]
+
+    def prepare(
+        self,
+        groups: Sequence[Sequence[Site]],
+        bases: Sequence[ModelInputs],
+        sources: Sequence[ModelInputs] = (),
+    ) -> str:
+        return "plain hooks"
 
     def _run(
         self,

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from itrain.architectures import architecture, blocks, locate
 from itrain.inputs import ModelInputs
+from itrain.networks.base import ROWS, Network
 from itrain.networks.cache import Budget, BudgetError, in_words
-from itrain.networks.hooks import ROWS, HookedNetwork
+from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lanes import Edits
 from itrain.networks.plan import Level, Plan, keep
 from itrain.networks.resume import TEXT, obstacle, state
@@ -28,7 +29,7 @@ from itrain.sites import Site
 Replay = Literal["auto", "on", "off"]
 
 
-class ReplayNetwork(nn.Module):
+class ReplayNetwork(Network):
     """HookedNetwork's verbs with its results to rounding, without running again what no edit can change.
 
     Before an example is first edited, the untouched model runs on it, and what no edit can change is kept: the residual
@@ -71,19 +72,16 @@ class ReplayNetwork(nn.Module):
         self._obstacle()
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> nn.Module:  # type: ignore[override]
         return self.hooked.model
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        """The untouched model's answer: logits (B, V) at the answer token, (B, A, V) at several, or all its output."""
         return self.hooked(inputs)
 
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
-        """The number of features at the site: read from the module or, where it does not tell, from a run."""
         return self.hooked.hidden_size(site, example)
 
     def read(self, inputs: ModelInputs, sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch *places features"]]:
-        """The activations at the sites, (B, P, D) where a site has a position; at least fp32."""
         wanted = tuple(dict.fromkeys(sites))
         if self._obstacle() is not None:
             return self.hooked.read(inputs, wanted)
@@ -102,12 +100,7 @@ class ReplayNetwork(nn.Module):
                     self._keep_reading(inputs, site, found[site])
         return {site: found[site] for site in wanted}
 
-    def edit(self, inputs: ModelInputs, edits: Edits) -> Tensor:
-        """The model's answer with the activation at each site replaced by the edit of it, as HookedNetwork gives it."""
-        return self.edit_each(inputs, [edits])[0]
-
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
-        """Each member's answer, as HookedNetwork gives it; members share what is kept and runs."""
         groups = [[site for site, _ in edits] for edits in members]
         plan = self._plan(groups) if all(groups) and self._obstacle() is None else None
         if plan is None or self._unfit(inputs, plan) is not None:
@@ -117,7 +110,6 @@ class ReplayNetwork(nn.Module):
     def generate(
         self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
     ) -> Int[Tensor, "batch new"]:
-        """The tokens that follow the prompts, as HookedNetwork generates them; nothing is kept."""
         return self.hooked.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
 
     def estimate(
@@ -126,29 +118,25 @@ class ReplayNetwork(nn.Module):
         bases: Sequence[ModelInputs],
         sources: Sequence[ModelInputs] = (),
     ) -> Sizes:
-        """What would be kept of these examples if all of it had room; the arguments are those of ``expect``."""
+        """What would be kept of these examples if all of it had room; the arguments are those of ``prepare``."""
         below = {tuple(group): self._below(group) or 0 for group in groups}
         return self._sizes(self.stores.tokens(below, bases, sources), bases)
 
     def _sizes(self, tokens: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
         return self.stores.sizes(tokens, bases[0].take(torch.tensor([0])).to(self._device))
 
-    def expect(
+    def prepare(
         self,
         groups: Sequence[Sequence[Site]],
         bases: Sequence[ModelInputs],
         sources: Sequence[ModelInputs] = (),
     ) -> str:
-        """Make ready for these examples; the line that is returned says what will run, what is kept, and why.
+        """Make ready for these examples: take room for them in one piece, and begin no level that has none.
 
-        Room will be taken in one piece, and a level that has none is not begun. What was kept for other edits is
-        dropped, but for keys and values that serve these as well.
-
-        Args:
-            groups: the sites that are edited together, for each fit that uses the examples.
-            bases: what will be edited.
-            sources: what will be read at all the sites.
+        What was kept for other edits is dropped, but for keys and values that serve these as well.
         """
+        if not groups:
+            return "reads are kept, and stop at the site"
         reason = self._obstacle()
         below = {} if reason else {tuple(group): self._below(group) for group in groups}
         if None in below.values():
@@ -197,7 +185,6 @@ class ReplayNetwork(nn.Module):
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """For verbs between which nothing changes the model, so that one look at it is enough."""
         self._obstacle()
         self._looked = True
         try:
@@ -311,35 +298,14 @@ class ReplayNetwork(nn.Module):
             warnings.warn(f"what is read at '{site}' is not kept: {error}", stacklevel=2)
 
 
-Network: TypeAlias = HookedNetwork | ReplayNetwork
-
-
-def make_network(
-    model: nn.Module,
-    *,
-    replay: Replay = "auto",
-    trainable: bool = False,
-    uses: int | None = None,
-    budget_gib: float = 4.0,
-    folder: Path | str | None = None,
-    compile: bool = False,
-) -> Network:
-    """The model's network, replayed where that is exact (auto), always (on) or never (off).
-
-    The other arguments are those of HookedNetwork and ReplayNetwork.
-
-    Raises:
-        ValueError: ``on``, and replay would not be exact; or ``compile``, and nothing of the model is replayed.
-    """
-    hooked = HookedNetwork(model, trainable=trainable)
-    reason = "replay is off" if replay == "off" else obstacle(model) if replay == "auto" else None
-    if reason is None:
-        strict = replay == "on"
-        return ReplayNetwork(hooked, uses=uses, budget_gib=budget_gib, folder=folder, strict=strict, compile=compile)
-    if compile:
-        raise ValueError(f"compile=true compiles what is replayed, and nothing is: {reason}; leave compile out")
-    return hooked
-
-
 def _placed(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site.position is not None]
+
+
+def __getattr__(name: str) -> Any:
+    """``make_network`` under the path that configurations of before name."""
+    if name == "make_network":
+        from itrain.networks import choose
+
+        return choose.make_network
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

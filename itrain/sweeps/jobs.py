@@ -147,7 +147,7 @@ def _fitted(
     cohort = Cohort(
         members={**members, **references}, optimizer=first.optimizer, warmup=first.warmup, patience=grid.patience
     )
-    cohort.expect(opened.data.edited(), opened.data.read())
+    cohort.prepare(opened.data.edited(), opened.data.read())
     curves, learning = Curves(), list(cohort.learning)
     trainer = make_trainer(cfg, curves)
     if learning:

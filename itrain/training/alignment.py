@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itrain.data import CounterfactualBatch
 from itrain.interventions.base import Intervention
-from itrain.networks.replay import Network
+from itrain.networks.base import Network
 from itrain.sites import Site
 from itrain.training.interchange import Interchange, answer_loss
 from itrain.training.optimization import OptimizerFactory

@@ -10,7 +10,7 @@ import lightning
 from torch import nn
 
 from itrain.inputs import ModelInputs
-from itrain.networks.replay import Network, ReplayNetwork
+from itrain.networks.base import Network
 from itrain.sites import Site
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 
@@ -62,11 +62,9 @@ class Training(lightning.LightningModule, ABC):
     def anneal(self, progress: float) -> None:
         """Set what schedules rule, for a share of the training from 0 to 1."""
 
-    def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
+    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
         """Tell the network what it will be asked; the line that says how the model will be run."""
-        if not isinstance(self.network, ReplayNetwork):
-            return "plain hooks"
-        return self.network.expect([self.edited], bases, sources)
+        return self.network.prepare([self.edited], bases, sources)
 
     def configure_optimizers(self) -> dict[str, Any]:
         if self.optimizer is None:

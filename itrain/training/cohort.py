@@ -14,8 +14,7 @@ from torchmetrics import MeanMetric
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.orthogonal import retract_after_steps
-from itrain.networks.hooks import ROWS
-from itrain.networks.replay import ReplayNetwork
+from itrain.networks.base import ROWS
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.interchange import Interchange
 from itrain.training.interventions import Interventions
@@ -67,11 +66,9 @@ class Cohort(lightning.LightningModule):
         self.found: dict[str, float] = {}
         """What the last validation or test found, as ``<member>/<split>/<figure>``."""
 
-    def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
+    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
         """Tell the network what it will be asked; the line that says how the model will be run."""
-        if not isinstance(self.network, ReplayNetwork):
-            return "plain hooks"
-        return self.network.expect([member.edited for member in self.members.values()], bases, sources)
+        return self.network.prepare([member.edited for member in self.members.values()], bases, sources)
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self._search(self.learning[0]).trained_on(batch)

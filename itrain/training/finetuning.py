@@ -18,8 +18,8 @@ from itrain.adapters import add_lora
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED, is_right
+from itrain.networks.base import Network
 from itrain.networks.lanes import Edit
-from itrain.networks.replay import Network
 from itrain.responses import ResponseBatch, ResponseDataModule
 from itrain.sites import Site
 from itrain.training.base import Training
@@ -239,7 +239,7 @@ class LoRAFinetuning(Finetuning):
         finally:
             self._switch(True)
 
-    def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
+    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
         return "in full, with adapters"
 
     def _switch(self, on: bool) -> None:

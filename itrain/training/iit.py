@@ -19,7 +19,7 @@ from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import is_right
-from itrain.networks.replay import Network
+from itrain.networks.base import Network
 from itrain.sites import Site
 from itrain.training.callbacks import FirstStepError
 from itrain.training.interchange import Activations, Interchange, answer_loss

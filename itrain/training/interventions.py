@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
-from itrain.networks.replay import Network
+from itrain.networks.base import Network
 from itrain.sites import Site
 from itrain.training.base import Training
 from itrain.training.optimization import OptimizerFactory

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
-from itrain.networks.replay import Network, ReplayNetwork
+from itrain.networks.base import Network
 from itrain.probes import LinearProbe, Probe, control_labels
 from itrain.sites import Site
 from itrain.training.base import Training
@@ -274,8 +274,8 @@ class ProbeTraining(Training):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.candidates.parameters())}]
 
-    def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
-        return "reads are kept, and stop at the site" if isinstance(self.network, ReplayNetwork) else "plain hooks"
+    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
+        return self.network.prepare([], bases, sources)
 
     def _read(self, inputs: ModelInputs) -> dict[Site, Tensor]:
         activations = self.network.read(inputs, self.sites)

@@ -16,8 +16,8 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, is_right
+from itrain.networks.base import Network
 from itrain.networks.lanes import Edit
-from itrain.networks.replay import Network
 from itrain.sites import Site
 from itrain.training.interchange import Activations, Interchange
 from itrain.training.interventions import Interventions
@@ -107,8 +107,8 @@ class CausalTracing(Interchange):
     def edited(self) -> tuple[Site, ...]:
         return (self.corrupted, *self.sites)
 
-    def expect(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
-        return super().expect(bases, bases)
+    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
+        return super().prepare(bases, bases)
 
     def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
         """What lies at the sites in the clean run."""

@@ -1,0 +1,39 @@
+"""Chooses how a base model is run: replayed where that is exact, else under plain hooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from itrain.networks.base import Network
+from itrain.networks.hooks import HookedNetwork
+from itrain.networks.replay import Replay, ReplayNetwork
+from itrain.networks.resume import obstacle
+
+
+def make_network(
+    model: nn.Module,
+    *,
+    replay: Replay = "auto",
+    trainable: bool = False,
+    uses: int | None = None,
+    budget_gib: float = 4.0,
+    folder: Path | str | None = None,
+    compile: bool = False,
+) -> Network:
+    """The model's network, replayed where that is exact (auto), always (on) or never (off).
+
+    The other arguments are those of HookedNetwork and ReplayNetwork.
+
+    Raises:
+        ValueError: ``on``, and replay would not be exact; or ``compile``, and nothing of the model is replayed.
+    """
+    hooked = HookedNetwork(model, trainable=trainable)
+    reason = "replay is off" if replay == "off" else obstacle(model) if replay == "auto" else None
+    if reason is None:
+        strict = replay == "on"
+        return ReplayNetwork(hooked, uses=uses, budget_gib=budget_gib, folder=folder, strict=strict, compile=compile)
+    if compile:
+        raise ValueError(f"compile=true compiles what is replayed, and nothing is: {reason}; leave compile out")
+    return hooked
