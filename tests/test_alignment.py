@@ -20,7 +20,7 @@ from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.networks.hooks import HookedNetwork
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import FirstStepCheck, FirstStepError
+from itrain.training.callbacks import FirstStepError
 from itrain.training.probing import ProbeTraining
 from tests.models import tiny_inputs, tiny_model
 from tests.planted import HIDDEN, Bits, Planted
@@ -184,7 +184,7 @@ def test_a_fit_that_cannot_learn_ends_at_its_first_step() -> None:
     with pytest.raises(
         FirstStepError, match=r"site 'module:aside.output': nothing that DAS does there reaches the label"
     ):
-        trainer(callbacks=[FirstStepCheck()]).fit(module, datamodule=data)
+        trainer().fit(module, datamodule=data)
 
 
 def test_sites_may_share_an_intervention() -> None:

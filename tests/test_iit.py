@@ -27,7 +27,7 @@ from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import WEIGHTS, ExportError, export, load
 from itrain.sites import Site
-from itrain.training.callbacks import FirstStepCheck, FirstStepError
+from itrain.training.callbacks import FirstStepError
 from itrain.training.iit import InterchangeInterventionTraining
 from tests.models import tiny_inputs, tiny_model
 from tests.test_interchange import QUIET, TwoBits
@@ -71,7 +71,7 @@ def data_for(module: InterchangeInterventionTraining) -> CounterfactualDataModul
 
 
 def fit(module: InterchangeInterventionTraining, epochs: int, **settings: Any) -> lightning.Trainer:
-    runner = lightning.Trainer(max_epochs=epochs, **{**QUIET, "callbacks": [FirstStepCheck()], **settings})
+    runner = lightning.Trainer(max_epochs=epochs, **{**QUIET, **settings})
     runner.fit(module, data_for(module))
     return runner
 
