@@ -180,7 +180,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         intervention=instantiate(cfg.intervention, _convert_="all"),
         join=bool(cfg.training.get("join_positions", False)),
     )
-    callbacks = [
+    callbacks: list[lightning.Callback] = [
         ModelCheckpoint(dirpath=folder / CHECKPOINTS, filename="last", save_top_k=1, enable_version_counter=False),
     ]
     if cfg.trainer.get("enable_progress_bar", True):

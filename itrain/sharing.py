@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from itrain import __version__
-from itrain.factories import class_path, describe, find_class, rebuild
+from itrain.factories import FactoryError, class_path, describe, find_class, rebuild
 from itrain.models import BaseModel, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
@@ -53,10 +53,14 @@ def export(
             unknown.
     """
     folder = Path(folder)
+    try:
+        arguments = {name: describe(name, value) for name, value in training.export_arguments().items()}
+    except FactoryError as error:
+        raise ExportError(str(error)) from error
     config = {
         "format": FORMAT,
         "training": class_path(type(training)),
-        **{name: describe(name, value) for name, value in training.export_arguments().items()},
+        **arguments,
         "base_model": {
             "name": base_model.name,
             "revision": base_model.revision,
@@ -108,9 +112,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Training:
     base = config["base_model"]
     model = model if model is not None else load_pretrained(name=base["name"], revision=base["revision"]).model
     require_model(fingerprint(model), folder)
-    cls: Any = find_class(config["training"], "training", Training, str(folder))
-    names = set(inspect.signature(cls).parameters) & set(config)
-    arguments = {name: rebuild(name, config[name], str(folder)) for name in names}
+    try:
+        cls: Any = find_class(config["training"], "training", Training, str(folder))
+        names = set(inspect.signature(cls).parameters) & set(config)
+        arguments = {name: rebuild(name, config[name], str(folder)) for name in names}
+    except FactoryError as error:
+        raise ExportError(str(error)) from error
     training = cls(network=HookedNetwork(model, trainable=cls.trains_model), **arguments)
     load_weights(training, folder)
     return training.eval()

@@ -178,7 +178,7 @@ class Fit:
     def bare(self) -> None:
         """The same steps and the same validation, in plain torch."""
         self.announce()
-        optimizer = torch.optim.Adam(self.search.interventions.parameters(), lr=LEARNING_RATE)
+        optimizer = torch.optim.Adam(self.search.exported.parameters(), lr=LEARNING_RATE)
         retract_after_steps(optimizer, self.search)
         schedule = with_linear_schedule(optimizer, _Steps(self.steps), warmup=0.1)["lr_scheduler"]["scheduler"]  # type: ignore[arg-type]
         training = self.loader(self.pairs, shuffle=True)

@@ -138,7 +138,7 @@ class InterchangeInterventionTraining(Training):
         loss = torch.stack([weight * losses for weight, losses in terms.values()]).sum(0).mean()
         self.log_dict({f"train/{name}_loss": each.mean() for name, (_, each) in terms.items()}, batch_size=len(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss * batch.weight + self.penalty()
+        return loss * batch.weight + self.interchange.penalty()
 
     def terms(self, batch: CounterfactualBatch) -> dict[str, tuple[Tensor | float, Float[Tensor, " batch"]]]:
         """The weight and each pair's loss of the terms that have any weight."""
