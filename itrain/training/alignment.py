@@ -55,7 +55,7 @@ class AlignmentSearch(Training):
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="network", logger=False)
+        self.remember(locals())
         self.optimizer, self.warmup = optimizer, warmup
         self.isolate_weight, self.loss_over = isolate_weight, loss_over
         self.interchange = Interchange(
@@ -66,7 +66,8 @@ class AlignmentSearch(Training):
             join_positions=join_positions,
             hidden_sizes=hidden_sizes,
         )
-        self.sites, self.hparams["hidden_sizes"] = self.interchange.sites, self.interchange.hidden_sizes
+        self.sites = self.interchange.sites
+        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
         self.scores = InterchangeScores(self.interchange)
         self.network = network
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,8 +33,8 @@ class Training(lightning.LightningModule, ABC):
     ``Trainer.fit`` alone is a whole fit: the callbacks that :meth:`configure_callbacks` adds fit closed-form
     statistics, prepare the network, move schedules and check the first step.
 
-    A subclass calls ``self.save_hyperparameters(ignore="network", logger=False)`` in its constructor, so that
-    checkpoints and exports know its arguments. It registers the network after all that is trained beside it, because
+    A subclass begins its constructor with ``self.remember(locals())``, so that checkpoints and exports know its
+    arguments. It registers the network after all that is trained beside it, because
     optimizer state is matched by position among all parameters when a checkpoint is read in another strategy.
     """
 
@@ -54,7 +54,13 @@ class Training(lightning.LightningModule, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.arguments: dict[str, Any] = {}
         self.register_load_state_dict_post_hook(_note_statistics)
+
+    def remember(self, arguments: Mapping[str, Any]) -> None:
+        """Keep the constructor's arguments, which are its ``locals()``."""
+        others = ("self", "network", "__class__")
+        self.arguments = {name: value for name, value in arguments.items() if name not in others}
 
     @property
     @abstractmethod
@@ -118,7 +124,7 @@ class Training(lightning.LightningModule, ABC):
 
     def export_arguments(self) -> dict[str, Any]:
         """The constructor's arguments that build what is exported again, without network and optimizer."""
-        return {name: value for name, value in self.hparams.items() if name != "optimizer"}
+        return {name: value for name, value in self.arguments.items() if name != "optimizer"}
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         return [Preparation(), Schedules(), FirstStepCheck()]
@@ -154,9 +160,8 @@ class Training(lightning.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the constructor's arguments as plain data, which loading does not run."""
-        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
         known = {}
-        for name, value in self.hparams.items():
+        for name, value in self.arguments.items():
             try:
                 known[name] = describe(name, value)
             except FactoryError:

@@ -146,12 +146,13 @@ class RepresentationFinetuning(Finetuning):
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="network", logger=False)
+        self.remember(locals())
         self.optimizer, self.warmup = optimizer, warmup
         self.interchange = Interchange(
             network, sites=sites, intervention=intervention, shared=shared, hidden_sizes=hidden_sizes
         )
-        self.sites, self.hparams["hidden_sizes"] = self.interchange.sites, self.interchange.hidden_sizes
+        self.sites = self.interchange.sites
+        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
         self.network = network
         for site, each in self.trained.items():
             if site.position is None:
@@ -228,7 +229,7 @@ class LoRAFinetuning(Finetuning):
         warmup: float = 0.1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="network", logger=False)
+        self.remember(locals())
         self.sites = ()
         self.targets, self.rank, self.alpha = list(targets), rank, alpha
         self.optimizer, self.warmup = optimizer, warmup

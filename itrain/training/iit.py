@@ -95,7 +95,7 @@ class InterchangeInterventionTraining(Training):
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="network", logger=False)
+        self.remember(locals())
         self.optimizer, self.warmup = optimizer, warmup
         self.task_weight, self.interchange_weights = task_weight, interchange_weights
         self.source_weight, self.readout_weight = source_weight, readout_weight
@@ -108,7 +108,8 @@ class InterchangeInterventionTraining(Training):
             hidden_sizes=hidden_sizes,
             detach_source=detach_source,
         )
-        self.sites, self.hparams["hidden_sizes"] = self.interchange.sites, self.interchange.hidden_sizes
+        self.sites = self.interchange.sites
+        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
         if lora_rank is not None:

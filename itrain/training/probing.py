@@ -152,7 +152,7 @@ class ProbeTraining(Training):
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="network", logger=False)
+        self.remember(locals())
         if not l2 or min(l2) < 0:
             raise ValueError(f"l2 is one strength or several, none below 0; got {list(l2)}")
         if not classes:
@@ -165,7 +165,7 @@ class ProbeTraining(Training):
         self.control, self.control_seed = control, control_seed
         self.optimizer, self.warmup = optimizer, warmup
         sizes = list(hidden_sizes or [network.hidden_size(site) for site in self.sites])
-        self.hparams["hidden_sizes"] = sizes
+        self.arguments.update(sites=self.sites, hidden_sizes=sizes)
         self.probes = FullPrecision(
             {
                 _key(f"{variable} {site}"): ProbeSet(probe(size, num_classes=count), self.l2, control=control)

@@ -62,7 +62,7 @@ class CausalTracing(Training):
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="network", logger=False)
+        self.remember(locals())
         self.interchange = Restoration(
             network,
             corrupted=Site.parse(corrupted),
@@ -73,7 +73,9 @@ class CausalTracing(Training):
             hidden_sizes=hidden_sizes,
         )
         self.sites, self.corrupted = self.interchange.sites, self.interchange.corrupted
-        self.hparams.update(hidden_sizes=self.interchange.hidden_sizes, corrupted=str(self.corrupted))
+        self.arguments.update(
+            sites=self.sites, corrupted=str(self.corrupted), hidden_sizes=self.interchange.hidden_sizes
+        )
         if learned := [each for each in self.trained.values() if list(each.parameters())]:
             raise ValueError(f"tracing trains nothing, and {type(learned[0]).__name__} is learned; use full_vector")
         self.scores = RestorationScores()
