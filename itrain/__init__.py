@@ -10,16 +10,39 @@ if TYPE_CHECKING:
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
     from itrain.inputs import ModelInputs as ModelInputs
+    from itrain.interventions.ablation import Mean as Mean
+    from itrain.interventions.ablation import Zero as Zero
+    from itrain.interventions.base import Intervention as Intervention
+    from itrain.interventions.blocks import FixedBlocks as FixedBlocks
     from itrain.interventions.boundless_das import BoundlessDAS as BoundlessDAS
+    from itrain.interventions.controls import FullVector as FullVector
+    from itrain.interventions.controls import RandomSubspace as RandomSubspace
     from itrain.interventions.das import DAS as DAS
     from itrain.interventions.das import FullRotationDAS as FullRotationDAS
+    from itrain.interventions.directions import LinearDiscriminant as LinearDiscriminant
+    from itrain.interventions.directions import MeanDifference as MeanDifference
+    from itrain.interventions.directions import PrincipalDirections as PrincipalDirections
+    from itrain.interventions.featurizers import Featurizer as Featurizer
+    from itrain.interventions.featurizers import Identity as Identity
+    from itrain.interventions.featurizers import Rotation as Rotation
+    from itrain.interventions.featurizers import Subspace as Subspace
+    from itrain.interventions.masking import HardConcreteGate as HardConcreteGate
     from itrain.interventions.masking import Mask as Mask
+    from itrain.interventions.masking import SigmoidGate as SigmoidGate
+    from itrain.interventions.reft import DiReFT as DiReFT
     from itrain.interventions.reft import LoReFT as LoReFT
+    from itrain.interventions.reft import NoReFT as NoReFT
+    from itrain.interventions.steering import SteeringVector as SteeringVector
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
     from itrain.models import BaseModel as BaseModel
     from itrain.models import load_embedded as load_embedded
     from itrain.models import load_pretrained as load_pretrained
+    from itrain.networks.base import Network as Network
+    from itrain.networks.choose import make_network as make_network
     from itrain.networks.hooks import HookedNetwork as HookedNetwork
+    from itrain.probes import LinearProbe as LinearProbe
+    from itrain.probes import MLPProbe as MLPProbe
+    from itrain.probes import Probe as Probe
     from itrain.responses import ResponseDataModule as ResponseDataModule
     from itrain.sharing import export as export
     from itrain.sharing import load as load
@@ -28,11 +51,28 @@ if TYPE_CHECKING:
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
     from itrain.tasks.base import TextTask as TextTask
+    from itrain.tasks.digits_pvr import DigitsPVR as DigitsPVR
+    from itrain.tasks.entity_attributes import EntityAttributes as EntityAttributes
+    from itrain.tasks.gender import Gender as Gender
+    from itrain.tasks.hierarchical_equality import HierarchicalEquality as HierarchicalEquality
+    from itrain.tasks.instructions import Instructions as Instructions
+    from itrain.tasks.price_tagging import PriceTagging as PriceTagging
+    from itrain.tasks.response_style import ResponseStyle as ResponseStyle
+    from itrain.tasks.responses import ResponseTask as ResponseTask
     from itrain.training.alignment import AlignmentSearch as AlignmentSearch
+    from itrain.training.base import Training as Training
+    from itrain.training.callbacks import FirstStepCheck as FirstStepCheck
+    from itrain.training.callbacks import FirstStepError as FirstStepError
+    from itrain.training.callbacks import Preparation as Preparation
+    from itrain.training.callbacks import Schedules as Schedules
     from itrain.training.cohort import Cohort as Cohort
+    from itrain.training.finetuning import LoRAFinetuning as LoRAFinetuning
     from itrain.training.finetuning import RepresentationFinetuning as RepresentationFinetuning
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
+    from itrain.training.interchange import Interchange as Interchange
+    from itrain.training.interchange import count_features as count_features
     from itrain.training.probing import ProbeTraining as ProbeTraining
+    from itrain.training.tracing import CausalTracing as CausalTracing
 
 __version__ = "0.1.0"
 
@@ -40,18 +80,41 @@ _HOMES = {
     "CausalModel": "causal_model",
     "CounterfactualBatch": "data",
     "CounterfactualDataModule": "data",
+    "ResponseDataModule": "responses",
     "ModelInputs": "inputs",
+    "Mean": "interventions.ablation",
+    "Zero": "interventions.ablation",
+    "Intervention": "interventions.base",
+    "FixedBlocks": "interventions.blocks",
     "BoundlessDAS": "interventions.boundless_das",
+    "FullVector": "interventions.controls",
+    "RandomSubspace": "interventions.controls",
     "DAS": "interventions.das",
     "FullRotationDAS": "interventions.das",
+    "LinearDiscriminant": "interventions.directions",
+    "MeanDifference": "interventions.directions",
+    "PrincipalDirections": "interventions.directions",
+    "Featurizer": "interventions.featurizers",
+    "Identity": "interventions.featurizers",
+    "Rotation": "interventions.featurizers",
+    "Subspace": "interventions.featurizers",
+    "HardConcreteGate": "interventions.masking",
     "Mask": "interventions.masking",
+    "SigmoidGate": "interventions.masking",
+    "DiReFT": "interventions.reft",
     "LoReFT": "interventions.reft",
+    "NoReFT": "interventions.reft",
+    "SteeringVector": "interventions.steering",
     "InterchangeAccuracy": "metrics",
     "BaseModel": "models",
     "load_embedded": "models",
     "load_pretrained": "models",
+    "Network": "networks.base",
+    "make_network": "networks.choose",
     "HookedNetwork": "networks.hooks",
-    "ResponseDataModule": "responses",
+    "LinearProbe": "probes",
+    "MLPProbe": "probes",
+    "Probe": "probes",
     "export": "sharing",
     "load": "sharing",
     "Site": "sites",
@@ -59,11 +122,28 @@ _HOMES = {
     "Pair": "tasks.base",
     "Task": "tasks.base",
     "TextTask": "tasks.base",
+    "DigitsPVR": "tasks.digits_pvr",
+    "EntityAttributes": "tasks.entity_attributes",
+    "Gender": "tasks.gender",
+    "HierarchicalEquality": "tasks.hierarchical_equality",
+    "Instructions": "tasks.instructions",
+    "PriceTagging": "tasks.price_tagging",
+    "ResponseStyle": "tasks.response_style",
+    "ResponseTask": "tasks.responses",
     "AlignmentSearch": "training.alignment",
+    "Training": "training.base",
+    "FirstStepCheck": "training.callbacks",
+    "FirstStepError": "training.callbacks",
+    "Preparation": "training.callbacks",
+    "Schedules": "training.callbacks",
     "Cohort": "training.cohort",
+    "LoRAFinetuning": "training.finetuning",
     "RepresentationFinetuning": "training.finetuning",
     "InterchangeInterventionTraining": "training.iit",
+    "Interchange": "training.interchange",
+    "count_features": "training.interchange",
     "ProbeTraining": "training.probing",
+    "CausalTracing": "training.tracing",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -55,6 +55,7 @@ class Configuration:
     logger: Node | None = None
     launcher: Node | None = None
     sweep: Node | None = None
+    threads: int | None = None
     ckpt: str | None = None
     export: str | None = None
 

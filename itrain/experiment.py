@@ -18,6 +18,7 @@ from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
 from itrain.models import BaseModel, with_random_weights
@@ -32,6 +33,7 @@ from itrain.sites import Site
 from itrain.splits import SplitDataModule
 from itrain.tasks.base import Task
 from itrain.tasks.responses import Prompts
+from itrain.threads import choose_threads
 from itrain.training.base import Training
 from itrain.training.finetuning import Finetuning
 from itrain.training.interchange import count_features
@@ -56,6 +58,8 @@ class Opened:
     data: SplitDataModule
     open_network: Callable[[BaseModel], Network]
     """How the network of the base model is made."""
+    threads: str
+    """How many CPU threads were chosen, and why."""
 
     @cached_property
     def random_twin(self) -> Opened:
@@ -87,16 +91,20 @@ class Parts:
     data: SplitDataModule
     module: Training
     trainer: lightning.Trainer
+    threads: str
 
 
 def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
     parts = _build(cfg, folder)
     how = parts.module.prepare(parts.data)
-    announce(parts.base_model, parts.data, parts.module, folder, how=how)
+    announce(parts.base_model, parts.data, parts.module, folder, how=how, threads=parts.threads)
     for logger in parts.trainer.loggers[1:]:
         logger.log_hyperparams(_plain(cfg))
-    before = _figures(parts) if parts.module.shows_start else {}
+    before = {}
+    if parts.module.shows_start:
+        with isolate_rng():  # or the fit would not be Trainer.fit's alone
+            before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
     results = _test(parts, folder, before)
@@ -148,6 +156,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     base_model = instantiate(cfg.model)
     if not isinstance(base_model, BaseModel):
         base_model = BaseModel(model=base_model)
+    threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     if like is not None and like.base_model.fingerprint == base_model.fingerprint:
         base_model, network = like.base_model, like.network
@@ -156,7 +165,9 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     task = instantiate(cfg.task, _convert_="all")
     task.bind(base_model.tokenizer)
     data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)
-    return Opened(base_model=base_model, network=network, task=task, data=data, open_network=open_network)
+    return Opened(
+        base_model=base_model, network=network, task=task, data=data, open_network=open_network, threads=threads
+    )
 
 
 def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
@@ -191,7 +202,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     opened.data.require(module.sites)
-    return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer)
+    return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer, threads=opened.threads)
 
 
 def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:

@@ -22,6 +22,7 @@ ROOMS = [
         "itrain.causal_model",
         "itrain.tiny_world",
         "itrain.metrics",
+        "itrain.threads",
         "itrain.probes",
         "itrain.interventions",
     },

@@ -329,3 +329,50 @@ def test_train_in_a_loop_of_one_s_own_leaves_the_frozen_model_in_eval_mode() -> 
     module.train()
     assert torch.equal(module.interchange(batch, module.trained), expected)
     assert module.interchange.interventions.training and not network.model.training
+
+
+class Unranked(itrain.Intervention):
+    """An intervention whose author forgot its rank."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+
+    def forward(self, base: Tensor, source: Tensor | None) -> Tensor:
+        return base
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"intervention": itrain.DAS(80)}, r"not an instance: intervention=DAS or intervention=partial\(DAS, \.\.\.\)"),
+        ({"intervention": nn.Linear(80, 80)}, "not an instance"),
+        ({"intervention": lambda size: nn.Linear(size, size)}, "it makes a Linear; derive the class from itrain"),
+        ({"intervention": Unranked}, r"Unranked does not say its rank; set it .* self\.rank = hidden_size"),
+        ({"sites": "layer2.block_outputs@name"}, "block_outputs"),
+        ({"sites": ["layer2.block_output@name", "layer9.block_output"]}, "layer9"),
+    ],
+)
+def test_a_mistake_in_python_is_told_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        search(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_sites_are_text_one_or_several_or_mappings() -> None:
+    network = make_network(load_embedded().model)
+    one = AlignmentSearch(network=network, sites=SITE, intervention=itrain.DAS)
+    fields = {"layer": 2, "component": "block_output", "position": "name"}
+    several = AlignmentSearch(network=network, sites=[fields, "layer3.mlp_output@last"], intervention=itrain.DAS)
+    assert [str(site) for site in several.sites] == [*map(str, one.sites), "layer3.mlp_output@last"]
+
+
+def test_what_else_is_forgotten_is_named() -> None:
+    network = make_network(load_embedded().model)
+    with pytest.raises(ValueError, match=r"classes=\{variable: len\(task\.values\(variable\)\)"):
+        ProbeTraining(network=network, sites=SITE)
+    with pytest.raises(RuntimeError, match=r"Gender has no tokenizer yet: call .*bind\("):
+        CounterfactualDataModule(task=Gender(), network=network).setup("fit")
+    module, data = search(optimizer=None)
+    with pytest.raises(ValueError, match=r"optimizer=partial\(torch\.optim\.Adam, lr=1e-2\)"):
+        trainer().fit(module, data)

@@ -40,6 +40,11 @@ class SweepProgress:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
+    def say(self, line: str) -> None:
+        """Print a line above the progress."""
+        if not self.progress.disable:
+            self.progress.console.print(line, highlight=False)
+
     def expect(self, fits: int) -> None:
         """So many fits there are in all."""
         self.progress.update(self.task, total=fits)

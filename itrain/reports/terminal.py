@@ -47,6 +47,7 @@ def announce(
     folder: Path,
     *,
     how: str,
+    threads: str,
 ) -> None:
     """Say what is about to run: model, sites, trained parameters, examples, and how the model is run."""
     if is_quiet():
@@ -60,6 +61,7 @@ def announce(
         "trains": f"{kinds}, {trained:,} parameters",
         **data.describe(),
         "runs": how,
+        "threads": threads,
         "folder": str(folder),
     }
     for name, line in lines.items():

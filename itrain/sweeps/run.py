@@ -121,6 +121,8 @@ def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Fin
     failed, part = {}, None
     for seed in seeds:
         part = open_part(cfg, folder, seed, part)
+        if seed == seeds[0]:
+            finished.progress.say(f"threads {part.opened.threads}")
         finished.progress.expect(sum(part.plan().values()) * len(seeds))
         for name in part.jobs:
             finished.waiting.append(name)
