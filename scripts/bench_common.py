@@ -36,6 +36,7 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.networks.choose import make_network
+from itrain.networks.forward import cache_of
 from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
@@ -371,7 +372,7 @@ class Floor(Way):
         handle = blocks(self.model)[self.setting.layer].register_forward_hook(take)
         output = self.model(self.ids(inputs, rows), use_cache=True, logits_to_keep=1)
         handle.remove()
-        return found[0], [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        return found[0], [(layer.keys, layer.values) for layer in cache_of(output).layers]
 
     def kept_bytes(self) -> int:
         kept = [self.hidden, self.taken, *(each for pair in self.earlier.values() for each in pair)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from itrain.architectures import Location, architecture, locate, unwrap
+from itrain.architectures import Location, locate, unwrap
 from itrain.inputs import ModelInputs
 from itrain.networks.base import ROWS, Network
+from itrain.networks.forward import cache_arguments, cache_of, forward_arguments
 from itrain.networks.lanes import Edit, Edits, Lane, answers
 from itrain.sites import Site
 
@@ -123,17 +123,19 @@ class HookedNetwork(Network):
         prompts = inputs.prompts()
         lane = Lane.alone(prompts, edits)
         output = self._run({**prompts.arguments, "use_cache": True}, [lane], _changes(lane))
-        if getattr(output, "past_key_values", None) is None:
-            raise ValueError(f"{type(unwrap(self.model)).__name__} keeps no keys and values to generate text from")
+        model, cache = unwrap(self.model), cache_of(output)
+        if cache is None:
+            raise ValueError(f"{type(model).__name__} keeps no keys and values to generate text from")
         tokens, mask = [output.logits[:, 0].argmax(-1)], prompts.arguments["attention_mask"]
         stop = -1 if end is None else end
         while len(tokens) < max_new_tokens and not bool((tokens[-1] == stop).all()):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            last = {"input_ids": tokens[-1][:, None], "attention_mask": mask, "use_cache": True}
-            arguments = forward_arguments(unwrap(self.model), last)
+            last = {"input_ids": tokens[-1][:, None], "attention_mask": mask, **cache_arguments(model, cache)}
+            arguments = forward_arguments(model, last)
             if "position_ids" in arguments:
                 arguments["position_ids"] = arguments["position_ids"][:, -1:]
-            output = self.model(**arguments, past_key_values=output.past_key_values)
+            output = self.model(**arguments)
+            cache = cache_of(output)
             tokens.append(output.logits[:, -1].argmax(-1).masked_fill(tokens[-1] == stop, stop))
         return torch.stack(tokens, 1)
 
@@ -184,30 +186,6 @@ class HookedNetwork(Network):
         for planned in (planned for group in plans.values() for planned in group):
             planned.require_done()
         return output
-
-
-def forward_arguments(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model's forward is called with: the arguments given and those that transformers would get wrong."""
-    arguments = dict(given)
-    row = architecture(model)
-    if row is not None:
-        if accepts(model, "use_cache"):
-            arguments.setdefault("use_cache", False)
-        if row.causal and "attention_mask" in arguments and accepts(model, "position_ids"):
-            # GPT-2 and its kin number padding too unless told where the text starts.
-            arguments.setdefault("position_ids", (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0))
-    return arguments
-
-
-def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward has an argument of the name."""
-    return name in _accepted(type(model))
-
-
-@cache
-def _accepted(model: type[nn.Module]) -> frozenset[str]:
-    """The names of the forward's arguments; looking them up takes longer than a small model's block."""
-    return frozenset(inspect.signature(model.forward).parameters)
 
 
 class _AllFound(Exception):

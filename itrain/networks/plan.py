@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from itrain.architectures import blocks, locate
+from itrain.architectures import blocks, locate, unwrap
 from itrain.inputs import ModelInputs
 from itrain.networks.cache import BudgetError, TokenStore
 from itrain.networks.compiled import CompileError, compiled, unedited
+from itrain.networks.forward import cache_arguments
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lanes import Edits, Lane, answers
 from itrain.networks.resume import Before, Recorder, flat, only_at, resumed, unflat, watched
@@ -82,7 +83,7 @@ class Plan:
         compile: bool = False,
     ) -> None:
         self.hooked, self.sites, self.below, self.hidden, self.earlier = hooked, sites, below, hidden, earlier
-        self.blocks = list(blocks(hooked.model))
+        self.model, self.blocks = unwrap(hooked.model), list(blocks(hooked.model))
         self.mlp = self._last_mlp()
         self.compiled = unedited(self.blocks, hooked.model, sites, below) if compile else {}
         self.level: Level = level
@@ -196,7 +197,7 @@ class Plan:
     def _run_untouched(self, inputs: ModelInputs) -> bool:
         """Keep what the examples' untouched run shows; False, and a lower level, where there is no room for it."""
         recorder = Recorder(self.earlier.first)
-        arguments = {"past_key_values": recorder, "use_cache": True} if self.level == "suffix" else {}
+        arguments = cache_arguments(self.model, recorder) if self.level == "suffix" else {}
         with torch.no_grad(), watched(self.blocks[self.below - 1] if self.below else None) as seen:
             self.hooked.run({**inputs.arguments, **arguments}, [Lane.alone(inputs)], in_eval=True)
         first, end = inputs.extent
@@ -228,7 +229,7 @@ class Plan:
             with ExitStack() as stack:
                 arguments: dict[str, Any] = run.arguments(self.hooked.model)
                 if run.before:
-                    arguments |= {"past_key_values": self._before(inputs, kept, run.before), "use_cache": True}
+                    arguments |= cache_arguments(self.model, self._before(inputs, kept, run.before))
                 self._resume(stack, kept, run.places(), inputs.device)
                 stack.enter_context(compiled(self.compiled))
                 if self.mlp is not None and inputs.answer is not None and inputs.answer.ndim == 1:
@@ -268,7 +269,7 @@ class Plan:
         )
         with torch.no_grad(), ExitStack() as stack:
             self._resume(stack, kept, places, inputs.device)
-            self.hooked.run({**arguments, "past_key_values": recorder, "use_cache": True}, [lane], in_eval=True)
+            self.hooked.run(arguments | cache_arguments(self.model, recorder), [lane], in_eval=True)
         return Before(length, recorder.noted)
 
     def _agrees(self, level: Level, beside: bool, replay: Run, inputs: ModelInputs, members: Sequence[Edits]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from itrain.architectures import unwrap
 from itrain.inputs import ModelInputs
-from itrain.networks.hooks import accepts, forward_arguments
+from itrain.networks.forward import accepts, forward_arguments
 from itrain.networks.lanes import Edits, Lane
 from itrain.networks.resume import TEXT, precision
 

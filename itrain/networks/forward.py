@@ -1,0 +1,60 @@
+"""What is asked of a model's forward by name: releases of transformers rename it.
+
+The names stand here alone, and each is looked up in the forward or the output at hand, never told from a version.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from itrain.architectures import architecture
+
+CACHE = ("cache", "past_key_values")
+"""The keys and values of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
+
+
+def accepts(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward has an argument of the name."""
+    return name in _accepted(type(model))
+
+
+def forward_arguments(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's forward is called with: the arguments given and those that transformers would get wrong."""
+    arguments = dict(given)
+    row = architecture(model)
+    if row is not None:
+        if accepts(model, "use_cache"):
+            arguments.setdefault("use_cache", False)
+        if row.causal and "attention_mask" in arguments and accepts(model, "position_ids"):
+            # GPT-2 and its kin number padding too unless told where the text starts.
+            arguments.setdefault("position_ids", (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0))
+    return arguments
+
+
+def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
+    """The arguments by which the model's forward reads and fills the cache.
+
+    Raises:
+        ValueError: the forward names no argument for it; passed on as another one, the cache could go unnoticed.
+    """
+    name = next((name for name in CACHE if accepts(model, name)), None)
+    if name is None:
+        raise ValueError(f"{type(model).__name__}'s forward names no argument for a cache: none of {', '.join(CACHE)}")
+    return {name: cache, "use_cache": True}
+
+
+def cache_of(output: object) -> Any:
+    """The cache that a forward has filled; None where it keeps none."""
+    return next((getattr(output, name) for name in CACHE if hasattr(output, name)), None)
+
+
+@cache
+def _accepted(model: type[nn.Module]) -> frozenset[str]:
+    """The names of the forward's arguments; looking them up takes longer than a small model's block."""
+    # Through decorators, which take old names too and pass the latest on.
+    return frozenset(inspect.signature(model.forward).parameters)

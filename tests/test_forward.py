@@ -1,0 +1,115 @@
+"""The names by which models' forwards are called, as the installed release has them and as others had."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from itrain.networks.forward import CACHE, cache_arguments, cache_of
+from itrain.networks.hooks import HookedNetwork
+from tests.models import CAUSAL_TYPES, HIDDEN, VOCABULARY, tiny_inputs, tiny_model
+
+NEW = 3
+
+
+class Sum(nn.Module):
+    """A language model of a token and the sum of those before it, which is its cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(VOCABULARY, HIDDEN), nn.Linear(HIDDEN, VOCABULARY)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def follow(self, input_ids: Tensor, earlier: Tensor | None, name: str) -> SimpleNamespace:
+        sums = self.embed(input_ids).cumsum(1) + (0 if earlier is None else earlier)
+        return SimpleNamespace(**{"logits": self.head(sums), name: sums[:, -1:]})
+
+
+class Earlier(Sum):
+    """Its forward as releases before the renaming have it."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+        **rest: Any,
+    ) -> SimpleNamespace:
+        return self.follow(input_ids, past_key_values, "past_key_values")
+
+
+class Later(Sum):
+    """Its forward as releases after the renaming have it: what has the old name vanishes."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, use_cache: bool = False, **rest: Any
+    ) -> SimpleNamespace:
+        return self.follow(input_ids, cache, "cache")
+
+
+def deprecated(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """As transformers does while both names are taken."""
+
+    @functools.wraps(forward)
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        assert "past_key_values" not in kwargs, "the old name, which a release prints a line about"
+        return forward(*args, **kwargs)
+
+    return renamed
+
+
+class Between(Later):
+    """Its forward as the releases in between have it, and an output that has both names."""
+
+    @deprecated
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, use_cache: bool = False, **rest: Any
+    ) -> SimpleNamespace:
+        output = self.follow(input_ids, cache, "cache")
+        output.past_key_values = None
+        return output
+
+
+@pytest.mark.parametrize("release", [Earlier, Between, Later])
+def test_texts_go_on_from_the_cache_whatever_its_name(release: type[Sum]) -> None:
+    network, inputs = HookedNetwork(release()), tiny_inputs()
+    found = network.generate(inputs, [], max_new_tokens=NEW)
+    tokens = inputs.arguments["input_ids"]
+    for place in range(NEW):
+        logits = network.model(tokens, torch.ones_like(tokens)).logits
+        assert torch.equal(found[:, place], logits[:, -1].argmax(-1))
+        tokens = torch.cat([tokens, found[:, place, None]], 1)
+
+
+@pytest.mark.parametrize("model_type", CAUSAL_TYPES)
+def test_each_model_takes_its_cache_by_one_of_the_names(model_type: str) -> None:
+    model, inputs = tiny_model(model_type), tiny_inputs()
+    output = model(**inputs.arguments, use_cache=True)
+    kept = cache_of(output)
+    assert kept.get_seq_length() == inputs.length
+    (name, _), (use, _) = cache_arguments(model, kept).items()
+    assert name in inspect.signature(type(model).forward).parameters
+    assert (name in CACHE) and use == "use_cache"
+
+
+def test_a_forward_without_a_cache_is_refused_by_name() -> None:
+    class Plain(nn.Module):
+        def forward(self, input_ids: Tensor, **rest: Any) -> Tensor:
+            return input_ids
+
+    with pytest.raises(
+        ValueError, match="Plain's forward names no argument for a cache: none of cache, past_key_value"
+    ):
+        cache_arguments(Plain(), None)
+    assert cache_of(torch.zeros(1)) is None
