@@ -330,7 +330,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         if not torch.isin(found.types, train.types).any():
             found = self._sample("train", self.sizes["test"], Random(f"{self.seed} control"))
         known = torch.isin(cast(Tensor, found.types), train.types)
-        seen = torch.isin(found.base.facts.keys, train.base.facts.keys)
+        seen = torch.isin(found.base.keys, train.base.keys)
         if not (known & ~seen).any():
             raise PairError(
                 f"the {len(train)} train pairs leave no context of '{self.task.control}' to test control probes on; "

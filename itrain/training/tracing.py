@@ -120,7 +120,7 @@ class CausalTracing(Interchange):
         """The noise, and after it what is restored."""
         clean = activations["clean"]
         restored = [(site, self._edit(each, clean.get(site), None)) for site, each in interventions.items()]
-        return [(self.corrupted, partial(self.noise, examples=batch.base.facts.keys)), *restored]
+        return [(self.corrupted, partial(self.noise, examples=batch.base.keys)), *restored]
 
     def on_test_start(self) -> None:
         self.evaluated = {"": {site: each.hardened() for site, each in self.trained.items()}}
