@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from itrain.causal_model import CausalModel as CausalModel
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
+    from itrain.data import ResponseDataModule as ResponseDataModule
     from itrain.inputs import ModelInputs as ModelInputs
     from itrain.interventions.boundless_das import BoundlessDAS as BoundlessDAS
     from itrain.interventions.das import DAS as DAS
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from itrain.models import load_embedded as load_embedded
     from itrain.models import load_pretrained as load_pretrained
     from itrain.networks.hooks import HookedNetwork as HookedNetwork
-    from itrain.responses import ResponseDataModule as ResponseDataModule
     from itrain.sharing import export as export
     from itrain.sharing import load as load
     from itrain.sites import Site as Site
@@ -51,7 +51,7 @@ _HOMES = {
     "load_embedded": "models",
     "load_pretrained": "models",
     "HookedNetwork": "networks.hooks",
-    "ResponseDataModule": "responses",
+    "ResponseDataModule": "data",
     "export": "sharing",
     "load": "sharing",
     "Site": "sites",

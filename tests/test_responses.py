@@ -11,11 +11,11 @@ from typing import get_args
 import pytest
 import torch
 
+from itrain.data.loading import BatchSampler
+from itrain.data.responses import ResponseDataModule, ResponseError, collate
 from itrain.metrics import UNUSED
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
-from itrain.responses import ResponseDataModule, ResponseError, collate
-from itrain.splits import BatchSampler
 from itrain.tasks.base import Split
 from itrain.tasks.gender import Gender
 from itrain.tasks.instructions import Instructions

@@ -15,12 +15,12 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.text import Perplexity
 
 from itrain.adapters import add_lora
+from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
 from itrain.networks.lanes import Edit
-from itrain.responses import ResponseBatch, ResponseDataModule
 from itrain.sites import Site
 from itrain.training.base import Training
 from itrain.training.interchange import answer_loss
