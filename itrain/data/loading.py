@@ -1,10 +1,10 @@
-"""Batches of row numbers, divided among the processes, and the loader that follows their order."""
+"""Batches of row numbers, divided among the processes, and the loader that keeps their order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
@@ -26,18 +26,39 @@ class Share:
 class BatchSampler(DistributedSampler[Share]):
     """Batches of row numbers, divided among the processes; shuffled by seed and epoch alone.
 
-    ``batch_size`` is that of all processes together. No row is repeated, and none is left out, except that a last
-    training batch with fewer rows than processes is dropped. Lightning leaves a DistributedSampler as it is; any other
-    sampler it would divide among the processes once more.
+    No row is repeated, and none is left out, except that a last training batch with fewer rows than processes is
+    dropped. Lightning leaves a DistributedSampler as it is; any other sampler it would divide once more.
+
+    Args:
+        length: the number of rows.
+        batch_size: rows of a batch, over all processes.
+        seed: shuffles the rows anew in each epoch; None keeps their order and makes batches equal.
+        rank: which of the processes this is.
+        world_size: how many processes there are.
+        finished: how many batches of its epoch a fit has had already, for one that is resumed within an epoch.
+
+    Raises:
+        ValueError: a batch has fewer rows than there are processes.
     """
 
-    def __init__(self, length: int, batch_size: int, *, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        finished: Callable[[], int] | None = None,
+    ) -> None:
         if batch_size < world_size:
             raise ValueError(f"batch_size {batch_size} is less than one example for each of {world_size} processes")
         self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size
-        self.epoch = 0
-        self.begun = (0, 0)
-        """An epoch, and how many of its batches were handed out before."""
+        self.epoch, self.finished, self.in_fit = 0, finished, False
+
+    def set_epoch(self, epoch: int) -> None:
+        # Only Lightning calls this. Others who read the training data want all of it.
+        self.epoch, self.in_fit = epoch, True
 
     def _batches(self) -> list[Tensor]:
         if self.seed is None:
@@ -47,15 +68,10 @@ class BatchSampler(DistributedSampler[Share]):
         return list(order.split(self.batch_size))[: len(self)]
 
     def __iter__(self) -> Iterator[Share]:
-        for batch in self._batches()[self.left_out :]:
+        finished = self.finished() if self.finished is not None and self.in_fit else 0
+        for batch in self._batches()[finished:]:
             rows = batch[self.rank :: self.world_size]
             yield Share(rows, weight=len(rows) * self.world_size / len(batch))
-
-    @property
-    def left_out(self) -> int:
-        """How many batches an iteration leaves out, because a run before this one has had them."""
-        epoch, count = self.begun
-        return count if epoch == self.epoch else 0
 
     def __len__(self) -> int:
         whole, rest = divmod(self.length, self.batch_size)
@@ -65,23 +81,18 @@ class BatchSampler(DistributedSampler[Share]):
 
 
 class Loader(DataLoader[Loaded]):
-    """A DataLoader over a BatchSampler, whose order a resumed run goes on with.
+    """A DataLoader whose workers start when the first batch is asked for.
 
-    Workers take their first rows as soon as there is an iterator, and Lightning makes a resumed run's first iterator
-    before it tells the sampler the epoch. So the iterator is made when its first batch is asked for. A checkpoint holds
-    how many batches of its epoch were handed out, and a run that goes on from it leaves these out.
+    Workers take their first rows as soon as there is an iterator, and Lightning makes a resumed fit's first iterator
+    before it tells the sampler the epoch.
     """
 
-    _handed_out = (0, 0)
-
     def __iter__(self) -> Iterator[Loaded]:
-        sampler = cast(BatchSampler, self.sampler)
-        for count, batch in enumerate(super().__iter__(), sampler.left_out + 1):
-            self._handed_out = (sampler.epoch, count)
-            yield batch
+        yield from super().__iter__()
 
-    def state_dict(self) -> dict[str, Any]:
-        return dict(zip(("epoch", "batches"), self._handed_out, strict=True))
+    def state_dict(self) -> dict[str, int]:
+        """Empty: the trainer's progress says where an epoch goes on. Lightning wants it to resume within an epoch."""
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        cast(BatchSampler, self.sampler).begun = (state["epoch"], state["batches"])
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Nothing, as ``state_dict``."""

@@ -155,9 +155,14 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
         self, dataset: SplitDataset[AnyBatch], batch_size: int, *, shuffle: bool = False
     ) -> DataLoader[AnyBatch]:
         """This process's share of each batch of a dataset."""
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        trainer = self.trainer
         sampler = BatchSampler(
-            len(dataset), batch_size, seed=self.seed if shuffle else None, rank=rank, world_size=world_size
+            len(dataset),
+            batch_size,
+            seed=self.seed if shuffle else None,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+            finished=self._finished if shuffle else None,
         )
         return Loader(
             dataset,
@@ -166,3 +171,7 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _finished(self) -> int:
+        """How many batches of its epoch the fit has had."""
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

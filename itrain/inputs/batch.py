@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, overload
 
 import torch
 from jaxtyping import Bool, Int
@@ -27,7 +27,15 @@ class remembered(Generic[Value]):
     def __init__(self, work_out: Callable[[Any], Value]) -> None:
         self.work_out, self.__doc__ = work_out, work_out.__doc__
 
-    def __get__(self, inputs: Any, owner: type) -> Value:
+    @overload
+    def __get__(self, inputs: None, owner: type) -> remembered[Value]: ...
+
+    @overload
+    def __get__(self, inputs: object, owner: type) -> Value: ...
+
+    def __get__(self, inputs: object, owner: type) -> Value | remembered[Value]:
+        if inputs is None:
+            return self
         # Without __set__, the value that is written here is found before this method.
         value = inputs.__dict__[self.work_out.__name__] = self.work_out(inputs)
         return value
