@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
@@ -219,17 +220,31 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _register(files: Mapping[str, Path], chosen: Sequence[str], store: ConfigStore) -> None:
-    store.repo.pop("recipe", None)
+    """Make the recipes Hydra's group ``recipe``, in place of those of an earlier call."""
+    recipes: dict[str, Any] = {}
     for name, file in files.items():
         try:
-            node = _load(file)
-        except ConfigError:
+            stat = file.stat()
+            node = _recipe(name, file, stat.st_mtime_ns, stat.st_size)
+        except (ConfigError, OSError):
             # ./recipes may hold files that are not itrain's.
             if name in chosen:
                 raise
             continue
-        group, _, leaf = f"recipe/{name}".rpartition("/")
-        store.store(group=group, name=leaf, node=node, package="_global_", provider=str(file))
+        *folders, leaf = name.split("/")
+        group = recipes
+        for folder in folders:
+            group = group.setdefault(folder, {})
+        group[f"{leaf}.yaml"] = node
+    store.repo["recipe"] = recipes
+
+
+@cache
+def _recipe(name: str, file: Path, modified: int, size: int) -> ConfigNode:
+    """The recipe as Hydra stores it, which copies what it hands out; a file is read again when it has changed."""
+    group, _, leaf = f"recipe/{name}".rpartition("/")
+    node = OmegaConf.create(_load(file))
+    return ConfigNode(name=f"{leaf}.yaml", node=node, group=group, package="_global_", provider=str(file))
 
 
 def _load(file: Path) -> dict[str, Any]:

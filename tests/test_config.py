@@ -195,6 +195,20 @@ def test_recipes_of_the_current_folder_win_over_those_that_ship(
     assert list(config.recipe_files()) == ["other", "plain"]
 
 
+def test_a_recipe_that_was_edited_renamed_or_removed_is_seen(recipes: Path) -> None:
+    file = recipes / "changing.yaml"
+    for seed in (1, 23):
+        file.write_text(f"seed: {seed}\n")
+        assert compose(["recipe=changing"]).seed == seed
+    file.rename(recipes / "renamed.yaml")
+    assert compose(["recipe=renamed"]).seed == 23
+    with pytest.raises(ConfigError, match="there is no recipe 'changing'"):
+        compose(["recipe=changing"])
+    (recipes / "child.yaml").write_text("defaults: [changing]\n")
+    with pytest.raises(ConfigError, match="changing"):
+        compose(["recipe=child"])
+
+
 def test_a_recipe_that_inherits_from_itself_is_refused(recipes: Path) -> None:
     (recipes / "loop.yaml").write_text("defaults: [loop]\n")
     with pytest.raises(ConfigError, match="recipe 'loop' inherits from itself"):

@@ -34,6 +34,7 @@ ROOMS = [
     {"itrain.experiment"},
     {"itrain.sweeps"},
     {"itrain.config"},
+    {"itrain.run_folder"},
     {"itrain.cli"},
     {"itrain.__main__"},
 ]
