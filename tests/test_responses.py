@@ -114,6 +114,12 @@ def test_the_content_is_what_the_model_knows_and_the_style_is_not(embedded) -> N
     assert right.prod() < 0.1, "the whole response"
 
 
+def test_configurations_of_before_name_the_same_class() -> None:
+    from itrain import responses
+
+    assert responses.ResponseDataModule is ResponseDataModule
+
+
 def test_a_seed_draws_the_same_examples_in_every_process() -> None:
     program = (
         "from itrain.models import load_embedded; from itrain.networks.hooks import HookedNetwork;"
