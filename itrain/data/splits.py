@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -150,6 +150,11 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
 
     def predict_dataloader(self) -> DataLoader[AnyBatch]:
         return self.test_dataloader()
+
+    def whole(self, split: Split) -> Iterator[AnyBatch]:
+        """All examples of a split in every process, in batches of one order."""
+        dataset = self.datasets[split]
+        return (dataset[share] for share in BatchSampler(len(dataset), self.eval_batch_size, seed=None))
 
     def loader(
         self, dataset: SplitDataset[AnyBatch], batch_size: int, *, shuffle: bool = False

@@ -1,21 +1,27 @@
-"""What is asked of a model's forward by name: releases of transformers rename it.
+"""What is asked by a name that releases of transformers change: of a model's forward, its output and configuration.
 
-The names stand here alone, and each is looked up in the forward or the output at hand, never told from a version.
+The names stand here alone, and each is looked up in what is at hand, never told from a version.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-from itrain.architectures import architecture
+from itrain.architectures import architecture, unwrap
 
 CACHE = ("cache", "past_key_values")
 """The keys and values of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
+"""How many tokens some layers look back over, in a configuration."""
+CHECKPOINT = "_gradient_checkpointing_func"
+"""A block's attribute: what recomputes it."""
+TAKE_MASKS = ("eager", "sdpa")
+"""The ways of computing attention that take any mask."""
 
 
 def accepts(model: nn.Module, name: str) -> bool:
@@ -51,6 +57,26 @@ def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
 def cache_of(output: object) -> Any:
     """The cache that a forward has filled; None where it keeps none."""
     return next((getattr(output, name) for name in CACHE if hasattr(output, name)), None)
+
+
+def takes_any_mask(model: nn.Module, tokens: int) -> bool:
+    """Whether the model lets each of so many tokens see those that a mask names.
+
+    Windows, which some layers have and others not, could not be told apart.
+    """
+    config: Any = unwrap(model).config
+    own = config.get_text_config()
+    windows = (getattr(own, name, None) for name in WINDOWS)
+    return getattr(own, "_attn_implementation", None) in TAKE_MASKS and all(
+        window is None or window >= tokens for window in windows
+    )
+
+
+def checkpoint_of(block: nn.Module) -> Callable[..., Any] | None:
+    """What runs the block now and again in the backward pass, where gradient checkpointing is on."""
+    if not block.training or not getattr(block, "gradient_checkpointing", False):
+        return None
+    return getattr(block, CHECKPOINT, None)
 
 
 @cache

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from itrain.architectures import Location, locate, unwrap
 from itrain.inputs import ModelInputs
 from itrain.networks.base import ROWS, Network
-from itrain.networks.forward import cache_arguments, cache_of, forward_arguments
+from itrain.networks.forward import CHECKPOINT, cache_arguments, cache_of, checkpoint_of, forward_arguments
 from itrain.networks.lanes import Edit, Edits, Lane, answers
 from itrain.sites import Site
 
@@ -268,16 +268,14 @@ def _recompute_alike(model: nn.Module, plans: Plans, stack: ExitStack) -> None:
     so that the second run puts the hooks of the block and its modules back for its duration.
     """
     for block in modules_of(model):
-        if not block.training or not getattr(block, "gradient_checkpointing", False):
-            continue
-        checkpoint = getattr(block, "_gradient_checkpointing_func", None)
+        checkpoint = checkpoint_of(block)
         if checkpoint is None:
             continue
         own = set(block.modules())
         inner = {key: group for key, group in plans.items() if key[0] in own}
         if inner:
-            block.__dict__["_gradient_checkpointing_func"] = partial(_checkpoint, checkpoint, inner)
-            stack.callback(setattr, block, "_gradient_checkpointing_func", checkpoint)
+            block.__dict__[CHECKPOINT] = partial(_checkpoint, checkpoint, inner)
+            stack.callback(setattr, block, CHECKPOINT, checkpoint)
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

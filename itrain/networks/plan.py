@@ -25,7 +25,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lanes import Edits, Lane, answers
 from itrain.networks.resume import Before, Recorder, flat, only_at, resumed, unflat, watched
 from itrain.networks.rows import Rows, arranged, lie_beside, text_arguments
-from itrain.networks.trial import Run, difference
+from itrain.networks.trial import Difference, Run, difference, failure
 from itrain.sites import Site
 
 Level = Literal["stop", "prefix", "recompute", "suffix"]
@@ -67,6 +67,7 @@ class Plan:
         reason: why no more.
         hidden: keeps what the highest block below puts out.
         earlier: the keys and values of earlier tokens in the blocks above.
+        strict: refuse to lower the level where it does something else than plain hooks.
         compile: have the blocks above run compiled that no edit acts within.
     """
 
@@ -80,9 +81,11 @@ class Plan:
         reason: str,
         hidden: TokenStore,
         earlier: Earlier,
+        strict: bool = False,
         compile: bool = False,
     ) -> None:
         self.hooked, self.sites, self.below, self.hidden, self.earlier = hooked, sites, below, hidden, earlier
+        self.strict = strict
         self.model, self.blocks = unwrap(hooked.model), list(blocks(hooked.model))
         self.mlp = self._last_mlp()
         self.compiled = unedited(self.blocks, hooked.model, sites, below) if compile else {}
@@ -195,24 +198,30 @@ class Plan:
             return None
 
     def _run_untouched(self, inputs: ModelInputs) -> bool:
-        """Keep what the examples' untouched run shows; False, and a lower level, where there is no room for it."""
-        recorder = Recorder(self.earlier.first)
-        arguments = cache_arguments(self.model, recorder) if self.level == "suffix" else {}
-        with torch.no_grad(), watched(self.blocks[self.below - 1] if self.below else None) as seen:
-            self.hooked.run({**inputs.arguments, **arguments}, [Lane.alone(inputs)], in_eval=True)
+        """Keep what the examples' untouched run shows; False, and a lower level, where that fails or has no room."""
+        recorder, lane = Recorder(self.earlier.first), Lane.alone(inputs)
         first, end = inputs.extent
         level: Level = "prefix"
         try:
+            arguments = cache_arguments(self.model, recorder) if self.level == "suffix" else {}
+            with torch.no_grad(), watched(self.blocks[self.below - 1] if self.below else None) as seen:
+                self.hooked.run({**inputs.arguments, **arguments}, [lane], in_eval=True)
             if self.below:
                 self.hidden.layout = seen.outputs
                 keep(self.hidden, inputs, first, end, [seen.hidden])
             level = "suffix"
-            if recorder.noted:
-                rows, shapes = zip(*map(flat, recorder.noted.values()), strict=True)
+            if arguments and self.earlier.first < len(self.blocks):
+                rows, shapes = zip(*map(flat, recorder.of_all(len(self.blocks))), strict=True)
                 self.earlier.store.layout = dict(zip(recorder.noted, shapes, strict=True))
                 keep(self.earlier.store, inputs, first, self.earlier.reach(inputs), rows)
         except BudgetError as error:
             self.lower(level, str(error))
+            return False
+        except Exception as error:
+            # What the model calls of a cache is no public promise of transformers.
+            with torch.no_grad():
+                self.hooked.run(inputs.arguments, [lane])  # raises what is the model's own fault
+            self._distrust(self.level, failure(error))
             return False
         return True
 
@@ -277,6 +286,7 @@ class Plan:
 
         Raises:
             CompileError: it does not, and blocks are compiled.
+            ValueError: it does not, and the plan is strict.
         """
         trial = level, beside, torch.is_grad_enabled()
         found = None if trial in self.agreed else difference(self.hooked, inputs, members, replay)
@@ -289,8 +299,18 @@ class Plan:
         elif self.compiled:
             raise CompileError(f"replay with compiled blocks: {found.reason}") from found.error
         else:
-            self.lower(level, found.reason)
+            self._distrust(level, found)
         return False
+
+    def _distrust(self, level: Level, found: Difference) -> None:
+        """Spare less than a level that does something else than plain hooks.
+
+        Raises:
+            ValueError: the plan is strict.
+        """
+        if self.strict:
+            raise ValueError(f"replay would not be exact: at level '{level}', {found.reason}") from found.error
+        self.lower(level, found.reason)
 
 
 def keep(store: TokenStore, inputs: ModelInputs, start: Tensor, end: Tensor, activations: Sequence[Tensor]) -> None:

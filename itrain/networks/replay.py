@@ -277,6 +277,7 @@ class ReplayNetwork(Network):
             reason=reason,
             hidden=self.stores.hidden(below),
             earlier=self.stores.earlier({tuple(group): self._below(group) or 0 for group in groups}),
+            strict=self.strict,
             compile=self.compiles,
         )
 

@@ -94,7 +94,7 @@ def resumed(below: Sequence[nn.Module], hidden: Float[Tensor, "batch sequence hi
         return (value, *[None] * (outputs - 1)) if outputs else value
 
     def passed(*args: Any, **kwargs: Any) -> Any:
-        return shaped(args[0] if args else kwargs["hidden_states"])
+        return shaped(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
 
     # Not the list of blocks is cut: models choose masks and rotary embeddings by a block's place in it.
     with forwards({**dict.fromkeys(below[:-1], passed), below[-1]: lambda *args, **kwargs: shaped(hidden)}):
@@ -155,6 +155,16 @@ class Recorder(_KeyValues):
         if layer_idx >= self.first:
             self.noted[layer_idx] = keys.detach(), values.detach()
         return keys, values
+
+    def of_all(self, blocks: int) -> list[KeysValues]:
+        """Those of all the blocks from ``first`` on.
+
+        Raises:
+            RuntimeError: the model has given some of them to no cache.
+        """
+        if missing := sorted({*range(self.first, blocks)} - {*self.noted}):
+            raise RuntimeError(f"the model puts no keys and values of block {missing[0]} into its cache")
+        return list(self.noted.values())
 
 
 class Before(_KeyValues):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from itrain.architectures import unwrap
 from itrain.inputs import ModelInputs
-from itrain.networks.forward import accepts, forward_arguments
+from itrain.networks.forward import accepts, forward_arguments, takes_any_mask
 from itrain.networks.lanes import Edits, Lane
 from itrain.networks.resume import TEXT, precision
 
@@ -132,18 +132,11 @@ def _filled(order: Sequence[int], lengths: Sequence[int], width: int) -> tuple[i
 
 
 def lie_beside(model: nn.Module, inputs: ModelInputs) -> bool:
-    """Whether the model can be told where each token stands and which others it sees.
-
-    Windows, which some layers have and others not, could not be told apart.
-    """
-    config: Any = unwrap(model).config
-    own = config.get_text_config()
-    windows = (getattr(own, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+    """Whether the model can be told where each token stands and which others it sees."""
     mask = inputs.arguments.get("attention_mask")
     return (
         accepts(unwrap(model), "position_ids")
-        and own._attn_implementation in ("eager", "sdpa")
-        and all(window is None or window >= inputs.length for window in windows)
+        and takes_any_mask(model, inputs.length)
         and (mask is None or mask.ndim == 2)
     )
 

@@ -48,7 +48,7 @@ def difference(hooked: HookedNetwork, inputs: ModelInputs, members: Sequence[Edi
         raise
     except Exception as error:
         _probe(partial(hooked.edit_each, inputs), members)  # raises what is the edits' own fault
-        return Difference(f"it fails with {type(error).__name__}: {error}", error)
+        return failure(error)
     found, values = [each[rows] for each in found], {key: each[rows] for key, each in made.items()}
     expected, _ = _probe(partial(hooked.edit_each, inputs.take(rows)), members, values)
     pairs = zip(found, expected, strict=True)
@@ -58,6 +58,11 @@ def difference(hooked: HookedNetwork, inputs: ModelInputs, members: Sequence[Edi
     if worst <= max(TOLERANCE, 8 * torch.finfo(precision(hooked.model)).eps):
         return None
     return Difference(f"answer or gradient is {worst:.1e} from plain hooks'")
+
+
+def failure(error: Exception) -> Difference:
+    """That of a replay which fails."""
+    return Difference(f"it fails with {type(error).__name__}: {error}", error)
 
 
 def _one_of_each(inputs: ModelInputs) -> Int[Tensor, " examples"]:
