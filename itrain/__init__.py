@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from itrain.probes import LinearProbe as LinearProbe
     from itrain.probes import MLPProbe as MLPProbe
     from itrain.probes import Probe as Probe
-    from itrain.responses import ResponseDataModule as ResponseDataModule
+    from itrain.data import ResponseDataModule as ResponseDataModule
     from itrain.sharing import export as export
     from itrain.sharing import load as load
     from itrain.sites import Site as Site
@@ -80,7 +80,7 @@ _HOMES = {
     "CausalModel": "causal_model",
     "CounterfactualBatch": "data",
     "CounterfactualDataModule": "data",
-    "ResponseDataModule": "responses",
+    "ResponseDataModule": "data",
     "ModelInputs": "inputs",
     "Mean": "interventions.ablation",
     "Zero": "interventions.ablation",

@@ -1,10 +1,11 @@
-"""Configurations: found on disk, composed by Hydra, checked against the constructors they name, built."""
+"""Configurations: found on disk, composed by Hydra, checked against the constructors they name."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
@@ -28,10 +29,10 @@ from itrain.sites import Site
 Node = Mapping[str, Any]
 
 CONFIGURATION = "config.yaml"
-"""The resolved configuration, in the folder of a run."""
+"""The file of a run's folder that holds the resolved configuration."""
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
-"""What a sweep compares unless told otherwise."""
+"""The methods that a sweep compares by default."""
 
 _PATHS = ("ckpt", "export", "output")
 _BUILT = ("model", "network", "task", "data", "intervention", "training", "trainer", "logger", "launcher", "sweep")
@@ -39,7 +40,7 @@ _BUILT = ("model", "network", "task", "data", "intervention", "training", "train
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """The keys at the top of a configuration."""
+    """The top-level keys of a configuration."""
 
     name: str
     seed: int
@@ -61,13 +62,13 @@ class Configuration:
 
 
 def recipe_files() -> dict[str, Path]:
-    """Recipes by name: those that ship with itrain, and those in ./recipes, which win."""
+    """Recipes by name: those that ship with itrain and those in ./recipes, which take precedence."""
     folders = (_shipped("recipes"), Path("recipes").resolve())
     return {_name(file, folder): file for folder in folders for file in sorted(folder.rglob("*.yaml"))}
 
 
 def group_choices() -> dict[str, list[str]]:
-    """The groups of the configuration and what can be chosen in each, recipes aside."""
+    """The groups of the configuration and the choices in each, without recipes."""
     folders = sorted(path for path in _shipped("configs").iterdir() if path.is_dir())
     return {folder.name: sorted(_name(file, folder) for file in folder.rglob("*.yaml")) for folder in folders}
 
@@ -75,9 +76,9 @@ def group_choices() -> dict[str, list[str]]:
 def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
     """The resolved configuration that overrides in Hydra's syntax ask for.
 
-    ``key=value`` may also add a key that no file lists; :func:`check` tells whether the constructor knows it. Given
-    ``ckpt=`` or ``export=`` and no recipe, the configuration of that run is the base of this one. With ``sweeps`` it
-    has a grid, whose methods stand there in full.
+    ``key=value`` may also add a key that no file lists; :func:`check` tells whether the constructor knows it. With
+    ``ckpt=`` or ``export=`` and no recipe, overrides apply to the configuration of that run. With ``sweeps`` the
+    configuration has a grid, with its methods written out.
 
     Raises:
         ConfigError: an override is malformed, or a recipe, a choice, a file or a value is missing.
@@ -117,11 +118,11 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
             _edit_site(config, [o for o in parsed if _in_site(o)])
             if checkpoint := config.get("ckpt"):
                 config.ckpt = str(_checkpoint(Path(checkpoint)))
-            # A single fit has no use for the grid and the launcher of a recipe.
+            # A single fit ignores the grid and the launcher of a recipe.
             config.launcher = config.launcher if sweeps else None
             grid = config.get("sweep") or OmegaConf.create()
             config.sweep = _grid(grid, groups, overrides) if sweeps else None
-        # What follows the seed follows each seed of a sweep.
+        # In a sweep, values that refer to the seed stay unresolved: they follow each fit's own.
         OmegaConf.resolve(config.copy() if sweeps else config)
     except RecursionError:
         raise ConfigError(f"recipe '{'+'.join(recipes)}' inherits from itself") from None
@@ -133,7 +134,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
 
 
 def check(config: DictConfig | Node) -> None:
-    """Hold every key, required argument and plain value against the constructor that it goes to; build nothing.
+    """Check every key, required argument and plain value against its constructor, without building anything.
 
     Raises:
         ConfigError: naming the key at fault and the nearest right one.
@@ -161,13 +162,13 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that a run or sweep in the folder was started with; overrides may give it another launcher.
+    """The configuration that a folder's run or sweep was started with; overrides may change the launcher.
 
     Raises:
-        ConfigError: there is none, or something is to be changed in what goes on as it was begun.
+        ConfigError: there is none, or an override changes something else.
     """
     if others := [text for text in overrides if not _launches(text)]:
-        raise ConfigError(f"a sweep goes on as it was begun; leave out '{others[0]}', or start a new one")
+        raise ConfigError(f"a resumed sweep keeps its configuration; leave out '{others[0]}', or start a new sweep")
     if not (folder / CONFIGURATION).is_file():
         raise ConfigError(f"resume: there is no {CONFIGURATION} in '{folder}'")
     config = OmegaConf.create(_load(folder / CONFIGURATION))
@@ -177,7 +178,7 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _require_plugin(launcher: Node) -> None:
-    """Launchers are plugins of Hydra's, each of which comes with the extra that is named like the choice."""
+    """Refuse a launcher whose Hydra plugin, an extra named as the choice, is not installed."""
     for file in sorted((_shipped("configs") / "launcher").glob("*.yaml")):
         target = _load(file)["_target_"]
         if launcher.get("_target_") == target:
@@ -190,9 +191,9 @@ def _require_plugin(launcher: Node) -> None:
 
 
 def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, Any]:
-    """The grid of a sweep, with what its methods stand for: choices of the group intervention, and probes."""
+    """The grid of a sweep, with its methods written out: choices of the group intervention, and probes."""
     given: Any = OmegaConf.to_container(grid)
-    # A launcher changes no result, so that the commands for single fits and for the sweep do without it.
+    # A launcher changes no result, so the printed commands leave it out.
     words = [text for text in words if not _launches(text)]
     node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": words}
     homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
@@ -220,17 +221,31 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _register(files: Mapping[str, Path], chosen: Sequence[str], store: ConfigStore) -> None:
-    store.repo.pop("recipe", None)
+    """Make the recipes Hydra's group ``recipe``, in place of those of an earlier call."""
+    recipes: dict[str, Any] = {}
     for name, file in files.items():
         try:
-            node = _load(file)
-        except ConfigError:
+            stat = file.stat()
+            node = _recipe(name, file, stat.st_mtime_ns, stat.st_size)
+        except (ConfigError, OSError):
             # ./recipes may hold files that are not itrain's.
             if name in chosen:
                 raise
             continue
-        group, _, leaf = f"recipe/{name}".rpartition("/")
-        store.store(group=group, name=leaf, node=node, package="_global_", provider=str(file))
+        *folders, leaf = name.split("/")
+        group = recipes
+        for folder in folders:
+            group = group.setdefault(folder, {})
+        group[f"{leaf}.yaml"] = node
+    store.repo["recipe"] = recipes
+
+
+@cache
+def _recipe(name: str, file: Path, modified: int, size: int) -> ConfigNode:
+    """The recipe as Hydra stores it, which copies what it hands out; a file is read again when it has changed."""
+    group, _, leaf = f"recipe/{name}".rpartition("/")
+    node = OmegaConf.create(_load(file))
+    return ConfigNode(name=f"{leaf}.yaml", node=node, group=group, package="_global_", provider=str(file))
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -247,7 +262,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _base(overrides: Sequence[Override]) -> dict[str, Any]:
-    """The configuration of the run whose checkpoint or export is asked for; empty where none is, or none is known."""
+    """The configuration of the run of ``ckpt=`` or ``export=``; empty where neither is given or nothing is known."""
     asked = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in ("ckpt", "export") and o.value()}
     if export := asked.get("export"):
         file = Path(export) / "intervention_config.json"
@@ -255,7 +270,7 @@ def _base(overrides: Sequence[Override]) -> dict[str, Any]:
             raise ConfigError(f"export: there is no {file.name} in '{export}'")
         saved = json.loads(file.read_text(encoding="utf-8"))
         if "configuration" not in saved:
-            raise ConfigError(f"export: '{file}' holds no configuration; add recipe=<the one it was trained with>")
+            raise ConfigError(f"export: '{file}' holds no configuration; add recipe=<the recipe it was trained with>")
         return saved["configuration"] | {"ckpt": None, "export": None}
     if checkpoint := asked.get("ckpt"):
         for folder in (Path(checkpoint), *Path(checkpoint).resolve().parents[:2]):
@@ -277,7 +292,7 @@ def _checkpoint(path: Path) -> Path:
 def _parse(text: str) -> Override:
     key, equals, value = text.partition("=")
     if key in _PATHS and equals and value[:1] not in ("'", '"') and value != "null":
-        # Checkpoint names such as epoch=3.ckpt have no place in the grammar unless quoted.
+        # Hydra's grammar takes names such as epoch=3.ckpt in quotes only.
         text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
     try:
         override = OverridesParser.create().parse_override(text)
@@ -305,7 +320,7 @@ def _chooses(override: Override, groups: Mapping[str, object]) -> bool:
 def _choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str]:
     value, group = override.value(), override.key_or_group
     if isinstance(value, dict):
-        raise ConfigError(f"{group}=<name> chooses; set the keys of what is chosen one by one: {group}.<key>=<value>")
+        raise ConfigError(f"{group}=<name> makes a choice; set its keys one by one: {group}.<key>=<value>")
     names = [str(name) for name in (value if isinstance(value, list) else [value])]
     for name in names:
         if name not in groups[group]:
@@ -314,7 +329,7 @@ def _choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[st
 
 
 def _for_hydra(override: Override, groups: Mapping[str, object], *, replaces: bool) -> str:
-    """The override as Hydra wants it: it refuses a key that no file lists unless asked to add it."""
+    """The override as Hydra takes it: with ``+`` or ``++``, without which it refuses a key that no file lists."""
     text = override.input_line
     assert text is not None
     if override.type is not OverrideType.CHANGE:
@@ -327,14 +342,14 @@ def _for_hydra(override: Override, groups: Mapping[str, object], *, replaces: bo
 
 
 def _in_site(override: Override) -> bool:
-    """Whether it sets a part of the site, or several sites, which Hydra would not put in the place of one."""
+    """Whether it sets a part of the site or a list of sites, with which Hydra would not replace a single one."""
     part = override.key_or_group.startswith("site.")
     several = override.key_or_group == "site" and isinstance(override.value(), list)
     return (part or several) and override.type is not OverrideType.DEL
 
 
 def _edit_site(config: DictConfig, overrides: Sequence[Override]) -> None:
-    """Apply ``site.layer=3``, which must also work where the site is written as text, and ``site=[...]``."""
+    """Apply ``site.layer=3``, also where the site is written as text, and ``site=[...]``."""
     for override in overrides:
         if override.key_or_group == "site":
             config.site = override.value()

@@ -21,16 +21,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
+from itrain.data.responses import ResponseDataModule
+from itrain.data.splits import SplitDataModule
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import print_generations, show_generations
 from itrain.reports.terminal import announce, show
-from itrain.responses import ResponseDataModule
 from itrain.sharing import export as write_export
 from itrain.sharing import load, load_weights, require_model
 from itrain.sites import Site
-from itrain.splits import SplitDataModule
 from itrain.tasks.base import Task
 from itrain.tasks.responses import Prompts
 from itrain.threads import choose_threads
@@ -245,7 +245,7 @@ def _figures(parts: Parts) -> Mapping[str, float]:
 
 def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None) -> Mapping[str, float]:
     start = {key.replace("test/", "before/", 1): value for key, value in (before or {}).items()}
-    results = {**parts.data.facts(), **start, **_figures(parts)}
+    results = {**parts.data.figures(), **start, **_figures(parts)}
     if parts.trainer.is_global_zero:
         (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
         show(results, folder)

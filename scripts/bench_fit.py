@@ -57,11 +57,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from itrain.data import CounterfactualBatch
+from itrain.data.loading import BatchSampler
+from itrain.data.splits import SplitDataset
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.metrics import RULES, is_right
 from itrain.networks.choose import make_network
 from itrain.networks.replay import ReplayNetwork
-from itrain.splits import BatchSampler, SplitDataset
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.optimization import with_linear_schedule
 

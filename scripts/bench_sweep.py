@@ -30,13 +30,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
+from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS
 from itrain.models import load_embedded
 from itrain.networks.base import Network
 from itrain.networks.choose import make_network
 from itrain.sites import Site
-from itrain.splits import SplitDataModule
 from itrain.tasks.base import Split
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch

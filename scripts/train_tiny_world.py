@@ -257,7 +257,7 @@ def readme(card: dict[str, Any]) -> str:
 README = """# tiny_world: the embedded language model
 
 A GPT-NeoX of {layers} layers ({parameters:,} parameters, {megabytes:.2f} MB) that knows one tiny world: its
-words, facts and grammar are all written in `itrain/tiny_world.py`. It is trained from nothing on sentences of that
+words, facts and grammar are all written in `itrain/tiny_world/`. It is trained from nothing on sentences of that
 grammar alone; no other text or weights went into it. It exists so that experiments run in seconds, offline, on a model
 that really has the ability they ask about.
 

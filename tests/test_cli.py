@@ -16,7 +16,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import itrain
-from itrain import cli
+from itrain import cli, run_folder
 from itrain.config import ConfigError, compose
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ RANKS = (
     "SLURM_PROCID",
     "SLURM_NTASKS",
     "TORCHELASTIC_USE_AGENT_STORE",
-    cli.FOLDER,
+    run_folder.FOLDER,
     "ITRAIN_DEBUG",
 )
 
@@ -155,7 +155,7 @@ def test_a_run_gets_a_folder_with_its_configuration(run_with: Callable[[Experime
     ((configuration, folder),) = seen
     assert folder.parent == Path("runs/mine").absolute()
     assert OmegaConf.load(folder / "config.yaml") == configuration
-    assert cli.FOLDER not in os.environ
+    assert run_folder.FOLDER not in os.environ
 
 
 def test_a_run_that_writes_one_thing_says_where(
@@ -174,7 +174,7 @@ def test_runs_that_start_in_one_second_get_folders_of_their_own(
         def now(cls, tz: object = None) -> Stopped:
             return cls(2025, 1, 31, 12)
 
-    monkeypatch.setattr(cli, "datetime", Stopped)
+    monkeypatch.setattr(run_folder, "datetime", Stopped)
     folders: list[str] = []
     run_with(lambda _, folder: folders.append(folder.name))
     assert [cli.main(["fit", "recipe=mine"]) for _ in range(3)] == [0, 0, 0]
@@ -296,7 +296,7 @@ def test_another_process_of_the_run_uses_the_folder_of_the_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv(cli.FOLDER, str(elsewhere / "given"))
+    monkeypatch.setenv(run_folder.FOLDER, str(elsewhere / "given"))
     folders: list[Path] = []
     run_with(lambda _, folder: folders.append(folder))
     assert cli.main(["fit", "recipe=mine"]) == 0
@@ -309,8 +309,8 @@ def test_another_process_of_the_run_uses_the_folder_of_the_first(
 def test_a_folder_left_in_the_environment_of_a_single_process_is_not_used(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cli.FOLDER, str(elsewhere / "given"))
-    with cli.run_folder(compose(["recipe=mine"])) as folder:
+    monkeypatch.setenv(run_folder.FOLDER, str(elsewhere / "given"))
+    with run_folder.run_folder(compose(["recipe=mine"])) as folder:
         assert folder.parent == elsewhere / "outputs" / "mine"
 
 
@@ -319,7 +319,7 @@ def test_processes_of_a_slurm_job_agree(elsewhere: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     for rank in ("0", "1"):
         monkeypatch.setenv("SLURM_PROCID", rank)
-        with cli.run_folder(compose(["recipe=mine"])) as folder:
+        with run_folder.run_folder(compose(["recipe=mine"])) as folder:
             assert folder == elsewhere / "outputs" / "mine" / "job7.1"
     assert (folder / "config.yaml").is_file()
 
@@ -328,7 +328,7 @@ def test_an_unwritable_folder_is_refused(elsewhere: Path) -> None:
     (elsewhere / "file").touch()
     with (
         pytest.raises(ConfigError, match=r"output: cannot write to .*Not a directory"),
-        cli.run_folder(compose(["output=file"])),
+        run_folder.run_folder(compose(["output=file"])),
     ):
         pass
 

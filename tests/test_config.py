@@ -95,7 +95,7 @@ def test_the_command_line_wins_over_the_recipe_which_wins_over_the_defaults() ->
         ("recipe=nope.yaml", "recipe: there is no file 'nope.yaml'"),
         ("model=pythia-7m", "there is no model 'pythia-7m', did you mean 'pythia-70m'?"),
         ("model=hf", "model.name has no value; add model.name=<value>"),
-        ("model={name:x}", "set the keys of what is chosen one by one: model.<key>=<value>"),
+        ("model={name:x}", "set its keys one by one: model.<key>=<value>"),
         ("intervention.rnk=4", "intervention.rnk: DAS takes no 'rnk', did you mean 'intervention.rank'?"),
         ("trainer.max_epoch=3", "trainer.max_epoch: Trainer takes no 'max_epoch', did you mean 'trainer.max_epochs'?"),
         ("trainer.max_epochs=abc", 'trainer.max_epochs: expected an integer or null, not "abc"'),
@@ -193,6 +193,20 @@ def test_recipes_of_the_current_folder_win_over_those_that_ship(
     assert compose(["recipe=plain"]).seed == 0
     assert compose(["recipe=other"]).seed == 2
     assert list(config.recipe_files()) == ["other", "plain"]
+
+
+def test_a_recipe_that_was_edited_renamed_or_removed_is_seen(recipes: Path) -> None:
+    file = recipes / "changing.yaml"
+    for seed in (1, 23):
+        file.write_text(f"seed: {seed}\n")
+        assert compose(["recipe=changing"]).seed == seed
+    file.rename(recipes / "renamed.yaml")
+    assert compose(["recipe=renamed"]).seed == 23
+    with pytest.raises(ConfigError, match="there is no recipe 'changing'"):
+        compose(["recipe=changing"])
+    (recipes / "child.yaml").write_text("defaults: [changing]\n")
+    with pytest.raises(ConfigError, match="changing"):
+        compose(["recipe=child"])
 
 
 def test_a_recipe_that_inherits_from_itself_is_refused(recipes: Path) -> None:

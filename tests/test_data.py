@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import itrain.tasks
-from itrain.data import CounterfactualDataModule, PairError, balance, collate
+from itrain.data import CounterfactualDataModule, PairError, collate
+from itrain.data.balance import balance
+from itrain.data.loading import BatchSampler
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
-from itrain.splits import BatchSampler
 from itrain.tasks.base import Split, Task
 from itrain.tasks.gender import Gender
 from itrain.tasks.responses import ResponseTask
@@ -222,12 +223,12 @@ def test_no_pair_left_is_an_error() -> None:
 def test_pairs_without_a_changing_label_are_an_error(embedded) -> None:
     task = Gender(changing=0.0)
     task.bind(embedded.tokenizer)
-    with pytest.raises(PairError, match="in none of the 512 train pairs does the label change"):
+    with pytest.raises(PairError, match="the label changes in none of the 512 train pairs"):
         CounterfactualDataModule(task=task, network=HookedNetwork(embedded.model)).setup("fit")
 
 
 def test_zero_pairs_are_an_error() -> None:
-    with pytest.raises(PairError, match=r"the train split is asked for 0 pairs; set data.train_pairs"):
+    with pytest.raises(PairError, match=r"the train split has 0 pairs; set data.train_pairs"):
         planted(train_pairs=0).setup("fit")
 
 

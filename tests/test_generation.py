@@ -84,7 +84,7 @@ def test_prompts_are_moved_to_the_right_with_their_spans() -> None:
         before, after = inputs.arguments["input_ids"][row], prompts.arguments["input_ids"][row]
         assert torch.equal(before[start:stop], after[slice(*moved)])
     assert prompts.arguments["attention_mask"].sum(1).tolist() == list(LENGTHS)
-    assert torch.equal(prompts.facts.keys, inputs.facts.keys), "the same examples, however padded"
+    assert torch.equal(prompts.keys, inputs.keys), "the same examples, however padded"
 
 
 def test_a_text_that_has_ended_stays_ended() -> None:

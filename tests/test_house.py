@@ -28,13 +28,14 @@ ROOMS = [
     },
     {"itrain.inputs", "itrain.architectures", "itrain.factories"},
     {"itrain.networks", "itrain.models", "itrain.adapters", "itrain.tasks"},
-    {"itrain.splits"},
-    {"itrain.data", "itrain.responses"},
+    {"itrain.data"},
+    {"itrain.responses"},
     {"itrain.training"},
     {"itrain.sharing", "itrain.reports"},
     {"itrain.experiment"},
     {"itrain.sweeps"},
     {"itrain.config"},
+    {"itrain.run_folder"},
     {"itrain.cli"},
     {"itrain.__main__"},
 ]
@@ -123,6 +124,19 @@ def test_constructors_are_closed_and_nothing_is_swallowed(path: Path) -> None:
             assert node.args.kwarg is None, f"{path}:{node.lineno}: **{node.args.kwarg.arg} in a constructor"
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"{path}:{node.lineno}: bare except"
+
+
+@each_file
+def test_files_and_functions_are_short_and_annotated(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400, f"{path} is long"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.lineno}: {node.name} is long"
+            given = node.args
+            every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+            bare = [each.arg for each in every if each and not each.annotation and each.arg not in ("self", "cls")]
+            assert node.returns and not bare, f"{path}:{node.lineno}: {node.name} lacks annotations {bare}"
 
 
 def test_importing_every_module_leaves_nothing_behind(tmp_path: Path) -> None:

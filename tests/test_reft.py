@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 
 import itrain
 from itrain.cli import main
+from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.interventions.das import DAS
@@ -29,7 +30,6 @@ from itrain.metrics import UNUSED
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
-from itrain.responses import ResponseBatch, ResponseDataModule
 from itrain.tasks.response_style import ResponseStyle
 from itrain.training.finetuning import Finetuning, LoRAFinetuning, RepresentationFinetuning
 from tests.models import sites, tiny_model

@@ -679,14 +679,14 @@ def test_the_decomposition_behind_a_subspace_runs_once_a_step(monkeypatch: pytes
 
 def test_keys_tell_examples_apart_whatever_their_padding() -> None:
     left, right = examples("left"), examples("right")
-    assert torch.equal(left.facts.keys, right.facts.keys)
-    assert len(left.facts.keys.unique()) == 4
+    assert torch.equal(left.keys, right.keys)
+    assert len(left.keys.unique()) == 4
     rows = torch.tensor([3, 1])
-    assert torch.equal(left.take(rows).facts.keys, left.facts.keys[rows])
-    assert torch.equal(ModelInputs(**vars_of(left.take(rows))).facts.keys, left.facts.keys[rows])
-    assert torch.equal(left.take(rows).facts.answer, left.take(rows).answer)
+    assert torch.equal(left.take(rows).keys, left.keys[rows])
+    assert torch.equal(ModelInputs(**vars_of(left.take(rows))).keys, left.keys[rows])
+    assert torch.equal(left.take(rows).earliest_answer, left.take(rows).answer)
     for change in ({"spans": {"word": left.spans["word"] + 1}}, {"spans": {"other": left.spans["word"]}}):
-        assert not (ModelInputs(**{**vars_of(left), **change}).facts.keys == left.facts.keys).any()
+        assert not (ModelInputs(**{**vars_of(left), **change}).keys == left.keys).any()
     ids, mask = left.arguments["input_ids"], left.arguments["attention_mask"]
     other = ModelInputs(**{**vars_of(left), "arguments": {"input_ids": ids + 1, "attention_mask": mask}})
-    assert not (other.facts.keys == left.facts.keys).any()
+    assert not (other.keys == left.keys).any()

@@ -11,11 +11,11 @@ from typing import get_args
 import pytest
 import torch
 
+from itrain.data.loading import BatchSampler
+from itrain.data.responses import ResponseDataModule, ResponseError, collate
 from itrain.metrics import UNUSED
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
-from itrain.responses import ResponseDataModule, ResponseError, collate
-from itrain.splits import BatchSampler
 from itrain.tasks.base import Split
 from itrain.tasks.gender import Gender
 from itrain.tasks.instructions import Instructions
@@ -112,6 +112,12 @@ def test_the_content_is_what_the_model_knows_and_the_style_is_not(embedded) -> N
     right = (likeliest == batch.label).float().mean(0)
     assert right[0] > 0.99, "the value"
     assert right.prod() < 0.1, "the whole response"
+
+
+def test_configurations_of_before_name_the_same_class() -> None:
+    from itrain import responses
+
+    assert responses.ResponseDataModule is ResponseDataModule
 
 
 def test_a_seed_draws_the_same_examples_in_every_process() -> None:

@@ -115,7 +115,7 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(finished: Path) -> None:
 
 def test_what_was_begun_is_not_changed_on_the_way(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", f"resume={finished}", "seed=1"]) == 2
-    assert "goes on as it was begun" in capsys.readouterr().err
+    assert "a resumed sweep keeps its configuration" in capsys.readouterr().err
     assert main(["sweep", "resume=nowhere"]) == 2
 
 

@@ -84,7 +84,7 @@ def test_noise_is_an_example_s_own_whatever_is_restored_and_whoever_shares_its_b
     batch = batch_of(data)
     noise = trace(network, data).interchange.noise
     clean = torch.zeros(len(batch), 2, 80)
-    keys = batch.base.facts.keys
+    keys = batch.base.keys
     drawn = noise(clean, keys)
     torch.testing.assert_close(noise(clean[:3], keys[5:8]), drawn[5:8], rtol=0, atol=0)
     torch.testing.assert_close(noise(torch.zeros(len(batch), 3, 80), keys)[:, :2], drawn, rtol=0, atol=0)

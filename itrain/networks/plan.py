@@ -160,9 +160,9 @@ class Plan:
         """The first token that has to run after edits at the sites."""
         # Token types can tie tokens to later ones, as within Gemma 3's images.
         spares = self.level in ("suffix", "recompute")
-        if not spares or inputs.facts.answer is None or "token_type_ids" in inputs.arguments:
+        if not spares or inputs.earliest_answer is None or "token_type_ids" in inputs.arguments:
             return 0
-        start = int(torch.stack([inputs.facts.answer, *map(inputs.earliest, sites)]).min())
+        start = int(torch.stack([inputs.earliest_answer, *map(inputs.earliest, sites)]).min())
         return start if start > int(inputs.extent[0].min()) else 0
 
     @property
@@ -175,7 +175,7 @@ class Plan:
 
         None, and a lower level, where there is no room for them.
         """
-        keys = inputs.facts.keys
+        keys = inputs.keys
         needed = [self.hidden] * (self.below > 0)
         needed += [self.earlier.store] * (suffix and self.level == "suffix" and self.below < len(self.blocks))
         spans = [store.find(keys) for store in needed]
@@ -321,14 +321,14 @@ def keep(store: TokenStore, inputs: ModelInputs, start: Tensor, end: Tensor, act
     Raises:
         BudgetError: there is no room for them.
     """
-    rows = store.missing(inputs.facts.keys)
+    rows = store.missing(inputs.keys)
     if not len(rows):
         return
     counts = (end - start)[rows]
     example = rows.repeat_interleave(counts)
     token = torch.arange(len(example)) - (counts.cumsum(0) - counts - start[rows]).repeat_interleave(counts)
     at = example.to(inputs.device), token.to(inputs.device)
-    store.add(inputs.facts.keys[rows], counts, [activation[at].flatten(1) for activation in activations])
+    store.add(inputs.keys[rows], counts, [activation[at].flatten(1) for activation in activations])
 
 
 def earliest(inputs: ModelInputs, sites: Sequence[Site]) -> Int[Tensor, " batch"]:

@@ -89,7 +89,7 @@ class ReplayNetwork(Network):
         stores = {site: self.stores.readings(site) for site in _placed(wanted) if keeps}
         found = {}
         for site, store in stores.items():
-            if (kept := store.find(inputs.facts.keys)) is not None:
+            if (kept := store.find(inputs.keys)) is not None:
                 (found[site],) = store.gather(kept, inputs.slots(site)[0], inputs.device)
         if missing := [site for site in wanted if site not in found]:
             # Only modules within blocks are known to be called once.

@@ -134,7 +134,7 @@ def _earlier(first: int, groups: Sequence[Sequence[Site]]) -> tuple[str, int, fr
 
 def _different(batches: Sequence[ModelInputs], count: Callable[[ModelInputs], Tensor]) -> int:
     """The sum over different examples."""
-    keys = torch.cat([batch.facts.keys for batch in batches]) if batches else torch.empty(0, dtype=torch.long)
+    keys = torch.cat([batch.keys for batch in batches]) if batches else torch.empty(0, dtype=torch.long)
     if not len(keys):
         return 0
     order = keys.argsort()

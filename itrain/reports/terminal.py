@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from itrain.data.splits import SplitDataModule
 from itrain.metrics import RULES
 from itrain.models import BaseModel
-from itrain.splits import SplitDataModule
 from itrain.training.base import Training
 
 QUIET = "ITRAIN_QUIET"

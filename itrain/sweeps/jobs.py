@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from itrain.architectures import blocks
+from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
 from itrain.reports.pictures import FIRST, RANDOM_MODEL
-from itrain.splits import SplitDataModule
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.cohort import Cohort

@@ -26,26 +26,26 @@ Label = int | Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A base and, for each interchanged variable, the source that it takes its value from; all are input settings."""
+    """Input settings of a base and, for each interchanged variable, of the source that gives its value."""
 
     base: Setting
     sources: Mapping[str, Setting]
     isolates: bool = False
-    """Whether the base asks for another variable than those that are interchanged, so that nothing may change."""
+    """Whether the base asks for a variable that is not interchanged, so that nothing may change."""
 
 
 class Task(ABC):
-    """What is asked of the base model, and which variables are looked for in it.
+    """A question to the base model, and the variables that are looked for in the model.
 
-    A subclass is final and constructible without arguments. Labels, batches, splits and filters are generic: a task
-    says what may be sampled, how it looks to the model, and which class or token stands for an output.
+    A subclass is final and constructible without arguments. It says what is sampled, how the model sees it, and which
+    class or token stands for an output. Labels, batches, splits and filters are generic.
     """
 
     causal_model: CausalModel
     variables: tuple[str, ...]
     """The variables that pairs interchange, and that probes read."""
     control: str | None = None
-    """The variable whose values are the types that control tasks of probes label at random; None: no control task."""
+    """The variable whose values get random labels in the control tasks of probes; None: no control task."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
@@ -73,7 +73,7 @@ class Task(ABC):
         raise ValueError(f"{type(self).__name__} does not list the values of '{variable}'")
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Take the base model's tokenizer before the first rendering; tasks without text have no use for it."""
+        """Take the base model's tokenizer before the first rendering; tasks without text ignore it."""
 
 
 class TextTask(Task):
@@ -108,14 +108,14 @@ class TextTask(Task):
     def inputs(self, settings: Sequence[Setting], responses: Sequence[Sequence[int]] | None = None) -> ModelInputs:
         """The settings as prompts, each followed by a response if there are any.
 
-        The model is asked for each token of a response at the token before it, (B, A); where a response is shorter than
-        the longest, its first place is repeated. Positions and spans count the prompt's tokens.
+        Each token of a response is predicted at the token before it, (B, A); shorter responses repeat their first such
+        token. Positions and spans count the prompt's tokens.
         """
         texts, fields = zip(*(self._render(setting) for setting in settings), strict=True)
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         prompts = [start + tokens for tokens in encoded["input_ids"]]
-        # Of a response's last token nothing is asked.
+        # Nothing is predicted at a response's last token.
         ids = [p + list(r[:-1]) for p, r in zip(prompts, responses or [()] * len(prompts), strict=True)]
         width = max(len(tokens) for tokens in ids)
         left = self.tokenizer.padding_side == "left"

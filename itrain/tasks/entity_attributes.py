@@ -21,9 +21,9 @@ CONTEXTS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 class EntityAttributes(TextTask):
     """``The bolbin is made of`` -> ``wood``: the attributes of an entity are variables between its name and the answer.
 
-    In a cause pair the base asks for the attribute that is interchanged, and the source's entity has another value of
-    it: the answer becomes the source's. In an isolate pair the base asks for another attribute, and nothing may change.
-    The source asks what the base asks.
+    In a cause pair the base asks for the interchanged attribute, and the source's entity has another value of it: the
+    answer becomes the source's. In an isolate pair the base asks for another attribute, and nothing may change. The
+    source asks for the same attribute as the base.
 
     Huang et al. 2024, "RAVEL: Evaluating Interpretability Methods on Disentangling Language Model Representations",
     section 3; there with 5 types of entities and Llama-2-7B.
@@ -32,7 +32,7 @@ class EntityAttributes(TextTask):
         entities: ``things`` and ``atlas`` are invented, with attributes that are independent of each other;
             ``geography`` is real cities, whose country decides the continent and the language; ``landmarks`` have names
             of two words, which together tell the city, their only attribute.
-        attributes: those that are interchanged, one in a pair; None interchanges each of them.
+        attributes: the attributes that pairs interchange, one each; None takes all.
         splits: what train, validation and test have disjoint: the ``entity`` or the ``context``, its template.
         isolating: share of the isolate pairs.
         entities_seed: shuffles the entities before they are divided among the splits.

@@ -1,4 +1,4 @@
-"""Hierarchical equality: do two pairs of objects agree on being equal or not? And networks that have learned it."""
+"""Hierarchical equality: are two pairs of objects both equal or both unequal? And networks that have learned it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ VARIABLES = {"both_equal": ("left", "right"), "first_argument": ("first",)}
 class HierarchicalEquality(Task):
     """(w = x) = (y = z), for objects that are vectors of 4 numbers: the equality of each pair is a variable.
 
-    Pairs interchange one variable or both, each with a source of its own, all equally often; the truth of every
-    equality is a fair coin, so that half of all labels change. Train, validation and test have disjoint objects.
+    Pairs interchange one variable or both, each with its own source and equally often; every equality holds with
+    probability 1/2, so half of all labels change. Train, validation and test have disjoint objects.
     Geiger et al. 2024, "Finding Alignments Between Interpretable Causal Variables and Distributed Neural
     Representations", section 4.
 
     Args:
         hypothesis: ``both_equal`` interchanges ``left`` (w = x) and ``right`` (y = z). ``first_argument`` is a control
-            that a network has no need to satisfy: it interchanges ``first``, the identity of w, which equals the base's
+            that a network need not satisfy: it interchanges ``first``, the identity of w, which equals the base's
             x in half of the sources.
         objects: how many there are.
         objects_seed: draws their numbers, uniform from -1 to 1 in steps of 0.01.
@@ -114,7 +114,7 @@ def trained_mlp(
     batch_size: int = 1024,
     learning_rate: float = 5e-3,
 ) -> nn.Sequential:
-    """A network that has learned the task from objects that are new in each step; in seconds, and the same each time.
+    """A network trained on new objects in each step; takes seconds and gives the same weights each time.
 
     Args:
         hidden_size, num_layers: of the network, as in :func:`mlp`.

@@ -21,15 +21,15 @@ Row = tuple[str, Mapping[str, Any]]
 
 
 class Instructions(ResponseTask):
-    """Rows of a JSONL file or a Hugging Face data set, each written as a prompt and the response that is to follow it.
+    """Rows of a JSONL file or a Hugging Face data set, each formatted as a prompt and its response.
 
-    Prompt and response are turned into tokens apart from each other: a space or a line break between them belongs to
-    one of the two formats. In a site ``@prompt`` means all that the row's prompt says.
+    Prompt and response are tokenized separately: a space or a line break between them belongs to one of the two
+    formats. In a site, ``@prompt`` means all tokens of the prompt.
 
     Args:
-        file: a JSONL file, one object in a line, which is divided among the splits; or a file for each split.
-        dataset: instead of a file, a data set's name on the hub, or a folder. Its splits of the names train, validation
-            and test are taken as they are; one that has only train is divided.
+        file: a JSONL file, one object per line, divided among the splits; or one file per split.
+        dataset: a data set's name on the hub, or a folder. Splits named train, validation and test are used as they
+            are; a data set with train alone is divided.
         prompt, response: format strings of the columns.
         split_seed: shuffles the different prompts before they are divided.
 

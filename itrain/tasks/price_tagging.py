@@ -18,15 +18,15 @@ SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (
 class PriceTagging(TextTask):
     """``Say yes if it costs between 3 and 9 dollars . It costs 5 dollars .`` -> ``Yes``.
 
-    The variables are ``above``, price >= low, and ``below``, price <= high; the answer is yes if both hold. Half of the
-    bases are to be answered with yes, and pairs that change the label do so both ways equally often, so that no
-    constant answer does well. Train, validation and test have disjoint (low, high, price).
+    The variables are ``above``, price >= low, and ``below``, price <= high; the answer is yes if both hold, as in half
+    of the bases. Labels change from yes to no as often as from no to yes, so that no constant answer does well. Train,
+    validation and test have disjoint (low, high, price).
 
     Wu et al. 2023, "Interpretability at Scale: Identifying Causal Mechanisms in Alpaca", section 3; there with prices
     from 0 to 10 dollars and Alpaca-7B.
 
     Args:
-        variable: the one that pairs interchange.
+        variable: the variable that pairs interchange.
         changing: share of the pairs in which the label changes.
         questions_seed: shuffles the questions before they are divided among the splits.
 

@@ -15,14 +15,14 @@ SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (
 
 
 class ResponseStyle(ResponseTask):
-    """``The bolbin is painted`` -> ``red . It costs 5 dollars .``: a fact that the model knows, in a style that is new.
+    """``The bolbin is painted`` -> ``red . It costs 5 dollars .``: a fact that the model knows, in a new style.
 
-    Every prompt of the tiny world's invented things is asked; train, validation and test have disjoint things, so the
-    value must come from the model.
+    The prompts ask for every attribute of the tiny world's invented things. Train, validation and test have disjoint
+    things, so the value must come from the model.
 
     Args:
         style: the response, a format string of the entity, the attribute and its value.
-        attributes: those that are asked for; None asks for all.
+        attributes: the attributes that prompts ask for; None takes all.
         entities_seed: shuffles the things before they are divided among the splits.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What tasks with whole responses have in common: prompts, and the text that is to follow each."""
+"""Tasks with responses: prompts, and the text to learn after each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from itrain.tasks.base import Pair, Split, TextTask
 
 
 class ResponseTask(TextTask):
-    """A task in text whose output is a response of any length, for training what a model says.
+    """A task in text whose output is a response of any length.
 
-    The response is what the causal model's output says, and the end-of-text token ends it. There are no variables to
-    interchange; a pair is a base alone.
+    The response is the causal model's output followed by the end-of-text token. There are no variables to interchange;
+    a pair is a base alone.
     """
 
     variables = ()
@@ -61,7 +61,7 @@ class ResponseTask(TextTask):
 
 
 class Prompts(ResponseTask):
-    """Prompts as they are typed; what follows them is for the model to say."""
+    """Typed prompts, which have no responses."""
 
     def __init__(self, *, texts: Sequence[str] = ()) -> None:
         self.causal_model = CausalModel(inputs={"prompt": list(texts)}, mechanisms={}, output="prompt")

@@ -12,11 +12,11 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from itrain.data.splits import SplitDataModule
 from itrain.factories import FactoryError, class_path, describe, rebuild
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.networks.base import Network
 from itrain.sites import Site
-from itrain.splits import SplitDataModule
 from itrain.training.callbacks import FirstStepCheck, Preparation, Schedules
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from itrain.splits import SplitDataModule
+from itrain.data.splits import SplitDataModule
 
 
 class FirstStepError(RuntimeError):

@@ -15,14 +15,14 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.text import Perplexity
 
 from itrain.adapters import add_lora
+from itrain.data.responses import ResponseBatch, ResponseDataModule
+from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
 from itrain.networks.lanes import Edit
-from itrain.responses import ResponseBatch, ResponseDataModule
 from itrain.sites import Site, Sites
-from itrain.splits import SplitDataModule
 from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory

@@ -175,7 +175,7 @@ class Restoration(Interchange):
         """The noise, and after it what is restored."""
         clean = activations["clean"]
         restored = [(site, self.edit(each, clean.get(site))) for site, each in interventions.items()]
-        return [(self.corrupted, partial(self.noise, examples=batch.base.facts.keys)), *restored]
+        return [(self.corrupted, partial(self.noise, examples=batch.base.keys)), *restored]
 
     def fit_noise(self, inputs: Iterable[ModelInputs]) -> None:
         """Learn the standard deviation of the activations that get the noise."""

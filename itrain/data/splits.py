@@ -1,4 +1,4 @@
-"""Splits of examples, collated once and dealt out to the processes, the same whatever their number."""
+"""Splits of examples, collated once and divided among the processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import lightning
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from itrain.data.loading import BatchSampler, Loader, Share
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
 from itrain.sites import Site
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+# Not frozen, because Lightning casts floating-point tensors to the trainer's precision field by field.
+@dataclass(eq=False, kw_only=True)
 class Batch(ABC):
-    """Examples as tensors; ``weight`` is what the mean loss of this process's share counts in that over processes."""
+    """Examples as tensors; ``weight`` is the weight of this process's mean loss in the global mean."""
 
     weight: float = 1.0
 
@@ -39,7 +41,7 @@ class Batch(ABC):
 
     @abstractmethod
     def each(self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]) -> Self:
-        """The batch with its inputs and its tensors changed, but for those that stay on the CPU."""
+        """The batch with its inputs and tensors changed, except the tensors that stay on the CPU."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The batch on another device."""
@@ -68,49 +70,6 @@ class SplitDataset(Dataset[AnyBatch], Generic[AnyBatch]):
         return replace(self.examples.take(share.rows), weight=share.weight)
 
 
-@dataclass(frozen=True)
-class Share:
-    """One process's rows of a batch, and what their mean counts in the mean over processes."""
-
-    rows: Int[Tensor, " rows"]
-    weight: float
-
-
-class BatchSampler(Sampler[Share]):
-    """Batches of row numbers, divided among the processes; shuffled by seed and epoch alone.
-
-    ``batch_size`` is that of all processes together. No row is repeated, and none is left out, except that a last
-    training batch with fewer rows than processes is dropped.
-    """
-
-    def __init__(self, length: int, batch_size: int, *, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < world_size:
-            raise ValueError(f"batch_size {batch_size} is less than one example for each of {world_size} processes")
-        self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def _batches(self) -> list[Tensor]:
-        if self.seed is None:
-            # Equal batches, so that every process has a share of each and none waits for one that has ended.
-            return list(torch.arange(self.length).tensor_split(len(self)))
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
-        return list(order.split(self.batch_size))[: len(self)]
-
-    def __iter__(self) -> Iterator[Share]:
-        for batch in self._batches():
-            rows = batch[self.rank :: self.world_size]
-            yield Share(rows, weight=len(rows) * self.world_size / len(batch))
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.length, self.batch_size)
-        if self.seed is None:
-            return max(1, min(-(-self.length // self.batch_size), self.length // self.world_size))
-        return whole + (rest >= self.world_size)
-
-
 class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
     """Train, validation and test examples of a task for a base model.
 
@@ -120,7 +79,7 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
         batch_size: examples of one training step, over all processes.
         eval_batch_size: the same in evaluation.
         seed: of the examples and their order.
-        num_workers: of the data loaders; batches are index look-ups, so 0 is right for nearly all.
+        num_workers: of the data loaders. A batch is an index look-up, so 0 suits nearly all data.
     """
 
     def __init__(
@@ -145,7 +104,7 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
 
     @abstractmethod
     def example(self) -> ModelInputs:
-        """One input of the task, to learn sizes from."""
+        """One input of the task, from which sizes are read."""
 
     @abstractmethod
     def edited(self) -> list[ModelInputs]:
@@ -157,10 +116,10 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """Lines that say how many examples there are, and of what kind."""
+        """How many examples there are and of what kind, as lines by name."""
 
-    def facts(self) -> dict[str, float]:
-        """Figures about the data, which stand among a run's results."""
+    def figures(self) -> dict[str, float]:
+        """Figures about the data, for a run's results."""
         return {}
 
     def setup(self, stage: str) -> None:
@@ -171,7 +130,7 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
                 self.datasets[split] = SplitDataset(self.collect(split))
 
     def require(self, sites: Sequence[Site]) -> None:
-        """Refuse sites whose position some example lacks, before anything is run on them.
+        """Refuse sites whose position some example lacks, before the model runs.
 
         Raises:
             PositionError: naming the site and the example.
@@ -200,15 +159,24 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
     def loader(
         self, dataset: SplitDataset[AnyBatch], batch_size: int, *, shuffle: bool = False
     ) -> DataLoader[AnyBatch]:
-        """This process's share of a dataset, in batches that all processes have together."""
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        """This process's share of each batch of a dataset."""
+        trainer = self.trainer
         sampler = BatchSampler(
-            len(dataset), batch_size, seed=self.seed if shuffle else None, rank=rank, world_size=world_size
+            len(dataset),
+            batch_size,
+            seed=self.seed if shuffle else None,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+            finished=self._finished if shuffle else None,
         )
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _finished(self) -> int:
+        """How many batches of its epoch the fit has had."""
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

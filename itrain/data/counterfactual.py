@@ -1,0 +1,197 @@
+"""CounterfactualBatch: pairs of base and source as tensors, labelled by the causal model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from itrain.causal_model import Setting
+from itrain.data.splits import Batch
+from itrain.inputs import ModelInputs
+from itrain.metrics import UNUSED
+from itrain.tasks.base import Pair, Task, TextTask
+
+
+class PairError(ValueError):
+    """The task's pairs cannot be used."""
+
+
+@dataclass(eq=False, kw_only=True)
+class CounterfactualBatch(Batch):
+    """Pairs of base and source with the causal model's labels.
+
+    Labels are one token or class, (B,), or several tokens, (B, A); a base label is cut or padded to the tokens of its
+    counterfactual label. The source of a variable that a pair does not interchange is the base.
+
+    Args:
+        base: the runs that are edited.
+        sources: for each variable, the runs its value is taken from.
+        base_label: the causal model's answer for the base.
+        counterfactual_label: its answer after the interchange.
+        contrast_label: the answer that the pairwise rule compares the counterfactual label with: the base's where the
+            label changes, else the source's, else the task's first other output.
+        source_labels: its answer for the sources of each variable.
+        variables: the base's value of each variable, as a class.
+        groups: the sets of variables that are interchanged together.
+        group: which of the groups a pair belongs to, on the CPU.
+        isolates: whether nothing may change, on the CPU.
+        types: hashes of the base's value of the task's ``control`` variable.
+        candidates: the labels of the task's outputs, ascending, on the CPU; None: unknown, or of several tokens.
+    """
+
+    base: ModelInputs
+    sources: Mapping[str, ModelInputs]
+    base_label: Int[Tensor, "batch ..."]
+    counterfactual_label: Int[Tensor, "batch ..."]
+    contrast_label: Int[Tensor, "batch ..."]
+    source_labels: Mapping[str, Int[Tensor, "batch ..."]]
+    variables: Mapping[str, Int[Tensor, " batch"]]
+    groups: tuple[tuple[str, ...], ...]
+    group: Int[Tensor, " batch"]
+    isolates: Bool[Tensor, " batch"]
+    types: Int[Tensor, " batch"] | None = None
+    candidates: Int[Tensor, " candidates"] | None = None
+
+    @property
+    def changes(self) -> Bool[Tensor, " batch"]:
+        """Whether the interchange changes the label."""
+        return (self.base_label != self.counterfactual_label).view(len(self), -1).any(1)
+
+    @property
+    def values(self) -> Int[Tensor, " batch"] | None:
+        """The base's value of the first interchanged variable, as a class; None where it is not listed."""
+        return next((self.variables[name] for name in self.sources if name in self.variables), None)
+
+    def rows(self, variable: str) -> Int[Tensor, " rows"] | None:
+        """The pairs that interchange the variable, on the CPU; None where all do."""
+        holds = [variable in group for group in self.groups]
+        return None if all(holds) else torch.tensor(holds)[self.group].nonzero()[:, 0]
+
+    def __len__(self) -> int:
+        return len(self.base_label)
+
+    def among_candidates(self) -> CounterfactualBatch:
+        """The batch restricted to the candidates: bases answer with their logits alone, labels are indices among them.
+
+        A label that is no candidate becomes -1, at which losses raise.
+
+        Raises:
+            ValueError: the candidates are not known.
+        """
+        if self.candidates is None:
+            raise ValueError("the labels have no candidates: they are of several tokens, or the batch names none")
+        candidates = self.candidates.to(self.base_label.device, non_blocking=True)
+
+        def places(label: Tensor) -> Tensor:
+            place = torch.searchsorted(candidates, label).clamp(max=len(candidates) - 1)
+            return place.where(candidates[place] == label, -1)
+
+        return replace(
+            self,
+            base=self.base.among(candidates),
+            base_label=places(self.base_label),
+            counterfactual_label=places(self.counterfactual_label),
+            contrast_label=places(self.contrast_label),
+            source_labels={variable: places(label) for variable, label in self.source_labels.items()},
+            candidates=None,
+        )
+
+    def take(self, rows: Int[Tensor, " rows"]) -> CounterfactualBatch:
+        """Some of the pairs, as a batch of its own."""
+        taken = self.each(lambda inputs: inputs.take(rows), lambda tensor: tensor[rows])
+        return replace(taken, group=self.group[rows], isolates=self.isolates[rows], weight=1.0)
+
+    def each(
+        self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
+    ) -> CounterfactualBatch:
+        return replace(
+            self,
+            base=change(self.base),
+            sources={variable: change(source) for variable, source in self.sources.items()},
+            base_label=change_tensor(self.base_label),
+            counterfactual_label=change_tensor(self.counterfactual_label),
+            contrast_label=change_tensor(self.contrast_label),
+            source_labels={variable: change_tensor(labels) for variable, labels in self.source_labels.items()},
+            variables={variable: change_tensor(values) for variable, values in self.variables.items()},
+            types=None if self.types is None else change_tensor(self.types),
+        )
+
+
+def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
+    """The pairs as tensors, labelled by the causal model."""
+    model, names = task.causal_model, task.variables
+    bases = [model.run(pair.base) for pair in pairs]
+    counterfactuals = [model.interchange(pair.base, pair.sources)[model.output] for pair in pairs]
+    outputs = [base[model.output] for base in bases]
+    contrasts = [
+        next(
+            other
+            for other in (base, *(model.run(s)[model.output] for s in pair.sources.values()), *task.outputs)
+            if other != new
+        )
+        for base, new, pair in zip(outputs, counterfactuals, pairs, strict=True)
+    ]
+    groups = sorted({tuple(pair.sources) for pair in pairs})
+    sources = {
+        variable: [pair.sources.get(variable, pair.base) for pair in pairs]
+        for variable in dict.fromkeys(variable for group in groups for variable in group)
+    }
+    return CounterfactualBatch(
+        base=answerable(task, [pair.base for pair in pairs], counterfactuals),
+        sources={variable: task.inputs(settings) for variable, settings in sources.items()},
+        base_label=labels(task, outputs),
+        counterfactual_label=labels(task, counterfactuals),
+        contrast_label=labels(task, contrasts),
+        source_labels={
+            variable: labels(task, [model.run(setting)[model.output] for setting in settings])
+            for variable, settings in sources.items()
+        },
+        variables={name: torch.tensor([task.values(name).index(base[name]) for base in bases]) for name in names},
+        groups=tuple(groups),
+        group=torch.tensor([groups.index(tuple(pair.sources)) for pair in pairs]),
+        isolates=torch.tensor([pair.isolates for pair in pairs]),
+        types=None if task.control is None else torch.tensor([_hash(base[task.control]) for base in bases]),
+        candidates=labels(task, task.outputs).unique() if _answers(task) == 1 else None,
+    )
+
+
+def labels(task: Task, outputs: Sequence[Any]) -> Int[Tensor, "outputs ..."]:
+    """The outputs as classes or tokens, (N,), or (N, A) if one of the task's outputs is several tokens."""
+    width = _answers(task)
+    rows = [list(_tokens(task, output)) for output in outputs]
+    padded = torch.tensor([row + [UNUSED] * (width - len(row)) for row in rows])
+    return padded[:, 0] if width == 1 else padded
+
+
+def answerable(task: Task, settings: Sequence[Setting], outputs: Sequence[Any]) -> ModelInputs:
+    """The settings as inputs of the model, with the tokens of these outputs to predict."""
+    width = _answers(task)
+    if width == 1:
+        return task.inputs(settings)
+    if not isinstance(task, TextTask):
+        raise PairError(f"{type(task).__name__}: only tasks in text can have answers of several tokens")
+    inputs = task.inputs(settings, [_tokens(task, output) for output in outputs])
+    assert inputs.answer is not None
+    first, count = inputs.answer[:, :1], inputs.answer.shape[1]
+    return replace(inputs, answer=torch.cat([inputs.answer, first.expand(-1, width - count)], 1))
+
+
+def _hash(value: Any) -> int:
+    """64 bits of a value's text; Python's own hash differs between processes."""
+    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _answers(task: Task) -> int:
+    """The number of tokens of the task's longest answer."""
+    return max(len(_tokens(task, output)) for output in task.outputs)
+
+
+def _tokens(task: Task, output: Any) -> Sequence[int]:
+    label = task.label(output)
+    return [label] if isinstance(label, int) else label

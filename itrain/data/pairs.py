@@ -1,0 +1,186 @@
+"""CounterfactualDataModule: pairs of a task with the causal model's labels, the same in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from itrain.causal_model import Setting
+from itrain.data.balance import balance, is_balanced
+from itrain.data.counterfactual import CounterfactualBatch, PairError, answerable, collate, labels
+from itrain.data.splits import SplitDataModule, SplitDataset
+from itrain.inputs import ModelInputs
+from itrain.metrics import is_right
+from itrain.networks.base import Network
+from itrain.sites import Site
+from itrain.tasks.base import Pair, Split, Task
+
+ROUNDS = 20
+"""How often the sampler is asked for more pairs while the filter leaves too few."""
+ENOUGH = 4
+"""Pairs sampled at most to balance a split, as a multiple of its size."""
+
+
+class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
+    """Counterfactual pairs of a task that the base model answers correctly.
+
+    Args:
+        task: samples and labels the pairs.
+        network: the base model, for the filter and its reported accuracy.
+        train_pairs, validation_pairs, test_pairs: pairs of each split.
+        batch_size: examples of one training step, over all processes.
+        eval_batch_size: the same in evaluation.
+        keep: ``pairwise`` keeps pairs for whose base and sources the base model prefers the right answer to each other
+            one, ``argmax`` those for which it prefers it to the whole vocabulary, ``all`` keeps every pair.
+        balanced: whether the label changes in half of the validation and test pairs and, where the task has one
+            variable, each answer is equally frequent in either half. Up to four times as many pairs are sampled for
+            it. The training pairs are as the task samples them.
+        seed: draws the pairs and their order.
+        num_workers: of the data loaders. A batch is an index look-up, so 0 suits nearly all data.
+
+    Raises:
+        PairError: a split has no pairs, or none in which the label changes.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        network: Network,
+        train_pairs: int = 512,
+        validation_pairs: int = 128,
+        test_pairs: int = 256,
+        batch_size: int = 32,
+        eval_batch_size: int = 256,
+        keep: Literal["pairwise", "argmax", "all"] = "pairwise",
+        balanced: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            network=network,
+            sizes={"train": train_pairs, "validation": validation_pairs, "test": test_pairs},
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        self.task, self.keep, self.balanced = task, keep, balanced
+        self.model_accuracy: dict[str, float] = {}
+        self._control: SplitDataset[CounterfactualBatch] | None = None
+
+    def example(self) -> ModelInputs:
+        return self.task.inputs([self.task.sample(Random(0), "train").base])
+
+    def edited(self) -> list[ModelInputs]:
+        return [dataset.examples.base for dataset in self.datasets.values()]
+
+    def read(self) -> list[ModelInputs]:
+        return [source for dataset in self.datasets.values() for source in dataset.examples.sources.values()]
+
+    def describe(self) -> dict[str, str]:
+        pairs = (
+            f"{len(dataset)} {split} ({int(dataset.examples.changes.sum())} change the label)"
+            for split, dataset in self.datasets.items()
+        )
+        return {"pairs": ", ".join(pairs)}
+
+    def figures(self) -> dict[str, float]:
+        """``model/accuracy``: the base model's accuracy on the sampled test inputs, before the filter."""
+        return {"model/accuracy": self.model_accuracy["test"]}
+
+    def require(self, sites: Sequence[Site]) -> None:
+        super().require(sites)
+        for pairs in (dataset.examples for dataset in self.datasets.values()):
+            for site in sites:
+                for source in pairs.sources.values():
+                    pairs.base.require_same_count(source, site)
+
+    def collect(self, split: Split) -> CounterfactualBatch:
+        balanced = self.balanced and split != "train"
+        return self._sample(split, self.sizes[split], Random(f"{self.seed} {split}"), balanced=balanced)
+
+    def control_dataloader(self) -> DataLoader[CounterfactualBatch]:
+        """Test examples of control probes: types of the training split in contexts it does not have.
+
+        They come from the test split or, where it shares no type with the training split, are drawn as its examples.
+
+        Raises:
+            PairError: every such context is in the training split.
+        """
+        if self._control is None:
+            self._control = SplitDataset(self._held_out_contexts())
+        return self.loader(self._control, self.eval_batch_size)
+
+    def _held_out_contexts(self) -> CounterfactualBatch:
+        train, found = self.datasets["train"].examples, self.datasets["test"].examples
+        assert train.types is not None and found.types is not None, "only tasks with a control variable have controls"
+        if not torch.isin(found.types, train.types).any():
+            found = self._sample("train", self.sizes["test"], Random(f"{self.seed} control"))
+        known = torch.isin(cast(Tensor, found.types), train.types)
+        seen = torch.isin(found.base.keys, train.base.keys)
+        if not (known & ~seen).any():
+            raise PairError(
+                f"the {len(train)} train pairs leave no context of '{self.task.control}' to test control probes on; "
+                "set data.train_pairs lower"
+            )
+        return found.take((known & ~seen).nonzero()[:, 0])
+
+    def _sample(self, split: Split, wanted: int, random: Random, *, balanced: bool = False) -> CounterfactualBatch:
+        """Pairs of a split, sampled until enough of them pass the filter."""
+        if wanted < 1:
+            raise PairError(f"the {split} split has {wanted} pairs; set data.{split}_pairs to 1 or more")
+        kept: list[Pair] = []
+        chosen: list[Pair] = []
+        for _ in range(ROUNDS):
+            pairs = [self.task.sample(random, split) for _ in range(wanted)]
+            kept += [pair for pair, right in zip(pairs, self._right(pairs, split), strict=True) if right]
+            chosen = (balance(self.task, kept) if balanced else kept)[:wanted]
+            even = not balanced or is_balanced(self.task, chosen)
+            if len(kept) >= (wanted if even else ENOUGH * wanted):
+                break
+        if not chosen:
+            raise PairError(
+                f"no {split} pair is left: the base model answers base and source correctly in none of "
+                f"{ROUNDS * wanted} pairs (accuracy {self.model_accuracy[split]:.2f}); try another model, or "
+                "data.keep=all"
+            )
+        batch = collate(self.task, chosen)
+        if not bool(batch.changes.any()):
+            raise PairError(
+                f"the label changes in none of the {len(batch)} {split} pairs, so there is nothing to learn; "
+                f"base model accuracy on sampled inputs: {self.model_accuracy[split]:.2f} (data.keep={self.keep})"
+            )
+        return batch
+
+    @torch.no_grad()
+    def _right(self, pairs: Sequence[Pair], split: Split) -> list[bool]:
+        """Whether the base model answers base and sources correctly by the rule of ``keep``."""
+        settings: list[Setting] = [setting for pair in pairs for setting in (pair.base, *pair.sources.values())]
+        others = labels(self.task, self.task.outputs)
+        rights: dict[str, list[Tensor]] = {"argmax": [], "pairwise": []}
+        for start in range(0, len(settings), self.eval_batch_size):
+            chunk = settings[start : start + self.eval_batch_size]
+            answers = [self.task.causal_model.run(setting)[self.task.causal_model.output] for setting in chunk]
+            label = labels(self.task, answers)
+            device = next(self.network.parameters()).device
+            logits = self.network(answerable(self.task, chunk, answers).to(device)).cpu()
+            wins = [
+                is_right(logits, label, other.expand_as(label), "pairwise")
+                | (label == other).view(len(label), -1).all(1)
+                for other in others
+            ]
+            rights["argmax"].append(is_right(logits, label))
+            rights["pairwise"].append(torch.stack(wins).all(0))
+        right = {rule: torch.cat(parts) for rule, parts in rights.items()}
+        self.model_accuracy.setdefault(
+            split, float(right["argmax" if self.keep == "argmax" else "pairwise"].float().mean())
+        )
+        if self.keep == "all":
+            return [True] * len(pairs)
+        return [bool(part.all()) for part in right[self.keep].split([1 + len(pair.sources) for pair in pairs])]

@@ -1,0 +1,133 @@
+"""ResponseDataModule: prompts of a task with the responses to learn, the same in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from itrain.causal_model import Setting
+from itrain.data.splits import Batch, SplitDataModule
+from itrain.inputs import ModelInputs
+from itrain.metrics import UNUSED
+from itrain.networks.base import Network
+from itrain.tasks.base import Split
+from itrain.tasks.responses import ResponseTask
+
+
+class ResponseError(ValueError):
+    """The task's responses cannot be used."""
+
+
+@dataclass(eq=False, kw_only=True)
+class ResponseBatch(Batch):
+    """Prompts followed by their responses.
+
+    The labels are the response's tokens, each predicted at the token before it; shorter responses are padded with
+    ``UNUSED``.
+    """
+
+    inputs: ModelInputs
+    label: Int[Tensor, "batch response"]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def take(self, rows: Int[Tensor, " rows"]) -> ResponseBatch:
+        """Some of the examples, as a batch of its own."""
+        return ResponseBatch(inputs=self.inputs.take(rows), label=self.label[rows])
+
+    def each(
+        self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
+    ) -> ResponseBatch:
+        return replace(self, inputs=change(self.inputs), label=change_tensor(self.label))
+
+
+def collate(task: ResponseTask, settings: Sequence[Setting]) -> ResponseBatch:
+    """The settings as tensors, each prompt followed by its response."""
+    responses = [task.response(setting) for setting in settings]
+    width = max(map(len, responses))
+    label = torch.tensor([response + [UNUSED] * (width - len(response)) for response in responses])
+    return ResponseBatch(inputs=task.inputs(settings, responses), label=label)
+
+
+class ResponseDataModule(SplitDataModule[ResponseBatch]):
+    """Prompts of a task with the responses to learn.
+
+    Args:
+        task: gives prompts and responses.
+        network: the base model, which is moved to the device that runs.
+        train_examples, validation_examples, test_examples: drawn from each split without replacement; None takes all.
+        batch_size: examples of one training step, over all processes.
+        eval_batch_size: the same in evaluation.
+        seed: draws the examples and their order.
+        num_workers: of the data loaders. A batch is an index look-up, so 0 suits nearly all data.
+
+    Raises:
+        ResponseError: a split has no examples, or fewer than are asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: ResponseTask,
+        network: Network,
+        train_examples: int | None = None,
+        validation_examples: int | None = None,
+        test_examples: int | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 256,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        if not isinstance(task, ResponseTask):
+            raise ResponseError(f"{type(task).__name__} has no responses; its pairs are for data=counterfactual")
+        asked: dict[Split, int | None] = {
+            "train": train_examples,
+            "validation": validation_examples,
+            "test": test_examples,
+        }
+        super().__init__(
+            network=network,
+            sizes={split: self._size(task, split, wanted) for split, wanted in asked.items()},
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        self.task = task
+
+    def collect(self, split: Split) -> ResponseBatch:
+        settings = Random(f"{self.seed} {split}").sample(self.task.settings(split), self.sizes[split])
+        return collate(self.task, settings)
+
+    def example(self) -> ModelInputs:
+        return collate(self.task, self.task.settings("train")[:1]).inputs
+
+    def edited(self) -> list[ModelInputs]:
+        return [dataset.examples.inputs for dataset in self.datasets.values()]
+
+    def describe(self) -> dict[str, str]:
+        counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in self.datasets.items())
+        longest = max(dataset.examples.label.shape[1] for dataset in self.datasets.values())
+        return {"texts": f"{counts}, with responses of up to {longest} tokens"}
+
+    def text(self, tokens: Int[Tensor, " tokens"]) -> str:
+        """A response or a generation as text, up to its end token."""
+        return self.task.text([token for token in tokens.tolist() if token != UNUSED])
+
+    @staticmethod
+    def _size(task: ResponseTask, split: Split, wanted: int | None) -> int:
+        count = len(task.settings(split))
+        if not count:
+            raise ResponseError(f"the {split} split of {type(task).__name__} is empty; give it examples")
+        if wanted is not None and not 1 <= wanted <= count:
+            raise ResponseError(
+                f"data.{split}_examples={wanted}: the {split} split has {count} examples; ask for 1 to {count}, or for "
+                "all of them with null"
+            )
+        return wanted or count

@@ -1,0 +1,281 @@
+"""ModelInputs: a batch for the base model's forward, with the layout of its tokens.
+
+Tensor letters: B batch, S sequence, P positions, A answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Generic, TypeVar, cast, overload
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from itrain.inputs.keys import example_keys
+from itrain.inputs.positions import PositionError, Range, TokenIndices, token_indices, token_ranges, token_slots
+from itrain.sites import Site
+
+Value = TypeVar("Value")
+
+
+class remembered(Generic[Value]):
+    """A property that is worked out once, as ``functools.cached_property``, which Lightning resets when it casts."""
+
+    def __init__(self, work_out: Callable[[Any], Value]) -> None:
+        self.work_out, self.__doc__ = work_out, work_out.__doc__
+
+    @overload
+    def __get__(self, inputs: None, owner: type) -> remembered[Value]: ...
+
+    @overload
+    def __get__(self, inputs: object, owner: type) -> Value: ...
+
+    def __get__(self, inputs: object, owner: type) -> Value | remembered[Value]:
+        if inputs is None:
+            return self
+        # Without __set__, the value that is written here is found before this method.
+        value = inputs.__dict__[self.work_out.__name__] = self.work_out(inputs)
+        return value
+
+
+# Not frozen, because Lightning casts floating-point arguments to the trainer's precision field by field.
+@dataclass(eq=False, kw_only=True)
+class ModelInputs:
+    """A batch for the base model's forward, with the layout of its tokens.
+
+    ``keys``, ``earliest_answer`` and ``unmasked`` lie on the CPU, so that asking for them never waits for an
+    accelerator. ``take`` and ``to`` hand them on: a step does not work them out again.
+
+    Args:
+        arguments: the keyword arguments of the base model's forward, each with the batch first.
+        answer: the token whose logits answer, (B,), or several, (B, A). None: the model's whole output is the answer.
+        tokens: first token that is no padding and one past the last, (B, 2), on the CPU. None: inputs without tokens.
+        stop: one past the last token of all, (B,), on the CPU, where the text goes on after ``tokens``: positions count
+            the tokens of a prompt, whatever response follows it. None: nothing follows.
+        spans: named token spans as [start, stop), (B, 2) each, on the CPU, counted as ``tokens`` is.
+        texts: what the examples say, for messages.
+        candidates: the tokens or classes whose logits are the answer's, ascending; None: all of them.
+    """
+
+    arguments: Mapping[str, Tensor]
+    answer: Int[Tensor, "batch ..."] | None = None
+    tokens: Int[Tensor, "batch 2"] | None = None
+    stop: Int[Tensor, " batch"] | None = None
+    spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
+    texts: Sequence[str] | None = None
+    candidates: Int[Tensor, " candidates"] | None = None
+    # Never handed on by replace(), whose result may have other spans or another device.
+    _indices: dict[tuple[str | None, int], TokenIndices] = field(default_factory=dict, init=False, repr=False)
+    _ranges: dict[tuple[str | None, int | None], list[Range]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return len(next(iter(self.arguments.values())))
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.arguments.values())).device
+
+    @property
+    def length(self) -> int:
+        """The number of tokens, padding included."""
+        return next(iter(self.arguments.values())).shape[1]
+
+    @property
+    def extent(self) -> Range:
+        """First token that is no padding and one past the last, on the CPU; all tokens of inputs without a layout."""
+        if self.tokens is not None:
+            return self.tokens[:, 0], self.tokens[:, 1] if self.stop is None else self.stop
+        start = torch.zeros(self.batch_size, dtype=torch.long)
+        return start, start + self.length
+
+    @remembered
+    def keys(self) -> Int[Tensor, " batch"]:
+        """64-bit hashes of arguments and spans that tell examples apart, the same whatever the padding."""
+        place, inside = self._own_tokens()
+        # Positions count from the end of the prompt too, so that where it ends is part of what an example is.
+        ends = {} if self.tokens is None or self.stop is None else {"": self.tokens}
+        first = self.extent[0][:, None]
+        spans = {name: span - first for name, span in {**self.spans, **ends}.items()}
+        return example_keys(self.arguments, spans, place, inside)
+
+    @remembered
+    def earliest_answer(self) -> Int[Tensor, " batch"] | None:
+        """The earliest token that answers; None where the model's whole output is the answer."""
+        return None if self.answer is None else self.answer.cpu().view(self.batch_size, -1).amin(1)
+
+    @remembered
+    def unmasked(self) -> Bool[Tensor, " batch"]:
+        """Whether the attention mask hides none of an example's own tokens."""
+        _, inside = self._own_tokens()
+        mask = self.arguments.get("attention_mask", inside).cpu().reshape(self.batch_size, self.length, -1)
+        return ((mask > 0).all(2) | ~inside).all(1)
+
+    @cached_property
+    def padding(self) -> tuple[bool, bool]:
+        """Whether some example has padding on its left, and some on its right."""
+        first, end = self.extent
+        return bool((first > 0).any()), bool((end < self.length).any())
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether there is no padding and the attention mask hides nothing."""
+        return not any(self.padding) and bool(self.unmasked.all())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ModelInputs:
+        """The batch on another device; the token layout stays on the CPU, where positions are worked out."""
+        answer, candidates = (
+            None if each is None else each.to(device, non_blocking=non_blocking)
+            for each in (self.answer, self.candidates)
+        )
+        arguments = {key: value.to(device, non_blocking=non_blocking) for key, value in self.arguments.items()}
+        return replace(self, arguments=arguments, answer=answer, candidates=candidates)._with(**self._known())
+
+    def among(self, candidates: Int[Tensor, " candidates"]) -> ModelInputs:
+        """The inputs with the logits of these tokens or classes alone, ascending, as the answer."""
+        return replace(self, candidates=candidates.to(self.device, non_blocking=True))._with(**self._known())
+
+    def take(self, rows: Int[Tensor, " rows"]) -> ModelInputs:
+        """Some of the examples, without the padding that none of them needs."""
+        arguments = {key: value[rows] for key, value in self.arguments.items()}
+        answer = None if self.answer is None else self.answer[rows]
+        texts = None if self.texts is None else [self.texts[row] for row in cast(list[int], rows.tolist())]
+        if self.tokens is None:
+            taken = ModelInputs(arguments=arguments, answer=answer, texts=texts, candidates=self.candidates)
+            return taken._with(**{name: value[rows] for name, value in self._known().items()})
+        tokens = self.tokens[rows]
+        first, end = (each[rows] for each in self.extent)
+        start, stop = int(first.min()), int(end.max())
+        taken = ModelInputs(
+            arguments={key: value[:, start:stop] for key, value in arguments.items()},
+            answer=None if answer is None else answer - start,
+            tokens=tokens - start,
+            stop=None if self.stop is None else end - start,
+            spans={name: span[rows] - start for name, span in self.spans.items()},
+            texts=texts,
+            candidates=self.candidates,
+        )
+        # Worked out here for all examples at once, which is far cheaper than batch by batch.
+        earliest = None if self.earliest_answer is None else self.earliest_answer[rows] - start
+        return taken._with(keys=self.keys[rows], earliest_answer=earliest, unmasked=self.unmasked[rows])
+
+    def prompts(self) -> ModelInputs:
+        """The prompts alone, padded on the left, so that text can be generated after them."""
+        whole = torch.tensor([[0, self.length]]).expand(self.batch_size, 2)
+        tokens = whole if self.tokens is None else self.tokens
+        width = int((tokens[:, 1] - tokens[:, 0]).max())
+        shift = width - tokens[:, 1:]
+        place = torch.arange(width)
+        index = (place - shift).clamp(min=0).to(self.device)
+        inside = (place >= tokens[:, :1] + shift).long().to(self.device)
+        arguments = {name: value.take_along_dim(index, 1) for name, value in self.arguments.items()}
+        return ModelInputs(
+            arguments={**arguments, "attention_mask": arguments.get("attention_mask", 1) * inside},
+            answer=torch.full((self.batch_size,), width - 1, device=self.device),
+            tokens=tokens + shift,
+            spans={name: span + shift for name, span in self.spans.items()},
+            texts=self.texts,
+        )
+
+    def pin_memory(self) -> ModelInputs:
+        """The batch in memory from which an accelerator copies without waiting."""
+        arguments = {key: value.pin_memory() for key, value in self.arguments.items()}
+        answer = None if self.answer is None else self.answer.pin_memory()
+        return replace(self, arguments=arguments, answer=answer)._with(**self._known())
+
+    def name(self, example: int) -> str:
+        """How messages speak of an example."""
+        return f"example {example}" + (f" ('{self.texts[example]}')" if self.texts else "")
+
+    def indices(self, site: Site, length: int) -> TokenIndices:
+        """The tokens that the site's position names in an activation of ``length`` tokens, on the inputs' device.
+
+        Raises:
+            PositionError: the position does not exist in some example, or the activation lacks tokens of the text.
+        """
+        if self.tokens is not None and int(self.extent[1].max()) > length:
+            raise PositionError(f"site '{site}': the activation there has {length} tokens, fewer than the inputs")
+        key = (site.position, length)
+        if key not in self._indices:
+            index, valid = token_indices(self._find(site, length))
+            # Not blocking: a blocking copy would wait for all that the accelerator has still to do.
+            index = index.to(self.device, non_blocking=True)
+            valid = None if valid is None else valid.to(self.device, non_blocking=True)
+            self._indices[key] = TokenIndices(index, valid)
+        return self._indices[key]
+
+    def earliest(self, site: Site) -> Int[Tensor, " batch"]:
+        """The earliest token that the site's position names, on the CPU."""
+        return torch.stack([start for start, _ in self._find(site, self.length)]).amin(0)
+
+    def slots(self, site: Site) -> tuple[Int[Tensor, "batch positions"], Int[Tensor, " batch"]]:
+        """Which of an example's own tokens at the position each of the P is, and how many it has, on the CPU.
+
+        Those that an example lacks are the first of their term, as in ``indices``.
+        """
+        return token_slots(self._find(site, self.length))
+
+    def present(self, site: Site) -> Bool[Tensor, "batch positions"]:
+        """Which of the P tokens at the position each example has, on the CPU; ragged spans leave some out."""
+        counts = [stop - start for start, stop in self._find(site, self.length)]
+        return torch.cat([torch.arange(int(count.max())) < count[:, None] for count in counts], 1)
+
+    def require(self, site: Site) -> None:
+        """Refuse examples in which the site's position does not exist.
+
+        Raises:
+            PositionError: naming the first such example.
+        """
+        if self.tokens is not None:
+            self._find(site)
+
+    def require_same_count(self, source: ModelInputs, site: Site) -> None:
+        """Refuse pairs in which base and source have different numbers of tokens at the site's position.
+
+        Raises:
+            PositionError: naming the pair; paired by broadcasting it would give a number that means nothing.
+        """
+        if self.tokens is None or source.tokens is None or site.position is None:
+            return
+        counts = [[stop - start for start, stop in inputs._find(site)] for inputs in (self, source)]
+        ours, theirs = (torch.stack(terms, 1) for terms in counts)
+        unequal = (ours != theirs).any(1).nonzero()
+        if len(unequal):
+            pair = int(unequal[0])
+            one = site.terms[0].split(".")[0]
+            raise PositionError(
+                f"site '{site}': base {self.name(pair)} and source {source.name(pair)} have {int(ours[pair].sum())} "
+                f"and {int(theirs[pair].sum())} tokens there; name one token, for example '{one}.last'"
+            )
+
+    def _find(self, site: Site, length: int | None = None) -> list[Range]:
+        """The range of each term of the position; ``length`` counts for inputs that do not know their tokens."""
+        # A step asks several times.
+        key = site.position, length if self.tokens is None else None
+        if key not in self._ranges:
+            self._ranges[key] = token_ranges(site, self._counted(length), self.spans, self.name)
+        return self._ranges[key]
+
+    def _counted(self, length: int | None) -> Range:
+        """The tokens that positions count: those of the prompt, whatever follows it."""
+        if self.tokens is not None:
+            return self.tokens[:, 0], self.tokens[:, 1]
+        assert length is not None, "only inputs with tokens know their own length"
+        return torch.zeros(self.batch_size, dtype=torch.long), torch.full((self.batch_size,), length)
+
+    def _own_tokens(self) -> tuple[Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]]:
+        """Where each token stands from the example's first own one, and whether it is no padding."""
+        token, (first, end) = torch.arange(self.length), (each[:, None] for each in self.extent)
+        return token - first, (token >= first) & (token < end)
+
+    def _known(self) -> dict[str, Tensor]:
+        """What is already worked out of ``keys``, ``earliest_answer`` and ``unmasked``."""
+        names = ("keys", "earliest_answer", "unmasked")
+        return {name: self.__dict__[name] for name in names if self.__dict__.get(name) is not None}
+
+    def _with(self, **known: Tensor | None) -> ModelInputs:
+        self.__dict__.update(known)
+        return self

@@ -1,0 +1,108 @@
+"""Positions: the token ranges that the terms of a position name, example by example, all on the CPU.
+
+Tensor letters: B batch, P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from itrain.sites import POSITION_TERM, Site
+
+Range = tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]
+"""First token and one past the last, per example."""
+
+
+class TokenIndices(NamedTuple):
+    """The tokens that a position names, per example; ``valid`` is None where every example has all P of them."""
+
+    index: Int[Tensor, "batch positions"]
+    valid: Bool[Tensor, "batch positions"] | None
+
+
+class PositionError(ValueError):
+    """A position does not exist in an example."""
+
+
+def token_ranges(
+    site: Site, extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], name: Callable[[int], str]
+) -> list[Range]:
+    """The range of each term of the site's position.
+
+    Args:
+        site: the site.
+        extent: the tokens that positions count.
+        spans: named token spans as [start, stop).
+        name: how messages speak of an example.
+
+    Raises:
+        PositionError: a term does not exist in some example, or two terms name the same token.
+    """
+    first, end = extent
+    ranges: list[Range] = []
+    for term in site.terms:
+        start, stop = _term_range(term, extent, spans, site)
+        outside = ((start < first) | (stop > end) | (start >= stop)).nonzero()
+        if len(outside):
+            example = int(outside[0])
+            has = f"{name(example)}, which has {int(end[example] - first[example])} tokens"
+            raise PositionError(f"site '{site}': position '{term}' does not exist in {has}")
+        for other, (begin, until) in zip(site.terms, ranges, strict=False):
+            twice = (torch.maximum(start, begin) < torch.minimum(stop, until)).nonzero()
+            if len(twice):
+                raise PositionError(
+                    f"site '{site}': '{other}' and '{term}' name the same token of {name(int(twice[0]))}, "
+                    "which can be edited once only"
+                )
+        ranges.append((start, stop))
+    return ranges
+
+
+def _term_range(term: str, extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], site: Site) -> Range:
+    match, (first, end) = POSITION_TERM.fullmatch(term), extent
+    assert match is not None, "a site checks its terms"
+    if match["end"]:
+        count = int(match["count"] or 1)
+        return (first, first + count) if match["end"] == "first" else (end - count, end)
+    if match["index"]:
+        start = (first if int(term) >= 0 else end) + int(term)
+        return start, start + 1
+    if term == "all":
+        return extent
+    if match["span"] not in spans:
+        known = ", ".join(sorted(spans)) or "none"
+        raise PositionError(
+            f"site '{site}': the task names no span '{match['span']}' (it names: {known}); "
+            "or use first, last, an integer"
+        )
+    start, stop = spans[match["span"]].unbind(1)
+    if match["edge"]:
+        return (start, start + 1) if match["edge"] == "first" else (stop - 1, stop)
+    return start, stop
+
+
+def token_indices(ranges: Sequence[Range]) -> TokenIndices:
+    """The tokens of the ranges, side by side; where an example has fewer than others, its first one stands in."""
+    parts, masks = [], []
+    for start, stop in ranges:
+        offset = torch.arange(int((stop - start).max()))
+        inside = offset < (stop - start)[:, None]
+        parts.append(torch.where(inside, start[:, None] + offset, start[:, None]))
+        masks.append(inside)
+    index, valid = torch.cat(parts, 1), torch.cat(masks, 1)
+    return TokenIndices(index, None if bool(valid.all()) else valid)
+
+
+def token_slots(ranges: Sequence[Range]) -> tuple[Int[Tensor, "batch positions"], Int[Tensor, " batch"]]:
+    """For each of ``token_indices``, which of the example's own tokens it is; and how many the example has."""
+    count, slots = torch.zeros(len(ranges[0][0]), dtype=torch.long), []
+    for start, stop in ranges:
+        offset = torch.arange(int((stop - start).max()))
+        slots.append(count[:, None] + offset * (offset < (stop - start)[:, None]))
+        count = count + stop - start
+    return torch.cat(slots, 1), count
