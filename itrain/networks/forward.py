@@ -1,39 +1,65 @@
-"""What is asked of a model's forward by name: releases of transformers rename it.
+"""What is asked by a name that releases of transformers change: of a model's forward, its output and configuration.
 
-The names stand here alone, and each is looked up in the forward or the output at hand, never told from a version.
+The names stand here alone, and each is looked up in what is at hand, never told from a version.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-from itrain.architectures import architecture
+from itrain.architectures import architecture, unwrap
 
 CACHE = ("cache", "past_key_values")
 """The keys and values of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
+"""How many tokens some layers look back over, in a configuration."""
+CHECKPOINT = "_gradient_checkpointing_func"
+"""A block's attribute: what recomputes it."""
+TAKE_MASKS = ("eager", "sdpa")
+"""The ways of computing attention that take any mask."""
 
 
-def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward has an argument of the name."""
-    return name in _accepted(type(model))
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """How a model's forward is called, looked up once for many runs.
 
+    Args:
+        wrapped: the model as it is run.
+        model: the same without wrappers.
+        names: the arguments of its forward.
+        caches: whether it keeps keys and values unless told otherwise.
+        counts: whether it numbers its tokens, padding among them unless told otherwise.
+    """
 
-def forward_arguments(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model's forward is called with: the arguments given and those that transformers would get wrong."""
-    arguments = dict(given)
-    row = architecture(model)
-    if row is not None:
-        if accepts(model, "use_cache"):
+    wrapped: nn.Module
+    model: nn.Module
+    names: frozenset[str]
+    caches: bool
+    counts: bool
+
+    @classmethod
+    def of(cls, wrapped: nn.Module) -> Forward:
+        model = unwrap(wrapped)
+        row, names = architecture(model), _accepted(type(model))
+        caches = row is not None and "use_cache" in names
+        counts = row is not None and row.causal and "position_ids" in names
+        return cls(wrapped, model, names, caches, counts)
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments given and those that transformers would get wrong."""
+        arguments = dict(given)
+        if self.caches:
             arguments.setdefault("use_cache", False)
-        if row.causal and "attention_mask" in arguments and accepts(model, "position_ids"):
+        if self.counts and "attention_mask" in arguments and "position_ids" not in arguments:
             # GPT-2 and its kin number padding too unless told where the text starts.
-            arguments.setdefault("position_ids", (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0))
-    return arguments
+            arguments["position_ids"] = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return arguments
 
 
 def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
@@ -42,7 +68,8 @@ def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
     Raises:
         ValueError: the forward names no argument for it; passed on as another one, the cache could go unnoticed.
     """
-    name = next((name for name in CACHE if accepts(model, name)), None)
+    names = _accepted(type(model))
+    name = next((name for name in CACHE if name in names), None)
     if name is None:
         raise ValueError(f"{type(model).__name__}'s forward names no argument for a cache: none of {', '.join(CACHE)}")
     return {name: cache, "use_cache": True}
@@ -51,6 +78,26 @@ def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
 def cache_of(output: object) -> Any:
     """The cache that a forward has filled; None where it keeps none."""
     return next((getattr(output, name) for name in CACHE if hasattr(output, name)), None)
+
+
+def takes_any_mask(model: nn.Module, tokens: int) -> bool:
+    """Whether the model lets each of so many tokens see those that a mask names.
+
+    Windows, which some layers have and others not, could not be told apart.
+    """
+    config: Any = unwrap(model).config
+    own = config.get_text_config()
+    windows = (getattr(own, name, None) for name in WINDOWS)
+    return getattr(own, "_attn_implementation", None) in TAKE_MASKS and all(
+        window is None or window >= tokens for window in windows
+    )
+
+
+def checkpoint_of(block: nn.Module) -> Callable[..., Any] | None:
+    """What runs the block now and again in the backward pass, where gradient checkpointing is on."""
+    if not block.training or not getattr(block, "gradient_checkpointing", False):
+        return None
+    return getattr(block, CHECKPOINT, None)
 
 
 @cache

@@ -18,7 +18,7 @@ from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.metrics import RULES, UNUSED, InterchangeAccuracy
 from itrain.networks.base import Network
-from itrain.networks.lanes import Edit
+from itrain.networks.lane import Edit
 from itrain.sites import Site
 from itrain.training.interventions import Interventions, InterventionTraining
 from itrain.training.optimization import OptimizerFactory

@@ -17,7 +17,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, is_right
 from itrain.networks.base import Network
-from itrain.networks.lanes import Edit
+from itrain.networks.lane import Edit
 from itrain.sites import Site
 from itrain.training.interchange import Activations, Interchange
 from itrain.training.interventions import Interventions
