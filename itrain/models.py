@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 TINY_WORLD = "itrain/tiny-world"
 """The name under which exports speak of the embedded model."""
+ANSWER = "answer.json"
+"""The file beside the embedded model's weights that holds what it answers to a prompt."""
 SAMPLED = 256
 """Values of each weight that enter a fingerprint."""
 
@@ -44,16 +48,22 @@ class BaseModel:
 
 
 def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
-    """The tiny world: a small GPT-NeoX that ships with itrain and knows pronouns, agreement, facts and prices."""
+    """The tiny world: a small GPT-NeoX that ships with itrain and knows pronouns, agreement, facts and prices.
+
+    Raises:
+        ModelError: the installed libraries compute other logits with its weights than it was made with.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, folder = logging.is_progress_bar_enabled(), Path(__file__).parent / "assets" / "tiny_world"
     logging.disable_progress_bar()
     try:
-        return _load(str(Path(__file__).parent / "assets" / "tiny_world"), name=TINY_WORLD, revision=None, dtype=dtype)
+        base_model = _load(str(folder), name=TINY_WORLD, revision=None, dtype=dtype)
     finally:
         if shown:
             logging.enable_progress_bar()
+    _require_answer(base_model, folder / ANSWER)
+    return base_model
 
 
 def load_pretrained(*, name: str, revision: str | None = None, dtype: Dtype = "auto") -> BaseModel:
@@ -148,6 +158,33 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"model '{name}' cannot be loaded: {reason}") from error
     return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=None if Path(source).is_dir() else revision)
+
+
+@torch.no_grad()
+def _require_answer(base_model: BaseModel, file: Path) -> None:
+    """Refuse a model that answers other logits than those in the file, by more than its precision explains."""
+    tokenizer, stored = base_model.tokenizer, json.loads(file.read_text(encoding="utf-8"))
+    assert tokenizer is not None, "the embedded model has one"
+    words = list(stored["logits"])
+    weight = next(base_model.model.parameters())
+    tokens = torch.tensor([tokenizer(stored["prompt"])["input_ids"]], device=weight.device)
+    logits = base_model.model(input_ids=tokens, use_cache=False).logits[0, -1]
+    found = logits[tokenizer.convert_tokens_to_ids(words)].double().cpu()
+    expected = torch.tensor(list(stored["logits"].values()), dtype=torch.float64)
+    rounding = 4 * torch.finfo(weight.dtype).eps * float(expected.abs().max())
+    # A logit that is no number is no answer either.
+    if bool(((found - expected).abs() <= max(stored["tolerance"], rounding)).all()):
+        return
+    columns = "; ".join(
+        f"{word} {there:.2f} instead of {here:.2f}" for word, there, here in zip(words, found, expected, strict=True)
+    )
+    packages = ("transformers", "tokenizers", "torch")
+    raise ModelError(
+        f"model '{base_model.name}': {', '.join(f'{name} {version(name)}' for name in packages)} compute other logits "
+        f"with its weights than it was made with, so that nothing found on it would hold: after "
+        f"'{stored['prompt']}', {columns}. Install other releases: it was made with "
+        + ", ".join(f"{name} {stored['versions'][name]}" for name in packages)
+    )
 
 
 def _load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:

@@ -46,6 +46,10 @@ class Hops:
     def files(self) -> int:
         return len({file for file, _ in self.functions})
 
+    def listed(self) -> str:
+        """Each function with its calls, a line each."""
+        return "\n".join(f"    {times:3}  {file}:{name}" for (file, name), times in sorted(self.functions.items()))
+
     def __str__(self) -> str:
         return f"{self.functions.total()} calls of {len(self.functions)} functions in {self.files} files"
 
@@ -76,16 +80,17 @@ def count(*overrides: str) -> Hops:
         contextlib.redirect_stdout(io.StringIO()),
     ):
         fit(compose([*SETTINGS, *overrides]), Path(folder))
-    return Hops(_own(found[-1]))
+    return Hops(own(found[-1]))
 
 
-def _own(calls: Counter[CodeType]) -> Counter[tuple[str, str]]:
-    own: Counter[tuple[str, str]] = Counter()
+def own(calls: Counter[CodeType]) -> Counter[tuple[str, str]]:
+    """The named functions of the package among those that were called, by file and by first line and name."""
+    found: Counter[tuple[str, str]] = Counter()
     for code, times in calls.items():
         file = Path(code.co_filename)
         if file.is_relative_to(PACKAGE) and code.co_name not in UNNAMED:
-            own[str(file.relative_to(PACKAGE)), f"{code.co_firstlineno} {code.co_name}"] += times
-    return own
+            found[str(file.relative_to(PACKAGE)), f"{code.co_firstlineno} {code.co_name}"] += times
+    return found
 
 
 def main() -> None:
@@ -95,8 +100,8 @@ def main() -> None:
     for name, way in (("hooks", "off"), ("replay", "on")):
         hops = count(f"network.replay={way}")
         print(f"{name}: {hops}")
-        for (file, function), times in sorted(hops.functions.items()) if arguments.list else ():
-            print(f"    {times:3}  {file}:{function}")
+        if arguments.list:
+            print(hops.listed())
 
 
 if __name__ == "__main__":

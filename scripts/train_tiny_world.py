@@ -26,6 +26,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from itrain.models import ANSWER
 from itrain.tiny_world import (
     ASSETS,
     END_OF_TEXT,
@@ -57,6 +58,9 @@ SLOW_ATTENTION_BLOCKS = 2
 SLOW_ATTENTION_FACTOR = 0.03
 
 TOLERANCE = 0.01
+ANSWERED = f"{END_OF_TEXT} When John slept , Sarah walked because"  # needs the order of words, so rotary embeddings too
+LOGITS = 8  # of the likeliest words
+LOGIT_TOLERANCE = 0.05
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -180,6 +184,21 @@ def evaluate(model: nn.Module, tokenizer: Any) -> dict[str, dict[str, float]]:
     }
 
 
+@torch.no_grad()
+def answer(model: nn.Module, tokenizer: Any, versions: dict[str, str]) -> dict[str, Any]:
+    """Return the logits of the likeliest words after one prompt, by which releases are told that change results."""
+    logits = model(input_ids=torch.tensor([tokenizer(ANSWERED)["input_ids"]])).logits[0, -1]
+    highest = logits.topk(LOGITS)
+    words = tokenizer.convert_ids_to_tokens(highest.indices.tolist())
+    values = [round(value, 4) for value in highest.values.tolist()]
+    return {
+        "prompt": ANSWERED,
+        "logits": dict(zip(words, values, strict=True)),
+        "tolerance": LOGIT_TOLERANCE,
+        "versions": versions,
+    }
+
+
 def train_and_save(folder: Path, *, seed: int, steps: int, threads: int) -> dict[str, Any]:
     """Train one model, save it with its card and README, and return the card."""
     torch.set_num_threads(threads)
@@ -215,6 +234,7 @@ def train_and_save(folder: Path, *, seed: int, steps: int, threads: int) -> dict
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     (folder / "README.md").write_text(readme(card))
+    (folder / ANSWER).write_text(json.dumps(answer(model, tokenizer, card["versions"]), indent=2) + "\n")
     return card
 
 

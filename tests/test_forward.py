@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from itrain.networks.forward import CACHE, cache_arguments, cache_of
+from itrain.architectures import blocks
+from itrain.networks.forward import CACHE, WINDOWS, cache_arguments, cache_of, checkpoint_of, takes_any_mask
 from itrain.networks.hooks import HookedNetwork
-from tests.models import CAUSAL_TYPES, HIDDEN, VOCABULARY, tiny_inputs, tiny_model
+from tests.models import ALL_TYPES, CAUSAL_TYPES, HIDDEN, VOCABULARY, tiny_config, tiny_inputs, tiny_model
+from tests.test_recomputation import enable_checkpointing
 
 NEW = 3
 
@@ -101,6 +104,34 @@ def test_each_model_takes_its_cache_by_one_of_the_names(model_type: str) -> None
     (name, _), (use, _) = cache_arguments(model, kept).items()
     assert name in inspect.signature(type(model).forward).parameters
     assert (name in CACHE) and use == "use_cache"
+
+
+@pytest.mark.parametrize("model_type", ALL_TYPES)
+def test_every_window_of_a_configuration_is_known(model_type: str) -> None:
+    config = tiny_config(model_type).get_text_config()
+    sizes = {name for name in config.to_dict() if re.search("window|chunk", name)}
+    # Of these one says whether the window is used, one above which layer, one how often, and one is of the MLP.
+    others = {"use_sliding_window", "max_window_layers", "_sliding_window_pattern", "chunk_size_feed_forward"}
+    assert sizes - others <= {*WINDOWS}
+
+
+def test_masks_are_taken_within_windows_and_by_attention_that_reads_them() -> None:
+    windowed = tiny_model("gemma3_text")
+    windowed.config.sliding_window = 6
+    assert takes_any_mask(windowed, 6) and not takes_any_mask(windowed, 7)
+    plain = tiny_model("llama")
+    assert takes_any_mask(plain, 10**6)
+    plain.config._attn_implementation = "flash_attention_2"
+    assert not takes_any_mask(plain, 1)
+
+
+@pytest.mark.parametrize("model_type", ALL_TYPES)
+def test_each_models_blocks_tell_what_recomputes_them(model_type: str) -> None:
+    model = tiny_model(model_type).train()
+    assert not any(map(checkpoint_of, blocks(model)))
+    enable_checkpointing(model, reentrant=False)
+    assert all(map(checkpoint_of, blocks(model)))
+    assert not any(map(checkpoint_of, blocks(model.eval())))
 
 
 def test_a_forward_without_a_cache_is_refused_by_name() -> None:

@@ -7,14 +7,17 @@ import runpy
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from itrain import tiny_world
+from itrain.models import ANSWER, TINY_WORLD, ModelError, load_embedded, load_pretrained
 from itrain.tiny_world import ASSETS, END_OF_TEXT, FACTS, EvaluationItem, Grammar, evaluation_sets, held_out, vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +219,35 @@ def test_model_knows_its_world(name: str) -> None:
     # A held-out fact is asked for in a wording that was never used of this entity; there are few of them.
     is_unseen_wording = name in {f"{ability}/held_out" for ability in FACTS}
     assert CARD["accuracies"][name]["accuracy"] >= (0.95 if is_unseen_wording else 0.99)
+
+
+def test_the_stored_answer_is_the_models(model: Any, tokenizer: Any, training_script: dict[str, Any]) -> None:
+    stored = json.loads((ASSETS / ANSWER).read_text())
+    found = training_script["answer"](model, tokenizer, CARD["versions"])
+    assert found["logits"] == pytest.approx(stored["logits"], abs=1e-3)
+    assert found | {"logits": stored["logits"]} == stored
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_the_stored_answer_holds_in_every_precision(dtype: Any) -> None:
+    assert next(load_embedded(dtype=dtype).model.parameters()).dtype == getattr(torch, dtype)
+
+
+def test_a_release_that_reads_the_model_differently_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers 5.0 to 5.4 did: a quarter of each head is rotated and no weight differs."""
+    make = GPTNeoXForCausalLM.__init__
+
+    def misread(self: Any, config: Any) -> None:
+        config.rope_parameters["partial_rotary_factor"] = 0.25
+        make(self, config)
+
+    monkeypatch.setattr(GPTNeoXForCausalLM, "__init__", misread)
+    with pytest.raises(ModelError) as refused:
+        load_pretrained(name=TINY_WORLD)
+    message = str(refused.value)
+    assert message.startswith(f"model '{TINY_WORLD}': transformers {version('transformers')}, tokenizers ")
+    assert "he 13.64 instead of 6.01" in message
+    assert "it was made with transformers 5.23.0" in message
 
 
 def test_readme_states_the_card(training_script: dict[str, Any]) -> None:
