@@ -16,7 +16,7 @@ from torch import Tensor
 from itrain.cli import main
 from itrain.networks.choose import make_network
 from itrain.networks.replay import plan as plans
-from itrain.networks.replay.prefix import BeforeBlock, Recorder, TokenCache
+from itrain.networks.replay.prefix import Before, Recorder, TokenCache
 from itrain.sites import Site
 from tests.commands import SMALL
 from tests.models import CAUSAL_TYPES, tiny_model
@@ -40,13 +40,13 @@ def unused(patch: pytest.MonkeyPatch) -> None:
 
 def emptied(patch: pytest.MonkeyPatch) -> None:
     """Keys and values come back as others than were kept."""
-    update = BeforeBlock.update
+    update = Before.update
 
     def zeros(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = update(self, *args, **kwargs)
         return torch.zeros_like(keys), torch.zeros_like(values)
 
-    patch.setattr(BeforeBlock, "update", zeros)
+    patch.setattr(Before, "update", zeros)
 
 
 def short(patch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def transposed(patch: pytest.MonkeyPatch) -> None:
 
 DRIFTS: dict[str, tuple[Patch, str]] = {
     "update of a recorder raises": (failing(Recorder, "update"), "TypeError: takes another argument"),
-    "update of what is kept raises": (failing(BeforeBlock, "update"), "TypeError: takes another argument"),
+    "update of what is kept raises": (failing(Before, "update"), "TypeError: takes another argument"),
     "sizes of the mask raise": (failing(TokenCache, "get_mask_sizes"), "TypeError: takes another argument"),
     "keys and values have another shape": (transposed, "fails with IndexError"),
     "no cache is used": (unused, "RuntimeError: the model puts no keys and values of block 1 into its cache"),

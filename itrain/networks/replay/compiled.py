@@ -51,7 +51,7 @@ def compiling() -> AbstractContextManager[None]:
 def _run(place: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     def own(value: Any) -> Any:
         # Of what all blocks' keys and values lie in, a graph would serve one block only.
-        return value.kept[place] if isinstance(value, Before) else value
+        return value.of(place) if isinstance(value, Before) else value
 
     positional, named = [own(value) for value in args], {name: own(value) for name, value in kwargs.items()}
     try:

@@ -222,7 +222,7 @@ class ReplayNetwork(Network):
         Raises:
             ValueError: it cannot be replayed, and the network is strict.
         """
-        seen = self._state if self._looked else state(self.model)
+        seen = self._state if self._looked else state(self.hooked.model)
         if seen != self._state:
             self.forget()
             row = architecture(self.model)

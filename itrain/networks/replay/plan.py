@@ -181,13 +181,13 @@ class Plan:
     def _before(self, inputs: ModelInputs, kept: Spans, length: int) -> Before:
         """The keys and values of so many first tokens: those kept, or from a run of them without gradients."""
         if self.below == len(self.blocks):
-            return Before.of(length, {})
+            return Before(length, {})
         places = torch.arange(length) - inputs.extent[0][:, None]
         if self.choice.level == "suffix":
             store = self.earlier.store
             shapes = {block: each for block, each in store.layout.items() if block >= self.below}
             rows = store.gather(kept[-1], places, inputs.device, len(store.layout) - len(shapes))
-            return Before.of(length, dict(zip(shapes, map(unflat, rows, shapes.values()), strict=True)))
+            return Before(length, dict(zip(shapes, map(unflat, rows, shapes.values()), strict=True)))
         recorder = Recorder(self.below)
         arguments = {name: value[:, :length] for name, value in text_arguments(inputs, self.forward).items()}
         # What answers is of no interest.
@@ -195,7 +195,7 @@ class Plan:
         with torch.no_grad(), forwards(self._resumed(inputs, kept, places)):
             cache = cache_arguments(self.forward.model, recorder)
             self.hooked.run(arguments | cache, [], (rows, torch.zeros_like(rows)))
-        return Before.of(length, recorder.noted)
+        return Before(length, recorder.noted)
 
     def _compare(self, level: Level, beside: bool, replay: Run, inputs: ModelInputs, members: Sequence[Edits]) -> None:
         """Note that the level does what plain hooks do, with gradients or without as it is, or skip less.

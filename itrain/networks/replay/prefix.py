@@ -67,36 +67,39 @@ class Recorder(TokenCache):
 
 
 @dataclass(eq=False)
-class BeforeBlock(TokenCache):
-    """A block's keys and values of earlier tokens, which a run reads and does not change.
+class Before(TokenCache):
+    """A cache of earlier tokens' keys and values by block, which a run reads and does not change.
 
     The run may have several rows for each of the examples, one batch after the other.
     """
 
-    kept: KeysValues
+    kept: Mapping[int, KeysValues]
 
-    def update(self, keys: Tensor, values: Tensor, *rest: Any, **others: Any) -> KeysValues:
-        earlier_keys, earlier_values = self.kept
-        return _joined(earlier_keys, keys), _joined(earlier_values, values)
+    def of(self, block: int) -> BeforeBlock:
+        """One block's part."""
+        return BeforeBlock(self.length, self.kept[block])
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> KeysValues:
+        return _joined(self.kept[layer_idx], keys, values)
 
 
 @dataclass(eq=False)
-class Before(TokenCache):
-    """The same of all blocks, by their place in the model."""
+class BeforeBlock(TokenCache):
+    """The same for one block, whose place in the model it need not know."""
 
-    kept: Mapping[int, BeforeBlock]
+    kept: KeysValues
 
-    @classmethod
-    def of(cls, length: int, kept: Mapping[int, KeysValues]) -> Before:
-        return cls(length, {place: BeforeBlock(length, each) for place, each in kept.items()})
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **others: Any) -> KeysValues:
-        return self.kept[layer_idx].update(keys, values)
+    def update(self, keys: Tensor, values: Tensor, *rest: Any, **others: Any) -> KeysValues:
+        return _joined(self.kept, keys, values)
 
 
-def _joined(earlier: Tensor, new: Tensor) -> Tensor:
-    rows = new.unflatten(0, (-1, len(earlier)))
-    return torch.cat([earlier.expand(len(rows), *earlier.shape), rows], 3).flatten(0, 1)
+def _joined(kept: KeysValues, keys: Tensor, values: Tensor) -> KeysValues:
+    """The keys and values that are kept, before those of the run's own tokens."""
+    joined = []
+    for earlier, new in zip(kept, (keys, values), strict=True):
+        rows = new.unflatten(0, (-1, len(earlier)))
+        joined.append(torch.cat([earlier.expand(len(rows), *earlier.shape), rows], 3).flatten(0, 1))
+    return joined[0], joined[1]
 
 
 def flat(keys_values: KeysValues) -> tuple[Float[Tensor, "batch tokens features"], Shapes]:
