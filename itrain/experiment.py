@@ -32,7 +32,6 @@ from itrain.splits import SplitDataModule
 from itrain.tasks.base import Task
 from itrain.tasks.responses import Prompts
 from itrain.training.base import Training
-from itrain.training.callbacks import Annealing, FirstStepCheck
 from itrain.training.finetuning import Finetuning
 from itrain.training.interchange import count_features
 
@@ -92,8 +91,7 @@ class Parts:
 def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
     parts = _build(cfg, folder)
-    parts.module.fit_activations(parts.data.train_dataloader())
-    how = parts.module.prepare(parts.data.edited(), parts.data.read())
+    how = parts.module.prepare(parts.data)
     announce(parts.base_model, parts.data, parts.module, folder, how=how)
     for logger in parts.trainer.loggers[1:]:
         logger.log_hyperparams(_plain(cfg))
@@ -181,9 +179,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         intervention=instantiate(cfg.intervention, _convert_="all"),
         join=bool(cfg.training.get("join_positions", False)),
     )
-    callbacks = [
-        FirstStepCheck(),
-        Annealing(),
+    callbacks: list[lightning.Callback] = [
         ModelCheckpoint(dirpath=folder / CHECKPOINTS, filename="last", save_top_k=1, enable_version_counter=False),
     ]
     if cfg.trainer.get("enable_progress_bar", True):
@@ -236,7 +232,7 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
 def _load(cfg: DictConfig, parts: Parts) -> None:
     if cfg.export is not None:
         require_model(parts.base_model.fingerprint, cfg.export)
-        load_weights(parts.module.exported, cfg.export)
+        load_weights(parts.module, cfg.export)
         return
     if cfg.ckpt is None:
         raise RunError("nothing to test: give ckpt=<run folder or .ckpt> or export=<folder>")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,16 +15,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from itrain import __version__
+from itrain.factories import FactoryError, class_path, describe, find_class, rebuild
 from itrain.models import BaseModel, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
-from itrain.sites import Site
 from itrain.training.base import Training
 
 WEIGHTS = "intervention.safetensors"
 CONFIG = "intervention_config.json"
 FORMAT = 2
-
-Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class ExportError(ValueError):
@@ -57,10 +53,14 @@ def export(
             unknown.
     """
     folder = Path(folder)
+    try:
+        arguments = {name: describe(name, value) for name, value in training.export_arguments().items()}
+    except FactoryError as error:
+        raise ExportError(str(error)) from error
     config = {
         "format": FORMAT,
-        "training": _path(type(training)),
-        **{name: _described(name, value) for name, value in training.arguments().items()},
+        "training": class_path(type(training)),
+        **arguments,
         "base_model": {
             "name": base_model.name,
             "revision": base_model.revision,
@@ -112,11 +112,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Training:
     base = config["base_model"]
     model = model if model is not None else load_pretrained(name=base["name"], revision=base["revision"]).model
     require_model(fingerprint(model), folder)
-    cls: Any = _class(config["training"], "training", Training, folder)
-    names = set(inspect.signature(cls).parameters) & set(config)
-    arguments = {name: _rebuilt(name, config[name], folder) for name in names}
+    try:
+        cls: Any = find_class(config["training"], "training", Training, str(folder))
+        names = set(inspect.signature(cls).parameters) & set(config)
+        arguments = {name: rebuild(name, config[name], str(folder)) for name in names}
+    except FactoryError as error:
+        raise ExportError(str(error)) from error
     training = cls(network=HookedNetwork(model, trainable=cls.trains_model), **arguments)
-    load_weights(training.exported, folder)
+    load_weights(training, folder)
     return training.eval()
 
 
@@ -134,12 +137,13 @@ def require_model(found: str, folder: str | Path) -> None:
         )
 
 
-def load_weights(module: nn.Module, folder: str | Path) -> None:
-    """Set what was trained to the weights of an export.
+def load_weights(training: Training, folder: str | Path) -> None:
+    """Set what is trained to the weights of an export.
 
     Raises:
         ExportError: a weight is missing, unknown, or of another shape.
     """
+    module = training.exported
     weights, expected = load_file(Path(folder) / WEIGHTS), _materialised(module)
     if different := sorted(set(weights) ^ set(expected)):
         place = "the export" if different[0] in weights else "the model"
@@ -156,6 +160,7 @@ def load_weights(module: nn.Module, folder: str | Path) -> None:
                 setattr(owner, leaf, weight.to(getattr(owner, leaf).device))
             else:
                 getattr(owner, leaf).copy_(weight)
+    training.fitted = True
 
 
 def _materialised(module: nn.Module) -> dict[str, Tensor]:
@@ -166,44 +171,3 @@ def _materialised(module: nn.Module) -> dict[str, Tensor]:
             leaves = cast(nn.ModuleDict, owner.parametrizations)
             state |= {f"{path}.{leaf}" if path else leaf: getattr(owner, leaf) for leaf in leaves}
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def _described(name: str, value: Any) -> Any:
-    """An argument as JSON: sites by name, a factory by its class and the arguments that it was given."""
-    if name == "sites":
-        return [str(site) for site in value]
-    if not callable(value):
-        return value
-    cls, arguments = value, {}
-    if isinstance(value, functools.partial):
-        cls, arguments = value.func, dict(value.keywords)
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ExportError(
-            f"give the {name} as a class or functools.partial(class, argument=...), so that it can be built again"
-        )
-    return {"class": _path(cls), "arguments": {key: _described(key, each) for key, each in arguments.items()}}
-
-
-def _rebuilt(name: str, value: Any, folder: str | Path) -> Any:
-    """The inverse of :func:`_described`."""
-    if name == "sites":
-        return [Site.parse(site) for site in value]
-    if isinstance(value, dict) and value.keys() == {"class", "arguments"}:
-        arguments = {key: _rebuilt(key, each, folder) for key, each in value["arguments"].items()}
-        return functools.partial(_class(value["class"], name, nn.Module, folder), **arguments)
-    return value
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _class(path: str, role: str, kind: type[Kind], folder: str | Path) -> type[Kind]:
-    module, _, name = path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ExportError(f"'{folder}' needs the {role} {path}, which cannot be imported here") from error
-    if not (isinstance(cls, type) and issubclass(cls, kind)):
-        raise ExportError(f"'{folder}' names {path}, which is no {role}")
-    return cls

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 POSITION_TERM = re.compile(
     r"(?P<end>first|last)(?P<count>[1-9]\d*)?|(?P<index>-?\d+)|(?P<span>[a-z_]\w*)(?:\.(?P<edge>first|last))?"
@@ -72,6 +73,12 @@ class Site:
                 return cls(component=found["component"], position=found["position"], **numbers)
         raise ValueError(f"site '{site}': {_EXPECTED}")
 
+    @classmethod
+    def parse_all(cls, sites: Sites) -> tuple[Site, ...]:
+        """One site or several, each as :meth:`parse` takes it."""
+        listed = [sites] if isinstance(sites, str | Mapping | Site) else sites
+        return tuple(cls.parse(site) for site in listed)
+
     @property
     def terms(self) -> tuple[str, ...]:
         """The position's parts: ``name.last+2`` has the terms ``name.last`` and ``2``."""
@@ -87,3 +94,8 @@ class Site:
         step = "" if self.step is None else f".step{self.step}"
         position = "" if self.position is None else f"@{self.position}"
         return f"{layer}{self.component}{head}{step}{position}"
+
+
+SiteLike: TypeAlias = Site | str | Mapping[str, object]
+"""A site, or what :meth:`Site.parse` reads as one."""
+Sites: TypeAlias = SiteLike | Sequence[SiteLike]

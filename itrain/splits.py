@@ -189,6 +189,14 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
     def test_dataloader(self) -> DataLoader[AnyBatch]:
         return self.loader(self.datasets["test"], self.eval_batch_size)
 
+    def predict_dataloader(self) -> DataLoader[AnyBatch]:
+        return self.test_dataloader()
+
+    def whole(self, split: Split) -> Iterator[AnyBatch]:
+        """All examples of a split in every process, in batches of one order."""
+        dataset = self.datasets[split]
+        return (dataset[share] for share in BatchSampler(len(dataset), self.eval_batch_size, seed=None))
+
     def loader(
         self, dataset: SplitDataset[AnyBatch], batch_size: int, *, shuffle: bool = False
     ) -> DataLoader[AnyBatch]:

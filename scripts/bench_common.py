@@ -300,7 +300,7 @@ class Itrain(Way):
         # "on" refuses what it cannot replay, so that nothing else is ever measured under that name.
         self.network = make_network(self.model, replay="on" if replay else "off")
         self.search = alignment_search(self.network, self.setting, self.position)
-        self.parameters = list(self.search.interventions.parameters())
+        self.parameters = list(self.search.exported.parameters())
 
     def prepare(self) -> None:
         super().prepare()
@@ -318,7 +318,7 @@ class Itrain(Way):
         return functional.cross_entropy(logits, batch.counterfactual_label)
 
     def matrix(self) -> Tensor:
-        (intervention,) = self.search.interventions.values()
+        (intervention,) = self.search.trained.values()
         return intervention.subspace.rows  # type: ignore[union-attr]
 
     def kept_bytes(self) -> int:

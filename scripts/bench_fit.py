@@ -63,7 +63,6 @@ from itrain.networks.choose import make_network
 from itrain.networks.replay import ReplayNetwork
 from itrain.splits import BatchSampler, SplitDataset
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import FirstStepCheck
 from itrain.training.optimization import with_linear_schedule
 
 TRAINER = Path(__file__).parents[1] / "configs" / "trainer" / "default.yaml"
@@ -169,7 +168,7 @@ class Fit:
                 **settings,
                 default_root_dir=folder,
                 logger=CSVLogger(folder),
-                callbacks=[FirstStepCheck(), checkpoint, *callbacks],
+                callbacks=[checkpoint, *callbacks],
                 enable_model_summary=False,
                 enable_progress_bar=False,
             )
@@ -179,7 +178,7 @@ class Fit:
     def bare(self) -> None:
         """The same steps and the same validation, in plain torch."""
         self.announce()
-        optimizer = torch.optim.Adam(self.search.interventions.parameters(), lr=LEARNING_RATE)
+        optimizer = torch.optim.Adam(self.search.exported.parameters(), lr=LEARNING_RATE)
         retract_after_steps(optimizer, self.search)
         schedule = with_linear_schedule(optimizer, _Steps(self.steps), warmup=0.1)["lr_scheduler"]["scheduler"]  # type: ignore[arg-type]
         training = self.loader(self.pairs, shuffle=True)

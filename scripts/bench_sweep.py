@@ -127,7 +127,6 @@ def seconds_of_fit(module: AlignmentSearch | Cohort, data: SplitDataModule, grid
     network: Any = module.network
     network.forget()
     start = time.process_time()
-    module.prepare(data.edited(), data.read())
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=grid.epochs,

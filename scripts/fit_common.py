@@ -21,7 +21,6 @@ from itrain.networks.choose import make_network
 from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import Annealing, FirstStepCheck
 
 TRAIN_PAIRS, TEST_PAIRS = 1024, 512
 
@@ -64,8 +63,6 @@ def fit(
         isolate_weight=isolate_weight,
     )
     data.setup("fit")
-    search.fit_activations(data.train_dataloader())
-    search.prepare(data.edited(), data.read())
     return {**trained(search, data, max_steps=steps), "rank": search.trained[search.sites[0]].hardened().rank}
 
 
@@ -78,7 +75,6 @@ def trained(search: AlignmentSearch, data: CounterfactualDataModule, **length: i
         accelerator="cpu",
         limit_val_batches=0,
         use_distributed_sampler=False,
-        callbacks=[FirstStepCheck(), Annealing()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -20,7 +20,7 @@ from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.networks.hooks import HookedNetwork
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import FirstStepCheck, FirstStepError
+from itrain.training.callbacks import FirstStepError
 from itrain.training.probing import ProbeTraining
 from tests.models import tiny_inputs, tiny_model
 from tests.planted import HIDDEN, Bits, Planted
@@ -136,7 +136,7 @@ def test_a_checkpoint_holds_no_base_weights_and_needs_the_interventions(tmp_path
     runner.save_checkpoint(tmp_path / "run.ckpt")
     saved = torch.load(tmp_path / "run.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == {
-        name for name, _ in module.interventions.named_parameters(prefix="interventions")
+        name for name, _ in module.interchange.interventions.named_parameters(prefix="interchange.interventions")
     }
     assert saved["optimizer_states"], "the optimizer's state is kept for resuming"
     module.load_state_dict(saved["state_dict"])
@@ -152,7 +152,7 @@ def test_the_base_model_stays_frozen_and_in_eval_mode() -> None:
 
     class Watch(lightning.Callback):
         def on_train_batch_start(self, trainer: object, pl_module: AlignmentSearch, *rest: object) -> None:
-            modes.append((pl_module.network.model.training, pl_module.interventions.training))
+            modes.append((pl_module.network.model.training, pl_module.interchange.interventions.training))
 
     trainer(max_epochs=2, callbacks=[Watch()]).fit(module, datamodule=data)
     assert set(modes) == {(False, True)}
@@ -163,7 +163,7 @@ def test_the_base_model_stays_frozen_and_in_eval_mode() -> None:
 def test_interventions_are_registered_before_the_network() -> None:
     """Optimizer state is matched by position when a checkpoint changes strategy."""
     module, _ = search()
-    assert [name for name, _ in module.named_children()][:2] == ["interventions", "network"]
+    assert [name for name, _ in module.named_children()][:2] == ["interchange", "network"]
 
 
 def test_a_fit_that_cannot_learn_ends_at_its_first_step() -> None:
@@ -184,7 +184,7 @@ def test_a_fit_that_cannot_learn_ends_at_its_first_step() -> None:
     with pytest.raises(
         FirstStepError, match=r"site 'module:aside.output': nothing that DAS does there reaches the label"
     ):
-        trainer(callbacks=[FirstStepCheck()]).fit(module, datamodule=data)
+        trainer().fit(module, datamodule=data)
 
 
 def test_sites_may_share_an_intervention() -> None:
@@ -201,8 +201,8 @@ def test_sites_may_share_an_intervention() -> None:
         )
         for flag in (False, True)
     )
-    assert len(list(own.interventions.parameters())) == 2
-    assert len(list(shared.interventions.parameters())) == 1
+    assert len(list(own.interchange.interventions.parameters())) == 2
+    assert len(list(shared.interchange.interventions.parameters())) == 1
     assert shared.trained[sites[0]] is shared.trained[sites[1]]
     with pytest.raises(ValueError, match="sites of different sizes cannot share an intervention"):
         AlignmentSearch(network=module.network, sites=sites, intervention=DAS, shared=True, hidden_sizes=[8, 4])
@@ -246,7 +246,7 @@ def test_joined_positions_are_one_vector() -> None:
         seen.append((joined.shape, other.shape))
         return other
 
-    assert torch.equal(module._edit(record, source, None)(base), source)
+    assert torch.equal(module.interchange.edit(record, source)(base), source)
     assert seen == [((3, 2 * size), (3, 2 * size))]
 
 

@@ -17,7 +17,6 @@ from itrain.interventions.boundless_das import BoundlessDAS
 from itrain.networks.hooks import HookedNetwork
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import Annealing
 from tests.planted import HIDDEN, Bits, Planted
 from tests.test_interchange import QUIET
 
@@ -137,7 +136,7 @@ def fit(**settings: float) -> tuple[BoundlessDAS, AlignmentSearch, dict[str, flo
         optimizer=partial(torch.optim.Adam, lr=3e-2),
         hidden_sizes=[HIDDEN],
     )
-    trainer = lightning.Trainer(max_epochs=16, callbacks=[Annealing()], **QUIET)
+    trainer = lightning.Trainer(max_epochs=16, **QUIET)
     trainer.fit(search, datamodule=data)
     (results,) = trainer.test(search, datamodule=data, verbose=False)
     intervention = search.trained[EMBED]

@@ -23,7 +23,6 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import Annealing
 from itrain.training.cohort import Cohort
 from tests.models import ALL_TYPES, CAUSAL_TYPES, VOCABULARY, hook_count, tiny_inputs, tiny_model
 from tests.planted import Bits, Planted
@@ -173,7 +172,7 @@ def test_a_cohort_s_fits_over_candidates_are_those_made_alone(replay: str) -> No
         network = make_network(load_embedded().model, replay=replay)  # type: ignore[arg-type]
         member = search(network, loss_over="candidates")
         module = Cohort(members={"a": member}, optimizer=member.optimizer) if together else member
-        trainer = lightning.Trainer(max_epochs=3, callbacks=[Annealing()], **QUIET)
+        trainer = lightning.Trainer(max_epochs=3, **QUIET)
         trainer.fit(module, datamodule=gender(network))
         weights.append([each.detach() for each in member.exported.parameters()])
         (found,) = trainer.test(module, datamodule=gender(network), verbose=False)

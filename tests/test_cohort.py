@@ -22,7 +22,6 @@ from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import Annealing
 from itrain.training.cohort import Cohort
 from tests.test_interchange import QUIET, Gated
 
@@ -57,7 +56,7 @@ def weights(search: AlignmentSearch) -> list[torch.Tensor]:
 
 
 def run(module: lightning.LightningModule, pairs: CounterfactualDataModule, epochs: int = 3) -> dict[str, float]:
-    runner = lightning.Trainer(max_epochs=epochs, callbacks=[Annealing()], **QUIET)
+    runner = lightning.Trainer(max_epochs=epochs, **QUIET)
     runner.fit(module, datamodule=pairs)
     (found,) = runner.test(module, datamodule=pairs, verbose=False)
     return module.found if isinstance(module, Cohort) else found

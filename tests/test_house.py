@@ -25,7 +25,7 @@ ROOMS = [
         "itrain.probes",
         "itrain.interventions",
     },
-    {"itrain.inputs", "itrain.architectures"},
+    {"itrain.inputs", "itrain.architectures", "itrain.factories"},
     {"itrain.networks", "itrain.models", "itrain.adapters", "itrain.tasks"},
     {"itrain.splits"},
     {"itrain.data", "itrain.responses"},

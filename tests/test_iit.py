@@ -27,7 +27,7 @@ from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import WEIGHTS, ExportError, export, load
 from itrain.sites import Site
-from itrain.training.callbacks import FirstStepCheck, FirstStepError
+from itrain.training.callbacks import FirstStepError
 from itrain.training.iit import InterchangeInterventionTraining
 from tests.models import tiny_inputs, tiny_model
 from tests.test_interchange import QUIET, TwoBits
@@ -71,7 +71,7 @@ def data_for(module: InterchangeInterventionTraining) -> CounterfactualDataModul
 
 
 def fit(module: InterchangeInterventionTraining, epochs: int, **settings: Any) -> lightning.Trainer:
-    runner = lightning.Trainer(max_epochs=epochs, **{**QUIET, "callbacks": [FirstStepCheck()], **settings})
+    runner = lightning.Trainer(max_epochs=epochs, **{**QUIET, **settings})
     runner.fit(module, data_for(module))
     return runner
 
@@ -174,7 +174,7 @@ def test_answers_of_several_tokens_and_heads_without_values_are_refused() -> Non
     module, batch = fp64()
     with pytest.raises(ValueError, match="answers of one token"):
         module.task_loss(replace(batch, base_label=batch.base_label[:, None]))
-    with pytest.raises(ValueError, match="need classes"):
+    with pytest.raises(ValueError, match="classes="):
         training(readout_weight=1.0)
 
 
@@ -198,10 +198,12 @@ def test_variables_are_put_where_they_are_wanted_and_no_others() -> None:
 
 def test_a_learned_rotation_is_trained_beside_the_model() -> None:
     module = training(intervention=partial(FullRotationDAS, blocks={"left": 4, "right": 4}))
-    start = module.interventions.state_dict()
+    start = module.interchange.interventions.state_dict()
     start = {name: value.clone() for name, value in start.items()}
     runner = fit(module, 15)
-    assert any(not torch.equal(value, start[name]) for name, value in module.interventions.state_dict().items())
+    assert any(
+        not torch.equal(value, start[name]) for name, value in module.interchange.interventions.state_dict().items()
+    )
     assert runner.test(module, data_for(module), verbose=False)[0]["test/iia_changing_argmax"] > 0.98
 
 

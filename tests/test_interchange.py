@@ -25,7 +25,6 @@ from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from itrain.tasks.base import Pair, Split, Task, TextTask
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import Annealing
 from itrain.training.interchange import answer_loss
 from tests.planted import HIDDEN, Planted
 
@@ -289,7 +288,7 @@ def test_schedules_end_exactly_and_penalties_and_groups_reach_the_optimizer() ->
     module = AlignmentSearch(
         network=network, sites=[EMBED], intervention=Gated, optimizer=ADAM, warmup=0.0, hidden_sizes=[HIDDEN]
     )
-    runner = lightning.Trainer(max_epochs=2, callbacks=[Annealing()], **QUIET)
+    runner = lightning.Trainer(max_epochs=2, **QUIET)
     runner.fit(module, datamodule=data)
     gated = module.trained[EMBED]
     assert isinstance(gated, Gated)

@@ -24,7 +24,6 @@ from itrain.networks.replay import ReplayNetwork
 from itrain.sharing import export, load
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import Annealing
 from tests.models import tiny_inputs, tiny_model
 from tests.planted import HIDDEN, Bits, Planted
 from tests.test_interchange import QUIET
@@ -206,7 +205,7 @@ def search(intervention: partial[Mask]) -> tuple[AlignmentSearch, dict[str, floa
         optimizer=partial(torch.optim.Adam, lr=3e-2),
         hidden_sizes=[HIDDEN],
     )
-    trainer = lightning.Trainer(max_epochs=8, callbacks=[Annealing()], **QUIET)
+    trainer = lightning.Trainer(max_epochs=8, **QUIET)
     data.setup("fit")
     module.fit_activations(data.train_dataloader())
     trainer.fit(module, datamodule=data)

@@ -31,8 +31,7 @@ from itrain.reports.terminal import show
 from itrain.sharing import export, load
 from itrain.sites import Site
 from itrain.tasks.base import Pair, Split, Task
-from itrain.training.callbacks import FirstStepCheck
-from itrain.training.probing import Candidates, ProbeTraining
+from itrain.training.probing import ProbeSet, ProbeTraining
 
 JOIN = Site.parse("module:join.output")
 KIND = f"kind {JOIN}"
@@ -110,7 +109,7 @@ def probing(
 def trainer(**settings: Any) -> lightning.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     usual = {"accelerator": "cpu", "max_epochs": 15, "use_distributed_sampler": False, "enable_checkpointing": False}
-    return lightning.Trainer(**{**quiet, **usual, "callbacks": [FirstStepCheck()], **settings})
+    return lightning.Trainer(**{**quiet, **usual, **settings})
 
 
 def fit_and_test(module: ProbeTraining, data: CounterfactualDataModule, **settings: Any) -> dict[str, float]:
@@ -307,16 +306,16 @@ def test_each_strength_is_trained_as_if_alone() -> None:
         fit_and_test(alone, data, max_epochs=3)
         for task in ("probe", "control"):
             expected, found = (
-                module.candidates[KIND.replace(".", "_")].probes[task][place].scores.weight
+                module.probes[KIND.replace(".", "_")].probes[task][place].scores.weight
                 for module, place in ((alone, 0), (together, index))
             )
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_best_on_validation_is_tested_and_of_equal_ones_the_strongest() -> None:
-    candidates = Candidates(LinearProbe(4, num_classes=2), (1.0, 0.1, 0.01), control=True)
-    candidates.choose(torch.tensor([0.5, 0.75, 0.75]))
-    assert candidates.choice == 1
+    probe_set = ProbeSet(LinearProbe(4, num_classes=2), (1.0, 0.1, 0.01), control=True)
+    probe_set.choose(torch.tensor([0.5, 0.75, 0.75]))
+    assert probe_set.choice == 1
     module, data = probing(l2=[0.001, 300.0])
     results = fit_and_test(module, data)
     assert results[f"test/l2/{KIND}"] == pytest.approx(0.001)

@@ -239,7 +239,7 @@ def test_processes_and_their_uneven_shares_give_the_gradient_of_the_whole_batch(
             part = batch().take(torch.tensor(rows))
             object.__setattr__(part, "weight", weight)
             (module.training_step(part, 0) / len(shares)).backward()
-        return torch.cat([parameter.grad.flatten() for parameter in module.interventions.parameters()])
+        return torch.cat([parameter.grad.flatten() for parameter in module.interchange.interventions.parameters()])
 
     whole = gradient(([0, 1, 2], 1.0))
     torch.testing.assert_close(gradient(([0, 2], 4 / 3), ([1], 2 / 3)), whole, atol=1e-6, rtol=1e-4)
@@ -326,9 +326,7 @@ def test_a_resumed_run_ends_with_the_same_weights(lora: bool, tmp_path: Path) ->
 
     whole = fitted(None, 0)
     saved = torch.load(tmp_path / "1.ckpt", weights_only=True)["state_dict"]
-    assert all("lora_" in name if lora else name.startswith("interventions.") for name in saved), (
-        "base weights are kept"
-    )
+    assert all("lora_" in name if lora else name.startswith("interchange.") for name in saved), "base weights are kept"
     assert any(not torch.equal(saved[name], whole[name]) for name in saved)
     rest = fitted(tmp_path / "1.ckpt", 1)
     assert all(torch.equal(rest[name], whole[name]) for name in whole)
@@ -423,8 +421,8 @@ def test_an_export_is_loaded_and_answers_what_is_typed(capsys: pytest.CaptureFix
     module = itrain.load(only_run("out") / "export")
     assert isinstance(module, Finetuning) and isinstance(module, RepresentationFinetuning)
     saved = weights("out")
-    assert torch.equal(module.interventions.state_dict()["layer2_block_output@first2+last2.weight"].cpu(),
-                       saved["interventions.layer2_block_output@first2+last2.weight"])  # fmt: skip
+    assert torch.equal(module.interchange.interventions.state_dict()["layer2_block_output@first2+last2.weight"].cpu(),
+                       saved["interchange.interventions.layer2_block_output@first2+last2.weight"])  # fmt: skip
     capsys.readouterr()
     export = f"export={only_run('out') / 'export'}"
     assert main(["generate", export, "prompt=The folbin is painted", "prompt=The tornik has the color"]) == 0

@@ -643,7 +643,7 @@ def test_a_shuffled_fit_takes_the_same_course() -> None:
         torch.manual_seed(0)
         sites = [Site.parse("layer0.block_output@-2"), Site.parse("layer1.attention_output@last")]
         module = AlignmentSearch(network=network, sites=sites, intervention=partial(DAS, rank=2))
-        adam = torch.optim.Adam(module.interventions.parameters(), lr=1e-2)
+        adam = torch.optim.Adam(module.interchange.interventions.parameters(), lr=1e-2)
         losses = []
         for _ in range(5):
             for rows in torch.randperm(32).split(8):
@@ -655,7 +655,10 @@ def test_a_shuffled_fit_takes_the_same_course() -> None:
                 loss.backward()
                 adam.step()
                 losses.append(loss.detach())
-        return [torch.stack(losses), *(parameter.detach() for parameter in module.interventions.parameters())]
+        return [
+            torch.stack(losses),
+            *(parameter.detach() for parameter in module.interchange.interventions.parameters()),
+        ]
 
     model = tiny_model("gpt_neox")
     network = make_network(model)

@@ -82,14 +82,16 @@ def test_noise_is_an_example_s_own_whatever_is_restored_and_whoever_shares_its_b
     network: HookedNetwork, data: CounterfactualDataModule
 ) -> None:
     batch = batch_of(data)
-    noise = trace(network, data).noise
+    noise = trace(network, data).interchange.noise
     clean = torch.zeros(len(batch), 2, 80)
     keys = batch.base.facts.keys
     drawn = noise(clean, keys)
     torch.testing.assert_close(noise(clean[:3], keys[5:8]), drawn[5:8], rtol=0, atol=0)
     torch.testing.assert_close(noise(torch.zeros(len(batch), 3, 80), keys)[:, :2], drawn, rtol=0, atol=0)
     assert not torch.equal(drawn[0, 0], drawn[0, 1]) and not torch.equal(drawn[0], drawn[1])
-    again, other = (trace(network, data, "layer2.mlp_output@last", seed=seed).noise(clean, keys) for seed in (0, 1))
+    again, other = (
+        trace(network, data, "layer2.mlp_output@last", seed=seed).interchange.noise(clean, keys) for seed in (0, 1)
+    )
     assert torch.equal(again, drawn) and not torch.allclose(other, drawn)
     assert drawn.std() == pytest.approx(3 * float(noise.deviation), rel=0.05)
 
@@ -99,7 +101,7 @@ def test_the_noise_is_in_standard_deviations_of_what_it_is_added_to(
 ) -> None:
     site = Site.parse(SUBJECT)
     expected = network.read(data.datasets["train"].examples.base, [site])[site].std()
-    torch.testing.assert_close(trace(network, data).noise.deviation, expected)
+    torch.testing.assert_close(trace(network, data).interchange.noise.deviation, expected)
     with pytest.raises(RuntimeError, match="call fit_activations"):
         Noise(3.0, seed=0)(torch.zeros(1, 1, 4), torch.tensor([1]))
 
@@ -151,7 +153,7 @@ def test_answers_of_several_tokens_are_refused(network: HookedNetwork, data: Cou
     batch = batch_of(data)
     several = replace(batch, base_label=batch.base_label[:, None].expand(-1, 2))
     with pytest.raises(ValueError, match="answers of one token"):
-        trace(network, data).measure("test", torch.zeros(len(batch), 4), several)
+        trace(network, data).scores.update("test", torch.zeros(len(batch), 4), several)
 
 
 def test_a_sweep_of_traces_fits_nothing_and_a_row_s_command_makes_it_alone(

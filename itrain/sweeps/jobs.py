@@ -22,7 +22,6 @@ from itrain.reports.pictures import FIRST, RANDOM_MODEL
 from itrain.splits import SplitDataModule
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.callbacks import Annealing, Curves
 from itrain.training.cohort import Cohort
 from itrain.training.interchange import count_features
 from itrain.training.probing import ProbeTraining
@@ -77,7 +76,6 @@ class ProbeJob:
         lightning.seed_everything(self.fits[0].seed, verbose=False)
         training: Any = grid.methods[self.fits[0].method]
         probes = opened.module(training, [fit.site for fit in self.fits])
-        probes.fit_activations(opened.data.train_dataloader())
         trainer = make_trainer(cfg)
         trainer.fit(probes, datamodule=opened.data)
         (figures,) = trainer.test(probes, datamodule=opened.data, verbose=False)
@@ -140,18 +138,17 @@ def _fitted(
     cfg: DictConfig, opened: Opened, grid: Grid, members: Mapping[str, AlignmentSearch | CausalTracing]
 ) -> dict[str, Figures]:
     """The figures of each member of a cohort, and the curve of those that learn."""
-    for member in members.values():
-        member.fit_activations(opened.data.train_dataloader())
     first = next(iter(members.values()))
     references = first.references() if isinstance(first, CausalTracing) else {}
     cohort = Cohort(
         members={**members, **references}, optimizer=first.optimizer, warmup=first.warmup, patience=grid.patience
     )
-    cohort.prepare(opened.data.edited(), opened.data.read())
     curves, learning = Curves(), list(cohort.learning)
     trainer = make_trainer(cfg, curves)
     if learning:
         trainer.fit(cohort, datamodule=opened.data)
+    else:
+        cohort.prepare(opened.data)
     trainer.test(cohort, datamodule=opened.data, verbose=False)
     tested, trained = cohort.found, {}
     if not references:
@@ -189,12 +186,31 @@ def _is_found(member: AlignmentSearch | CausalTracing) -> bool:
     return any(part.fits_activations or list(part.parameters()) for part in parts)
 
 
+class Curves(lightning.Callback):
+    """Keeps the figures of each of a cohort's validations, for a run whose figures no logger writes."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.epochs.append({"epoch": trainer.current_epoch, **pl_module.found})  # type: ignore[dict-item]
+
+    def of(self, name: str) -> list[dict[str, float]]:
+        """The epochs of one member of a cohort."""
+        place = f"{name}/"
+        return [
+            {key.removeprefix(place): value for key, value in epoch.items() if key == "epoch" or key.startswith(place)}
+            for epoch in self.epochs
+        ]
+
+
 def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.Trainer:
     if cfg.trainer.get("devices", 1) not in (1, "1") or cfg.trainer.get("strategy", "auto") != "auto":
         raise ValueError("trainer: a sweep runs on one device; start one for each part of the layers to use more")
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     node = {**{str(key): value for key, value in cfg.trainer.items()}, **quiet}
-    return instantiate(node, _convert_="all")(callbacks=[Annealing(), *callbacks], logger=False)
+    return instantiate(node, _convert_="all")(callbacks=list(callbacks), logger=False)
 
 
 def _described(fit: Fit, grid: Grid) -> dict[str, Any]:

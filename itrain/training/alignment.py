@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from itrain.data import CounterfactualBatch
 from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
-from itrain.sites import Site
-from itrain.training.interchange import Interchange, answer_loss
+from itrain.sites import Sites
+from itrain.training.base import Training
+from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
+from itrain.training.scores import InterchangeScores
 
 
-class AlignmentSearch(Interchange):
+class AlignmentSearch(Training):
     """Trains interventions at sites of a frozen model on the counterfactual labels of a causal model.
 
     loss = 1/N sum_n w_n CE(model(base_n | do(site := intervention(base_n, source_n))), label_n) + penalty, the cross
@@ -25,19 +27,24 @@ class AlignmentSearch(Interchange):
     isolate (MDAS; Huang et al. 2024, "RAVEL", section 4). What an intervention adds for its size is the penalty.
 
     Args:
+        network: the base model, frozen.
+        sites, intervention, shared, join_positions, hidden_sizes: as in
+            :class:`~itrain.training.interchange.Interchange`.
+        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        warmup: share of the steps in which the learning rate rises.
         isolate_weight: weight of the pairs in which nothing may change.
         loss_over: ``candidates`` trains with the cross entropy over the tokens alone that the task's outputs can be,
             and computes no other logits: at the last token of a small model the vocabulary is much of a step. Training
             then no longer asks that these win against the rest of the vocabulary; validation and test still do.
-        network, sites, intervention, optimizer, warmup, shared, join_positions, hidden_sizes: as in
-            :class:`~itrain.training.interchange.Interchange`; the base model is frozen.
     """
+
+    retracts: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
         network: Network,
-        sites: Sequence[Site],
+        sites: Sites,
         intervention: Callable[[int], Intervention],
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
@@ -47,23 +54,28 @@ class AlignmentSearch(Interchange):
         join_positions: bool = False,
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(
-            network=network,
+        super().__init__()
+        self.remember(locals())
+        self.optimizer, self.warmup = optimizer, warmup
+        self.isolate_weight, self.loss_over = isolate_weight, loss_over
+        self.interchange = Interchange(
+            network,
             sites=sites,
             intervention=intervention,
-            optimizer=optimizer,
-            warmup=warmup,
             shared=shared,
             join_positions=join_positions,
             hidden_sizes=hidden_sizes,
         )
-        self.isolate_weight, self.loss_over = isolate_weight, loss_over
+        self.sites = self.interchange.sites
+        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
+        self.scores = InterchangeScores(self.interchange)
+        self.network = network
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self.trained_on(batch)
         loss = self.loss(self.interchange(batch, self.trained), batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss * batch.weight + self.penalty()
+        return loss * batch.weight + self.interchange.penalty()
 
     def trained_on(self, batch: CounterfactualBatch) -> CounterfactualBatch:
         """The batch as the training loss sees it."""
@@ -75,3 +87,44 @@ class AlignmentSearch(Interchange):
         if self.isolate_weight != 1:
             losses = losses.where(~batch.isolates.to(losses.device), self.isolate_weight * losses)
         return losses.mean()
+
+    def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch ... vocabulary"]:
+        """The logits of each pair's interchange, as they are evaluated."""
+        return self.interchange(batch, self.interchange.hardened())
+
+    @property
+    def trained(self) -> Interventions:
+        """The intervention of each site."""
+        return self.interchange.trained
+
+    @property
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """The intervention of each site, under the site's name."""
+        return {str(site): each for site, each in self.trained.items()}
+
+    @property
+    def exported(self) -> nn.Module:
+        return self.interchange.interventions
+
+    @property
+    def fits_activations(self) -> bool:
+        return self.interchange.fits_activations
+
+    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+        """Give interventions that need closed-form statistics the base activations of the training pairs."""
+        self.interchange.fit((batch.base, batch.values) for batch in batches)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self.interchange.parameter_groups()
+
+    def anneal(self, progress: float) -> None:
+        self.interchange.anneal(progress)
+
+    def begin(self, split: str) -> None:
+        self.scores.begin(split)
+
+    def score(self, split: str, batch: CounterfactualBatch) -> None:
+        self.scores.score(split, batch)
+
+    def figures(self, split: str) -> dict[str, Tensor]:
+        return self.scores.compute()

@@ -1,36 +1,66 @@
-"""What all training modules have in common: a network, sites, parts that are trained, and a linear schedule."""
+"""Training: what all training modules have in common, among it a fit's whole life."""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from itrain.inputs import ModelInputs
+from itrain.factories import FactoryError, class_path, describe, rebuild
+from itrain.interventions.orthogonal import retract_after_steps
 from itrain.networks.base import Network
 from itrain.sites import Site
+from itrain.splits import SplitDataModule
+from itrain.training.callbacks import FirstStepCheck, Preparation, Schedules
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ARGUMENTS = "training"
+"""The key of a checkpoint under which the constructor's arguments stand."""
 
 
 class Training(lightning.LightningModule, ABC):
     """A LightningModule that trains something at sites of a base model.
 
-    The network is registered after all that is trained beside it, because optimizer state is matched by position among
-    all parameters when a checkpoint is read in another strategy.
+    ``Trainer.fit`` alone is a whole fit: the callbacks that :meth:`configure_callbacks` adds fit closed-form
+    statistics, prepare the network, move schedules and check the first step.
+
+    A subclass begins its constructor with ``self.remember(locals())``, so that checkpoints and exports know its
+    arguments. It registers the network after all that is trained beside it, because
+    optimizer state is matched by position among all parameters when a checkpoint is read in another strategy.
     """
 
     trains_model: ClassVar[bool] = False
     """Whether the base model's own weights are trained."""
     shows_start: ClassVar[bool] = False
     """Whether a run tests the start too, and reports it as ``before/...``."""
+    retracts: ClassVar[bool] = False
+    """Whether orthonormal rows are retracted after each step, so that steps keep their size."""
 
     network: Network
     sites: tuple[Site, ...]
     optimizer: OptimizerFactory | None
     warmup: float
+    fitted: bool = False
+    """Whether the closed-form statistics are those of training data or were loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+        self.register_load_state_dict_post_hook(_note_statistics)
+
+    def remember(self, arguments: Mapping[str, Any]) -> None:
+        """Keep the constructor's arguments, which are its ``locals()``."""
+        others = ("self", "network", "__class__")
+        self.arguments = {name: value for name, value in arguments.items() if name not in others}
 
     @property
     @abstractmethod
@@ -43,30 +73,148 @@ class Training(lightning.LightningModule, ABC):
         """The module whose weights an export holds."""
 
     @abstractmethod
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments, without the network, that build what is exported again: sites, factories of
-        modules as classes or partials of them, and plain data."""
-
-    @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as an optimizer takes it."""
+
+    @abstractmethod
+    def score(self, split: str, batch: Any) -> None:
+        """Take a batch of a split into its figures."""
+
+    @abstractmethod
+    def figures(self, split: str) -> dict[str, Tensor]:
+        """The figures of all batches of the split since the last call, under names that begin with the split's."""
 
     @property
     def edited(self) -> tuple[Site, ...]:
         """The sites that are edited in a run of the model."""
         return self.sites
 
+    @property
+    def fits_activations(self) -> bool:
+        """Whether :meth:`fit_activations` has something to learn."""
+        return False
+
     def fit_activations(self, batches: Iterable[Any]) -> None:
-        """Learn closed-form statistics from the training data, before the first step."""
+        """Learn closed-form statistics from batches of the training data."""
 
     def anneal(self, progress: float) -> None:
         """Set what schedules rule, for a share of the training from 0 to 1."""
 
-    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
-        """Tell the network what it will be asked; the line that says how the model will be run."""
-        return self.network.prepare([self.edited], bases, sources)
+    def begin(self, split: str) -> None:
+        """Choose what is scored on a split, before its first batch."""
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def prepare(self, data: SplitDataModule) -> str:
+        """Make ready for a fit on the data; the line that is returned says how the model will be run, and why.
+
+        Statistics are fitted before the first fit only: a second fit, or a fit from a checkpoint, goes on with them.
+
+        Raises:
+            PositionError: an example lacks the position of a site.
+        """
+        data.require(list(dict.fromkeys([*self.sites, *self.edited])))
+        if self.fits_activations and not self.fitted:
+            self.fit_activations(data.whole("train"))
+            self.fitted = True
+        return self.network.prepare(self.groups, data.edited(), data.read())
+
+    @property
+    def groups(self) -> Sequence[Sequence[Site]]:
+        """The sites that are edited together, for each fit that uses the examples."""
+        return [self.edited]
+
+    def export_arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that build what is exported again, without network and optimizer."""
+        return {name: value for name, value in self.arguments.items() if name != "optimizer"}
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        return [Preparation(), Schedules(), FirstStepCheck()]
+
+    def configure_optimizers(self) -> dict[str, Any] | None:
+        groups = [group for group in self.parameter_groups() if group["params"]]
+        if not groups:
+            return None
         if self.optimizer is None:
             raise ValueError("training needs an optimizer, for example optimizer=partial(torch.optim.Adam, lr=1e-2)")
-        return with_linear_schedule(self.optimizer(self.parameter_groups()), self.trainer, self.warmup)
+        optimizer = self.optimizer(groups)
+        if self.retracts:
+            retract_after_steps(optimizer, self)
+        return with_linear_schedule(optimizer, self.trainer, self.warmup)
+
+    def on_validation_start(self) -> None:
+        self.begin("validation")
+
+    def on_test_start(self) -> None:
+        self.begin("test")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.score("validation", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.score("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.figures("validation"), sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.figures("test"), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the constructor's arguments as plain data, which loading does not run."""
+        known = {}
+        for name, value in self.arguments.items():
+            try:
+                known[name] = describe(name, value)
+            except FactoryError:
+                continue  # load_from_checkpoint asks for it
+        checkpoint[ARGUMENTS] = {"class": class_path(type(self)), "arguments": known}
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **arguments: Any,
+    ) -> Self:
+        """The module of a checkpoint: ``AlignmentSearch.load_from_checkpoint(path, network=network)``.
+
+        The constructor's other arguments are those that the checkpoint holds, unless they are given.
+
+        Raises:
+            ValueError: no network is given, or the checkpoint is of another class or lacks an argument.
+        """
+        saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        found = saved.get(ARGUMENTS, {"class": class_path(cls), "arguments": {}})
+        if found["class"] != class_path(cls):
+            raise ValueError(f"'{checkpoint_path}' is a checkpoint of {found['class']}, not of {class_path(cls)}")
+        if "network" in inspect.signature(cls).parameters and "network" not in arguments:
+            raise ValueError(f"'{checkpoint_path}' holds no base model: add network=make_network(model)")
+        known = {name: rebuild(name, each, str(checkpoint_path)) for name, each in found["arguments"].items()}
+        try:
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **{**known, **arguments}
+            )
+        except TypeError as error:
+            if "missing" not in str(error):
+                raise
+            lacks = str(error).rpartition(": ")[2]
+            raise ValueError(f"'{checkpoint_path}' does not hold the argument {lacks}; add it to the call") from error
+
+
+class FullPrecision(nn.ModuleDict):
+    """Modules whose weights stay in fp32 when all around them is cast to half precision, as trainers may do."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype.itemsize < torch.float32.itemsize:
+                return tensor.to(moved.device, torch.promote_types(tensor.dtype, torch.float32))
+            return moved
+
+        return super()._apply(keep_precision, recurse)
+
+
+def _note_statistics(training: Training, incompatible: Any) -> None:
+    training.fitted = True

@@ -1,47 +1,91 @@
-"""Callbacks that every fit has."""
+"""Callbacks of a fit's life, which training modules bring along: Trainer.fit alone is a whole fit."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning
+import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from itrain.splits import SplitDataModule
 
 
 class FirstStepError(RuntimeError):
     """The first step shows that a fit cannot learn."""
 
 
-class Annealing(lightning.Callback):
-    """Moves what schedules rule from its start, at the first step, to exactly its end at the last one.
+class Preparation(lightning.Callback):
+    """Has the module learn its closed-form statistics and make the network ready, before anything else of a fit.
 
-    progress = t / (T - 1) at step t of T.
+    A module without trained weights, such as a difference of means, is then done. A test, a validation or a prediction
+    of a module that was not fitted learns the statistics first.
+
+    Raises:
+        ValueError: statistics are asked for, and what the trainer was given does not hold all training data.
     """
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if (data := _data(trainer)) is not None:
+            pl_module.prepare(data)
+        elif pl_module.fits_activations and not pl_module.fitted:
+            if trainer.world_size > 1:
+                raise ValueError(_NO_DATA.format(type(pl_module).__name__))
+            assert trainer.estimated_stepping_batches, "asking for their number loads the batches"
+            pl_module.fit_activations(trainer.train_dataloader)
+            pl_module.fitted = True
+        if not any(parameter.requires_grad for parameter in pl_module.parameters()):
+            trainer.should_stop = True
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        _require_statistics(trainer, pl_module)
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        _require_statistics(trainer, pl_module)
+
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        _require_statistics(trainer, pl_module)
+
+
+_NO_DATA = (
+    "{} learns statistics of all training data, the same in every process: give the trainer a data module, "
+    "datamodule=CounterfactualDataModule(...), or call fit_activations(batches) first"
+)
+
+
+def _data(trainer: lightning.Trainer) -> SplitDataModule | None:
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, SplitDataModule) else None
+
+
+def _require_statistics(trainer: lightning.Trainer, pl_module: Any) -> None:
+    if pl_module.fitted or not pl_module.fits_activations:
+        return
+    if (data := _data(trainer)) is None:
+        raise ValueError(_NO_DATA.format(type(pl_module).__name__))
+    # Evaluation runs in inference mode, whose tensors no later gradient may pass.
+    with torch.inference_mode(False):
+        pl_module.prepare(data)
+
+
+class Schedules(lightning.Callback):
+    """Moves what schedules rule from its start, at the first step, to exactly its end at the last one.
+
+    progress = t / (T - 1) at step t of T. A fit that goes on from a checkpoint begins at the rate that its schedule has
+    there, not at that of the checkpoint: a finished run's is 0.
+    """
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+            if isinstance(scheduler, LambdaLR):
+                groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+                for group, rate, scale in groups:
+                    group["lr"] = rate * scale(scheduler.last_epoch)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         last = int(trainer.estimated_stepping_batches) - 1
-        pl_module.anneal(trainer.global_step / last if last else 1.0)  # type: ignore[operator]
-
-
-class Curves(lightning.Callback):
-    """Keeps the figures of each of a cohort's validations, for a run whose figures no logger writes."""
-
-    def __init__(self) -> None:
-        self.epochs: list[dict[str, float]] = []
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.epochs.append({"epoch": trainer.current_epoch, **pl_module.found})  # type: ignore[dict-item]
-
-    def of(self, name: str) -> list[dict[str, float]]:
-        """The epochs of one member of a cohort."""
-        place = f"{name}/"
-        return [
-            {key.removeprefix(place): value for key, value in epoch.items() if key == "epoch" or key.startswith(place)}
-            for epoch in self.epochs
-        ]
+        pl_module.anneal(trainer.global_step / last if last > 0 else 1.0)
 
 
 class FirstStepCheck(lightning.Callback):
@@ -57,11 +101,11 @@ class FirstStepCheck(lightning.Callback):
     def __init__(self) -> None:
         self.done = False
 
-    def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_after_backward(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.done:
             return
         self.done = True
-        for name, part in pl_module.trained_parts.items():  # type: ignore[union-attr]
+        for name, part in pl_module.trained_parts.items():
             if not _has_gradient(part):
                 raise FirstStepError(
                     f"site '{name}': nothing that {type(part).__name__} does there reaches the label (no gradient "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import lightning
 import torch
@@ -12,16 +12,19 @@ from torch.nn.utils import parametrize
 from torchmetrics import MeanMetric
 
 from itrain.data import CounterfactualBatch
-from itrain.inputs import ModelInputs
-from itrain.interventions.orthogonal import retract_after_steps
 from itrain.networks.base import ROWS
+from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.interchange import Interchange
-from itrain.training.interventions import Interventions
-from itrain.training.optimization import OptimizerFactory, with_linear_schedule
+from itrain.training.base import Training
+from itrain.training.callbacks import FirstStepCheck
+from itrain.training.interchange import Interventions
+from itrain.training.optimization import OptimizerFactory
+from itrain.training.tracing import CausalTracing
+
+Member: TypeAlias = AlignmentSearch | CausalTracing
 
 
-class Cohort(lightning.LightningModule):
+class Cohort(Training):
     """Runs members side by side: their tokens share a run of the model.
 
     loss = sum over members of their own losses. No token of one member sees another's, so the gradient of each member
@@ -40,10 +43,12 @@ class Cohort(lightning.LightningModule):
         ValueError: there are no members, or they have not the same network or training loss.
     """
 
+    retracts: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
-        members: Mapping[str, Interchange],
+        members: Mapping[str, Member],
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         patience: int | None = None,
@@ -56,7 +61,8 @@ class Cohort(lightning.LightningModule):
         over = {member.loss_over for member in members.values() if isinstance(member, AlignmentSearch)}
         if len(over) > 1:
             raise ValueError(f"the members of a cohort share loss_over; these have {' and '.join(sorted(over))}")
-        self.members: Mapping[str, Interchange] = nn.ModuleDict(dict(members))  # type: ignore[assignment]
+        self.members: Mapping[str, Member] = nn.ModuleDict(dict(members))  # type: ignore[assignment]
+        self.sites = tuple(dict.fromkeys(site for member in members.values() for site in member.sites))
         self.optimizer, self.warmup, self.patience, self.rows = optimizer, warmup, patience, rows
         (self.network,) = networks.values()
         self.learning = [name for name, member in members.items() if list(member.exported.parameters())]
@@ -66,15 +72,11 @@ class Cohort(lightning.LightningModule):
         self.found: dict[str, float] = {}
         """What the last validation or test found, as ``<member>/<split>/<figure>``."""
 
-    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
-        """Tell the network what it will be asked; the line that says how the model will be run."""
-        return self.network.prepare([member.edited for member in self.members.values()], bases, sources)
-
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self._search(self.learning[0]).trained_on(batch)
         logits = self.interchange(batch, {name: self.members[name].trained for name in self.learning})
         losses = {name: self._search(name).loss(each, batch) for name, each in logits.items()}
-        penalties = sum(self.members[name].penalty() for name in self.learning)
+        penalties = sum(self.members[name].interchange.penalty() for name in self.learning)
         total = torch.stack(list(losses.values())).sum()
         self.log("train/loss", total / len(losses), prog_bar=True, batch_size=len(batch))
         return total * batch.weight + penalties
@@ -85,52 +87,102 @@ class Cohort(lightning.LightningModule):
         The members' interventions are given, so that hard ones can stand in for those that are trained.
         """
         with self.network.unchanged(), parametrize.cached():
+            parts = {name: member.interchange for name, member in self.members.items()}
             read = [site for each in interventions.values() for site in each if each[site].takes_source]
-            activations = next(iter(self.members.values())).read(batch, list(dict.fromkeys(read)))
-            edits = [self.members[name].edits(batch, each, activations) for name, each in interventions.items()]
+            activations = next(iter(parts.values())).read(batch, list(dict.fromkeys(read)))
+            edits = [parts[name].edits(batch, each, activations) for name, each in interventions.items()]
             answers = self.network.edit_each(batch.base, edits, rows=self.rows)
         return dict(zip(interventions, answers, strict=True))
 
-    def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
-        for name, logits in self._score("validation", batch).items():
-            loss = self._search(name).loss(logits, batch)
-            self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))
+    def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The logits of each member's interchange, as they are evaluated."""
+        return self.interchange(batch, {name: member.interchange.hardened() for name, member in self.members.items()})
 
-    def test_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
-        self._score("test", batch)
+    def score(self, split: str, batch: CounterfactualBatch) -> None:
+        for name, logits in self.predict_step(batch, 0).items():
+            self.members[name].scores.update(split, logits, batch)
+            if split == "validation":
+                loss = self._search(name).loss(logits, batch)
+                self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))
+
+    def figures(self, split: str) -> dict[str, Tensor]:
+        """All members' figures, each under the member's name."""
+        figures = {name: member.scores.compute() for name, member in self.members.items()}
+        found = {f"{name}/{key}": value for name, each in figures.items() for key, value in each.items()}
+        found |= {f"{name}/validation/loss": loss.compute() for name, loss in self.losses.items()}
+        self.losses.clear()
+        if split == "test":
+            for name, member in self.members.items():
+                hard = [(each.hardened(), each) for each in member.trained.values()]
+                if any(made is not trained for made, trained in hard):
+                    ranks = [float(made.rank) for made, _ in hard]
+                    found[f"{name}/test/rank_found"] = torch.tensor(ranks).mean()
+        return found
 
     def on_validation_epoch_end(self) -> None:
-        losses = {name: float(loss.compute()) for name, loss in self.losses.items()}
-        self._report({f"{name}/validation/loss": loss for name, loss in losses.items()})
+        self._report("validation")
+        losses = {name: self.found[f"{name}/validation/loss"] for name in self.learning}
+        if losses:
+            self.log("validation/loss", sum(losses.values()) / len(losses), sync_dist=True)
         for name in [] if self.trainer.sanity_checking else list(self.learning):
             (lowest, waited), loss = self.best[name], losses[name]
             self.best[name] = (loss, 0) if loss < lowest else (lowest, waited + 1)
             if self.patience is not None and self.best[name][1] >= self.patience:
                 self._stop(name)
-        self.losses.clear()
         self.trainer.should_stop |= not self.learning
 
     def on_test_epoch_end(self) -> None:
-        ranks = {}
-        for name, member in self.members.items():
-            hard = [(each.hardened(), each) for each in member.trained.values()]
-            if any(found is not trained for found, trained in hard):
-                ranks[f"{name}/test/rank_found"] = sum(found.rank for found, _ in hard) / len(hard)
-        self._report(ranks)
+        self._report("test")
+
+    @property
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """The members' parts, under the members' names and theirs."""
+        return {
+            f"{name}, {part}": module
+            for name, member in self.members.items()
+            for part, module in member.trained_parts.items()
+        }
+
+    @property
+    def exported(self) -> nn.Module:
+        return nn.ModuleDict({name: member.exported for name, member in self.members.items()})
+
+    def export_arguments(self) -> dict[str, Any]:
+        raise ValueError("a cohort is not exported itself; export its members: export(cohort.members[name], ...)")
+
+    @property
+    def groups(self) -> Sequence[Sequence[Site]]:
+        return [member.edited for member in self.members.values()]
+
+    @property
+    def edited(self) -> tuple[Site, ...]:
+        return tuple(dict.fromkeys(site for group in self.groups for site in group))
+
+    @property
+    def fits_activations(self) -> bool:
+        return any(member.fits_activations for member in self.members.values())
+
+    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+        """Have each member learn its closed-form statistics."""
+        batches = list(batches)
+        for member in self.members.values():
+            if member.fits_activations and not member.fitted:
+                member.fit_activations(batches)
+                member.fitted = True
 
     def anneal(self, progress: float) -> None:
         for name in self.learning:
             self.members[name].anneal(progress)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        if self.optimizer is None:
-            raise ValueError("training.optimizer: a cohort that learns needs one")
-        groups = [group for member in self.members.values() for group in member.parameter_groups() if group["params"]]
-        optimizer = self.optimizer(groups)
-        retract_after_steps(optimizer, self)
-        return with_linear_schedule(optimizer, self.trainer, self.warmup)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [group for member in self.members.values() for group in member.parameter_groups()]
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        """Those of a fit but for the check of the first step: members whose site the answer cannot see are shown."""
+        return [each for each in super().configure_callbacks() if not isinstance(each, FirstStepCheck)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["cohort"] = {"learning": list(self.learning), "best": dict(self.best)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -147,21 +199,9 @@ class Cohort(lightning.LightningModule):
         assert isinstance(member, AlignmentSearch), "tracing trains nothing, so it is never validated"
         return member
 
-    def _score(self, split: str, batch: CounterfactualBatch) -> dict[str, Tensor]:
-        hard = {
-            name: {site: each.hardened() for site, each in member.trained.items()}
-            for name, member in self.members.items()
-        }
-        logits = self.interchange(batch, hard)
-        for name, each in logits.items():
-            self.members[name].measure(split, each, batch)
-        return logits
-
-    def _report(self, others: Mapping[str, float]) -> None:
-        """Note all members' figures, and these."""
-        figures = {name: member.figures() for name, member in self.members.items()}
-        found = {f"{name}/{key}": float(value) for name, each in figures.items() for key, value in each.items()}
-        self.found = {**found, **others}
+    def _report(self, split: str) -> None:
+        """Note all members' figures, and have the loggers note them."""
+        self.found = {name: float(value) for name, value in self.figures(split).items()}
         # All at once: Lightning's own log takes as long for each figure as a small model's block.
         for logger in [] if self.trainer.sanity_checking else self.loggers:
             logger.log_metrics(self.found, self.global_step)

@@ -21,10 +21,10 @@ from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
 from itrain.responses import ResponseBatch, ResponseDataModule
-from itrain.sites import Site
+from itrain.sites import Site, Sites
+from itrain.splits import SplitDataModule
 from itrain.training.base import Training
-from itrain.training.interchange import answer_loss
-from itrain.training.interventions import InterventionTraining
+from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
 
 SHOWN = 8
@@ -90,11 +90,8 @@ class Finetuning(Training):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss * batch.weight + self.penalty()
 
-    def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
-        self._score("validation", batch)
-
     def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
-        self._score("test", batch)
+        super().test_step(batch, batch_idx)
         if batch_idx == 0:
             shown = batch.take(torch.arange(min(SHOWN, len(batch))))
             length = shown.label.shape[1]
@@ -102,13 +99,11 @@ class Finetuning(Training):
             prompt = shown.inputs.texts or ()
             self.generations = Generations(prompt, before=before, after=after, wanted=shown.label)
 
-    def on_validation_epoch_end(self) -> None:
-        self._report()
+    def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Float[Tensor, "batch response vocabulary"]:
+        """The logits of each response's tokens."""
+        return self.respond(batch)
 
-    def on_test_epoch_end(self) -> None:
-        self._report()
-
-    def _score(self, split: str, batch: ResponseBatch) -> None:
+    def score(self, split: str, batch: ResponseBatch) -> None:
         logits = self.respond(batch).float()
         if not self.metrics:
             made = {"perplexity": Perplexity(ignore_index=UNUSED), "exact_match": MeanMetric()}
@@ -117,20 +112,23 @@ class Finetuning(Training):
         perplexity.update(logits, batch.label)
         exact_match.update(is_right(logits, batch.label).float())
 
-    def _report(self) -> None:
-        self.log_dict({name: metric.compute() for name, metric in self.metrics.items()}, sync_dist=True)
+    def figures(self, split: str) -> dict[str, Tensor]:
+        found = {name: metric.compute() for name, metric in self.metrics.items()}
         self.metrics.clear()
+        return found
 
 
-class RepresentationFinetuning(InterventionTraining, Finetuning):
+class RepresentationFinetuning(Finetuning):
     """Finetunes a frozen model by interventions on its prompts' activations.
 
     A position such as ``first2+last2`` counts the prompt's tokens: in generation the interventions act once, and the
     response is run unedited. Wu et al. 2024, "ReFT: Representation Finetuning for Language Models".
 
     Args:
-        network, sites, intervention, optimizer, warmup, shared, hidden_sizes: as in
-            :class:`~itrain.training.interventions.InterventionTraining`.
+        network: the base model, frozen.
+        sites, intervention, shared, hidden_sizes: as in :class:`~itrain.training.interchange.Interchange`.
+        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        warmup: share of the steps in which the learning rate rises.
 
     Raises:
         ValueError: a site has no position, so that the response would be edited too, or an intervention takes a source.
@@ -140,22 +138,22 @@ class RepresentationFinetuning(InterventionTraining, Finetuning):
         self,
         *,
         network: Network,
-        sites: Sequence[Site],
+        sites: Sites,
         intervention: Callable[[int], Intervention],
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         shared: bool = False,
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(
-            network=network,
-            sites=sites,
-            intervention=intervention,
-            optimizer=optimizer,
-            warmup=warmup,
-            shared=shared,
-            hidden_sizes=hidden_sizes,
+        super().__init__()
+        self.remember(locals())
+        self.optimizer, self.warmup = optimizer, warmup
+        self.interchange = Interchange(
+            network, sites=sites, intervention=intervention, shared=shared, hidden_sizes=hidden_sizes
         )
+        self.sites = self.interchange.sites
+        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
+        self.network = network
         for site, each in self.trained.items():
             if site.position is None:
                 raise ValueError(
@@ -170,8 +168,36 @@ class RepresentationFinetuning(InterventionTraining, Finetuning):
         used = {site: each if self.training else each.hardened() for site, each in self.trained.items()}
         return [(site, partial(each, source=None)) for site, each in used.items()]
 
+    def penalty(self) -> Tensor | float:
+        return self.interchange.penalty()
+
+    @property
+    def trained(self) -> Interventions:
+        """The intervention of each site."""
+        return self.interchange.trained
+
+    @property
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """The intervention of each site, under the site's name."""
+        return {str(site): each for site, each in self.trained.items()}
+
+    @property
+    def exported(self) -> nn.Module:
+        return self.interchange.interventions
+
+    @property
+    def fits_activations(self) -> bool:
+        return self.interchange.fits_activations
+
     def fit_activations(self, batches: Iterable[ResponseBatch]) -> None:
-        self.fit_to((batch.inputs, None) for batch in batches)
+        """Give interventions that need closed-form statistics the activations of the training prompts."""
+        self.interchange.fit((batch.inputs, None) for batch in batches)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self.interchange.parameter_groups()
+
+    def anneal(self, progress: float) -> None:
+        self.interchange.anneal(progress)
 
 
 class LoRA(nn.ModuleDict):
@@ -203,6 +229,7 @@ class LoRAFinetuning(Finetuning):
         warmup: float = 0.1,
     ) -> None:
         super().__init__()
+        self.remember(locals())
         self.sites = ()
         self.targets, self.rank, self.alpha = list(targets), rank, alpha
         self.optimizer, self.warmup = optimizer, warmup
@@ -221,9 +248,6 @@ class LoRAFinetuning(Finetuning):
     def exported(self) -> nn.Module:
         return nn.ModuleDict({path.replace(".", "_"): adapters for path, adapters in self.trained_parts.items()})
 
-    def arguments(self) -> dict[str, Any]:
-        return {"targets": self.targets, "rank": self.rank, "alpha": self.alpha}
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.exported.parameters())}]
 
@@ -239,8 +263,9 @@ class LoRAFinetuning(Finetuning):
         finally:
             self._switch(True)
 
-    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
-        return "in full, with adapters"
+    def prepare(self, data: SplitDataModule) -> str:
+        super().prepare(data)
+        return "the whole model, with adapters"
 
     def _switch(self, on: bool) -> None:
         for module in self._adapted.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, cast
 
@@ -20,13 +20,15 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import is_right
 from itrain.networks.base import Network
-from itrain.sites import Site
+from itrain.sites import Sites
+from itrain.training.base import FullPrecision, Training
 from itrain.training.callbacks import FirstStepError
-from itrain.training.interchange import Activations, Interchange, answer_loss
+from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
+from itrain.training.scores import InterchangeScores
 
 
-class InterchangeInterventionTraining(Interchange):
+class InterchangeInterventionTraining(Training):
     """Trains a model so that interventions at its sites do what a causal model predicts, and to go on doing its task.
 
     loss = 1/N sum_n task_weight CE(model(base_n), base label_n)
@@ -54,8 +56,11 @@ class InterchangeInterventionTraining(Interchange):
         lora_rank: adds trained maps of this rank to the frozen model; None: adds none.
         lora_alpha, lora_targets: their scale, and the modules that get them: see :func:`~itrain.adapters.add_lora`.
         classes: the number of values of each variable, for the linear heads.
-        network, sites, intervention, optimizer, warmup, shared, join_positions, hidden_sizes: as in
-            :class:`~itrain.training.interchange.Interchange`; the network is trainable.
+        network: the base model, trainable.
+        sites, intervention, shared, join_positions, hidden_sizes: as in
+            :class:`~itrain.training.interchange.Interchange`.
+        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        warmup: share of the steps in which the learning rate rises.
 
     Raises:
         FirstStepError: in the first step, what is done at a site does not reach the answer.
@@ -65,12 +70,13 @@ class InterchangeInterventionTraining(Interchange):
 
     trains_model: ClassVar[bool] = True
     shows_start: ClassVar[bool] = True
+    retracts: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
         network: Network,
-        sites: Sequence[Site],
+        sites: Sites,
         intervention: Callable[[int], Intervention],
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
@@ -88,20 +94,24 @@ class InterchangeInterventionTraining(Interchange):
         join_positions: bool = False,
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(
-            network=network,
+        super().__init__()
+        self.remember(locals())
+        self.optimizer, self.warmup = optimizer, warmup
+        self.task_weight, self.interchange_weights = task_weight, interchange_weights
+        self.source_weight, self.readout_weight = source_weight, readout_weight
+        self.interchange = Interchange(
+            network,
             sites=sites,
             intervention=intervention,
-            optimizer=optimizer,
-            warmup=warmup,
             shared=shared,
             join_positions=join_positions,
             hidden_sizes=hidden_sizes,
+            detach_source=detach_source,
         )
-        self.task_weight, self.interchange_weights = task_weight, interchange_weights
-        self.source_weight, self.readout_weight = source_weight, readout_weight
-        self.detach_source, self.parts = detach_source, parts
-        self.lora_rank, self.lora_alpha, self.lora_targets = lora_rank, lora_alpha, lora_targets
+        self.sites = self.interchange.sites
+        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
+        self.scores = InterchangeScores(self.interchange)
+        self.task_accuracy: dict[str, MeanMetric] = {}
         if lora_rank is not None:
             add_lora(network.model, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
         if parts is not None:
@@ -109,24 +119,27 @@ class InterchangeInterventionTraining(Interchange):
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise ValueError("nothing of the model is trained; make it a HookedNetwork(model, trainable=True)")
         network.eval()
-        self.task_accuracy: dict[str, MeanMetric] = {}
-        self.readouts = nn.ModuleList()
-        if readout_weight:
-            if not classes:
-                raise ValueError("readout_weight trains linear heads, which need classes: each variable's values")
-            self.readouts.extend(
-                nn.ModuleDict({variable: nn.Linear(each.hidden_size, count) for variable, count in classes.items()})
-                for each in self.trained.values()
+        self.readouts = self._heads(classes) if readout_weight else nn.ModuleList()
+        self.network = network
+
+    def _heads(self, classes: Mapping[str, int] | None) -> nn.ModuleList:
+        """A linear head for each variable at each site."""
+        if not classes:
+            raise ValueError(
+                "readout_weight trains linear heads, which need each variable's number of values: "
+                "classes={variable: len(task.values(variable)) for variable in task.variables}"
             )
-        # Registered last again, behind the heads.
-        self.network = self._modules.pop("network")  # type: ignore[assignment]
+        return nn.ModuleList(
+            FullPrecision({variable: nn.Linear(size, count) for variable, count in classes.items()})
+            for size in self.interchange.hidden_sizes
+        )
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         terms = self.terms(batch)
         loss = torch.stack([weight * losses for weight, losses in terms.values()]).sum(0).mean()
         self.log_dict({f"train/{name}_loss": each.mean() for name, (_, each) in terms.items()}, batch_size=len(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss * batch.weight + self.penalty()
+        return loss * batch.weight + self.interchange.penalty()
 
     def terms(self, batch: CounterfactualBatch) -> dict[str, tuple[Tensor | float, Float[Tensor, " batch"]]]:
         """The weight and each pair's loss of the terms that have any weight."""
@@ -163,11 +176,11 @@ class InterchangeInterventionTraining(Interchange):
         """Of the variables' values, read from the bases."""
         losses, activations = [], self.network.read(batch.base, self.sites)
         for site, heads in zip(self.sites, self.readouts, strict=True):
-            activation = self._joined(activations[site])
+            activation = self.interchange.joined(activations[site])
             if activation.ndim == 3 and activation.shape[1] != 1:
                 raise ValueError(f"site '{site}' has {activation.shape[1]} tokens; join_positions=True reads them all")
             activation = activation.flatten(1)
-            for variable, head in cast(nn.ModuleDict, heads).items():
+            for variable, head in cast(FullPrecision, heads).items():
                 block = self.trained[site].edit_for(variable)(torch.zeros_like(activation), activation)
                 losses.append(cross_entropy(head(block), batch.variables[variable], reduction="none"))
         return torch.stack(losses).mean(0)
@@ -183,32 +196,51 @@ class InterchangeInterventionTraining(Interchange):
                 raise ValueError(f"interchange_weights: no pair interchanges '{name}'; there are {', '.join(names)}")
         return torch.tensor([weights.get(name, 0.0) for name in names])[batch.group].to(batch.base_label.device)
 
-    def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_source):
-            return super().read(batch, sites)
+    @property
+    def trained(self) -> Interventions:
+        """The intervention of each site."""
+        return self.interchange.trained
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
         """The intervention of each site, under the site's name, and the model."""
-        return {**super().trained_parts, "model": self.network.model}
+        return {**{str(site): each for site, each in self.trained.items()}, "model": self.network.model}
 
     @property
     def exported(self) -> nn.Module:
-        return nn.ModuleDict({"interventions": self.interventions, "network": self.network})
+        return nn.ModuleDict({"interventions": self.interchange.interventions, "network": self.network})
 
-    def arguments(self) -> dict[str, Any]:
-        lora = {name: getattr(self, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
-        return {**super().arguments(), "parts": self.parts, **lora}
+    @property
+    def fits_activations(self) -> bool:
+        return self.interchange.fits_activations
+
+    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+        """Give interventions that need closed-form statistics the base activations of the training pairs."""
+        self.interchange.fit((batch.base, batch.values) for batch in batches)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         own = [*self.readouts.parameters(), *self.network.parameters()]
-        groups = [*super().parameter_groups(), {"params": [each for each in own if each.requires_grad]}]
-        return [group for group in groups if group["params"]]
+        return [*self.interchange.parameter_groups(), {"params": [each for each in own if each.requires_grad]}]
 
-    def figures(self) -> dict[str, Tensor]:
+    def anneal(self, progress: float) -> None:
+        self.interchange.anneal(progress)
+
+    def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch vocabulary"]:
+        """The logits of each pair's interchange, as they are evaluated."""
+        return self.interchange(batch, self.interchange.hardened())
+
+    def begin(self, split: str) -> None:
+        self.scores.begin(split)
+
+    def score(self, split: str, batch: CounterfactualBatch) -> None:
+        self.scores.score(split, batch)
+        right = is_right(self._answers(batch.base, batch.base_label), batch.base_label)
+        self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(right.float())
+
+    def figures(self, split: str) -> dict[str, Tensor]:
         found = {f"{split}/task_accuracy": metric.compute() for split, metric in self.task_accuracy.items()}
         self.task_accuracy.clear()
-        return super().figures() | found
+        return self.scores.compute() | found
 
     def on_fit_start(self) -> None:
         self.network.train()
@@ -231,11 +263,6 @@ class InterchangeInterventionTraining(Interchange):
 
     def on_fit_end(self) -> None:
         self.network.eval()
-
-    def _score(self, split: str, batch: CounterfactualBatch) -> None:
-        super()._score(split, batch)
-        right = is_right(self._answers(batch.base, batch.base_label), batch.base_label)
-        self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(right.float())
 
     def _answers(self, inputs: ModelInputs, label: Int[Tensor, "batch ..."]) -> Float[Tensor, "batch vocabulary"]:
         if label.ndim > 1:

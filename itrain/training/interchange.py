@@ -1,86 +1,108 @@
-"""Interchange: what AlignmentSearch and InterchangeInterventionTraining do alike, whatever they train."""
+"""Interchange: interventions at sites of a base model, and the runs of pairs in which they act.
+
+Tensor letters: B batch, P positions, D features, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
-from itrain.interventions.controls import FullVector, RandomSubspace
-from itrain.interventions.orthogonal import retract_after_steps
-from itrain.metrics import RULES, UNUSED, InterchangeAccuracy
+from itrain.metrics import UNUSED
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
-from itrain.sites import Site
-from itrain.training.interventions import Interventions, InterventionTraining
-from itrain.training.optimization import OptimizerFactory
+from itrain.sites import Site, Sites
+from itrain.training.base import FullPrecision
+
+Interventions = Mapping[Site, Intervention]
 
 Activations = dict[str, dict[Site, Tensor]]
 """Of each variable's sources, at each site."""
 
 
-class Interchange(InterventionTraining):
-    """Interventions at sites of a base model, run on pairs and held against what their causal model answers.
+class Interchange(nn.Module):
+    """Interventions at sites of a base model, one for each site or one for all.
+
+    It owns the interventions and only refers to the network, which its training owns.
 
     Args:
-        network, sites, intervention, optimizer, warmup, shared: as in
-            :class:`~itrain.training.interventions.InterventionTraining`.
+        network: the base model.
+        sites: one site or several, also as text. The positions of one site share its intervention; for one each, list
+            them as sites.
+        intervention: from the number of features to the intervention, for example ``partial(DAS, rank=4)``.
+        shared: one intervention for all sites.
         join_positions: treat a site's positions as one vector of P * D features instead of P vectors of D.
         hidden_sizes: features that each site's intervention sees; None asks the network, which knows them for named
-            components without joined positions. :func:`count_features` finds them out in the other cases.
+            components without joined positions. :func:`count_features` finds them in the other cases.
+        detach_source: treat what is read from the sources as constant, where the model is trained.
+
+    Raises:
+        ValueError: sites of different sizes are to share an intervention, or the intervention is no factory of one.
     """
+
+    network: Network
 
     def __init__(
         self,
-        *,
         network: Network,
-        sites: Sequence[Site],
+        *,
+        sites: Sites,
         intervention: Callable[[int], Intervention],
-        optimizer: OptimizerFactory | None = None,
-        warmup: float = 0.1,
         shared: bool = False,
         join_positions: bool = False,
         hidden_sizes: Sequence[int] | None = None,
+        detach_source: bool = False,
     ) -> None:
-        super().__init__(
-            network=network,
-            sites=sites,
-            intervention=intervention,
-            optimizer=optimizer,
-            warmup=warmup,
-            shared=shared,
-            hidden_sizes=hidden_sizes,
-        )
-        self.join_positions = join_positions
-        self.evaluated: dict[str, Interventions] = {}
-        self.metrics: dict[str, InterchangeAccuracy] = {}
+        super().__init__()
+        self.__dict__["network"] = network  # not registered: its weights are not this part's
+        self.sites, self.join_positions, self.detach_source = Site.parse_all(sites), join_positions, detach_source
+        sizes = hidden_sizes or [network.hidden_size(site) for site in self.sites]
+        if shared and len(set(sizes)) > 1:
+            listed = ", ".join(f"{site} {size}" for site, size in zip(self.sites, sizes, strict=True))
+            raise ValueError(f"sites of different sizes cannot share an intervention: {listed}")
+        if shared:
+            built = [_build(intervention, sizes[0])] * len(sizes)
+        else:
+            built = [_build(intervention, size) for size in sizes]
+        self.trained: Interventions = dict(zip(self.sites, built, strict=True))
+        """The intervention of each site."""
+        self.interventions = FullPrecision({_key(site): each for site, each in self.trained.items()})
 
-    def interchange(
+    @property
+    def hidden_sizes(self) -> list[int]:
+        return [each.hidden_size for each in self.trained.values()]
+
+    @property
+    def fits_activations(self) -> bool:
+        return any(each.fits_activations for each in self.trained.values())
+
+    def forward(
         self, batch: CounterfactualBatch, interventions: Interventions
     ) -> Float[Tensor, "batch ... vocabulary"]:
         """The model's answer on the bases when each variable's sites take their features from its sources."""
         with self.network.unchanged(), parametrize.cached():
-            sites = [site for site, each in interventions.items() if each.takes_source]
-            activations = self.read(batch, sites)
-            return self.network.edit(batch.base, self.edits(batch, interventions, activations))
+            read = self.read(batch, [site for site, each in interventions.items() if each.takes_source])
+            return self.network.edit(batch.base, self.edits(batch, interventions, read))
 
     def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
-        """What lies at the sites in each variable's sources, of the pairs that interchange it."""
+        """The activations at the sites in each variable's sources, of the pairs that interchange it."""
         if not batch.sources:
             raise ValueError("the batch has no sources, so there is no variable to interchange")
         found: Activations = {}
-        for variable, source in batch.sources.items():
-            rows = batch.rows(variable)
-            taken = source if rows is None else source.take(rows)
-            found[variable] = self.network.read(taken, sites) if sites and taken.batch_size else {}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_source):
+            for variable, source in batch.sources.items():
+                rows = batch.rows(variable)
+                taken = source if rows is None else source.take(rows)
+                found[variable] = self.network.read(taken, sites) if sites and taken.batch_size else {}
         return found
 
     def edits(
@@ -96,91 +118,74 @@ class Interchange(InterventionTraining):
                 batch.base.require_same_count(source, site)
                 self._require_alike(batch.base, site, rows)
                 apply = intervention.edit_for(variable)
-                edits.append((site, self._edit(apply, activations[variable].get(site), rows)))
+                edits.append((site, self.edit(apply, activations[variable].get(site), rows)))
         return edits
 
-    def arguments(self) -> dict[str, Any]:
-        return {**super().arguments(), "join_positions": self.join_positions}
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        configured = super().configure_optimizers()
-        # Not in ReFT, whose recipe's rate is ten times as high and counts on steps that fade.
-        retract_after_steps(configured["optimizer"], self)
-        return configured
-
-    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Give interventions that need closed-form statistics the base activations of the training pairs."""
-        self.fit_to((batch.base, batch.values) for batch in batches)
-
-    def on_validation_start(self) -> None:
-        self.evaluated = {"": {site: each.hardened() for site, each in self.trained.items()}}
-
-    def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
-        self._score("validation", batch)
-
-    def on_test_start(self) -> None:
-        hard = {site: each.hardened() for site, each in self.trained.items()}
-        self.evaluated = {
-            "": hard,
-            "/random_subspace": {site: _untrained(each).to(self.device) for site, each in hard.items()},
-            "/full_vector": {site: FullVector(each.hidden_size) for site, each in hard.items()},
-        }
-        if any(hard[site] is not each for site, each in self.trained.items()):
-            self.evaluated["/soft"] = self.trained
-
-    def test_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
-        self._score("test", batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._report()
-
-    def on_test_epoch_end(self) -> None:
-        self._report()
-        if "/soft" in self.evaluated:
-            ranks = [each.rank for each in self.evaluated[""].values()]
-            self.log("test/rank", sum(ranks) / len(ranks))
-
-    def measure(self, place: str, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> None:
-        """Take the answers on a batch into the figures of a place such as ``test/full_vector``."""
-        device = logits.device
-        group, isolates = batch.group.to(device), batch.isolates.to(device)
-        whole = (logits, batch.counterfactual_label, batch.contrast_label, batch.changes, isolates)
-        parts: dict[str, Any] = {"": ...}
-        if len(batch.groups) > 1:
-            parts |= {f"/{'+'.join(names)}": group == number for number, names in enumerate(batch.groups)}
-        for part, rows in parts.items():
-            for rule in RULES:
-                metric = self.metrics.setdefault(f"{place}{part}/{rule}", InterchangeAccuracy(rule=rule).to(device))
-                metric.update(*(each[rows] for each in whole))
-
-    def figures(self) -> dict[str, Tensor]:
-        """All figures of what was measured since the last call."""
-        found = {}
-        for name, metric in self.metrics.items():
-            place, _, rule = name.rpartition("/")
-            for key, value in metric.compute().items():
-                found[f"{place}/{key}" if key.startswith("pairs") else f"{place}/{key}_{rule}"] = value.float()
-        self.metrics.clear()
-        return found
-
-    def _score(self, split: str, batch: CounterfactualBatch) -> None:
-        for control, interventions in self.evaluated.items():
-            self.measure(f"{split}{control}", self.interchange(batch, interventions), batch)
-
-    def _report(self) -> None:
-        self.log_dict(self.figures(), sync_dist=True)
-
-    def _edit(
-        self, apply: Callable[[Tensor, Tensor | None], Tensor], source: Tensor | None, rows: Int[Tensor, " rows"] | None
+    def edit(
+        self,
+        apply: Callable[[Tensor, Tensor | None], Tensor],
+        source: Tensor | None,
+        rows: Int[Tensor, " rows"] | None = None,
     ) -> Edit:
-        joined = None if source is None else self._joined(source)
+        """The edit of a base's activation, of some rows of the batch or of all, with what was read from the source."""
+        joined = None if source is None else self.joined(source)
 
         def edit(base: Tensor) -> Tensor:
             chosen = base if rows is None else base[rows.to(base.device)]
-            new = apply(self._joined(chosen), joined).view_as(chosen)
+            new = apply(self.joined(chosen), joined).view_as(chosen)
             return new if rows is None else base.index_copy(0, rows.to(base.device), new.to(base.dtype))
 
         return edit
+
+    def joined(self, activation: Tensor) -> Tensor:
+        """The activation as interventions see it."""
+        return activation.flatten(1) if self.join_positions else activation
+
+    def hardened(self) -> Interventions:
+        """The interventions that are evaluated: with hard gates where training uses soft ones."""
+        return {site: each.hardened() for site, each in self.trained.items()}
+
+    def fit(self, examples: Iterable[tuple[ModelInputs, Int[Tensor, " batch"] | None]]) -> None:
+        """Give interventions that need closed-form statistics the activations of inputs, and the inputs' classes."""
+        wanted = {site: each for site, each in self.trained.items() if each.fits_activations}
+        if not wanted:
+            return
+        found: dict[Site, list[Tensor]] = {site: [] for site in wanted}
+        classes: dict[Site, list[Tensor]] = {site: [] for site in wanted}
+        device = next(self.network.parameters()).device
+        with torch.no_grad():
+            for inputs, values in examples:
+                for site, activation in self.network.read(inputs.to(device), wanted).items():
+                    rows, of = self.rows(activation, inputs, site)
+                    found[site].append(rows)
+                    classes[site] += [] if values is None else [values.to(device)[of]]
+        for site, intervention in wanted.items():
+            intervention.fit(torch.cat(found[site]), torch.cat(classes[site]) if classes[site] else None)
+
+    def rows(
+        self, activation: Tensor, inputs: ModelInputs, site: Site
+    ) -> tuple[Float[Tensor, "rows hidden"], Int[Tensor, " rows"]]:
+        """The activation as rows, without tokens that an example lacks, and the example that each row is of."""
+        example = torch.arange(len(activation), device=activation.device)
+        if self.join_positions:
+            return self.joined(activation), example
+        if site.position is None:
+            inside = activation[..., 0].numel() // len(activation)
+            return activation.flatten(0, -2), example.repeat_interleave(inside)
+        present = inputs.present(site).to(activation.device)
+        return activation[present], example[:, None].expand_as(present)[present]
+
+    def anneal(self, progress: float) -> None:
+        for intervention in self.trained.values():
+            intervention.anneal(progress)
+
+    def penalty(self) -> Tensor | float:
+        """What the interventions' sizes add to the loss."""
+        penalties = (intervention.penalty() for intervention in dict.fromkeys(self.trained.values()))
+        return sum((each for each in penalties if each is not None), 0.0)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [group for each in dict.fromkeys(self.trained.values()) for group in each.parameter_groups()]
 
     def _require_alike(self, base: ModelInputs, site: Site, rows: Tensor | None) -> None:
         """Refuse ragged positions where tokens of different examples would have to be matched up."""
@@ -191,16 +196,6 @@ class Interchange(InterventionTraining):
                 f"name one token, for example '{site.terms[0].split('.')[0]}.last'"
             )
 
-    def _rows(
-        self, activation: Tensor, inputs: ModelInputs, site: Site
-    ) -> tuple[Float[Tensor, "rows hidden"], Int[Tensor, " rows"]]:
-        if not self.join_positions:
-            return super()._rows(activation, inputs, site)
-        return self._joined(activation), torch.arange(len(activation), device=activation.device)
-
-    def _joined(self, activation: Tensor) -> Tensor:
-        return activation.flatten(1) if self.join_positions else activation
-
 
 def answer_loss(
     logits: Float[Tensor, "batch ... vocabulary"], label: Int[Tensor, "batch ..."]
@@ -210,10 +205,9 @@ def answer_loss(
     return losses if losses.ndim == 1 else losses.sum(1) / (label != UNUSED).sum(1)
 
 
-def count_features(
-    network: Network, sites: Sequence[Site], example: ModelInputs, *, join_positions: bool = False
-) -> list[int]:
+def count_features(network: Network, sites: Sites, example: ModelInputs, *, join_positions: bool = False) -> list[int]:
     """The features that an intervention at each site sees, from a run of the example where the modules do not tell."""
+    sites = Site.parse_all(sites)
     if not join_positions:
         return [network.hidden_size(site, example) for site in sites]
     with torch.no_grad():
@@ -221,6 +215,25 @@ def count_features(
     return [activations[site].flatten(1).shape[1] for site in sites]
 
 
-def _untrained(intervention: Intervention) -> Intervention:
-    rank = min(intervention.rank, intervention.hidden_size)
-    return intervention.untrained() or RandomSubspace(intervention.hidden_size, rank=rank)
+def _build(intervention: Callable[[int], Intervention], hidden_size: int) -> Intervention:
+    if isinstance(intervention, nn.Module) or not callable(intervention):
+        name = type(intervention).__name__
+        raise ValueError(
+            f"intervention: each site gets one of its own size, so give the class or a partial of it, not an instance: "
+            f"intervention={name} or intervention=partial({name}, ...)"
+        )
+    built = intervention(hidden_size)
+    if not isinstance(built, Intervention):
+        raise ValueError(f"intervention: it makes a {type(built).__name__}; derive the class from itrain.Intervention")
+    for name in ("hidden_size", "rank"):
+        if not isinstance(getattr(built, name, None), int):
+            raise ValueError(
+                f"{type(built).__name__} does not say its {name}; set it in the constructor, for example "
+                f"self.{name} = hidden_size"
+            )
+    return built
+
+
+def _key(site: Site) -> str:
+    """The site as a module's name, which may hold no dots."""
+    return str(site).replace(".", "_")

@@ -16,12 +16,12 @@ from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
 from itrain.probes import LinearProbe, Probe, control_labels
-from itrain.sites import Site
-from itrain.training.base import Training
+from itrain.sites import Site, Sites
+from itrain.training.base import FullPrecision, Training
 from itrain.training.optimization import OptimizerFactory
 
 
-class Candidates(nn.Module):
+class ProbeSet(nn.Module):
     """The probes of a variable at a site, one for each strength, their controls, and which strength is chosen.
 
     All start alike, and each is trained as if it were alone. Tensor letters: T tasks (the probes', then the controls'),
@@ -38,7 +38,9 @@ class Candidates(nn.Module):
         self.register_buffer("chosen", torch.tensor(0 if len(strengths) == 1 else -1))
 
     def forward(self, activation: Float[Tensor, "batch hidden"]) -> Float[Tensor, "tasks strengths batch classes"]:
-        scores = [probe(activation) for probe, _ in self.each()]
+        # Probes are small and compute in fp32, whatever the model is cast to.
+        with torch.autocast(activation.device.type, enabled=False):
+            scores = [probe(activation) for probe, _ in self.each()]
         return torch.stack(scores).unflatten(0, (len(self.probes), len(self.strengths)))
 
     def each(self) -> Iterator[tuple[Probe, float]]:
@@ -72,7 +74,7 @@ class Candidates(nn.Module):
 
 
 class ProbeAccuracy(Metric):
-    """The accuracy of each of several candidates, that of always giving the most frequent class, and the examples.
+    """The accuracy of each probe of a set, that of always giving the most frequent class, and the examples.
 
     The states are integers and sum over processes, so the result does not depend on how the examples were divided.
     """
@@ -98,10 +100,10 @@ class ProbeAccuracy(Metric):
 
 
 class Prediction(NamedTuple):
-    """What the candidates of a variable at a site say of a batch, and what is right."""
+    """The class scores of a variable's probes at a site on a batch, and the right classes."""
 
     name: str
-    candidates: Candidates
+    probe_set: ProbeSet
     scores: Float[Tensor, "tasks strengths batch classes"]
     values: Int[Tensor, "tasks batch"]
 
@@ -122,7 +124,7 @@ class ProbeTraining(Training):
     Args:
         network: the base model, frozen.
         sites: sites of one token each.
-        classes: the number of values of each variable.
+        classes: the number of values of each variable that is read.
         probe: from features and classes to the probe.
         l2: strengths of the regularisation, trained side by side; of equally accurate ones the strongest is chosen.
         control: whether control probes are trained; the batches must have types.
@@ -139,8 +141,8 @@ class ProbeTraining(Training):
         self,
         *,
         network: Network,
-        sites: Sequence[Site],
-        classes: Mapping[str, int],
+        sites: Sites,
+        classes: Mapping[str, int] | None = None,
         optimizer: OptimizerFactory | None = None,
         probe: Callable[..., Probe] = LinearProbe,
         l2: Sequence[float] = (0.1, 0.01, 0.001),
@@ -150,17 +152,24 @@ class ProbeTraining(Training):
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.remember(locals())
         if not l2 or min(l2) < 0:
             raise ValueError(f"l2 is one strength or several, none below 0; got {list(l2)}")
-        self.sites, self.classes, self.probe = tuple(sites), dict(classes), probe
+        if not classes:
+            raise ValueError(
+                "a probe needs the number of values of each variable that it reads: "
+                "classes={variable: len(task.values(variable)) for variable in task.variables}"
+            )
+        self.sites, self.classes = Site.parse_all(sites), dict(classes)
         self.l2 = tuple(sorted(l2, reverse=True))
         self.control, self.control_seed = control, control_seed
         self.optimizer, self.warmup = optimizer, warmup
-        self.hidden_sizes = list(hidden_sizes or [network.hidden_size(site) for site in self.sites])
-        self.candidates = nn.ModuleDict(
+        sizes = list(hidden_sizes or [network.hidden_size(site) for site in self.sites])
+        self.arguments.update(sites=self.sites, hidden_sizes=sizes)
+        self.probes = FullPrecision(
             {
-                _key(f"{variable} {site}"): Candidates(probe(size, num_classes=count), self.l2, control=control)
-                for site, size in zip(self.sites, self.hidden_sizes, strict=True)
+                _key(f"{variable} {site}"): ProbeSet(probe(size, num_classes=count), self.l2, control=control)
+                for site, size in zip(self.sites, sizes, strict=True)
                 for variable, count in self.classes.items()
             }
         )
@@ -171,7 +180,7 @@ class ProbeTraining(Training):
         predictions = list(self.predictions(batch))
         losses = torch.stack([_losses(prediction) for prediction in predictions])
         self.log("train/loss", losses[:, 0].mean(), prog_bar=True, batch_size=len(batch))
-        penalty = torch.stack([prediction.candidates.penalty() for prediction in predictions]).sum()
+        penalty = torch.stack([prediction.probe_set.penalty() for prediction in predictions]).sum()
         return losses.sum() * batch.weight + penalty
 
     def predictions(self, batch: CounterfactualBatch) -> Iterator[Prediction]:
@@ -179,41 +188,41 @@ class ProbeTraining(Training):
         for site, activation in self._read(batch.base).items():
             for number, (variable, count) in enumerate(self.classes.items()):
                 name, values = f"{variable} {site}", [batch.variables[variable]]
-                candidates = self._candidates(name)
+                probe_set = self._probes(name)
                 if self.control:
                     if batch.types is None:
                         raise ValueError("control probes label types, and the task names no control variable for them")
                     seed = self.control_seed * len(self.classes) + number
                     values.append(control_labels(batch.types, count, seed=seed))
-                yield Prediction(name, candidates, candidates(activation), torch.stack(values))
+                yield Prediction(name, probe_set, probe_set(activation), torch.stack(values))
 
     @property
     def chosen(self) -> dict[str, Probe]:
         """The probe of each variable and site whose strength was chosen, under its name in the results."""
-        return {f"{variable} {site}": self._candidates(f"{variable} {site}").best for site, variable in self._pairs}
+        return {f"{variable} {site}": self._probes(f"{variable} {site}").best for site, variable in self._pairs}
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
         """One probe of each variable at each site, since all are trained alike."""
         return {
-            f"{site} ({variable})": next(self._candidates(f"{variable} {site}").each())[0]
-            for site, variable in self._pairs
+            f"{site} ({variable})": next(self._probes(f"{variable} {site}").each())[0] for site, variable in self._pairs
         }
 
     @property
     def exported(self) -> nn.Module:
-        return self.candidates
+        return self.probes
 
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "sites": self.sites,
-            "classes": self.classes,
-            "probe": self.probe,
-            "l2": self.l2,
-            "control": self.control,
-            "control_seed": self.control_seed,
-            "hidden_sizes": self.hidden_sizes,
-        }
+    @property
+    def edited(self) -> tuple[Site, ...]:
+        return ()
+
+    @property
+    def groups(self) -> Sequence[Sequence[Site]]:
+        return ()
+
+    @property
+    def fits_activations(self) -> bool:
+        return True
 
     def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Give the probes the scale of the training activations."""
@@ -224,30 +233,43 @@ class ProbeTraining(Training):
                 for site, activation in self._read(batch.base.to(device)).items():
                     found[site].append(activation)
         for site, variable in self._pairs:
-            for probe, _ in self._candidates(f"{variable} {site}").each():
+            for probe, _ in self._probes(f"{variable} {site}").each():
                 probe.fit(torch.cat(found[site]))
 
-    def validation_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
-        self._score("validation", batch)
+    def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> dict[str, Float[Tensor, "batch classes"]]:
+        """The class scores of the chosen probe of each variable at each site."""
+        return {
+            prediction.name: prediction.scores[0, prediction.probe_set.choice] for prediction in self.predictions(batch)
+        }
 
-    def test_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
-        self._score("test", batch)
+    def score(self, split: str, batch: CounterfactualBatch) -> None:
+        metrics = self.metrics.setdefault(split, {})
+        for name, _, scores, values in self.predictions(batch):
+            if name not in metrics:
+                tasks, strengths, _, count = scores.shape
+                metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(self.device)
+            metrics[name].update(scores, values)
 
-    def on_validation_epoch_end(self) -> None:
-        """Choose each probe's strength."""
+    def figures(self, split: str) -> dict[str, Tensor]:
+        """The figures of a split; those of the validation choose each probe's strength."""
+        metrics = self.metrics.pop(split)
+        return self._chosen(metrics) if split == "validation" else self._tested(metrics)
+
+    def _chosen(self, metrics: Mapping[str, ProbeAccuracy]) -> dict[str, Tensor]:
+        """Choose each probe's strength, and report the mean accuracy."""
         best = []
-        for name, metric in self.metrics.pop("validation").items():
+        for name, metric in metrics.items():
             accuracy, *_ = metric.compute()
-            self._candidates(name).choose(accuracy[0])
+            self._probes(name).choose(accuracy[0])
             best.append(accuracy[0].max())
-        self.log("validation/probe_accuracy", torch.stack(best).mean(), sync_dist=True)
+        return {"validation/probe_accuracy": torch.stack(best).mean()}
 
-    def on_test_epoch_end(self) -> None:
-        """Report the chosen probes beside the most frequent class and their controls."""
+    def _tested(self, metrics: Mapping[str, ProbeAccuracy]) -> dict[str, Tensor]:
+        """The chosen probes beside the most frequent class and their controls, each and their means."""
         controls = self._control_metrics() if self.control else {}
-        results: dict[str, dict[str, float]] = {}
-        for name, metric in self.metrics.pop("test").items():
-            (accuracy, majority, examples), choice = metric.compute(), self._candidates(name).choice
+        figures: dict[str, dict[str, Tensor]] = {}
+        for name, metric in metrics.items():
+            (accuracy, majority, examples), choice = metric.compute(), self._probes(name).choice
             found = {"probe_accuracy": accuracy[0, choice], "majority_accuracy": majority, "examples": examples}
             if self.control:
                 (_, control), _, control_examples = controls[name].compute()
@@ -256,26 +278,24 @@ class ProbeTraining(Training):
                     "control_examples": control_examples,
                     "selectivity": accuracy[0, choice] - control[choice],
                 }
-            results[name] = {figure: float(value) for figure, value in found.items()}
-            self.log(f"test/l2/{name}", self.l2[choice], sync_dist=True)
-        for figure in next(iter(results.values())):
-            values = {name: found[figure] for name, found in results.items()}
-            self.log_dict({f"test/{figure}/{name}": value for name, value in values.items()}, sync_dist=True)
-            self.log(f"test/{figure}", sum(values.values()) / len(values), sync_dist=True)
+            for figure, value in found.items():
+                figures.setdefault(figure, {})[name] = value.float()
+        reported = {f"test/l2/{name}": torch.tensor(self.l2[self._probes(name).choice]) for name in metrics}
+        for figure, values in figures.items():
+            reported |= {f"test/{figure}/{name}": value for name, value in values.items()}
+            reported[f"test/{figure}"] = torch.stack(list(values.values())).mean()
+        return reported
 
     @torch.no_grad()
     def accuracies(self, batches: Iterable[CounterfactualBatch]) -> dict[str, float]:
         """Of the probe that is chosen for each variable at each site, on other batches than those of the test."""
         for batch in batches:
-            self._score("others", batch.to(self.device))
+            self.score("others", batch.to(self.device))
         found = {name: metric.compute()[0][0] for name, metric in self.metrics.pop("others").items()}
-        return {name: float(accuracy[self._candidates(name).choice]) for name, accuracy in found.items()}
+        return {name: float(accuracy[self._probes(name).choice]) for name, accuracy in found.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.candidates.parameters())}]
-
-    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
-        return self.network.prepare([], bases, sources)
+        return [{"params": list(self.probes.parameters())}]
 
     def _read(self, inputs: ModelInputs) -> dict[Site, Tensor]:
         activations = self.network.read(inputs, self.sites)
@@ -286,14 +306,6 @@ class ProbeTraining(Training):
                 )
         return {site: activation.flatten(1) for site, activation in activations.items()}
 
-    def _score(self, examples: str, batch: CounterfactualBatch) -> None:
-        metrics = self.metrics.setdefault(examples, {})
-        for name, _, scores, values in self.predictions(batch):
-            if name not in metrics:
-                tasks, strengths, _, count = scores.shape
-                metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(self.device)
-            metrics[name].update(scores, values)
-
     def _control_metrics(self) -> dict[str, ProbeAccuracy]:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, CounterfactualDataModule):
@@ -302,15 +314,15 @@ class ProbeTraining(Training):
                 "datamodule=CounterfactualDataModule(...)"
             )
         for batch in data.control_dataloader():
-            self._score("control", batch.to(self.device))
+            self.score("control", batch.to(self.device))
         return self.metrics.pop("control")
 
     @property
     def _pairs(self) -> list[tuple[Site, str]]:
         return [(site, variable) for site in self.sites for variable in self.classes]
 
-    def _candidates(self, name: str) -> Candidates:
-        return cast(Candidates, self.candidates[_key(name)])
+    def _probes(self, name: str) -> ProbeSet:
+        return cast(ProbeSet, self.probes[_key(name)])
 
 
 def _losses(prediction: Prediction) -> Float[Tensor, "tasks strengths"]:

@@ -18,13 +18,12 @@ from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, is_right
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
-from itrain.sites import Site
-from itrain.training.interchange import Activations, Interchange
-from itrain.training.interventions import Interventions
-from itrain.training.optimization import OptimizerFactory
+from itrain.sites import Site, SiteLike, Sites
+from itrain.training.base import Training
+from itrain.training.interchange import Activations, Interchange, Interventions
 
 
-class CausalTracing(Interchange):
+class CausalTracing(Training):
     """Restores sites of a corrupted run from the clean one; nothing is trained.
 
     The clean run is that of the base. In the corrupted one the site ``corrupted``, the subject's tokens at the model's
@@ -35,10 +34,10 @@ class CausalTracing(Interchange):
     Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1.
 
     Args:
-        network, sites, intervention, optimizer, warmup, shared, hidden_sizes: as in
-            :class:`~itrain.training.interventions.InterventionTraining`; an intervention is given the corrupted
-            activation as base and the clean one as source. Several sites are restored together; none is the corrupted
-            run itself.
+        network: the base model.
+        sites, intervention, shared, hidden_sizes: as in :class:`~itrain.training.interchange.Interchange`; an
+            intervention is given the corrupted activation as base and the clean one as source. Several sites are
+            restored together; none is the corrupted run itself.
         corrupted: the site that gets the noise.
         noise: its size, in standard deviations sigma of the clean activations there.
         seed: of the noise.
@@ -47,68 +46,124 @@ class CausalTracing(Interchange):
         ValueError: the intervention has parameters, or answers are of several tokens.
     """
 
+    optimizer = None
+    warmup = 0.0
+
     def __init__(
         self,
         *,
         network: Network,
-        sites: Sequence[Site],
-        corrupted: str,
+        sites: Sites,
+        corrupted: SiteLike,
         noise: float = 3.0,
         seed: int = 0,
         intervention: Callable[[int], Intervention] = FullVector,
-        optimizer: OptimizerFactory | None = None,
-        warmup: float = 0.1,
         shared: bool = False,
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(
-            network=network,
+        super().__init__()
+        self.remember(locals())
+        self.interchange = Restoration(
+            network,
+            corrupted=Site.parse(corrupted),
+            noise=Noise(noise, seed=seed),
             sites=sites,
             intervention=intervention,
-            optimizer=optimizer,
-            warmup=warmup,
             shared=shared,
             hidden_sizes=hidden_sizes,
         )
+        self.sites, self.corrupted = self.interchange.sites, self.interchange.corrupted
+        self.arguments.update(
+            sites=self.sites, corrupted=str(self.corrupted), hidden_sizes=self.interchange.hidden_sizes
+        )
         if learned := [each for each in self.trained.values() if list(each.parameters())]:
             raise ValueError(f"tracing trains nothing, and {type(learned[0]).__name__} is learned; use full_vector")
-        self.corrupted, self.noise = Site.parse(corrupted), Noise(noise, seed=seed)
-        self.means: dict[str, MeanMetric] = {}
-
-    @property
-    def exported(self) -> nn.Module:
-        return nn.ModuleDict({"interventions": self.interventions, "noise": self.noise})
-
-    def arguments(self) -> dict[str, Any]:
-        known = {name: value for name, value in super().arguments().items() if name != "join_positions"}
-        return {**known, "corrupted": str(self.corrupted), "noise": self.noise.scale, "seed": self.noise.seed}
+        self.scores = RestorationScores()
+        self.evaluated: dict[str, Interventions] = {}
+        self.network = network
 
     def references(self) -> dict[str, CausalTracing]:
         """The runs that a restored one lies between: ``corrupted``, nothing restored, and ``clean``, all of it."""
         found = {}
         for name, sites in {"corrupted": [], "clean": [self.corrupted]}.items():
-            given = self.arguments() | {"sites": sites, "intervention": FullVector, "hidden_sizes": None}
+            given = self.export_arguments() | {"sites": sites, "intervention": FullVector, "hidden_sizes": None}
             found[name] = CausalTracing(network=self.network, **given)
-            found[name].noise = self.noise
+            found[name].interchange.noise = self.interchange.noise
         return found
 
-    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Learn the standard deviation of the activations that get the noise."""
-        batches = list(batches)
-        super().fit_activations(batches)
-        device, found = next(self.network.parameters()).device, []
-        with torch.no_grad():
-            for base in (batch.base.to(device) for batch in batches):
-                activation = self.network.read(base, [self.corrupted])[self.corrupted]
-                found.append(self._rows(activation, base, self.corrupted)[0])
-        self.noise.deviation.copy_(torch.cat(found).std())
+    def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
+        raise ValueError("tracing trains nothing; use trainer.test")
+
+    def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch vocabulary"]:
+        """The logits of each restored run."""
+        return self.interchange(batch, self.interchange.hardened())
+
+    @property
+    def trained(self) -> Interventions:
+        """The intervention of each site."""
+        return self.interchange.trained
+
+    @property
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """The intervention of each site, under the site's name."""
+        return {str(site): each for site, each in self.trained.items()}
+
+    @property
+    def exported(self) -> nn.Module:
+        return nn.ModuleDict({"interventions": self.interchange.interventions, "noise": self.interchange.noise})
 
     @property
     def edited(self) -> tuple[Site, ...]:
         return (self.corrupted, *self.sites)
 
-    def prepare(self, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> str:
-        return super().prepare(bases, bases)
+    @property
+    def fits_activations(self) -> bool:
+        return True
+
+    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+        """Learn the standard deviation of the activations that get the noise."""
+        batches = list(batches)
+        self.interchange.fit((batch.base, batch.values) for batch in batches)
+        self.interchange.fit_noise(batch.base for batch in batches)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return []
+
+    def begin(self, split: str) -> None:
+        self.evaluated = {"": self.interchange.hardened()}
+        if split == "test":
+            self.evaluated |= {f"/{name}": reference.trained for name, reference in self.references().items()}
+
+    def score(self, split: str, batch: CounterfactualBatch) -> None:
+        for control, interventions in self.evaluated.items():
+            self.scores.update(f"{split}{control}", self.interchange(batch, interventions), batch)
+
+    def figures(self, split: str) -> dict[str, Tensor]:
+        return self.scores.compute()
+
+
+class Restoration(Interchange):
+    """Interventions that restore sites of a corrupted run from the clean one, both of the bases.
+
+    Args:
+        corrupted: the site that gets the noise.
+        noise: what is added there.
+        sites, intervention, shared, hidden_sizes: as in :class:`~itrain.training.interchange.Interchange`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        corrupted: Site,
+        noise: Noise,
+        sites: Sites,
+        intervention: Callable[[int], Intervention],
+        shared: bool = False,
+        hidden_sizes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(network, sites=sites, intervention=intervention, shared=shared, hidden_sizes=hidden_sizes)
+        self.corrupted, self.noise = corrupted, noise
 
     def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
         """What lies at the sites in the clean run."""
@@ -119,15 +174,31 @@ class CausalTracing(Interchange):
     ) -> list[tuple[Site, Edit]]:
         """The noise, and after it what is restored."""
         clean = activations["clean"]
-        restored = [(site, self._edit(each, clean.get(site), None)) for site, each in interventions.items()]
+        restored = [(site, self.edit(each, clean.get(site))) for site, each in interventions.items()]
         return [(self.corrupted, partial(self.noise, examples=batch.base.facts.keys)), *restored]
 
-    def on_test_start(self) -> None:
-        self.evaluated = {"": {site: each.hardened() for site, each in self.trained.items()}}
-        self.evaluated |= {f"/{name}": reference.trained for name, reference in self.references().items()}
+    def fit_noise(self, inputs: Iterable[ModelInputs]) -> None:
+        """Learn the standard deviation of the activations that get the noise."""
+        device, found = next(self.network.parameters()).device, []
+        with torch.no_grad():
+            for each in (batch.to(device) for batch in inputs):
+                activation = self.network.read(each, [self.corrupted])[self.corrupted]
+                found.append(self.rows(activation, each, self.corrupted)[0])
+        self.noise.deviation.copy_(torch.cat(found).std())
 
-    def measure(self, place: str, logits: Float[Tensor, "batch vocabulary"], batch: CounterfactualBatch) -> None:
-        """Take the clean answers' probabilities, and whether they win, into the figures of a place."""
+
+class RestorationScores:
+    """How far the clean answers come back: their mean probability, and how often they win, by both rules."""
+
+    def __init__(self) -> None:
+        self.means: dict[str, MeanMetric] = {}
+
+    def update(self, place: str, logits: Float[Tensor, "batch vocabulary"], batch: CounterfactualBatch) -> None:
+        """Take the clean answers' probabilities, and whether they win, into the figures of a place.
+
+        Raises:
+            ValueError: answers are of several tokens.
+        """
         label = batch.base_label
         if label.ndim > 1:
             raise ValueError("tracing follows answers of one token, and the task has some of several")
@@ -138,8 +209,8 @@ class CausalTracing(Interchange):
             name = f"{place}/answer_{figure}"
             self.means.setdefault(name, MeanMetric().to(logits.device)).update(values.float())
 
-    def figures(self) -> dict[str, Tensor]:
-        """All figures of what was measured since the last call."""
+    def compute(self) -> dict[str, Tensor]:
+        """All figures since the last call."""
         found = {name: mean.compute() for name, mean in self.means.items()}
         self.means.clear()
         return found

@@ -1,0 +1,80 @@
+"""Scores: the figures of interchange on pairs, of what is trained and of the controls beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, tensor
+
+from itrain.data import CounterfactualBatch
+from itrain.interventions.base import Intervention
+from itrain.interventions.controls import FullVector, RandomSubspace
+from itrain.metrics import RULES, InterchangeAccuracy
+from itrain.training.interchange import Interchange, Interventions
+
+
+class InterchangeScores:
+    """IIA of interventions on the pairs of a split, by both rules, of all pairs and of each group of variables.
+
+    In a test their controls stand beside them: a random subspace of equal rank and the full vector at the same sites,
+    and the soft gates of what is evaluated with hard ones.
+
+    Args:
+        interchange: runs the pairs.
+    """
+
+    def __init__(self, interchange: Interchange) -> None:
+        self.interchange = interchange
+        self.evaluated: dict[str, Interventions] = {}
+        """What is scored, under the end of its figures' place: ``""``, ``/full_vector``."""
+        self.metrics: dict[str, InterchangeAccuracy] = {}
+
+    def begin(self, split: str) -> None:
+        """Choose what is scored: what is trained and, in a test, its controls."""
+        trained, hard = self.interchange.trained, self.interchange.hardened()
+        self.evaluated = {"": hard}
+        if split == "test":
+            device = next(self.interchange.network.parameters()).device
+            self.evaluated |= {
+                "/random_subspace": {site: _untrained(each).to(device) for site, each in hard.items()},
+                "/full_vector": {site: FullVector(each.hidden_size) for site, each in hard.items()},
+            }
+            if any(hard[site] is not each for site, each in trained.items()):
+                self.evaluated["/soft"] = trained
+
+    def score(self, split: str, batch: CounterfactualBatch) -> None:
+        """Run the pairs under all that is evaluated."""
+        for control, interventions in self.evaluated.items():
+            self.update(f"{split}{control}", self.interchange(batch, interventions), batch)
+
+    def update(self, place: str, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> None:
+        """Take the answers on a batch into the figures of a place such as ``test/full_vector``."""
+        device = logits.device
+        group, isolates = batch.group.to(device), batch.isolates.to(device)
+        whole = (logits, batch.counterfactual_label, batch.contrast_label, batch.changes, isolates)
+        parts: dict[str, Any] = {"": ...}
+        if len(batch.groups) > 1:
+            parts |= {f"/{'+'.join(names)}": group == number for number, names in enumerate(batch.groups)}
+        for part, rows in parts.items():
+            for rule in RULES:
+                metric = self.metrics.setdefault(f"{place}{part}/{rule}", InterchangeAccuracy(rule=rule).to(device))
+                metric.update(*(each[rows] for each in whole))
+
+    def compute(self) -> dict[str, Tensor]:
+        """All figures since the last call, such as ``test/iia_argmax``."""
+        found = {}
+        for name, metric in self.metrics.items():
+            place, _, rule = name.rpartition("/")
+            for key, value in metric.compute().items():
+                found[f"{place}/{key}" if key.startswith("pairs") else f"{place}/{key}_{rule}"] = value.float()
+        if "/soft" in self.evaluated and self.metrics:
+            ranks = [each.rank for each in self.evaluated[""].values()]
+            found["test/rank"] = tensor(sum(ranks) / len(ranks))
+        self.metrics.clear()
+        return found
+
+
+def _untrained(intervention: Intervention) -> Intervention:
+    rank = min(intervention.rank, intervention.hidden_size)
+    return intervention.untrained() or RandomSubspace(intervention.hidden_size, rank=rank)
