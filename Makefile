@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-sweep test lint clean
+.PHONY: demo demo-sweep test test-lowest lint clean
 
 demo: $(VENV)/.installed  ## set up and run the main job
 	$(BIN)/python -m itrain fit recipe=das_gender
@@ -13,13 +14,16 @@ demo-sweep: $(VENV)/.installed  ## set up and compare methods at every layer and
 test: $(VENV)/.installed-dev  ## set up and run the test suite
 	$(BIN)/python -m pytest
 
+test-lowest: $(LOWEST)/.installed-dev  ## the same with every dependency at its lower bound; torch 2.6 brings 3 GB of CUDA
+	$(LOWEST)/bin/python -m pytest
+
 lint: $(VENV)/.installed-dev  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)
 
 # torch goes first and alone: whichever build of it is at hand (CPU or CUDA) then stays while the rest is resolved.
 $(VENV)/.torch:
@@ -34,3 +38,8 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/.installed
+
+$(LOWEST)/.installed-dev: tests/constraints-lowest.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint tests/constraints-lowest.txt --editable ".[dev,trackio,slurm]"
+	touch $@

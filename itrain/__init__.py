@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from itrain.causal_model import CausalModel as CausalModel
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
+    from itrain.data import ResponseDataModule as ResponseDataModule
     from itrain.inputs import ModelInputs as ModelInputs
     from itrain.interventions.ablation import Mean as Mean
     from itrain.interventions.ablation import Zero as Zero
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from itrain.probes import LinearProbe as LinearProbe
     from itrain.probes import MLPProbe as MLPProbe
     from itrain.probes import Probe as Probe
-    from itrain.data import ResponseDataModule as ResponseDataModule
     from itrain.sharing import export as export
     from itrain.sharing import load as load
     from itrain.sites import Site as Site

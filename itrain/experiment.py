@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -27,6 +25,7 @@ from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import print_generations, show_generations
+from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, show
 from itrain.sharing import export as write_export
 from itrain.sharing import load, load_weights, require_model
@@ -151,7 +150,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
 
     Where the weights are those of ``like``, its network is taken, with what it keeps of examples that come again.
     """
-    _quiet()
+    silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
     base_model = instantiate(cfg.model)
     if not isinstance(base_model, BaseModel):
@@ -213,19 +212,6 @@ def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable:
     return instantiate(cfg.network)(
         model=base_model.model, **{key: value for key, value in settings.items() if key not in cfg.network}
     )
-
-
-def _quiet() -> None:
-    """Silence remarks of Lightning's that are wrong here or say nothing about the run."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for remark in (
-        "Found .* in eval mode",
-        "The '.*_dataloader' does not have many workers",
-        ".*LeafSpec",
-        "Experiment logs directory",
-        "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at it
-    ):
-        warnings.filterwarnings("ignore", remark)
 
 
 def _sites(site: Any) -> list[Site]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+
+from itrain.reports.silence import REMARKS
 
 # The tests' tensors are so small that handing them to several threads takes far longer than the arithmetic.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out of the tests what a run leaves out too, and nothing else."""
+    for remark in REMARKS:
+        config.addinivalue_line("filterwarnings", f"ignore:{remark}")

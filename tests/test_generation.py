@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from itrain.inputs import ModelInputs, PositionError
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.lanes import Edit
+from itrain.networks.lane import Edit
 from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from tests.models import CAUSAL_TYPES, HIDDEN, hook_count, sites, tiny_inputs, tiny_model

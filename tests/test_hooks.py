@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from itrain.inputs import PositionError
-from itrain.networks.hooks import HookedNetwork, modules_of
+from itrain.networks.hooks import HookedNetwork
+from itrain.networks.replay.eligible import modules_of
 from itrain.sites import Site
 from tests.models import HIDDEN, LAYERS, VOCABULARY, hook_count, sites, tiny_inputs, tiny_model
 

@@ -111,9 +111,26 @@ def test_causal_models_know_the_standard_library_only() -> None:
         assert name.split(".")[0] in sys.stdlib_module_names
 
 
-def test_only_one_room_hooks_modules() -> None:
-    users = [MODULES[path] for path in FILES if "register_forward" in path.read_text()]
-    assert users == ["itrain.networks.hooks"]
+def test_only_hooked_networks_hook_modules() -> None:
+    users = {MODULES[path] for path in FILES if "register_forward" in path.read_text()}
+    assert users == {"itrain.networks.answer", "itrain.networks.planned"}
+    made_of = {"itrain.networks.hooks", "itrain.networks.replay"}
+    for path in FILES:
+        names = {name for name in imports(path) if name in users}
+        assert not names or any(MODULES[path].startswith(each) for each in made_of), f"{MODULES[path]} imports {names}"
+
+
+@each_file
+def test_only_the_choice_of_a_network_knows_of_replay(path: Path) -> None:
+    """All others ask the verbs of a network, whichever it is, and the wing is entered by its front door."""
+    here, wing = MODULES[path], "itrain.networks.replay"
+    if here == wing or here.startswith(f"{wing}."):
+        return
+    assert "ReplayNetwork" not in path.read_text() or here == "itrain.networks.choose"
+    for name in imports(path):
+        assert not name.startswith(wing) or (here == "itrain.networks.choose" and name == wing), (
+            f"{here} imports {name}"
+        )
 
 
 @each_file

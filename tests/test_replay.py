@@ -27,7 +27,7 @@ from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
-from itrain.networks.resume import obstacle, state
+from itrain.networks.replay.eligible import obstacle, state
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from tests.models import ALL_TYPES, CAUSAL_TYPES, tiny_config, tiny_inputs, tiny_model
@@ -83,8 +83,8 @@ def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 def replayed(network: ReplayNetwork, sites: Sequence[str], level: str) -> bool:
     """Whether the sites were replayed at the level, and passed the comparison with hooks."""
-    plan = network._plan([[Site.parse(site) for site in sites]])
-    return plan is not None and plan.level == level and (level, False, True) in plan.agreed
+    plan = network.plan([[Site.parse(site) for site in sites]])
+    return plan is not None and plan.choice.level == level and (level, False, True) in plan.agreed
 
 
 class Alive(TorchDispatchMode):
@@ -170,7 +170,7 @@ def test_keys_and_values_matter(model_type: str) -> None:
     network = make_network(tiny_model(model_type))
     site, base = ["layer0.block_output@last"], examples()
     expected = [answer_and_gradients(network, site, base) for _ in range(2)][1]
-    before = network._plan([[Site.parse(site[0])]]).earlier.store
+    before = network.plan([[Site.parse(site[0])]]).earlier.store
     before.spans = before.spans.roll(1, 0)
     assert distance(answer_and_gradients(network, site, base), expected) > 1e-4
 
@@ -207,7 +207,7 @@ def test_edits_of_all_tokens_are_replayed_above_the_site(site: str) -> None:
     expected = answer_and_gradients(network.hooked, [site], examples())
     for _ in range(3):
         assert distance(answer_and_gradients(network, [site], examples()), expected) < 1e-5
-    plan = network._plan([[Site.parse(site)]])
+    plan = network.plan([[Site.parse(site)]])
     assert ("prefix", False, True) in plan.agreed
 
 
@@ -288,14 +288,14 @@ def test_what_is_kept_serves_other_positions_and_layers() -> None:
         assert distance(answer_and_gradients(network, group, base, source), expected) < 1e-5
         assert replayed(network, group, "suffix")
     filled = [first - second for first, second in zip(costs[::2], costs[1::2], strict=True)]
-    assert len({id(network._plan([group]).earlier) for group in sites}) == 1
+    assert len({id(network.plan([group]).earlier) for group in sites}) == 1
     assert filled == [untouched.get_total_flops(), 0, 0]
     network.prepare(sites[2:], [base], [source])
-    assert network._plan([sites[2]]).earlier.store.used, "what serves these too is not dropped"
+    assert network.plan([sites[2]]).earlier.store.used, "what serves these too is not dropped"
     mixed_up(network)
     for group in groups[2:]:
         expected = answer_and_gradients(network.hooked, group, base, source)
-        network._plan([sites[2]]).agreed |= {("suffix", False, True)}
+        network.plan([sites[2]]).agreed |= {("suffix", False, True)}
         assert distance(answer_and_gradients(network, group, base, source), expected) > 1e-3
 
 
@@ -306,11 +306,11 @@ def test_earlier_tokens_can_be_run_again_without_gradients(model_type: str, padd
     network = make_network(tiny_model(model_type))
     expected = answer_and_gradients(network.hooked, sites, base, source)
     with pytest.warns(UserWarning, match="lowered from 'suffix' to 'recompute'"):
-        network._plan([[Site.parse(site) for site in sites]]).lower("suffix", "asked")
+        network.plan([[Site.parse(site) for site in sites]]).lower("suffix", "asked")
     for _ in range(3):
         assert distance(answer_and_gradients(network, sites, base, source), expected) < 1e-5
     assert replayed(network, sites, "recompute")
-    assert not network._plan([[Site.parse(site) for site in sites]]).earlier.store.used
+    assert not network.plan([[Site.parse(site) for site in sites]]).earlier.store.used
     mixed_up(network)
     assert distance(answer_and_gradients(network, sites, base, source), expected) > 1e-3
 
@@ -318,9 +318,9 @@ def test_earlier_tokens_can_be_run_again_without_gradients(model_type: str, padd
 @pytest.mark.parametrize(
     ("site", "line"),
     [
-        ("layer0.mlp_output@first", "edits run in full (to keep what it takes would cost more than 2 uses spare)"),
-        ("layer0.mlp_output@last", "only blocks 0-1 run"),
-        ("layer1.mlp_output@first", "only blocks 1-1 run"),
+        ("layer0.mlp_output@first", "the whole model (filling the cache costs more than 2 uses save); "),
+        ("layer0.mlp_output@last", "blocks 0-1 and the head, from the first edited token on; "),
+        ("layer1.mlp_output@first", "block 1 and the head, from the first edited token on; "),
     ],
 )
 def test_what_costs_more_than_it_spares_is_not_kept(site: str, line: str) -> None:
@@ -404,7 +404,10 @@ def test_a_model_in_training_is_refused_or_left_to_hooks() -> None:
     answer_and_gradients(network, HERE, examples())
     assert all(parameter.grad is not None for parameter in blocks(model)[1].parameters())
     model.requires_grad_(False).train()
-    assert network.prepare([[Site.parse(HERE[0])]], [examples()]) == "plain hooks: the model is not in eval mode"
+    assert (
+        network.prepare([[Site.parse(HERE[0])]], [examples()])
+        == "the whole model, under plain hooks (the model is not in eval mode)"
+    )
 
 
 def test_what_is_not_known_to_be_exact_is_refused_or_left_to_hooks() -> None:
@@ -413,7 +416,7 @@ def test_what_is_not_known_to_be_exact_is_refused_or_left_to_hooks() -> None:
     with pytest.raises(ValueError, match="has no named layers"):
         make_network(module, replay="on")
     outside = ["module:model.norm.output@last"]
-    with pytest.raises(ValueError, match=re.escape(f"site '{outside[0]}' lies in no block")):
+    with pytest.raises(ValueError, match=re.escape(f"site '{outside[0]}' lies outside the blocks")):
         answer_and_gradients(make_network(tiny_model("llama"), replay="on"), outside, examples())
     network = make_network(tiny_model("llama"))
     assert distance(*(answer_and_gradients(each, outside, examples()) for each in (network, network.hooked))) == 0
@@ -439,11 +442,11 @@ def test_a_budget_that_is_exceeded_lowers_the_level(share: float, level: str, an
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if announced:
-            assert re.search(r"MiB are kept, the budget is .* MiB$", network.prepare([sites], [base]))
+            assert re.search(r"; cache .* MiB \(limit .* MiB\)$", network.prepare([sites], [base]))
         for _ in range(3):
             assert distance(answer_and_gradients(network, [str(sites[0])], base), expected) < 1e-5
-    assert network._plan([sites]).level == level
-    assert any("budget" in str(each.message) for each in said)
+    assert network.levels([sites])[0].level == level
+    assert any("limit" in str(each.message) for each in said)
 
 
 def test_what_exceeds_the_budget_goes_to_files_that_leave_no_trace(tmp_path: Path) -> None:
@@ -460,12 +463,12 @@ def test_the_estimate_is_what_is_kept() -> None:
     base, source = examples("left"), examples("left", seed=1)
     twice = base.take(torch.tensor([0, 1, 2, 3, 1]))
     line = network.prepare([[site]], [twice, base], [source])
-    assert line.startswith("only blocks 1-1 run, from the first edited token on; ")
+    assert line.startswith("block 1 and the head, from the first edited token on; cache ")
     sizes = network.estimate([[site]], [twice, base], [source])
     answer_and_gradients(network, HERE, base, source)
     answer_and_gradients(network, HERE, twice.take(torch.arange(4)), source)
-    plan = network._plan([[site]])
-    kept = [store.nbytes for store in (plan.hidden, plan.earlier.store, network.stores.readings(site))]
+    plan = network.plan([[site]])
+    kept = [store.nbytes for store in (plan.hidden, plan.earlier.store, network.stores.of(site))]
     assert list(sizes) == kept
     assert all(len(part) == store.used for store in (plan.hidden, plan.earlier.store) for part in store.parts)
 
@@ -473,10 +476,22 @@ def test_the_estimate_is_what_is_kept() -> None:
 @pytest.mark.parametrize(
     ("model_type", "site", "line"),
     [
-        ("llama", "layer0.block_output", "only blocks 1-1 run (a site without a position has all tokens edited)"),
-        ("llama", "layer1.block_output@last", "only the head runs, from the first edited token on"),
-        ("bert", "layer0.block_output@word", "only blocks 1-1 run (in an encoder every token sees the edited one)"),
-        ("bert", "layer0.mlp_output@word", "edits run in full (in an encoder every token sees the edited one, and no"),
+        (
+            "llama",
+            "layer0.block_output",
+            "block 1 and the head, for all tokens (a site without a position edits all tokens); ",
+        ),
+        ("llama", "layer1.block_output@last", "the head only, from the first edited token on; "),
+        (
+            "bert",
+            "layer0.block_output@word",
+            "block 1 and the head, for all tokens (encoder: every token sees the edited one); ",
+        ),
+        (
+            "bert",
+            "layer0.mlp_output@word",
+            "the whole model (encoder: every token sees the edited one, and no block lies below); ",
+        ),
     ],
 )
 def test_what_will_run_is_said(model_type: str, site: str, line: str) -> None:
@@ -488,10 +503,10 @@ def test_what_will_run_is_said(model_type: str, site: str, line: str) -> None:
 def test_the_comparison_with_hooks_catches_what_is_corrupt(part: str) -> None:
     network, base = make_network(tiny_model("gpt2")), examples()
     expected = answer_and_gradients(network, HERE, base)
-    plan = network._plan([[Site.parse(HERE[0])]])
+    plan = network.plan([[Site.parse(HERE[0])]])
     (plan.hidden if part == "hidden" else plan.earlier.store).parts[0].add_(0.1)
     plan.agreed.clear()
-    with pytest.warns(UserWarning, match="answer or gradient is .* from plain hooks") as said:
+    with pytest.warns(UserWarning, match="answer or gradient differs from plain hooks by .* of its norm") as said:
         found = answer_and_gradients(network, HERE, base)
     lowered = [re.search(r"lowered from '(\w+)' to '(\w+)'", str(each.message)).groups() for each in said]
     levels = ["suffix", "recompute", "prefix", "stop"] if part == "hidden" else ["suffix", "recompute"]
@@ -583,7 +598,7 @@ def test_a_model_is_looked_at_once_where_it_does_not_change(monkeypatch: pytest.
     """And again after that, so that what has changed by then is noticed."""
     network, base = make_network(tiny_model("llama")), examples()
     looks: list[None] = []
-    monkeypatch.setattr("itrain.networks.replay.state", lambda model: looks.append(None) or state(model))
+    monkeypatch.setattr("itrain.networks.replay.network.state", lambda model: looks.append(None) or state(model))
     with network.unchanged():
         for _ in range(2):
             answer_and_gradients(network, HERE, base)

@@ -17,7 +17,7 @@ from itrain.inputs import ModelInputs
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
-from itrain.networks.rows import Rows, arranged
+from itrain.networks.replay.rows import Rows, arranged
 from itrain.sites import Site
 from tests.models import CAUSAL_TYPES, tiny_config, tiny_inputs, tiny_model
 from tests.test_replay import PADDINGS, distance, examples, has, mixed_up
@@ -67,8 +67,8 @@ def answers_and_gradients(
 
 def side_by_side(network: ReplayNetwork, members: Sequence[Sequence[Site]], level: str = "suffix") -> bool:
     """Whether members were replayed side by side at the level, and passed the comparison with hooks."""
-    plan = network._plan(members)
-    return plan is not None and plan.level == level and (level, True, True) in plan.agreed
+    plan = network.plan(members)
+    return plan is not None and plan.choice.level == level and (level, True, True) in plan.agreed
 
 
 @pytest.mark.parametrize("rows", [4096, 8], ids=["one run", "runs of two rows"])
@@ -96,7 +96,7 @@ def test_earlier_tokens_may_be_run_again(model_type: str, padding: str) -> None:
     base, source = examples(padding), examples(padding, seed=1)
     expected = answers_and_gradients(network.hooked, members, base, source, together=False)
     with pytest.warns(UserWarning, match="lowered from 'suffix' to 'recompute'"):
-        network._plan(members).lower("suffix", "asked")
+        network.plan(members).lower("suffix", "asked")
     for _ in range(3):
         assert distance(answers_and_gradients(network, members, base, source), expected) < 1e-5
     assert side_by_side(network, members, "recompute")
@@ -133,7 +133,7 @@ def test_windows_are_kept(model_type: str) -> None:
     for _ in range(3):
         assert distance(answers_and_gradients(network, members, base, source), expected) < 1e-5
     assert not side_by_side(network, members)
-    assert ("suffix", False, True) in network._plan(members).agreed
+    assert ("suffix", False, True) in network.plan(members).agreed
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
@@ -187,8 +187,8 @@ def test_rows_are_filled() -> None:
 def test_a_token_sees_its_own_member_and_what_was_before_it() -> None:
     """Two members, from tokens 1 and 3 on, of texts of four tokens, the second of which has padding in front."""
     base = tiny_inputs((4, 3), left=True, answer=True)
-    run = Rows(base, [[], []], [1, 3], [[0, 1]])
-    visible = run._visible(base.arguments["attention_mask"])[:, 0].int().tolist()
+    run = Rows([1, 3], 4, [[0, 1]])
+    visible = run.visible(base.arguments["attention_mask"], 2)[:, 0].int().tolist()
     assert run.tokens.tolist() == [[1, 2, 3, 3]]
     assert visible[0] == [
         [1, 0, 0, 1, 0, 0, 0],
@@ -209,12 +209,12 @@ def test_what_cannot_be_trusted_runs_in_turn(monkeypatch: pytest.MonkeyPatch) ->
     members, base, source = members_of("llama"), examples(), examples(seed=1)
     network = make_network(tiny_model("llama"))
     expected = answers_and_gradients(network.hooked, members, base, source)
-    visible = Rows._visible
-    monkeypatch.setattr(Rows, "_visible", lambda run, mask: torch.ones_like(visible(run, mask)))
-    with pytest.warns(UserWarning, match="in turn, not side by side: answer or gradient is .* from plain hooks'"):
+    visible = Rows.visible
+    monkeypatch.setattr(Rows, "visible", lambda run, mask, size: torch.ones_like(visible(run, mask, size)))
+    with pytest.warns(UserWarning, match="in turn, not side by side: answer or gradient differs from plain hooks"):
         found = answers_and_gradients(network, members, base, source)
     assert distance(found, expected) < 1e-5
-    assert network._plan(members).level == "suffix"
+    assert network.plan(members).choice.level == "suffix"
 
 
 def test_sites_without_rows_of_examples_are_refused() -> None:

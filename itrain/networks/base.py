@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itrain.inputs import ModelInputs
-from itrain.networks.lanes import Edits
+from itrain.networks.lane import Edits
 from itrain.sites import Site
 
 ROWS = 4096

@@ -8,8 +8,7 @@ from torch import nn
 
 from itrain.networks.base import Network
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.replay import Replay, ReplayNetwork
-from itrain.networks.resume import obstacle
+from itrain.networks.replay import Replay, ReplayNetwork, obstacle
 
 
 def make_network(
@@ -35,5 +34,5 @@ def make_network(
         strict = replay == "on"
         return ReplayNetwork(hooked, uses=uses, budget_gib=budget_gib, folder=folder, strict=strict, compile=compile)
     if compile:
-        raise ValueError(f"compile=true compiles what is replayed, and nothing is: {reason}; leave compile out")
+        raise ValueError(f"compile=true has no effect, since nothing is replayed: {reason}; leave compile out")
     return hooked

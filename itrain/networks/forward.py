@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,22 +25,41 @@ TAKE_MASKS = ("eager", "sdpa")
 """The ways of computing attention that take any mask."""
 
 
-def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward has an argument of the name."""
-    return name in _accepted(type(model))
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """How a model's forward is called, looked up once for many runs.
 
+    Args:
+        wrapped: the model as it is run.
+        model: the same without wrappers.
+        names: the arguments of its forward.
+        caches: whether it keeps keys and values unless told otherwise.
+        counts: whether it numbers its tokens, padding among them unless told otherwise.
+    """
 
-def forward_arguments(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model's forward is called with: the arguments given and those that transformers would get wrong."""
-    arguments = dict(given)
-    row = architecture(model)
-    if row is not None:
-        if accepts(model, "use_cache"):
+    wrapped: nn.Module
+    model: nn.Module
+    names: frozenset[str]
+    caches: bool
+    counts: bool
+
+    @classmethod
+    def of(cls, wrapped: nn.Module) -> Forward:
+        model = unwrap(wrapped)
+        row, names = architecture(model), _accepted(type(model))
+        caches = row is not None and "use_cache" in names
+        counts = row is not None and row.causal and "position_ids" in names
+        return cls(wrapped, model, names, caches, counts)
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments given and those that transformers would get wrong."""
+        arguments = dict(given)
+        if self.caches:
             arguments.setdefault("use_cache", False)
-        if row.causal and "attention_mask" in arguments and accepts(model, "position_ids"):
+        if self.counts and "attention_mask" in arguments and "position_ids" not in arguments:
             # GPT-2 and its kin number padding too unless told where the text starts.
-            arguments.setdefault("position_ids", (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0))
-    return arguments
+            arguments["position_ids"] = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return arguments
 
 
 def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
@@ -48,7 +68,8 @@ def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
     Raises:
         ValueError: the forward names no argument for it; passed on as another one, the cache could go unnoticed.
     """
-    name = next((name for name in CACHE if accepts(model, name)), None)
+    names = _accepted(type(model))
+    name = next((name for name in CACHE if name in names), None)
     if name is None:
         raise ValueError(f"{type(model).__name__}'s forward names no argument for a cache: none of {', '.join(CACHE)}")
     return {name: cache, "use_cache": True}

@@ -21,7 +21,7 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
-from itrain.networks.lanes import Edit
+from itrain.networks.lane import Edit
 from itrain.sites import Site, Sites
 from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions, answer_loss

@@ -19,7 +19,7 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED
 from itrain.networks.base import Network
-from itrain.networks.lanes import Edit
+from itrain.networks.lane import Edit
 from itrain.sites import Site, Sites
 from itrain.training.base import FullPrecision
 

@@ -17,7 +17,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, is_right
 from itrain.networks.base import Network
-from itrain.networks.lanes import Edit
+from itrain.networks.lane import Edit
 from itrain.sites import Site, SiteLike, Sites
 from itrain.training.base import Training
 from itrain.training.interchange import Activations, Interchange, Interventions

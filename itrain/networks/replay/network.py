@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from itrain.architectures import architecture, blocks, locate
 from itrain.inputs import ModelInputs
 from itrain.networks.base import ROWS, Network
-from itrain.networks.cache import Budget, BudgetError, in_words
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.lanes import Edits
-from itrain.networks.plan import Level, Plan, keep
-from itrain.networks.resume import TEXT, obstacle, state
-from itrain.networks.stores import Sizes, Stores
+from itrain.networks.lane import Edits
+from itrain.networks.replay.budget import Budget, BudgetError, in_words
+from itrain.networks.replay.eligible import inexact, obstacle, state, unfit
+from itrain.networks.replay.levels import Choice, choose
+from itrain.networks.replay.plan import Plan
+from itrain.networks.replay.stores import Sizes, Stores, keep
 from itrain.sites import Site
 
 Replay = Literal["auto", "on", "off"]
@@ -40,7 +41,7 @@ class ReplayNetwork(Network):
 
     Args:
         hooked: runs the model.
-        uses: how often each example is edited at a site; nothing is kept where that would cost more than it spares.
+        uses: how often each example is edited at a site; nothing is kept where that would cost more than it saves.
             None: often.
         budget_gib: the most that is kept in the device's memory, and as much again in the host's.
         folder: where memory-mapped files hold what exceeds the budget; None: a cheaper level is chosen instead.
@@ -69,7 +70,7 @@ class ReplayNetwork(Network):
         self.stores = Stores(hooked, self.budget)
         self._state: object = None
         self._looked = False
-        self._obstacle()
+        self._look()
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]
@@ -83,34 +84,69 @@ class ReplayNetwork(Network):
 
     def read(self, inputs: ModelInputs, sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch *places features"]]:
         wanted = tuple(dict.fromkeys(sites))
-        if self._obstacle() is not None:
+        if not self._looked:
+            self._look()
+        if self._reason is not None:
             return self.hooked.read(inputs, wanted)
-        keeps = self.keeps and self._unfit(inputs) is None
-        stores = {site: self.stores.readings(site) for site in _placed(wanted) if keeps}
+        reason = unfit(inputs, causal=self._causal) if self.keeps else None
+        if reason is not None and self.strict:
+            raise inexact(reason)
+        kept = [site for site in wanted if self.keeps and reason is None and site.position is not None]
         found = {}
-        for site, store in stores.items():
-            if (kept := store.find(inputs.keys)) is not None:
-                (found[site],) = store.gather(kept, inputs.slots(site)[0], inputs.device)
+        for site in kept:
+            store = self.stores.of(site)
+            if (spans := store.find(inputs.keys)) is not None:
+                (found[site],) = store.gather(spans, inputs.slots(site)[0], inputs.device)
         if missing := [site for site in wanted if site not in found]:
             # Only modules within blocks are known to be called once.
             in_blocks = all(self._depth(site) is not None for site in missing)
             found |= self.hooked.read(inputs, missing, stop_early=in_blocks)
             for site in missing:
-                if site in stores:
+                if site in kept:
                     self._keep_reading(inputs, site, found[site])
         return {site: found[site] for site in wanted}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
+        if not self._looked:
+            self._look()
         groups = [[site for site, _ in edits] for edits in members]
-        plan = self._plan(groups) if all(groups) and self._obstacle() is None else None
-        if plan is None or self._unfit(inputs, plan) is not None:
+        plan = self.plan(groups) if all(groups) and self._reason is None else None
+        if plan is None:
             return self.hooked.edit_each(inputs, members, rows=rows)
-        return plan.edit_each(inputs, members, rows=rows)
+        reason = unfit(inputs, causal=self._causal, all_tokens=plan.edits_all_tokens or inputs.answer is None)
+        if reason is not None and self.strict:
+            raise inexact(reason)
+        return (plan if reason is None else self.hooked).edit_each(inputs, members, rows=rows)
 
     def generate(
         self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
     ) -> Int[Tensor, "batch new"]:
         return self.hooked.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
+
+    def plan(self, groups: Sequence[Sequence[Site]]) -> Plan | None:
+        """How members that are edited at a group of sites each are run; None: under plain hooks, outside the blocks."""
+        key = tuple(dict.fromkeys(map(tuple, groups)))
+        if key not in self._plans:
+            below = self._below([site for group in key for site in group])
+            self._plans[key] = None if below is None else self._new_plan(key, below)
+        return self._plans[key]
+
+    def levels(self, groups: Sequence[Sequence[Site]]) -> list[Choice]:
+        """How much of a run is skipped when each group of sites is edited, as it stands now, and why no more.
+
+        It may be less for some inputs, for example padded ones. After ``prepare`` it takes the examples into account.
+
+        Raises:
+            ValueError: the network is strict, and the model or a site cannot be replayed.
+        """
+        self._look()
+        count = 0 if self._reason else len(blocks(self.model))
+        found = []
+        for group in groups:
+            plan = None if self._reason else self.plan([group])
+            why = self._reason or "a site lies outside the blocks"
+            found.append(plan.choice if plan else Choice(below=0, blocks=count, level="stop", reason=why))
+        return found
 
     def estimate(
         self,
@@ -121,9 +157,6 @@ class ReplayNetwork(Network):
         """What would be kept of these examples if all of it had room; the arguments are those of ``prepare``."""
         below = {tuple(group): self._below(group) or 0 for group in groups}
         return self._sizes(self.stores.tokens(below, bases, sources), bases)
-
-    def _sizes(self, tokens: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
-        return self.stores.sizes(tokens, bases[0].take(torch.tensor([0])).to(self._device))
 
     def prepare(
         self,
@@ -136,44 +169,35 @@ class ReplayNetwork(Network):
         What was kept for other edits is dropped, but for keys and values that serve these as well.
         """
         if not groups:
-            return "reads are kept, and stop at the site"
-        reason = self._obstacle()
-        below = {} if reason else {tuple(group): self._below(group) for group in groups}
-        if None in below.values():
-            reason = "an edited site lies in no block"
-        if reason is not None:
-            return self._and_compiled(f"plain hooks: {reason}", 0)
-        self._uses = None if self.uses is None else self.uses * len(groups)
+            return "blocks up to the sites that are read; what is read is cached"
+        self._look()
+        below = {} if self._reason else {tuple(group): self._below(group) for group in groups}
         depths = {group: depth for group, depth in below.items() if depth is not None}
+        if len(depths) < len(below) or self._reason is not None:
+            return self._under_hooks(self._reason or "an edited site lies outside the blocks")
+        self._uses = None if self.uses is None else self.uses * len(groups)
         self.stores.make_room(depths)
         self._plans.clear()
-        plans = [plan for group in depths if (plan := self._plan([group]))]
-        unfit = (self._unfit(each, plan) for plan in plans for each in bases)
-        if (reason := next(filter(None, unfit), None)) is not None:
-            return self._and_compiled(f"plain hooks: {reason}", 0)
-        for plan in plans:
-            plan.weigh(bases, self._uses)
+        plans = [plan for group in depths if (plan := self.plan([group]))]
+        unfitting = (
+            unfit(each, causal=self._causal, all_tokens=plan.edits_all_tokens or each.answer is None)
+            for plan in plans
+            for each in bases
+        )
+        if (reason := next(filter(None, unfitting), None)) is not None:
+            if self.strict:
+                raise inexact(reason)
+            return self._under_hooks(reason)
         tokens = self.stores.tokens(depths, bases, sources)
-        sizes, room = self._sizes(tokens, bases), self.budget.room(self._device)
-        budget = f"the budget is {in_words(self.budget.bytes)}"
+        sizes = self._sizes(tokens, bases)
         for plan in plans:
-            if plan.level == "suffix" and sum(sizes) > room:
-                plan.lower("suffix", f"keys and values take {in_words(sizes.keys_values)}, {budget}")
-            if plan.level in ("prefix", "recompute") and sizes.hidden + sizes.readings > room:
-                plan.lower("prefix", f"outputs of the blocks below take {in_words(sizes.hidden)}, {budget}")
+            plan.choice = plan.choice.weighed(plan.sites, bases, self._uses)
+            while lacks := plan.choice.beyond(sizes, self.budget.room(self._device), self.budget.bytes):
+                plan.lower(*lacks)
         self.stores.expect(tokens)
-        levels = {plan.level for plan in plans}
-        kept = sizes.hidden * bool(levels - {"stop"}) + sizes.keys_values * ("suffix" in levels)
-        kept += sizes.readings * self.keeps
-        where = "" if kept <= self.budget.memory(self._device) else f" of memory, the rest lies in {self.budget.folder}"
         widest = min(plans, key=lambda plan: plan.below)
-        runs = self._and_compiled(widest.describe(), 0 if widest.level == "stop" else len(widest.compiled))
-        return f"{runs}; {in_words(kept)} are kept, {budget}{where}"
-
-    def _and_compiled(self, line: str, blocks: int) -> str:
-        """The line, and how many blocks are compiled if that was asked for."""
-        words = {0: "nothing is", 1: "one block is"}.get(blocks, f"{blocks} blocks are")
-        return f"{line}; {words} compiled" if self.compiles else line
+        compiled = self._compiled(0 if widest.choice.level == "stop" else len(widest.compiled))
+        return f"{widest.choice.describe()}{compiled}; {self._caches(sizes, plans)}"
 
     def forget(self) -> None:
         """Drop all that was kept, as is done whenever the model has changed."""
@@ -185,49 +209,31 @@ class ReplayNetwork(Network):
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        self._obstacle()
+        self._look()
         self._looked = True
         try:
             yield
         finally:
             self._looked = False
 
-    def _obstacle(self) -> str | None:
-        """Why this model cannot be replayed, if it cannot; forgets what was kept of it before it changed."""
-        seen = self._state if self._looked else state(self.model)
+    def _look(self) -> None:
+        """Look whether the model has changed, and forget what was kept of it before.
+
+        Raises:
+            ValueError: it cannot be replayed, and the network is strict.
+        """
+        seen = self._state if self._looked else state(self.hooked.model)
         if seen != self._state:
             self.forget()
+            row = architecture(self.model)
+            self._causal = row is not None and row.causal
             self._state, self._reason = seen, obstacle(self.model)
-        return self._refused(self._reason)
-
-    def _unfit(self, inputs: ModelInputs, plan: Plan | None = None) -> str | None:
-        """Why these inputs cannot be replayed, if they cannot."""
-        left, right = inputs.padding
-        padded = left or right
-        reason = None
-        if others := set(inputs.arguments) - TEXT:
-            reason = f"the model is given '{min(others)}' besides tokens"
-        elif padded and "attention_mask" not in inputs.arguments:
-            reason = "there is padding and no attention mask"
-        elif left and not self._causal:
-            reason = "an encoder counts padding on the left as tokens"
-        elif padded and plan is not None and plan.sees_padding(inputs):
-            reason = "the answer or an edit takes in padding"
-        return self._refused(reason)
-
-    def _refused(self, reason: str | None) -> str | None:
-        if self.strict and reason is not None:
-            raise ValueError(f"replay would not be exact: {reason}")
-        return reason
+        if self._reason is not None and self.strict:
+            raise inexact(self._reason)
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    @property
-    def _causal(self) -> bool:
-        row = architecture(self.model)
-        return row is not None and row.causal
 
     def _depth(self, site: Site) -> int | None:
         """How many blocks lie below the site; None for a site in no block, or in one of several calls."""
@@ -248,34 +254,18 @@ class ReplayNetwork(Network):
         """
         depths = {site: self._depth(site) for site in sites}
         outside = [site for site, depth in depths.items() if depth is None]
-        self._refused(f"site '{outside[0]}' lies in no block" if outside else None)
+        if outside and self.strict:
+            raise inexact(f"site '{outside[0]}' lies outside the blocks")
         return None if outside else min((depth or 0 for depth in depths.values()), default=0)
 
-    def _plan(self, groups: Sequence[Sequence[Site]]) -> Plan | None:
-        """The plan for members that are edited at a group of sites each; None where one of these lies in no block."""
-        key = tuple(dict.fromkeys(map(tuple, groups)))
-        if key not in self._plans:
-            sites = list(dict.fromkeys(site for group in key for site in group))
-            below = self._below(sites)
-            self._plans[key] = None if below is None else self._new_plan(key, sites, below)
-        return self._plans[key]
-
-    def _new_plan(self, groups: Sequence[Sequence[Site]], sites: Sequence[Site], below: int) -> Plan:
-        level: Level = "suffix"
-        reason = ""
-        if self._uses == 1:
-            level, reason = "stop", "each example is used once"
-        elif not self._causal:
-            level, reason = "prefix", "in an encoder every token sees the edited one"
-        elif len(_placed(sites)) < len(sites):
-            level, reason = "prefix", "a site without a position has all tokens edited"
+    def _new_plan(self, groups: Sequence[Sequence[Site]], below: int) -> Plan:
+        sites = list(dict.fromkeys(site for group in groups for site in group))
+        count = len(blocks(self.model))
         return Plan(
             self.hooked,
             sites,
-            below=below,
-            level=level,
-            reason=reason,
-            hidden=self.stores.hidden(below),
+            choice=choose(sites, below=below, blocks=count, causal=self._causal, uses=self._uses),
+            hidden=self.stores.of(("hidden", below)),
             earlier=self.stores.earlier({tuple(group): self._below(group) or 0 for group in groups}),
             strict=self.strict,
             compile=self.compiles,
@@ -286,7 +276,7 @@ class ReplayNetwork(Network):
     ) -> None:
         if site in self._full:
             return
-        store = self.stores.readings(site)
+        store = self.stores.of(site)
         slots, counts = inputs.slots(site)
         # Slots that repeat a token hold the same, so that it does not matter which of them is taken.
         slot = torch.zeros_like(slots).scatter(1, slots, torch.arange(slots.shape[1]).expand_as(slots))
@@ -296,17 +286,23 @@ class ReplayNetwork(Network):
         except BudgetError as error:
             self._full.add(site)
             store.close()
-            warnings.warn(f"what is read at '{site}' is not kept: {error}", stacklevel=2)
+            warnings.warn(f"what is read at '{site}' is not cached: {error}", stacklevel=2)
 
+    def _sizes(self, tokens: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
+        return self.stores.sizes(tokens, bases[0].take(torch.tensor([0])).to(self._device))
 
-def _placed(sites: Sequence[Site]) -> list[Site]:
-    return [site for site in sites if site.position is not None]
+    def _under_hooks(self, reason: str) -> str:
+        return f"the whole model, under plain hooks ({reason}){self._compiled(0)}"
 
+    def _compiled(self, count: int) -> str:
+        """How many blocks are compiled, if that was asked for."""
+        words = {0: "nothing", 1: "one block"}.get(count, f"{count} blocks")
+        return f"; {words} compiled" if self.compiles else ""
 
-def __getattr__(name: str) -> Any:
-    """``make_network`` under the path that configurations of before name."""
-    if name == "make_network":
-        from itrain.networks import choose
-
-        return choose.make_network
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    def _caches(self, sizes: Sizes, plans: Sequence[Plan]) -> str:
+        """How much is kept, and where."""
+        levels = {plan.choice.level for plan in plans}
+        kept = sizes.hidden * bool(levels - {"stop"}) + sizes.keys_values * ("suffix" in levels)
+        kept += sizes.readings * self.keeps
+        rest = "" if kept <= self.budget.memory(self._device) else f" in memory, the rest in {self.budget.folder}"
+        return f"cache {in_words(kept)} (limit {in_words(self.budget.bytes)}{rest})"

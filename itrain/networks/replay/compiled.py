@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from itrain.architectures import locate
-from itrain.networks.resume import Before, forwards
+from itrain.networks.replay.forwards import Forwards
+from itrain.networks.replay.prefix import Before
 from itrain.sites import Site
 
 BACKEND = "inductor"
@@ -34,19 +35,17 @@ def unedited(layers: Sequence[nn.Module], model: nn.Module, sites: Sequence[Site
     return {place: layers[place] for place, modules in inner.items() if edited.isdisjoint(modules)}
 
 
-@contextmanager
-def compiled(blocks: Mapping[int, nn.Module]) -> Iterator[None]:
+def compiled(blocks: Mapping[int, nn.Module]) -> Forwards:
     """Have the blocks, by their place in the model, run compiled; blocks of a kind share their graphs.
 
-    Raises:
-        CompileError: one of them fails when compiled.
+    A block that fails when compiled raises :class:`CompileError`.
     """
-    if not blocks:
-        yield
-        return
-    runs = {block: partial(_run, place, block.forward) for place, block in blocks.items()}
-    with torch.compiler.config.patch(recompile_limit=LIMIT), forwards(runs):  # type: ignore[attr-defined]
-        yield
+    return {block: partial(_run, place, block.forward) for place, block in blocks.items()}
+
+
+def compiling() -> AbstractContextManager[None]:
+    """For runs of compiled blocks."""
+    return torch.compiler.config.patch(recompile_limit=LIMIT)  # type: ignore[attr-defined]
 
 
 def _run(place: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

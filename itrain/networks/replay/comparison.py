@@ -1,4 +1,4 @@
-"""Trial: whether a replay does what plain hooks do, by one example of each layout in a batch."""
+"""Compares a replay with plain hooks, on one example of each layout in a batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from itrain.inputs import ModelInputs
-from itrain.networks.compiled import CompileError
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.lanes import Edit, Edits
-from itrain.networks.resume import precision
+from itrain.networks.lane import Edit, Edits
+from itrain.networks.replay.compiled import CompileError
+from itrain.networks.replay.eligible import precision
 
 TOLERANCE = 1e-4
 """How far a replay's answer and gradient may be from plain hooks', relative to their norms."""
@@ -57,7 +57,7 @@ def difference(hooked: HookedNetwork, inputs: ModelInputs, members: Sequence[Edi
     # A few roundings, where the model's precision is so low that these are more.
     if worst <= max(TOLERANCE, 8 * torch.finfo(precision(hooked.model)).eps):
         return None
-    return Difference(f"answer or gradient is {worst:.1e} from plain hooks'")
+    return Difference(f"answer or gradient differs from plain hooks by {worst:.1e} of its norm")
 
 
 def failure(error: Exception) -> Difference:

@@ -1,0 +1,103 @@
+"""Lane: one member's part of a run that several share, and what is picked and replaced in it.
+
+Tensor letters: B batch, S sequence, P positions, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from itrain.architectures import Location
+from itrain.inputs import ModelInputs, TokenIndices
+from itrain.sites import Site
+
+Edit = Callable[[Tensor], Tensor]
+"""From the activation at a site, (B, P, D) or (B, D), to the one that takes its place."""
+
+Edits = Sequence[tuple[Site, Edit]]
+"""Act together, those of one activation in the order given, each on the result of those before it."""
+
+
+class Cells(NamedTuple):
+    """The index of a lane's features in an activation; ``tokens`` is None where all of its tokens are meant."""
+
+    index: tuple[Any, ...]
+    tokens: TokenIndices | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """Examples in rows of their own of a run, with the edits that act on them.
+
+    Args:
+        inputs: the examples.
+        rows: how many the whole run has.
+        edits: what acts on the examples.
+        first: the first of their rows.
+        shift: how much farther to the left the examples' tokens lie in the rows; None: the rows hold all of them.
+    """
+
+    inputs: ModelInputs
+    rows: int
+    edits: Edits = ()
+    first: int = 0
+    shift: int | None = None
+
+    def pick(self, activation: Tensor, cells: Cells, location: Location) -> Tensor:
+        """The features in these cells, at least fp32."""
+        picked = activation[cells.index]
+        if location.columns is not None:
+            picked = picked[..., location.columns]
+        return picked.to(torch.promote_types(picked.dtype, torch.float32))
+
+    def replace(self, activation: Tensor, cells: Cells, location: Location, new: Tensor) -> Tensor:
+        """The activation with the features in these cells replaced, out of place."""
+        tokens = cells.tokens
+        if location.columns is not None:
+            whole = activation[cells.index].clone()
+            whole[..., location.columns] = new
+            new = whole
+        if tokens is None:
+            # The edit may hand on the source itself, which a later module that works in place must not overwrite.
+            new = new.clone(memory_format=torch.contiguous_format)
+            return new if cells.index == (...,) else activation.slice_scatter(new, 0, self.first, self.first + len(new))
+        if tokens.valid is None:
+            return activation.index_put(cells.index, new)
+        # Slots that an example lacks are written to a token past the end, which is cut off again.
+        length = activation.shape[1]
+        index = tokens.index.masked_fill(~tokens.valid, length)
+        longer = torch.cat([activation, activation[:, :1]], 1).index_put((cells.index[0], index), new)
+        return longer[:, :length].contiguous()
+
+    def cells(self, activation: Tensor, site: Site) -> Cells:
+        """Where the lane's features at the site lie in an activation.
+
+        Raises:
+            ValueError: the activation has no rows of examples, or no positions.
+        """
+        size = self.inputs.batch_size
+        rows = slice(self.first, self.first + size)
+        if site.position is None:
+            if self.rows == size:
+                return Cells((...,), None)
+            if len(activation) != self.rows:
+                raise ValueError(
+                    f"site '{site}': the activation there has shape {tuple(activation.shape)} in a run of {self.rows} "
+                    "examples, so that members cannot share the run; fit them apart"
+                )
+            return Cells((rows,), None)
+        if activation.ndim < 3 or len(activation) != self.rows:
+            raise ValueError(
+                f"site '{site}': the activation there has shape {tuple(activation.shape)}, so it has no positions in "
+                f"({self.rows}, tokens, features); leave the position out"
+            )
+        tokens = self.inputs.indices(site, activation.shape[1] if self.shift is None else self.inputs.length)
+        if self.shift is not None:
+            tokens = TokenIndices(tokens.index - self.shift, tokens.valid)
+        row = torch.arange(rows.start, rows.stop, device=activation.device)[:, None]
+        return Cells((row, tokens.index), tokens)

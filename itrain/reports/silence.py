@@ -1,0 +1,30 @@
+"""What other packages say in a run and is no news to its user: silenced here alone, each by its own name."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+REMARKS = (
+    "Found .* in eval mode at the start of training",  # the frozen base model is meant to be
+    "The '.*_dataloader' does not have many workers",  # a batch is an index look-up
+    "Experiment logs directory .* exists and is not empty",  # a run's folder is its own
+    "The dirpath has changed from",  # as it does for a run that goes on from another's checkpoint
+    "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at it
+    "`isinstance.treespec, LeafSpec.` is deprecated",  # Lightning asks torch so
+)
+"""How warnings begin that are wrong here, or are for another package to heed."""
+
+LOGGERS = (
+    "lightning.pytorch",  # devices that the run does not use, and advertisements
+    "lightning.fabric",  # processes that were started and were asked for
+)
+"""Whose remarks below warnings go untold."""
+
+
+def silence_others() -> None:
+    """Leave the screen to what a run itself has to say."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for remark in REMARKS:
+        warnings.filterwarnings("ignore", remark)
