@@ -14,7 +14,7 @@ demo-sweep: $(VENV)/.installed  ## set up and compare methods at every layer and
 test: $(VENV)/.installed-dev  ## set up and run the test suite
 	$(BIN)/python -m pytest
 
-test-lowest: $(LOWEST)/.installed-dev  ## the same with every dependency at its lower bound; torch 2.6 brings 3 GB of CUDA
+test-lowest: $(LOWEST)/.installed-dev  ## the same with every dependency at its lower bound; torch brings 3 GB of CUDA
 	$(LOWEST)/bin/python -m pytest
 
 lint: $(VENV)/.installed-dev  ## style, format and types
@@ -28,7 +28,7 @@ clean:
 # torch goes first and alone: whichever build of it is at hand (CPU or CUDA) then stays while the rest is resolved.
 $(VENV)/.torch:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet "torch>=2.6,<2.14"
+	$(BIN)/python -m pip install --quiet "torch>=2.7,<2.14"
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml

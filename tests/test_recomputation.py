@@ -85,6 +85,12 @@ def test_gradient_checkpointing_changes_no_gradient(model_type, at, source_at, r
     model = tiny_model(model_type).train()
     enable_checkpointing(model, reentrant=reentrant)
     functions, hooks = [block._gradient_checkpointing_func for block in blocks(model)], hook_count(model)
+    within = type(blocks(model)[0]).__call__ is not nn.Module.__call__
+    if within and reentrant and source_at is not None:
+        # Earlier releases recompute a block with its hooks, so that what is read at its end would have no gradient.
+        with pytest.raises(RuntimeError, match="reentrant gradient checkpointing"):
+            gradients(model, at, source_at)
+        return
     found = gradients(model, at, source_at)
     for name, gradient in expected.items():
         assert torch.allclose(found[name], gradient, atol=1e-4, rtol=1e-4), name

@@ -48,7 +48,7 @@ def test_an_export_comes_back_exactly(intervention: partial, model: nn.Module, t
     export(trained, tmp_path, base_model=BaseModel(model=model), metrics={"test/iia": 0.5})
     torch.manual_seed(99)
     restored = load(tmp_path, model)
-    torch.testing.assert_close(answer(restored), answer(trained), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(answer(restored), answer(trained), atol=1e-5, rtol=1e-5)
     assert read_config(tmp_path)["metrics"] == {"test/iia": 0.5}
     assert restored.sites == trained.sites and not restored.training
 

@@ -38,7 +38,9 @@ class SweepProgress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+        # rich before 15 ends with an empty line what it never drew.
+        if not self.progress.disable:
+            self.progress.stop()
 
     def say(self, line: str) -> None:
         """Print a line above the progress."""
