@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from itrain.models import load_pretrained as load_pretrained
     from itrain.networks.hooks import HookedNetwork as HookedNetwork
     from itrain.responses import ResponseDataModule as ResponseDataModule
+    from itrain.results.table import read_results as read_results
     from itrain.sharing import export as export
     from itrain.sharing import load as load
     from itrain.sites import Site as Site
-    from itrain.sweeps.results import read_results as read_results
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
     from itrain.tasks.base import TextTask as TextTask
@@ -55,7 +55,7 @@ _HOMES = {
     "export": "sharing",
     "load": "sharing",
     "Site": "sites",
-    "read_results": "sweeps.results",
+    "read_results": "results.table",
     "Pair": "tasks.base",
     "Task": "tasks.base",
     "TextTask": "tasks.base",

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from itrain.loggers.base import log_run
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.reports.figures import save_run_figure
@@ -102,6 +103,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     results = _test(parts, folder, before)
     _export(cfg, folder, parts, results)
     _draw(folder, results)
+    log_run(parts.trainer.loggers, results, folder / "figure.png")
     return results
 
 

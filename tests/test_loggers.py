@@ -18,8 +18,8 @@ import wandb
 from omegaconf import OmegaConf
 
 from itrain.cli import main
-from itrain.reports.trackio import Trackio
-from itrain.sweeps.results import read_curves, read_results
+from itrain.loggers.trackio import Trackio
+from itrain.results.table import read_curves, read_results
 from tests.commands import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -186,7 +186,7 @@ def test_trackio_has_a_run_for_each_fit(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_missing_package_is_told_in_a_line(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("itrain.reports.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("itrain.loggers.base.find_spec", lambda name: None)
     assert main([*SWEEP, f"output={tmp_path}", f"logger={package}"]) == 1
     told = capsys.readouterr().err
     assert told.endswith(f"pip install {package}\n") and told.count("\n") == 1

@@ -19,12 +19,14 @@ from omegaconf import OmegaConf
 from itrain.cli import main
 from itrain.inputs import ModelInputs
 from itrain.models import load_embedded
-from itrain.reports.drawings import save_curves
+from itrain.reports.curves import save_curves
+from itrain.reports.heat_maps import save_heat_maps
 from itrain.reports.html import save_report
-from itrain.reports.intervals import over_pairs, over_seeds
-from itrain.reports.sweeps import SweepProgress, save_heat_maps, show_sweep
+from itrain.reports.sweeps import SweepProgress, show_sweep
 from itrain.reports.terminal import only_results
-from itrain.reports.tokens import read_tokens, save_tokens
+from itrain.results.intervals import over_pairs, over_seeds
+from itrain.results.summary import SweepSummary, summarise
+from itrain.results.tokens import read_tokens, save_tokens
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
 
@@ -95,6 +97,11 @@ def finished(
     }
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
     return folder
+
+
+def summary_of(folder: Path) -> SweepSummary:
+    (summary,) = summarise([folder])
+    return summary
 
 
 def words(page: str) -> str:
@@ -182,7 +189,7 @@ def test_the_summary_names_best_sites_controls_and_flags(tmp_path: Path) -> None
     assert "250, of which 100 (40%) change the label" in page
     low, high = over_pairs(0.675, 100)
     assert f"das at 0@name +1: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA, label-changing" in page
-    assert "control passes ( ! ), 1 of the fits: a random subspace of equal rank" in page
+    assert "control passes ( ! ), 1 fit: a random subspace of equal rank" in page
 
 
 def test_a_trace_stands_beside_its_clean_and_corrupted_run(tmp_path: Path) -> None:
@@ -201,9 +208,7 @@ def test_a_trace_stands_beside_its_clean_and_corrupted_run(tmp_path: Path) -> No
 def test_a_sweep_without_controls_is_not_called_clean(tmp_path: Path) -> None:
     frame = table()
     page = page_of(tmp_path, frame[frame.method == "probing"])
-    assert (
-        "the sweep has no random subspace and no full vector and no random model that could speak against one" in page
-    )
+    assert "these controls were not run: random subspace, full vector, random model" in page
 
 
 def test_several_seeds_show_their_mean_and_interval(tmp_path: Path) -> None:
@@ -244,13 +249,13 @@ def test_boundaries_are_shown_where_gates_have_found_a_rank(tmp_path: Path) -> N
 
 def test_curves_are_drawn_for_print_where_a_sweep_has_them(tmp_path: Path) -> None:
     frame = table(ranks=(1, 2))
-    save_curves(frame, finished(tmp_path / "all", frame.assign(rank_found=4.0), trained=curves(frame)))
+    save_curves(summary_of(finished(tmp_path / "all", frame, trained=curves(frame))))
     assert {file.name for file in (tmp_path / "all").glob("*.[ps][nv]g")} == {
         f"{name}.{kind}" for name in ("ranks", "training") for kind in ("png", "svg")
     }
-    save_curves(frame.assign(rank_found=4.0), tmp_path / "all")
-    assert (tmp_path / "all" / "boundaries.svg").is_file()
-    save_curves(table(), finished(tmp_path / "none", table()))
+    save_curves(summary_of(finished(tmp_path / "gates", table().assign(rank_found=4.0))))
+    assert {file.name for file in (tmp_path / "gates").glob("*.svg")} == {"boundaries.svg"}
+    save_curves(summary_of(finished(tmp_path / "none", table())))
     assert not list((tmp_path / "none").glob("*.png"))
 
 
@@ -267,9 +272,9 @@ def test_heat_maps_say_what_stands_at_a_position(tmp_path: Path, capsys: pytest.
     save_report([folder], tmp_path / "report.html")
     page = words((tmp_path / "report.html").read_text())
     assert f'name "{name}"' in page and f'verb "{verb}"' in page
-    save_heat_maps(frame, folder / "heat_maps.png")
+    save_heat_maps(summary_of(folder))
     assert name in (folder / "heat_maps.svg").read_text()
-    show_sweep(frame, folder)
+    show_sweep(summary_of(folder))
     assert f'name "{name}", verb "{verb}"' in capsys.readouterr().out
 
 
@@ -291,8 +296,8 @@ def test_the_random_model_and_the_gap_stand_beside_the_controls(
     assert re.findall(r"<th scope=\"col\">([^<]+)</th>", page)[-2:] == ["random model", "gap"]
     low, high = over_pairs(0.61, 200)
     assert f"<td>0.61 ({low:.2f} to {high:.2f})</td><td>+0.04</td>" in page and "random model: 0.03" in page
-    assert "on a randomly initialised model does much the same" in page
-    show_sweep(frame, folder)
+    assert "on a randomly initialised model scores about as high" in page
+    show_sweep(summary_of(folder))
     told = capsys.readouterr().out
     assert re.search(r"probing +0@name \+1 +0.97 +0.94-0.99 .* 0.61 +\+0.04", told), told
 
