@@ -54,7 +54,7 @@ def _draw_bars(axes: Axes, bars: Bars) -> None:
         middle = (number - (len(bars.series) - 1) / 2) * step
         height = 0.95 * step
         drawn = axes.barh([place + middle for place in places], values, height=height, color=colour, label=label)
-        axes.bar_label(drawn, fmt="%.2f" if bars.shares else "%.4g", padding=3)
+        axes.bar_label(drawn, fmt="%.2f" if bars.shares else "%.5g", padding=3)
     for place, mark in enumerate(bars.marks):
         label = "" if place else "most frequent class"
         axes.vlines(mark, place - 0.45, place + 0.45, "k", "dotted", label=label)

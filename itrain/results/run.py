@@ -102,10 +102,10 @@ def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
     own = {key: value for key, value in results.items() if not is_known(key) and key != MODEL_ACCURACY}
     if kind is None:
         shown = {key: value for key, value in results.items() if key != MODEL_ACCURACY}
-        tables, bars = [_plain_table(shown, title="figures of the test")], _plain_bars(shown)
+        tables, bars = [_plain_table(shown, title="test figures")], _plain_bars(shown)
     else:
         tables, bars = [kind.table(results)], kind.bars(results)
-        tables += [_plain_table(own, title="other figures of the test")] if own else []
+        tables += [_plain_table(own, title="other test figures")] if own else []
     return RunSummary(
         tables=tables, lines=_lines(results), bars=bars, curve=None if metrics is None else read_curve(metrics)
     )
@@ -266,7 +266,7 @@ KINDS = (
 
 def _plain_table(figures: Results, *, title: str) -> Table:
     rows = {
-        spoken(key.removeprefix(f"{TEST}/")): [_decimals(value) if is_known(key) else f"{value:.4g}"]
+        spoken(key.removeprefix(f"{TEST}/")): [_decimals(value) if is_known(key) else f"{value:.5g}"]
         for key, value in figures.items()
     }
     return Table(title=title, heads=[("", "value")], rows=rows)
@@ -276,7 +276,7 @@ def _plain_bars(figures: Results) -> Bars | None:
     finite = {key.removeprefix(f"{TEST}/"): value for key, value in reversed(list(figures.items())) if isfinite(value)}
     if not finite:
         return None
-    return Bars(axis="figures of the test", names=list(finite), series={"": list(finite.values())}, shares=False)
+    return Bars(axis="test figures", names=list(finite), series={"": list(finite.values())}, shares=False)
 
 
 def _lines(results: Results) -> list[str]:
