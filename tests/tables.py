@@ -37,11 +37,11 @@ def curves(frame: pandas.DataFrame, *, epochs: int = 4) -> pandas.DataFrame:
     """The validation of the fits of DAS, each rising to what it came to."""
     rows = [
         {**row, "epoch": epoch, "validation/iia_changing_pairwise": row["iia_changing_pairwise"] * (epoch + 1) / epochs}
-        for row in frame[frame.method == "das"].to_dict("records")
+        for row in frame.loc[frame.method == "das"].to_dict("records")
         for epoch in range(epochs)
     ]
     left = ["method", "component", "layer", "position", "rank", "seed", "command", "epoch"]
-    return pandas.DataFrame(rows)[[*left, "validation/iia_changing_pairwise"]]
+    return pandas.DataFrame(rows, columns=pandas.Index([*left, "validation/iia_changing_pairwise"]))
 
 
 def with_controls(frame: pandas.DataFrame) -> pandas.DataFrame:

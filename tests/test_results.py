@@ -69,7 +69,7 @@ class OwnProbes(ProbeTraining):
 class Halved(DAS):
     """An intervention of one's own."""
 
-    def forward(self, base: Tensor, source: Tensor | None = None) -> Tensor:
+    def forward(self, base: Tensor, source: Tensor) -> Tensor:
         return (base + super().forward(base, source)) / 2
 
 
@@ -260,9 +260,13 @@ def test_own_figures_stand_below_those_of_interchange_interventions(tmp_path: Pa
     assert summary.bars is not None and summary.bars.names == ["full vector", "random subspace", "trained"]
 
 
-def test_a_name_in_brackets_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_in_brackets_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show({"test/my[error]": 2.0}, tmp_path)
     assert "my[error]" in capsys.readouterr().out
+    frame = pandas.DataFrame(rows("my[method]", range(1), iia_changing_pairwise=0.5, my_figure=3.0))
+    show_sweep(swept(tmp_path / "brackets", frame.assign(position="last[a]")))
+    told = capsys.readouterr().out
+    assert told.count("my[method]") == 3 and told.count("last[a]") == 3
 
 
 @pytest.mark.parametrize("pairs", [1, 7, 119])

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -67,7 +68,8 @@ def show_sweep(summary: SweepSummary) -> None:
 
 
 def _map_table(each: HeatMap) -> Table:
-    table = Table("layer", *each.positions, title=f"{each.method}: {each.caption}", box=SIMPLE_HEAD)
+    title = escape(f"{each.method}: {each.caption}")
+    table = Table("layer", *map(escape, each.positions), title=title, box=SIMPLE_HEAD)
     for layer, cells in each.rows.items():
         table.add_row(str(layer), *("" if cell is None else cell.estimate.short for cell in cells))
     return table
@@ -88,7 +90,7 @@ def _best_table(figure: str, rows: Sequence[Best]) -> Table:
     for head, *cells in zip(heads, *(line[4:] for line in lines), strict=True):
         table.add_column(head, justify="right", width=_longest([head, *cells]))
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     return table
 
 
