@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from itrain.probes import LinearProbe as LinearProbe
     from itrain.probes import MLPProbe as MLPProbe
     from itrain.probes import Probe as Probe
+    from itrain.results.table import read_results as read_results
     from itrain.sharing import export as export
     from itrain.sharing import load as load
     from itrain.sites import Site as Site
-    from itrain.sweeps.results import read_results as read_results
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
     from itrain.tasks.base import TextTask as TextTask
@@ -118,7 +118,7 @@ _HOMES = {
     "export": "sharing",
     "load": "sharing",
     "Site": "sites",
-    "read_results": "sweeps.results",
+    "read_results": "results.table",
     "Pair": "tasks.base",
     "Task": "tasks.base",
     "TextTask": "tasks.base",

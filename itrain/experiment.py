@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
+from itrain.loggers.base import log_run
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.reports.figures import save_run_figure
@@ -109,6 +110,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     results = _test(parts, folder, before)
     _export(cfg, folder, parts, results)
     _draw(folder, results)
+    log_run(parts.trainer.loggers, results, folder / "figure.png")
     return results
 
 

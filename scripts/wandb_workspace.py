@@ -14,9 +14,10 @@ from pathlib import Path
 
 from wandb.errors import UsageError
 
-from itrain.reports.sweeps import FIGURES
-from itrain.reports.tracking import name_of
-from itrain.reports.wandb import DIFFERENCE_MAPS, HEAT_MAPS, IIA_MAPS, PROBE_MAPS, RESULTS
+from itrain.loggers.base import name_of
+from itrain.loggers.wandb import RESULTS
+from itrain.reports.heat_maps import DIFFERENCE_MAPS, HEAT_MAPS, IIA_MAPS, PROBE_MAPS
+from itrain.results.columns import CONTROL_ACCURACY, EPOCH, FIGURES, IIA, METHOD, PROBE_ACCURACY, RANK, VALIDATION
 
 try:
     from wandb_workspaces.reports.v2 import BarPlot, Config, LinePlot, MediaBrowser, ScatterPlot, WeavePanelSummaryTable
@@ -24,12 +25,10 @@ try:
 except ImportError:
     sys.exit("a dashboard needs a package that is not installed: pip install wandb-workspaces")
 
-IIA = "iia_changing_pairwise"
-
 
 def workspace(group: str, *, entity: str, project: str) -> Workspace:
     """The dashboard of the runs of a group."""
-    method, wide = Config("method"), SectionLayoutSettings(columns=1, rows=1)
+    method, wide = Config(METHOD), SectionLayoutSettings(columns=1, rows=1)
     maps = {
         IIA_MAPS: "IIA of learned interventions",
         PROBE_MAPS: "accuracy of probes",
@@ -60,7 +59,7 @@ def workspace(group: str, *, entity: str, project: str) -> Workspace:
                         groupby_rangefunc="minmax",
                         range_x=(0, 1),
                     ),
-                    ScatterPlot(title="probes and their control tasks", x="control_accuracy", y="probe_accuracy"),
+                    ScatterPlot(title="probes and their control tasks", x=CONTROL_ACCURACY, y=PROBE_ACCURACY),
                     MediaBrowser(title="all methods and controls", media_keys=[HEAT_MAPS], num_columns=1),
                 ],
             ),
@@ -72,15 +71,15 @@ def workspace(group: str, *, entity: str, project: str) -> Workspace:
                     *(
                         LinePlot(
                             title=f"{title}, mean and range over sites",
-                            x="epoch",
-                            y=[f"validation/{figure}"],
+                            x=EPOCH,
+                            y=[f"{VALIDATION}{figure}"],
                             groupby=method,
                             groupby_aggfunc="mean",
                             groupby_rangefunc="minmax",
                         )
                         for figure, title in (("loss", "validation loss"), (IIA, FIGURES[IIA]))
                     ),
-                    ScatterPlot(title=f"{FIGURES[IIA]}, over rank", x=Config("rank"), y=IIA),
+                    ScatterPlot(title=f"{FIGURES[IIA]}, over rank", x=Config(RANK), y=IIA),
                 ],
             ),
             Section(name="All fits", layout_settings=wide, panels=[WeavePanelSummaryTable(table_name=RESULTS)]),

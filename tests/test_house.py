@@ -31,7 +31,9 @@ ROOMS = [
     {"itrain.data"},
     {"itrain.responses"},
     {"itrain.training"},
-    {"itrain.sharing", "itrain.reports"},
+    {"itrain.sharing", "itrain.results"},
+    {"itrain.loggers"},
+    {"itrain.reports"},
     {"itrain.experiment"},
     {"itrain.sweeps"},
     {"itrain.config"},
@@ -45,7 +47,8 @@ ONLY_USERS = {
     "transformers": {"itrain.models", "itrain.tasks"},
     "datasets": {"itrain.models", "itrain.tasks"},
     "peft": {"itrain.adapters"},
-    "wandb": {"itrain.reports"},
+    "wandb": {"itrain.loggers"},
+    "matplotlib": {"itrain.reports", "itrain.loggers"},
     "hydra": {"itrain.cli", "itrain.config", "itrain.signatures", "itrain.experiment", "itrain.sweeps"},
 }
 

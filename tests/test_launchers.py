@@ -20,8 +20,9 @@ from omegaconf import OmegaConf
 from itrain import config
 from itrain.cli import main
 from itrain.config import ConfigError, check, compose
+from itrain.results.summary import SweepSummary
+from itrain.results.table import read_curves, read_results
 from itrain.sweeps.launching import Failure, launch, repeating
-from itrain.sweeps.results import read_curves, read_results
 from tests import commands
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +51,9 @@ class Notes:
         with self.file.open("a") as file:
             file.write(f"{fit.id} {fit.name}\n")
 
-    def log_results(self, sweep: str, frame: pandas.DataFrame, heat_maps: Path) -> None:
+    def log_results(self, sweep: str, summary: SweepSummary, pictures: Mapping[str, Path]) -> None:
         with self.file.open("a") as file:
-            file.write(f"results of {len(frame)}\n")
+            file.write(f"results of {len(summary.frame)}\n")
 
 
 NOTES = f"++logger={{_target_:{__name__}.Notes}}"

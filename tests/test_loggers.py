@@ -15,11 +15,12 @@ from typing import Any
 import pandas
 import pytest
 import wandb
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from itrain.cli import main
-from itrain.reports.trackio import Trackio
-from itrain.sweeps.results import read_curves, read_results
+from itrain.loggers.trackio import Trackio
+from itrain.results.table import read_curves, read_results
 from tests.commands import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -186,7 +187,7 @@ def test_trackio_has_a_run_for_each_fit(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_missing_package_is_told_in_a_line(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("itrain.reports.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("itrain.loggers.base.find_spec", lambda name: None)
     assert main([*SWEEP, f"output={tmp_path}", f"logger={package}"]) == 1
     told = capsys.readouterr().err
     assert told.endswith(f"pip install {package}\n") and told.count("\n") == 1
@@ -223,6 +224,28 @@ def test_a_logger_of_single_fits_is_refused_by_a_sweep(tmp_path: Path, capsys: p
     words = ["++logger._target_=lightning.pytorch.loggers.CSVLogger", f"++logger.save_dir={tmp_path}"]
     assert main([*SWEEP, f"output={tmp_path}", *words]) == 1
     assert "CSVLogger takes single fits only; a sweep takes wandb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("earlier", "home"),
+    [
+        ("itrain.reports.wandb.Wandb", "itrain.loggers.wandb"),
+        ("itrain.reports.tensorboard.TensorBoard", "itrain.loggers.tensorboard"),
+        ("itrain.reports.trackio.Trackio", "itrain.loggers.trackio"),
+        ("itrain.sweeps.results.read_results", "itrain.results.table"),
+        ("itrain.read_results", "itrain.results.table"),
+    ],
+)
+def test_earlier_paths_lead_to_the_same(earlier: str, home: str) -> None:
+    found = get_object(earlier)
+    assert found.__module__ == home and get_object(f"{home}.{found.__name__}") is found
+
+
+def test_a_configuration_may_name_a_logger_by_its_earlier_path(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
+    words = ["logger=tensorboard", "logger._target_=itrain.reports.tensorboard.TensorBoard"]
+    assert main(["fit", "recipe=das_gender", *SMALL, f"output={tmp_path}", *words]) == 0
+    assert list((only_run(tmp_path) / "tensorboard").glob("events.out.tfevents*"))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")

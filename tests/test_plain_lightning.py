@@ -23,7 +23,7 @@ from itrain.data import CounterfactualDataModule
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.sharing import export
-from itrain.splits import SplitDataModule
+from itrain.data import SplitDataModule
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training

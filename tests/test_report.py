@@ -6,95 +6,28 @@ import json
 import re
 from html import unescape
 from html.parser import HTMLParser
-from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pandas
 import pytest
 from browser import CHROMIUM, Page
-from omegaconf import OmegaConf
 
 from itrain.cli import main
 from itrain.inputs import ModelInputs
 from itrain.models import load_embedded
-from itrain.reports.drawings import save_curves
+from itrain.reports.curves import save_curves
+from itrain.reports.heat_maps import save_heat_maps
 from itrain.reports.html import save_report
-from itrain.reports.intervals import over_pairs, over_seeds
-from itrain.reports.sweeps import SweepProgress, save_heat_maps, show_sweep
+from itrain.reports.sweeps import SweepProgress, show_sweep
 from itrain.reports.terminal import only_results
-from itrain.reports.tokens import read_tokens, save_tokens
+from itrain.results.intervals import over_pairs, over_seeds
+from itrain.results.tokens import read_tokens, save_tokens
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
+from tests.tables import curves, finished, summary_of, table, with_controls
 
 HOSTILE = "</script><script>alert('a & b')</script>\"><img src=x onerror=alert(1)>"
-METHODS = {"das": 0.9, "random_subspace": 0.1, "full_vector": 1.0, "probing": 0.97}
-
-
-def table(
-    *, layers: int = 3, positions: tuple[str, ...] = ("name", "verb"), ranks: tuple[int, ...] = (1,), seeds: int = 1
-) -> pandas.DataFrame:
-    rows: list[dict[str, Any]] = []
-    for (method, share), layer, position, seed in product(METHODS.items(), range(layers), positions, range(seeds)):
-        for rank in ranks if method in ("das", "random_subspace") else (None,):
-            command = f"python -m itrain fit intervention={method} site=layer{layer}.block_output@{position}"
-            command += f" seed={seed}" + ("" if rank is None else f" intervention.rank={rank}")
-            found = share * (1 - 0.1 * layer) - 0.01 * seed
-            figures: dict[str, float] = {"probe_accuracy": found, "control_accuracy": 0.5, "selectivity": found - 0.5}
-            if method != "probing":
-                found *= min(1, 0.5 + 0.25 * (rank or 2))
-                figures = {"iia_changing_pairwise": found, "pairs_changing": 100, "pairs_preserving": 150}
-            flag = "control passes" if (method, layer, position) == ("das", 0, "verb") else ""
-            place = {"component": "block_output", "layer": layer, "position": position, "rank": rank, "seed": seed}
-            rows.append({"method": method, **place, "command": command, **figures, "seconds": 1.5, "flag": flag})
-    return pandas.DataFrame(rows)
-
-
-def curves(frame: pandas.DataFrame, *, epochs: int = 4) -> pandas.DataFrame:
-    """The validation of the fits of DAS, each rising to what it came to."""
-    rows = [
-        {**row, "epoch": epoch, "validation/iia_changing_pairwise": row["iia_changing_pairwise"] * (epoch + 1) / epochs}
-        for row in frame[frame.method == "das"].to_dict("records")
-        for epoch in range(epochs)
-    ]
-    left = ["method", "component", "layer", "position", "rank", "seed", "command", "epoch"]
-    return pandas.DataFrame(rows)[[*left, "validation/iia_changing_pairwise"]]
-
-
-def with_controls(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The table with the columns of the randomly initialised model, the gap and the examples of probes."""
-    return frame.assign(
-        **{
-            "random_model/iia_changing_pairwise": 0.03 + 0 * frame.iia_changing_pairwise,
-            "random_model/probe_accuracy": 0.61 + 0 * frame.probe_accuracy,
-            "gap": 0.04,
-            "examples": frame.probe_accuracy * 0 + 200,
-        }
-    )
-
-
-def finished(
-    folder: Path,
-    frame: pandas.DataFrame,
-    name: str = "gender",
-    *,
-    model: str = "itrain.models.load_embedded",
-    trained: pandas.DataFrame | None = None,
-) -> Path:
-    """The folder of a sweep that has left these tables."""
-    folder.mkdir(parents=True)
-    frame.to_parquet(folder / "results.parquet")
-    if trained is not None:
-        trained.to_parquet(folder / "curves.parquet")
-    settings = {
-        "name": name,
-        "model": {"_target_": model},
-        "task": {"_target_": "itrain.tasks.gender.Gender"},
-        "sweep": {"words": ["recipe=gender"]},
-    }
-    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
-    return folder
 
 
 def words(page: str) -> str:
@@ -182,7 +115,7 @@ def test_the_summary_names_best_sites_controls_and_flags(tmp_path: Path) -> None
     assert "250, of which 100 (40%) change the label" in page
     low, high = over_pairs(0.675, 100)
     assert f"das at 0@name +1: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA, label-changing" in page
-    assert "control passes ( ! ), 1 of the fits: a random subspace of equal rank" in page
+    assert "control passes ( ! ), 1 fit: a random subspace of equal rank" in page
 
 
 def test_a_trace_stands_beside_its_clean_and_corrupted_run(tmp_path: Path) -> None:
@@ -201,9 +134,7 @@ def test_a_trace_stands_beside_its_clean_and_corrupted_run(tmp_path: Path) -> No
 def test_a_sweep_without_controls_is_not_called_clean(tmp_path: Path) -> None:
     frame = table()
     page = page_of(tmp_path, frame[frame.method == "probing"])
-    assert (
-        "the sweep has no random subspace and no full vector and no random model that could speak against one" in page
-    )
+    assert "these controls were not run: random subspace, full vector, random model" in page
 
 
 def test_several_seeds_show_their_mean_and_interval(tmp_path: Path) -> None:
@@ -244,13 +175,13 @@ def test_boundaries_are_shown_where_gates_have_found_a_rank(tmp_path: Path) -> N
 
 def test_curves_are_drawn_for_print_where_a_sweep_has_them(tmp_path: Path) -> None:
     frame = table(ranks=(1, 2))
-    save_curves(frame, finished(tmp_path / "all", frame.assign(rank_found=4.0), trained=curves(frame)))
+    save_curves(summary_of(finished(tmp_path / "all", frame, trained=curves(frame))))
     assert {file.name for file in (tmp_path / "all").glob("*.[ps][nv]g")} == {
         f"{name}.{kind}" for name in ("ranks", "training") for kind in ("png", "svg")
     }
-    save_curves(frame.assign(rank_found=4.0), tmp_path / "all")
-    assert (tmp_path / "all" / "boundaries.svg").is_file()
-    save_curves(table(), finished(tmp_path / "none", table()))
+    save_curves(summary_of(finished(tmp_path / "gates", table().assign(rank_found=4.0))))
+    assert {file.name for file in (tmp_path / "gates").glob("*.svg")} == {"boundaries.svg"}
+    save_curves(summary_of(finished(tmp_path / "none", table())))
     assert not list((tmp_path / "none").glob("*.png"))
 
 
@@ -267,9 +198,9 @@ def test_heat_maps_say_what_stands_at_a_position(tmp_path: Path, capsys: pytest.
     save_report([folder], tmp_path / "report.html")
     page = words((tmp_path / "report.html").read_text())
     assert f'name "{name}"' in page and f'verb "{verb}"' in page
-    save_heat_maps(frame, folder / "heat_maps.png")
+    save_heat_maps(summary_of(folder))
     assert name in (folder / "heat_maps.svg").read_text()
-    show_sweep(frame, folder)
+    show_sweep(summary_of(folder))
     assert f'name "{name}", verb "{verb}"' in capsys.readouterr().out
 
 
@@ -291,8 +222,8 @@ def test_the_random_model_and_the_gap_stand_beside_the_controls(
     assert re.findall(r"<th scope=\"col\">([^<]+)</th>", page)[-2:] == ["random model", "gap"]
     low, high = over_pairs(0.61, 200)
     assert f"<td>0.61 ({low:.2f} to {high:.2f})</td><td>+0.04</td>" in page and "random model: 0.03" in page
-    assert "on a randomly initialised model does much the same" in page
-    show_sweep(frame, folder)
+    assert "on a randomly initialised model scores about as high" in page
+    show_sweep(summary_of(folder))
     told = capsys.readouterr().out
     assert re.search(r"probing +0@name \+1 +0.97 +0.94-0.99 .* 0.61 +\+0.04", told), told
 
@@ -369,23 +300,6 @@ def test_what_is_no_finished_sweep_is_told_in_one_line(tmp_path: Path, capsys: p
         assert main(["report", *words]) == 2
         told = capsys.readouterr().err
         assert message in told and len(told.splitlines()) == 1
-
-
-@pytest.mark.parametrize("pairs", [1, 7, 119])
-@pytest.mark.parametrize("hits", [0.0, 0.4, 1.0])
-def test_intervals_over_pairs_are_wilson_s(pairs: int, hits: float) -> None:
-    binomtest = pytest.importorskip("scipy.stats").binomtest
-    count = round(hits * pairs)
-    expected = binomtest(count, pairs).proportion_ci(method="wilson")
-    assert over_pairs(count / pairs, pairs) == pytest.approx(tuple(expected), abs=1e-9)
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 9, 10, 11, 12, 30])
-def test_intervals_over_seeds_are_student_s(seeds: int) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    values = [0.5 + 0.01 * seed**1.5 for seed in range(seeds)]
-    expected = stats.t.interval(0.95, seeds - 1, loc=sum(values) / seeds, scale=stats.sem(values))
-    assert over_seeds(values) == pytest.approx(expected, rel=2e-3)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

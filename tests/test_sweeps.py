@@ -30,10 +30,11 @@ from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
+from itrain.results.flags import SHOWN_UNTRAINED, flagged
+from itrain.results.table import read_results
 from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid, tokens_of
 from itrain.sweeps.jobs import CohortJob
-from itrain.sweeps.results import SHOWN_UNTRAINED, flagged, read_results
 from itrain.sweeps.run import open_part
 from itrain.tasks.base import Pair, Split
 from tests.commands import SMALL

@@ -19,10 +19,10 @@ from itrain.models import load_embedded
 from itrain.networks.base import Network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
+from itrain.results.table import read_results
 from itrain.sharing import export, load
 from itrain.sites import Site
 from itrain.sweeps.grid import Grid
-from itrain.sweeps.results import read_results
 from itrain.tasks.entity_attributes import EntityAttributes
 from itrain.training.cohort import Cohort
 from itrain.training.probing import ProbeTraining

@@ -1,13 +1,23 @@
-"""Figures of a run, drawn from its result files."""
+"""The figure of a run: its results as bars, beside the curve of its training."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#999999"
-"""Colours that stay apart for colour-blind readers and in grey print (Okabe and Ito)."""
+from itrain.reports.colours import BLUE, GREY, ORANGE
+from itrain.results.history import Curve
+from itrain.results.run import Bars, summarise_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHARES = 1.15
+"""The right end of an axis of shares, with room for the numbers at the bars."""
+ROOM = 0.25
+"""The room for the numbers at bars of other figures, as a share of the axis."""
 
 
 def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> None:
@@ -20,79 +30,63 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    bars, curve = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_bars(bars, results)
-    _draw_curve(curve, metrics)
+    summary = summarise_run(results, metrics)
+    names = 0 if summary.bars is None else len(summary.bars.names)
+    figure = Figure(figsize=(9, max(3.6, 0.25 * names)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    if summary.bars is None:
+        _say(left, "no figures")
+    else:
+        _draw_bars(left, summary.bars)
+    if summary.curve is None:
+        _say(right, "no training")
+    else:
+        _draw_curve(right, summary.curve)
     figure.savefig(path, dpi=150)
     figure.savefig(path.with_suffix(".svg"))
 
 
-def _draw_bars(axes, results: Mapping[str, float]) -> None:
-    if "test/probe_accuracy" in results:
-        _draw_probes(axes, results)
-        return
-    if "test/answer_probability" in results:
-        places = {"restored": "test", "corrupted": "test/corrupted", "clean": "test/clean"}
-        rows = {name: results[f"{place}/answer_probability"] for name, place in places.items()}
-        axes.bar_label(axes.barh(list(rows), list(rows.values()), color=BLUE), fmt="%.2f", padding=3)
-        axes.set(xlim=(0, 1.15), xlabel="probability of the clean answer")
-        return
-    if "test/exact_match" in results:
-        places = {name: f"{place}/exact_match" for name, place in (("after", "test"), ("before", "before"))}
-        rows = {name: results[key] for name, key in places.items() if key in results}
-        axes.bar_label(axes.barh(list(rows), list(rows.values()), color=BLUE), fmt="%.2f", padding=3)
-        axes.set(xlim=(0, 1.15), xlabel="exact match of greedy generations, held-out prompts")
-        return
-    rows = {"full vector": "test/full_vector", "random subspace": "test/random_subspace", "trained": "test"}
-    for offset, (rule, colour) in enumerate({"argmax": ORANGE, "pairwise": BLUE}.items()):
-        values = [results[f"{place}/iia_changing_{rule}"] for place in rows.values()]
-        drawn = axes.barh(
-            [row + 0.38 * offset - 0.19 for row in range(len(rows))], values, height=0.36, color=colour, label=rule
-        )
-        axes.bar_label(drawn, fmt="%.2f", padding=3)
-    axes.set_yticks(range(len(rows)), list(rows))
-    pairs = int(results["test/pairs_changing"])
-    axes.set(xlim=(0, 1.15), xlabel=f"interchange intervention accuracy, {pairs} label-changing pairs")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, reverse=True)
+def _draw_bars(axes: Axes, bars: Bars) -> None:
+    places = range(len(bars.names))
+    step = 0.76 / len(bars.series)
+    colours = (GREY, ORANGE, BLUE)[-len(bars.series) :]
+    for number, ((label, values), colour) in enumerate(zip(bars.series.items(), colours, strict=True)):
+        middle = (number - (len(bars.series) - 1) / 2) * step
+        height = 0.95 * step
+        drawn = axes.barh([place + middle for place in places], values, height=height, color=colour, label=label)
+        axes.bar_label(drawn, fmt="%.2f" if bars.shares else "%.5g", padding=3)
+    for place, mark in enumerate(bars.marks):
+        label = "" if place else "most frequent class"
+        axes.vlines(mark, place - 0.45, place + 0.45, "k", "dotted", label=label)
+    values = [value for each in bars.series.values() for value in each]
+    axes.set_yticks(places, bars.names)
+    axes.set(xlim=_limits(values, shares=bars.shares), xlabel=bars.axis)
+    if len(bars.series) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, reverse=True)
 
 
-def _draw_probes(axes, results: Mapping[str, float]) -> None:
-    first = "test/probe_accuracy/"
-    names = [key.removeprefix(first) for key in reversed(list(results)) if key.startswith(first)]
-    figures = {"selectivity": GREY, "control_accuracy": ORANGE, "probe_accuracy": BLUE}
-    present = {figure: colour for figure, colour in figures.items() if f"test/{figure}" in results}
-    for offset, (figure, colour) in enumerate(present.items()):
-        drawn = axes.barh(
-            [row + (offset - (len(present) - 1) / 2) * 0.26 for row in range(len(names))],
-            [results[f"test/{figure}/{name}"] for name in names],
-            height=0.25,
-            color=colour,
-            label=figure.removesuffix("_accuracy"),
-        )
-        axes.bar_label(drawn, fmt="%.2f", padding=3)
-    for row, name in enumerate(names):
-        most = results[f"test/majority_accuracy/{name}"]
-        axes.vlines(most, row - 0.45, row + 0.45, "k", "dotted", label=None if row else "most frequent class")
-    axes.set_yticks(range(len(names)), [name.replace(" ", "\n") for name in names])
-    axes.set(xlim=(min(0, *(bar.get_width() for bar in axes.patches)), 1.15), xlabel="accuracy, held-out examples")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, reverse=True)
+def _limits(values: Sequence[float], *, shares: bool) -> tuple[float, float]:
+    """The ends of an axis of bars, with 0 and room for the numbers at the bars."""
+    finite = [value for value in values if isfinite(value)]
+    low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
+    if shares:
+        return low, SHARES
+    room = ROOM * ((high - low) or 1)
+    return (low - room if low < 0 else low), high + room
 
 
-def _draw_curve(axes, metrics: Path) -> None:
-    rows = list(csv.DictReader(metrics.read_text().splitlines())) if metrics.is_file() else []
-    losses = [(int(row["step"]), float(row["train/loss"])) for row in rows if row.get("train/loss")]
-    if not losses:
-        axes.text(0.5, 0.5, "no training", ha="center", va="center", color=GREY)
-        axes.set_axis_off()
-        return
-    axes.plot(*zip(*losses, strict=True), color=GREY)
-    axes.set(xlabel="step", ylabel="training loss")
-    figures = ("iia_pairwise", "probe_accuracy", "exact_match")
-    key = next((f"validation/{figure}" for figure in figures if f"validation/{figure}" in rows[0]), None)
-    points = [(int(row["step"]), float(row[key])) for row in rows if key and row.get(key)]
-    if points:
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    axes.plot(*zip(*curve.losses, strict=True), color=GREY)
+    axes.set(xlabel="step", ylabel=curve.loss)
+    if curve.validation:
+        steps, values = zip(*curve.validation, strict=True)
         right = axes.twinx()
-        right.plot(*zip(*points, strict=True), color=BLUE, marker="o", markersize=3)
-        right.set_ylabel(str(key).replace("/", " ").replace("_", " "), color=BLUE)
-        right.set_ylim(0, 1.05)
+        right.plot(steps, values, color=BLUE, marker="o", markersize=3)
+        right.set_ylabel(curve.figure, color=BLUE)
+        if all(0 <= value <= 1 for value in values):
+            right.set_ylim(0, 1.05)
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
+    axes.set_axis_off()

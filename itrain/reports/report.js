@@ -42,13 +42,13 @@ async function choose(cell) {
   chosen.querySelector(".links").replaceChildren(...fits.flatMap((fit) => {
     const link = document.createElement("a");
     link.href = `#fit-${fit}`;
-    link.textContent = "its row in the table";
+    link.textContent = "row in the table";
     return [link, " "];
   }));
   chosen.hidden = false;
   hide();
   const done = await copy(commands);
-  chosen.querySelector(".copied").textContent = done ? "Copied:" : "The command, to be copied by hand:";
+  chosen.querySelector(".copied").textContent = done ? "Copied:" : "Copy the command by hand:";
 }
 
 function close() {

@@ -1,4 +1,4 @@
-"""What a run says on screen: what is about to happen, and what was found."""
+"""A run on screen: what is about to run, and its results."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from itrain.data.splits import SplitDataModule
-from itrain.metrics import RULES
 from itrain.models import BaseModel
+from itrain.results.run import Table as FiguresTable
+from itrain.results.run import summarise_run
 from itrain.training.base import Training
 
 QUIET = "ITRAIN_QUIET"
-"""The environment variable that leaves only results to be told, in all processes of a run."""
+"""The environment variable that silences all but results, in all processes of a run."""
 
 
 @contextmanager
 def only_results() -> Iterator[None]:
-    """Inside, neither what is about to happen nor progress is told."""
+    """Print results alone while inside: no announcement, no progress."""
     before = os.environ.get(QUIET)
     os.environ[QUIET] = "1"
     try:
@@ -49,7 +51,7 @@ def announce(
     how: str,
     threads: str,
 ) -> None:
-    """Say what is about to run: model, sites, trained parameters, examples, and how the model is run."""
+    """Print what is about to run: model, sites, trained parameters, examples, and how the model is run."""
     if is_quiet():
         return
     weights = sum(parameter.numel() for parameter in base_model.model.parameters())
@@ -75,83 +77,21 @@ def _state(model: nn.Module) -> str:
 
 def show(results: Mapping[str, float], folder: Path) -> None:
     """Print the final figures as a table, with the controls beside them."""
-    console = Console()
-    table = next((make for figure, make in TABLES.items() if figure in results), _figures_table)
-    console.print(table(results))
-    if "test/rank" in results:
-        console.print(f"rank found: {results['test/rank']:g}", highlight=False)
-    if "test/task_accuracy" in results:
-        start = f", before {results['before/task_accuracy']:.3f}" if "before/task_accuracy" in results else ""
-        console.print(f"task accuracy: {results['test/task_accuracy']:.3f}{start}", highlight=False)
-    if "model/accuracy" in results:
-        console.print(f"the model answers {results['model/accuracy']:.3f} of the inputs drawn right", highlight=False)
+    console, summary = Console(), summarise_run(results)
+    for table in summary.tables:
+        console.print(_drawn(table))
+    for line in summary.lines:
+        console.print(line, highlight=False)
     console.print(f"folder: {folder}", highlight=False, soft_wrap=True)
 
 
-def _pairs_table(results: Mapping[str, float]) -> Table:
-    table = Table(title="interchange intervention accuracy on held-out pairs", box=SIMPLE_HEAD, padding=0)
-    table.add_column("\n", no_wrap=True)
-    changing, preserving = (int(results[f"test/pairs_{kind}"]) for kind in ("changing", "preserving"))
-    columns = {
-        "iia_changing": f"changing {changing}",
-        "iia_preserving": f"preserving {preserving}",
-        "iia": f"all {changing + preserving}",
-    }
-    if "test/disentangle_argmax" in results:
-        columns = {figure: figure for figure in ("cause", "isolate", "disentangle")}
-    for title in columns.values():
-        for rule, head in zip(RULES, (title, ""), strict=True):
-            table.add_column(f"{head}\n{rule}", justify="right", min_width=9)
-    for place in sorted(
-        filter(_is_shown, (key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax"))), key=_rank
-    ):
-        table.add_row(
-            _row_name(place), *(f"{results[f'{place}/{figure}_{rule}']:.3f}" for figure in columns for rule in RULES)
-        )
-    return table
-
-
-def _is_control(place: str) -> bool:
-    return place.split("/")[1:2] in (["random_subspace"], ["full_vector"])
-
-
-def _is_shown(place: str) -> bool:
-    """All but the parts of controls and those of the start, which the results have too."""
-    return not _is_control(place) or (place.startswith("test") and place.count("/") == 1)
-
-
-def _rank(place: str) -> tuple[bool, bool, int, str]:
-    """The trained intervention first, then the start, then the controls, each before its parts."""
-    return _is_control(place), place.startswith("before"), place.count("/"), place
-
-
-def _row_name(place: str) -> str:
-    when, _, what = place.partition("/")
-    names = {"test": "trained", "before": "before"}
-    return what.replace("_", " ") if _is_control(place) else " ".join(filter(None, (names[when], what)))
-
-
-def _probes_table(results: Mapping[str, float]) -> Table:
-    table = Table(title="accuracy of probes on held-out examples", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.add_column()
-    figures = {"probe_accuracy": "probe", "control_accuracy": "control", "selectivity": "selectivity"}
-    figures |= {"majority_accuracy": "majority", "l2": "l2"}
-    present = {figure: title for figure, title in figures.items() if any(f"test/{figure}/" in key for key in results)}
-    for title in present.values():
-        table.add_column(title, justify="right", min_width=len(title))
-    for name in (key.removeprefix("test/l2/") for key in results if key.startswith("test/l2/")):
-        values = {figure: results[f"test/{figure}/{name}"] for figure in present}
-        table.add_row(name, *(f"{value:g}" if figure == "l2" else f"{value:.3f}" for figure, value in values.items()))
-    return table
-
-
-def _figures_table(results: Mapping[str, float]) -> Table:
-    table = Table("figure", "value", title="held-out examples", box=SIMPLE_HEAD)
-    for key, value in results.items():
-        if key.startswith(("test/", "before/")):
-            table.add_row(key.removeprefix("test/").replace("_", " "), f"{value:.3f}")
-    return table
-
-
-TABLES = {"test/iia_pairwise": _pairs_table, "test/probe_accuracy": _probes_table}
-"""The table of a run, by a figure that only such runs have."""
+def _drawn(table: FiguresTable) -> Table:
+    two_lines = any(upper for upper, _ in table.heads)
+    drawn = Table(title=table.title, box=SIMPLE_HEAD, padding=0 if two_lines else (0, 0, 0, 1))
+    drawn.add_column("\n" if two_lines else "", no_wrap=two_lines)
+    for upper, lower in table.heads:
+        head, width = (f"{upper}\n{lower}", 9) if two_lines else (lower, len(lower))
+        drawn.add_column(head, justify="right", min_width=width)
+    for name, cells in table.rows.items():
+        drawn.add_row(escape(name), *cells)
+    return drawn

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from itrain.architectures import blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
-from itrain.reports.pictures import FIRST, RANDOM_MODEL
+from itrain.results.columns import IIA, RANDOM_MODEL
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.cohort import Cohort
@@ -160,7 +160,7 @@ def _fitted(
         place = f"{name}/test/"
         figures: Figures = {key.removeprefix(place): value for key, value in tested.items() if key.startswith(place)}
         if trained:
-            figures["gap"] = trained[place + FIRST] - figures[FIRST]
+            figures["gap"] = trained[place + IIA] - figures[IIA]
         found[name] = {**figures, **beside, **({"curve": curves.of(name)} if name in learning else {})}
     return found
 

@@ -13,15 +13,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from itrain.experiment import Opened, RunError, make_logger, open_model
-from itrain.reports.drawings import save_curves
-from itrain.reports.html import REPORT, save_report
-from itrain.reports.sweeps import SweepProgress, save_heat_maps, show_sweep
-from itrain.reports.tokens import save_tokens
-from itrain.reports.tracking import SweepLog
+from itrain.loggers.base import SweepLog
+from itrain.reports.curves import save_curves
+from itrain.reports.heat_maps import HEAT_MAPS, save_comparison, save_heat_maps
+from itrain.reports.html import REPORT, write_report
+from itrain.reports.sweeps import SweepProgress, show_sweep
+from itrain.results.summary import summarise
+from itrain.results.table import JOBS, collect, write
+from itrain.results.tokens import save_tokens
 from itrain.sweeps.grid import Grid
 from itrain.sweeps.jobs import CohortJob, ProbeJob, jobs_of, make_trainer
 from itrain.sweeps.launching import Failure, attempt, launch, repeating
-from itrain.sweeps.results import JOBS, collect, write
 
 if TYPE_CHECKING:
     import pandas
@@ -53,11 +55,12 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
     if not any((folder / JOBS).glob("*.json")):
         raise RunError(missing)
     frame = collect(folder)
-    save_heat_maps(frame, folder / "heat_maps.png")
-    save_curves(frame, folder)
-    save_report([folder], folder / REPORT)
-    log.results(frame, folder / "heat_maps.png")
-    show_sweep(frame, folder)
+    (summary,) = summarise([folder])
+    heat_maps = save_heat_maps(summary)
+    save_curves(summary)
+    write_report([summary], folder / REPORT)
+    log.results(summary, lambda: {HEAT_MAPS: heat_maps, **save_comparison(summary, folder)})
+    show_sweep(summary)
     if failed:
         raise RunError(missing)
     return frame

@@ -1,22 +1,24 @@
-"""Sweeps in a logger: each fit once, when it is finished, and in the end what all of them found."""
+"""What a logger is given besides Lightning's own calls: each fit of a sweep, once, then its results; a run's figure."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from itrain.results.columns import COMMAND, CURVE, METHOD, RANK, SEED
+from itrain.results.run import RunSummary, summarise_run
+from itrain.results.summary import SweepSummary
 from itrain.sites import Site
 
-if TYPE_CHECKING:
-    import pandas
-
 LOGGED = "logged.txt"
-"""The file of a sweep that names what has been logged, so that a sweep that goes on logs nothing twice."""
+"""The file of a sweep that lists what has been logged, so that a resumed sweep logs nothing twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,29 +30,38 @@ class FinishedFit:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was fitted; in a row, settings end with the command."""
+        """The columns up to and including the command."""
         names = list(self.row)
-        return {name: self.row[name] for name in names[: names.index("command") + 1]}
+        return {name: self.row[name] for name in names[: names.index(COMMAND) + 1]}
 
     @property
     def figures(self) -> dict[str, float]:
-        return {name: value for name, value in self.row.items() if name not in {*self.settings, "curve"}}
+        return {name: value for name, value in self.row.items() if name not in {*self.settings, CURVE}}
 
     @property
     def curve(self) -> Sequence[Mapping[str, float]]:
-        """The validation after each epoch; empty where nothing was trained step by step."""
-        return self.row.get("curve", [])
+        """The validation figures after each epoch; empty if nothing was trained step by step."""
+        return self.row.get(CURVE, [])
 
     @property
     def name(self) -> str:
         site = Site(**{field.name: self.row[field.name] for field in fields(Site) if field.name in self.row})
-        rank = "" if self.row["rank"] is None else f" rank{self.row['rank']}"
-        return f"{self.row['method']} {site}{rank} seed{self.row['seed']}"
+        rank = "" if self.row[RANK] is None else f" rank{self.row[RANK]}"
+        return f"{self.row[METHOD]} {site}{rank} seed{self.row[SEED]}"
 
     @property
     def id(self) -> str:
-        """The same whenever the fit is logged."""
+        """A short name that depends on the sweep and the settings alone."""
         return digest(self.sweep, json.dumps(self.settings, sort_keys=True))
+
+
+@runtime_checkable
+class RunLogger(Protocol):
+    """A logger that takes the tables and the figure of a run, besides its metrics."""
+
+    def log_run(self, summary: RunSummary, figure: Path) -> None:
+        """Log the tables and the figure, a PNG file."""
+        ...
 
 
 @runtime_checkable
@@ -61,13 +72,22 @@ class SweepLogger(Protocol):
         """Log a fit as a run of its own."""
         ...
 
-    def log_results(self, sweep: str, frame: pandas.DataFrame, heat_maps: Path) -> None:
-        """Log table and heat maps as one run; those of a sweep that has gone on replace the earlier ones."""
+    def log_results(self, sweep: str, summary: SweepSummary, pictures: Mapping[str, Path]) -> None:
+        """Log the table and the pictures, PNG files by name, as one run; a resumed sweep replaces its earlier ones."""
         ...
 
 
+@rank_zero_only
+def log_run(loggers: Sequence[object], results: Mapping[str, float], figure: Path) -> None:
+    """Give a run's final figures and the picture of them to those of the loggers that take such."""
+    summary = summarise_run(results)
+    for logger in loggers:
+        if isinstance(logger, RunLogger):
+            logger.log_run(summary, figure)
+
+
 class SweepLog:
-    """Hands a logger each finished fit and the results of a sweep, once.
+    """Gives a logger each finished fit and the results of a sweep, once.
 
     Args:
         logger: None logs nothing.
@@ -87,7 +107,7 @@ class SweepLog:
         self.logged = set(self.file.read_text().split()) if self.file.is_file() else set[str]()
 
     def fits(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """These fits are finished."""
+        """Log these fits, which are finished."""
         if self.logger is None:
             return
         for fit in (FinishedFit(sweep=self.sweep, row=row) for row in rows):
@@ -95,11 +115,11 @@ class SweepLog:
                 self.logger.log_fit(fit)
                 self._keep(fit.id)
 
-    def results(self, frame: pandas.DataFrame, heat_maps: Path) -> None:
-        """All fits are finished."""
-        key = digest(str(frame.to_json()))
+    def results(self, summary: SweepSummary, draw: Callable[[], Mapping[str, Path]]) -> None:
+        """Log the results of all fits; ``draw`` makes the pictures if they are needed."""
+        key = digest(str(summary.frame.to_json()))
         if self.logger is not None and key not in self.logged:
-            self.logger.log_results(self.sweep, frame, heat_maps)
+            self.logger.log_results(self.sweep, summary, draw())
             self._keep(key)
 
     def _keep(self, key: str) -> None:
@@ -109,12 +129,12 @@ class SweepLog:
 
 
 def name_of(folder: Path) -> str:
-    """What a sweep in a folder is called: its recipe and time."""
+    """The name of the sweep in a folder: its recipe and time."""
     return f"{folder.resolve().parent.name} {folder.resolve().name}"
 
 
 def digest(*parts: str) -> str:
-    """A short name for what the parts say."""
+    """A short hash of the parts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

@@ -1,9 +1,9 @@
-"""What stands at the positions of a sweep: the tokens of an example, as labels for its pictures."""
+"""The tokens at a sweep's positions in one example, as labels for its pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,11 +27,11 @@ class Example:
     """A text and its tokens at each position, quoted; empty where a sweep has left none."""
 
     text: str = ""
-    tokens: dict[str, str] = field(default_factory=dict)
+    tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_tokens(inputs: ModelInputs, sites: Sequence[Site], tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Write the first example's tokens at the sites' positions to ``tokens.json``; of a model without text nothing."""
+    """Write the first example's tokens at the sites' positions to ``tokens.json``; nothing for a model without text."""
     if tokenizer is None or inputs.texts is None:
         return
     row = inputs.arguments["input_ids"][0].cpu()
@@ -46,11 +46,12 @@ def save_tokens(inputs: ModelInputs, sites: Sequence[Site], tokenizer: Tokenizer
 
 
 def read_tokens(folder: Path) -> Example:
+    """The example that a sweep has left in its folder."""
     file = folder / TOKENS
     if not file.is_file():
         return Example()
     found = json.loads(file.read_text(encoding="utf-8"))
-    # Spaces around a word say nothing; a token of nothing else is told as it is.
+    # Spaces around a word are left out; a token of spaces alone is shown as it is.
     quoted = {
         position: json.dumps(token.strip() or token, ensure_ascii=False) for position, token in found["tokens"].items()
     }

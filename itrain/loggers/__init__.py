@@ -1,0 +1,1 @@
+"""Loggers that take single runs and whole sweeps: Weights & Biases, TensorBoard, trackio."""

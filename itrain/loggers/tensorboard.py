@@ -1,0 +1,50 @@
+"""TensorBoard: a folder of event files for each fit; ``tensorboard --logdir outputs`` shows them in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.image import imread
+
+from itrain.loggers.base import FinishedFit, require_package
+from itrain.results.run import RunSummary
+from itrain.results.summary import SweepSummary
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger, and sweeps: a fit is a run with its settings as hyperparameters.
+
+    Args:
+        save_dir: where the runs are kept; in the folder of the run unless told otherwise.
+        run: the name of the run among those of the folder.
+
+    Raises:
+        RuntimeError: tensorboard is not installed.
+    """
+
+    def __init__(self, *, save_dir: str = ".", run: str = "") -> None:
+        require_package("tensorboard")
+        super().__init__(save_dir, name="tensorboard", version=run, default_hp_metric=False)
+
+    @rank_zero_only
+    def log_run(self, summary: RunSummary, figure: Path) -> None:
+        self.experiment.add_image("figure", imread(figure), dataformats="HWC")
+        for table in summary.tables:
+            lines = [table.columns, ["---"] * len(table.columns), *table.lines]
+            self.experiment.add_text(table.title, "\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+    def log_fit(self, fit: FinishedFit) -> None:
+        logger = TensorBoard(save_dir=self.save_dir, run=fit.name)
+        logger.log_hyperparams(fit.settings, fit.figures)
+        for epoch in fit.curve:
+            logger.log_metrics(epoch, step=int(epoch["epoch"]))
+        logger.experiment.close()
+
+    def log_results(self, sweep: str, summary: SweepSummary, pictures: Mapping[str, Path]) -> None:
+        logger = TensorBoard(save_dir=self.save_dir, run="results")
+        for name, file in pictures.items():
+            logger.experiment.add_image(name, imread(file), dataformats="HWC")
+        logger.experiment.close()

@@ -1,0 +1,118 @@
+"""Each method of a sweep at its best site, beside what it must be compared with there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from itrain.results.columns import (
+    COMPONENT,
+    CONTROL_ACCURACY,
+    CONTROLS,
+    FIGURES,
+    FULL_VECTOR,
+    GAP,
+    IIA,
+    LAYER,
+    MAJORITY_ACCURACY,
+    METHOD,
+    PLACE,
+    POSITION,
+    RANDOM_MODEL,
+    RANDOM_SUBSPACE,
+    RANK,
+    RUNS,
+    spoken,
+)
+from itrain.results.intervals import Estimate, estimated
+from itrain.results.maps import methods_of
+
+if TYPE_CHECKING:
+    import pandas
+
+TWIN = "random model"
+"""The name of the same fit on a randomly initialised model."""
+BESIDE = (
+    spoken(RANDOM_SUBSPACE),
+    spoken(FULL_VECTOR),
+    "control task",
+    "most frequent class",
+    *(f"{run} run" for run in RUNS),
+    TWIN,
+    GAP,
+)
+"""What may stand beside a figure, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """A method at its best site."""
+
+    method: str
+    site: str
+    """``layer@position``, and how many others are as good."""
+    figure: str
+    value: Estimate
+    beside: Mapping[str, str | Estimate]
+    """The figures to compare the value with, by names of ``BESIDE``."""
+
+
+def best_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iterator[Best]:
+    """Each method at its best site: the figure there, and the controls of the same site and rank.
+
+    A method that has only figures of the user's own is left out: whether higher is better is not known of them.
+    """
+    for method, part in methods_of(frame, apart):
+        figure = next((figure for figure in FIGURES if figure in part and part[figure].notna().any()), None)
+        if figure is None:
+            continue
+        means: Any = part.groupby(PLACE, sort=False)[figure].mean()
+        layer, position = means.idxmax()
+        others = int((means == means.max()).sum()) - 1
+        here: Any = part[(part[LAYER] == layer) & (part[POSITION] == position)]
+        yield Best(
+            method=method,
+            site=f"{layer}@{position}" + (f" +{others}" if others else ""),
+            figure=FIGURES[figure],
+            value=estimated(here, figure),
+            beside=_beside(frame, here, figure),
+        )
+
+
+def by_figure(rows: Sequence[Best]) -> dict[str, list[Best]]:
+    """The rows of methods that have the same figure."""
+    figures = dict.fromkeys(row.figure for row in rows)
+    return {figure: [row for row in rows if row.figure == figure] for figure in figures}
+
+
+def heads_beside(rows: Sequence[Best]) -> list[str]:
+    """The names of what any of the rows has beside its figure."""
+    return [head for head in BESIDE if any(head in row.beside for row in rows)]
+
+
+def _beside(frame: pandas.DataFrame, here: pandas.DataFrame, figure: str) -> dict[str, str | Estimate]:
+    """The controls, the control task of a probe, the runs that a trace lies between, the random model and the gap."""
+    found: dict[str, str | Estimate] = {}
+    if figure == IIA:
+        for control in CONTROLS:
+            estimate = None if control == here[METHOD].iloc[0] else _control(frame, here, control)
+            if estimate is not None:
+                found[spoken(control)] = estimate
+    references = {CONTROL_ACCURACY: "control task", MAJORITY_ACCURACY: "most frequent class"}
+    references |= {f"{run}/{figure}": f"{run} run" for run in RUNS}
+    references[RANDOM_MODEL + figure] = TWIN
+    for column, name in references.items():
+        if column in here and here[column].notna().any():
+            found[name] = estimated(here, column)
+    if GAP in here and here[GAP].notna().any():
+        found[GAP] = f"{here[GAP].mean():+.2f}"
+    return found
+
+
+def _control(frame: pandas.DataFrame, here: pandas.DataFrame, control: str) -> Estimate | None:
+    keys = [key for key in (LAYER, POSITION, COMPONENT) if key in frame]
+    there: Any = frame[(frame[METHOD] == control) & (frame[keys] == here[keys].iloc[0]).all(axis=1)]
+    if control == RANDOM_SUBSPACE and RANK in frame:
+        there = there[there[RANK] == here[RANK].iloc[0]]
+    return estimated(there, IIA) if len(there) and there[IIA].notna().any() else None

@@ -1,0 +1,74 @@
+"""Flags: the controls that speak against a result, and from which share on they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from itrain.results.columns import (
+    COMPONENT,
+    CONTROLS,
+    EXAMPLES,
+    FLAG,
+    FULL_VECTOR,
+    IIA,
+    LAYER,
+    MAJORITY_ACCURACY,
+    METHOD,
+    POSITION,
+    PROBE_ACCURACY,
+    RANDOM_MODEL,
+    RANDOM_SUBSPACE,
+    RANK,
+    SEED,
+)
+from itrain.results.intervals import over_pairs
+
+if TYPE_CHECKING:
+    import pandas
+
+CONTROL_PASSES, RANDOM_MODEL_PASSES, ABOVE_VECTOR = "control passes", "random model passes", "above the whole vector"
+REASONS: Mapping[str, str] = {
+    RANDOM_MODEL_PASSES: "the same fit on a randomly initialised model scores about as high, so the result says "
+    "nothing about what this model has learned",
+    CONTROL_PASSES: "a random subspace of equal rank changes the label too, so no learned direction is needed",
+    ABOVE_VECTOR: "the fit scores far above swapping the whole vector, so it may use directions that the model itself "
+    "does not use (Makelov et al. 2023)",
+}
+"""Why a fit has a flag."""
+SHOWN = 0.5
+"""The share of label-changing pairs from which a control passes: halfway from 0 to 1."""
+SHOWN_UNTRAINED = 0.75
+"""The same for a randomly initialised model, which answers all pairs alike and so starts at 0.5: halfway from there."""
+ABOVE = 0.3
+"""How far above the whole vector a subspace is flagged (Makelov et al. 2023)."""
+
+
+def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The table with a column ``flag`` that names the first of these controls that speaks against a fit.
+
+    ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
+    pairs or more. ``random model passes``: the same fit on a randomly initialised model does so on three quarters of
+    them; or, of a probe that is better than the most frequent class, it comes into or above the 95% interval of the
+    probe's accuracy. ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
+    """
+    needed = [IIA, PROBE_ACCURACY, RANDOM_MODEL + IIA, RANDOM_MODEL + PROBE_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, RANK]
+    table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
+    place = [LAYER, COMPONENT, POSITION, SEED]
+    control = table[table[METHOD] == RANDOM_SUBSPACE].groupby([*place, RANK], dropna=False)[IIA].first()
+    ceiling = table[table[METHOD] == FULL_VECTOR].groupby(place)[IIA].first()
+
+    def flag(row: Any) -> str:
+        if row[METHOD] in CONTROLS:
+            return ""
+        here = tuple(row[key] for key in place)
+        if row[PROBE_ACCURACY] == row[PROBE_ACCURACY]:
+            low, _ = over_pairs(row[PROBE_ACCURACY], row[EXAMPLES])
+            return RANDOM_MODEL_PASSES if row[RANDOM_MODEL + PROBE_ACCURACY] >= low > row[MAJORITY_ACCURACY] else ""
+        if row[IIA] == row[IIA] and control.get((*here, row[RANK]), 0.0) >= SHOWN:
+            return CONTROL_PASSES
+        if row[RANDOM_MODEL + IIA] >= SHOWN_UNTRAINED:
+            return RANDOM_MODEL_PASSES
+        return ABOVE_VECTOR if row[IIA] > ceiling.get(here, 1.0) + ABOVE else ""
+
+    return frame.assign(**{FLAG: table.apply(flag, axis=1)})

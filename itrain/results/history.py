@@ -1,0 +1,63 @@
+"""The curve of a single run, read from its ``metrics.csv``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+from itrain.results.columns import BEFORE, EXACT_MATCH, PROBE_ACCURACY, TEST, TRAIN_LOSS, VALIDATION, spoken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The loss by step and, of runs that validate, a figure of the validation."""
+
+    loss: str
+    losses: Sequence[tuple[int, float]]
+    figure: str = ""
+    validation: Sequence[tuple[int, float]] = ()
+
+
+def read_curve(metrics: Path) -> Curve | None:
+    """The curve of a run from its ``metrics.csv``: of the training loss, or of the first column that may be one."""
+    if not metrics.is_file():
+        return None
+    with metrics.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = list(dict.fromkeys(column for row in rows for column in row if column))
+    points = {column: _points(rows, column) for column in columns if column not in ("step", "epoch")}
+    trained = [name for name in columns if name.startswith("train")]
+    trained += [name for name in columns if "loss" in name and not name.startswith(("val", TEST, BEFORE))]
+    loss = next((name for name in (TRAIN_LOSS, *trained) if points.get(name)), None)
+    if loss is None:
+        return None
+    known = [f"{VALIDATION}{figure}" for figure in ("iia_pairwise", PROBE_ACCURACY, EXACT_MATCH)]
+    validated = [name for name in columns if name.startswith("val")]
+    figure = next((name for name in (*known, *validated) if points.get(name)), "")
+    return Curve(
+        loss="training loss" if loss == TRAIN_LOSS else spoken(loss),
+        losses=points[loss],
+        figure=figure.replace("/", " ").replace("_", " "),
+        validation=points.get(figure, ()),
+    )
+
+
+def _points(rows: Sequence[Mapping[str, str]], column: str) -> list[tuple[int, float]]:
+    """The finite numbers of a column by step; in a table without steps, by row."""
+    found = []
+    for number, row in enumerate(rows):
+        step, value = _number(row.get("step")), _number(row.get(column))
+        if value is not None:
+            found.append((number if step is None else int(step), value))
+    return found
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if isfinite(value) else None

@@ -1,0 +1,191 @@
+"""Heat maps of a sweep as plain numbers and words: layers by positions, for each method and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from itrain.results.columns import (
+    COMMAND,
+    COMPONENT,
+    CONTROLS,
+    FIGURES,
+    FLAG,
+    IIA,
+    LAYER,
+    METHOD,
+    PLACE,
+    POSITION,
+    PROBE_ACCURACY,
+    RANDOM_MODEL,
+    RUNS,
+    SEED,
+    is_known,
+    spoken,
+    written,
+)
+from itrain.results.intervals import Estimate, estimated
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The fits of one layer and position in a heat map, one for each seed."""
+
+    estimate: Estimate
+    name: str
+    details: Sequence[str] = ()
+    flagged: bool = False
+    fits: Sequence[int] = ()
+    """The numbers of the fits' rows in the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """One figure of one method, layers (the last on top) by positions."""
+
+    method: str
+    column: str
+    figure: str
+    """The title of the column."""
+    positions: Mapping[str, str]
+    """Each with its token in an example, quoted; with nothing where no example is at hand."""
+    rows: Mapping[int, Sequence[Cell | None]]
+    scale: tuple[float, float] = (0, 1)
+    """The values at the ends of the colour scale."""
+    beside: Mapping[str, float]
+    """The same figure of the runs that a trace lies between."""
+    is_control: bool = False
+
+    @property
+    def caption(self) -> str:
+        """The title of the figure, with the values of the runs beside it."""
+        return ", ".join([self.figure, *(f"{run} {value:.2f}" for run, value in self.beside.items())])
+
+    def at(self, layer: int, position: str) -> Cell | None:
+        """The cell of a layer and position."""
+        if layer not in self.rows or position not in self.positions:
+            return None
+        return self.rows[layer][list(self.positions).index(position)]
+
+
+def settings_apart(frames: Sequence[pandas.DataFrame]) -> dict[str, list[str]]:
+    """For each method the settings of which it has several, in all sweeps taken together."""
+    values: dict[str, dict[str, set[str]]] = {}
+    for frame in frames:
+        for name in frame.columns[: list(frame).index(COMMAND)].difference([METHOD, SEED, *PLACE], sort=False):
+            for method, found in frame.groupby(METHOD)[name]:
+                values.setdefault(str(method), {}).setdefault(name, set()).update(map(written, found.unique()))
+    return {method: [name for name, each in named.items() if len(each) > 1] for method, named in values.items()}
+
+
+def methods_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, pandas.DataFrame]]:
+    """Each method with its fits, apart by the settings that are named for it."""
+    for method in dict.fromkeys(frame[METHOD]):
+        part = frame.loc[frame[METHOD] == method]
+        several = [name for name in apart[method] if name in part]
+        if not several:
+            yield spoken(method), part
+            continue
+        for values, fits in part.groupby(several, sort=False, dropna=False):
+            named = [setting(name, value) for name, value in zip(several, values, strict=True)]
+            yield ", ".join([spoken(method), *named]), fits
+
+
+def setting(name: str, value: Any) -> str:
+    """A setting as text: ``rank 2``, ``block output``."""
+    return spoken(value) if name == COMPONENT else f"{name} {written(value)}"
+
+
+def figures_of(frame: pandas.DataFrame) -> dict[str, str]:
+    """The columns that have heat maps, with their titles: itrain's own, then those that the user's code reports."""
+    found = frame.iloc[:, list(frame).index(COMMAND) + 1 :].select_dtypes("number").dropna(axis="columns", how="all")
+    known = {column: title for column, title in FIGURES.items() if column in found}
+    others = [name for name in found if not is_known(name) and not name.startswith((RANDOM_MODEL, *RUNS))]
+    return known | {name: spoken(name) for name in others}
+
+
+def maps_of(
+    frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]], tokens: Mapping[str, str]
+) -> Iterator[HeatMap]:
+    """A heat map for each method and each of its figures; ``tokens`` are those of an example, by position."""
+    order = list(dict.fromkeys(frame[POSITION]))
+    for method, part in methods_of(frame, apart):
+        positions = {position: tokens.get(position, "") for position in order if (part[POSITION] == position).any()}
+        fits: dict[Any, Any] = dict(iter(part.groupby(PLACE)))
+        for column, title in figures_of(part).items():
+            rows = {
+                layer: [_cell(method, column, title, fits.get((layer, position))) for position in positions]
+                for layer in sorted(part[LAYER].unique(), reverse=True)
+            }
+            beside = {run: float(part[f"{run}/{column}"].mean()) for run in RUNS if f"{run}/{column}" in part}
+            yield HeatMap(
+                method=method,
+                column=column,
+                figure=title,
+                positions=positions,
+                rows=rows,
+                scale=(0, 1) if is_known(column) else _ends(frame, column),
+                beside=beside,
+                is_control=part[METHOD].iloc[0] in CONTROLS,
+            )
+
+
+def differences(maps: Sequence[HeatMap]) -> list[HeatMap]:
+    """How far each probe's accuracy lies above the IIA of each learned method, where both have a cell."""
+    probes = [each for each in maps if each.column == PROBE_ACCURACY]
+    learned = [each for each in maps if each.column == IIA and not each.is_control]
+    return [_difference(probe, method) for probe in probes for method in learned]
+
+
+def _difference(probe: HeatMap, method: HeatMap) -> HeatMap:
+    rows: dict[int, list[Cell | None]] = {}
+    for layer in probe.rows:
+        for position in probe.positions:
+            upper, lower = probe.at(layer, position), method.at(layer, position)
+            cell = None
+            if upper is not None and lower is not None:
+                estimate = Estimate(value=upper.estimate.value - lower.estimate.value)
+                cell = Cell(estimate=estimate, name=f"layer {layer}, {position}")
+            rows.setdefault(layer, []).append(cell)
+    return HeatMap(
+        method=probe.method,
+        column="difference",
+        figure=f"above {method.method}",
+        positions=probe.positions,
+        rows=rows,
+        scale=(-1, 1),
+        beside={},
+    )
+
+
+def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -> Cell | None:
+    if fits is None or fits[column].isna().all():
+        return None
+    first, estimate = fits.iloc[0], estimated(fits, column)
+    said = [f"{title}: {estimate}"]
+    if estimate.over:
+        said.append(f"95% interval over {estimate.over}")
+    figures = fits.iloc[:, list(fits).index(COMMAND) + 1 :].select_dtypes("number").mean().dropna()
+    if RANDOM_MODEL + column in figures:
+        said.append(f"random model: {written(figures[RANDOM_MODEL + column])}")
+    others = (name for name in map(str, figures.index) if name != column and not name.startswith(RANDOM_MODEL))
+    said += [f"{spoken(name)}: {written(figures[name])}" for name in others]
+    flags = sorted({flag for flag in fits[FLAG] if flag})
+    return Cell(
+        estimate=estimate,
+        name=f"{method}, layer {first[LAYER]}, {first[POSITION]}",
+        details=[*said, *(f"flag: {flag}" for flag in flags)],
+        flagged=bool(flags),
+        fits=[int(str(number)) for number in fits.index],
+    )
+
+
+def _ends(frame: pandas.DataFrame, column: str) -> tuple[float, float]:
+    """The lowest and the highest finite value of a column."""
+    values = frame[column][frame[column].abs() < float("inf")]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    return (low, high) if low < high else (low, low + 1)

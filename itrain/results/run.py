@@ -1,0 +1,294 @@
+"""The summary of a single run: its table, its lines, its bars and its curve, worked out once from its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from itrain.metrics import RULES
+from itrain.results.columns import (
+    ANSWER_PROBABILITY,
+    BEFORE,
+    CONTROL_ACCURACY,
+    CONTROLS,
+    EXACT_MATCH,
+    L2,
+    MAJORITY_ACCURACY,
+    MODEL_ACCURACY,
+    PAIRS_CHANGING,
+    PAIRS_PRESERVING,
+    PROBE_ACCURACY,
+    RUNS,
+    SELECTIVITY,
+    TASK_ACCURACY,
+    TEST,
+    TEST_RANK,
+    is_known,
+    spoken,
+)
+from itrain.results.history import Curve, read_curve
+
+if TYPE_CHECKING:
+    import pandas
+
+Results = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows by name, below heads of two lines, of which the upper may be empty."""
+
+    title: str
+    heads: Sequence[tuple[str, str]]
+    rows: Mapping[str, Sequence[str]]
+
+    @property
+    def columns(self) -> list[str]:
+        """The heads in one line each, the rows' names first."""
+        uppers = list(accumulate((upper for upper, _ in self.heads), lambda before, upper: upper or before))
+        return ["", *(f"{upper} {lower}".strip() for upper, (_, lower) in zip(uppers, self.heads, strict=True))]
+
+    @property
+    def lines(self) -> list[list[str]]:
+        """The rows, each with its name first."""
+        return [[name, *cells] for name, cells in self.rows.items()]
+
+    def frame(self) -> pandas.DataFrame:
+        """The same as a data frame."""
+        import pandas
+
+        return pandas.DataFrame(self.lines, columns=pandas.Index(self.columns))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Groups of bars, the first group at the bottom."""
+
+    axis: str
+    names: Sequence[str]
+    series: Mapping[str, Sequence[float]]
+    """A bar of each group, by what the bars show."""
+    marks: Sequence[float] = ()
+    """A value to compare with in each group: the accuracy of the most frequent class."""
+    shares: bool = True
+    """Whether all values are shares, which lie between -1 and 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run found."""
+
+    tables: Sequence[Table]
+    lines: Sequence[str]
+    bars: Bars | None
+    """None where there is no figure to draw."""
+    curve: Curve | None
+    """None where nothing was trained step by step."""
+
+
+def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
+    """The summary of a run.
+
+    Args:
+        results: the final figures. Those that no training of itrain's reports are the user's own, and are shown as they
+            are.
+        metrics: the run's ``metrics.csv``; a run without training has none.
+    """
+    kind = next((kind for kind in KINDS if kind.fits(results)), None)
+    own = {key: value for key, value in results.items() if not is_known(key) and key != MODEL_ACCURACY}
+    if kind is None:
+        shown = {key: value for key, value in results.items() if key != MODEL_ACCURACY}
+        tables, bars = [_plain_table(shown, title="test figures")], _plain_bars(shown)
+    else:
+        tables, bars = [kind.table(results)], kind.bars(results)
+        tables += [_plain_table(own, title="other test figures")] if own else []
+    return RunSummary(
+        tables=tables, lines=_lines(results), bars=bars, curve=None if metrics is None else read_curve(metrics)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of run, known by the figures that it has."""
+
+    fits: Callable[[Results], bool]
+    table: Callable[[Results], Table]
+    bars: Callable[[Results], Bars]
+
+
+# --- interchange interventions
+
+
+def _is_of_pairs(results: Results) -> bool:
+    figures = [f"{figure}_{rule}" for figure in ("iia_changing", "iia_preserving", "iia") for rule in RULES]
+    return all(f"{TEST}/{figure}" in results for figure in (*figures, PAIRS_CHANGING, PAIRS_PRESERVING))
+
+
+def _pairs_table(results: Results) -> Table:
+    changing, preserving = (int(results[f"{TEST}/{kind}"]) for kind in (PAIRS_CHANGING, PAIRS_PRESERVING))
+    columns = {
+        "iia_changing": f"changing {changing}",
+        "iia_preserving": f"preserving {preserving}",
+        "iia": f"all {changing + preserving}",
+    }
+    if f"{TEST}/disentangle_argmax" in results:
+        columns = {figure: figure for figure in ("cause", "isolate", "disentangle")}
+    places = {key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax")}
+    rows = {
+        _row_name(place): [_decimals(results.get(f"{place}/{figure}_{rule}")) for figure in columns for rule in RULES]
+        for place in sorted(filter(_is_shown, places), key=_order)
+    }
+    heads = [(title if rule == RULES[0] else "", rule) for title in columns.values() for rule in RULES]
+    return Table(title="interchange intervention accuracy on held-out pairs", heads=heads, rows=rows)
+
+
+def _pairs_bars(results: Results) -> Bars:
+    places = {spoken(control): f"{TEST}/{control}" for control in reversed(CONTROLS)} | {"trained": TEST}
+    places = {name: place for name, place in places.items() if f"{place}/iia_changing_pairwise" in results}
+    series = {rule: [results[f"{place}/iia_changing_{rule}"] for place in places.values()] for rule in RULES}
+    pairs = int(results[f"{TEST}/{PAIRS_CHANGING}"])
+    return Bars(
+        axis=f"interchange intervention accuracy, {pairs} label-changing pairs", names=list(places), series=series
+    )
+
+
+def _is_control(place: str) -> bool:
+    return place.split("/")[1:2] in [[control] for control in CONTROLS]
+
+
+def _is_shown(place: str) -> bool:
+    """Whether a place has a row: all but the parts of controls and the controls of the start."""
+    start = place.split("/")[0]
+    return start in (TEST, BEFORE) and (not _is_control(place) or (start == TEST and place.count("/") == 1))
+
+
+def _order(place: str) -> tuple[bool, bool, int, str]:
+    """The trained intervention first, then the start, then the controls, each before its parts."""
+    return _is_control(place), place.startswith(BEFORE), place.count("/"), place
+
+
+def _row_name(place: str) -> str:
+    when, _, what = place.partition("/")
+    names = {TEST: "trained", BEFORE: "before training"}
+    return spoken(what) if _is_control(place) else " ".join(filter(None, (names[when], what)))
+
+
+# --- probes
+
+
+def _probes(results: Results) -> list[str]:
+    first = f"{TEST}/{PROBE_ACCURACY}/"
+    return [key.removeprefix(first) for key in results if key.startswith(first)]
+
+
+def _probe_figures(results: Results, figures: Mapping[str, str]) -> dict[str, str]:
+    """Those of the figures that each probe has."""
+    names = _probes(results)
+    return {
+        figure: title
+        for figure, title in figures.items()
+        if all(f"{TEST}/{figure}/{name}" in results for name in names)
+    }
+
+
+def _probes_table(results: Results) -> Table:
+    titles = {PROBE_ACCURACY: "probe", CONTROL_ACCURACY: "control", SELECTIVITY: SELECTIVITY}
+    titles = _probe_figures(results, titles | {MAJORITY_ACCURACY: "majority", L2: L2})
+    rows = {}
+    for name in _probes(results):
+        values = {figure: results[f"{TEST}/{figure}/{name}"] for figure in titles}
+        rows[name] = [f"{value:g}" if figure == L2 else _decimals(value) for figure, value in values.items()]
+    heads = [("", title) for title in titles.values()]
+    return Table(title="accuracy of probes on held-out examples", heads=heads, rows=rows)
+
+
+def _probes_bars(results: Results) -> Bars:
+    names = _probes(results)[::-1]
+    titles = {SELECTIVITY: SELECTIVITY, CONTROL_ACCURACY: "control", PROBE_ACCURACY: "probe"}
+    series = {
+        title: [results[f"{TEST}/{figure}/{name}"] for name in names]
+        for figure, title in _probe_figures(results, titles).items()
+    }
+    majority = [results.get(f"{TEST}/{MAJORITY_ACCURACY}/{name}") for name in names]
+    marks = [each for each in majority if each is not None]
+    return Bars(
+        axis="accuracy, held-out examples",
+        names=[name.replace(" ", "\n") for name in names],
+        series=series,
+        marks=marks if len(marks) == len(names) else (),
+    )
+
+
+# --- traces and finetunings
+
+
+def _known_table(results: Results) -> Table:
+    known = {key: value for key, value in results.items() if key.startswith((f"{TEST}/", f"{BEFORE}/"))}
+    return _plain_table({key: value for key, value in known.items() if is_known(key)}, title="held-out examples")
+
+
+def _places_bars(figure: str, places: Mapping[str, str], axis: str) -> Callable[[Results], Bars]:
+    def bars(results: Results) -> Bars:
+        found = {name: results[f"{place}/{figure}"] for name, place in places.items() if f"{place}/{figure}" in results}
+        return Bars(axis=axis, names=list(found), series={figure: list(found.values())})
+
+    return bars
+
+
+KINDS = (
+    Kind(fits=lambda results: bool(_probes(results)), table=_probes_table, bars=_probes_bars),
+    Kind(
+        fits=lambda results: f"{TEST}/{ANSWER_PROBABILITY}" in results,
+        table=_known_table,
+        bars=_places_bars(
+            ANSWER_PROBABILITY,
+            {"restored": TEST} | {run: f"{TEST}/{run}" for run in RUNS},
+            "probability of the clean answer",
+        ),
+    ),
+    Kind(
+        fits=lambda results: f"{TEST}/{EXACT_MATCH}" in results,
+        table=_known_table,
+        bars=_places_bars(
+            EXACT_MATCH, {"after": TEST, "before": BEFORE}, "exact match of greedy generations, held-out prompts"
+        ),
+    ),
+    Kind(fits=_is_of_pairs, table=_pairs_table, bars=_pairs_bars),
+)
+
+
+# --- figures of any run
+
+
+def _plain_table(figures: Results, *, title: str) -> Table:
+    rows = {
+        spoken(key.removeprefix(f"{TEST}/")): [_decimals(value) if is_known(key) else f"{value:.5g}"]
+        for key, value in figures.items()
+    }
+    return Table(title=title, heads=[("", "value")], rows=rows)
+
+
+def _plain_bars(figures: Results) -> Bars | None:
+    finite = {key.removeprefix(f"{TEST}/"): value for key, value in reversed(list(figures.items())) if isfinite(value)}
+    if not finite:
+        return None
+    return Bars(axis="test figures", names=list(finite), series={"": list(finite.values())}, shares=False)
+
+
+def _lines(results: Results) -> list[str]:
+    lines = [f"rank found: {results[TEST_RANK]:g}"] if TEST_RANK in results else []
+    if f"{TEST}/{TASK_ACCURACY}" in results:
+        start = results.get(f"{BEFORE}/{TASK_ACCURACY}")
+        before = "" if start is None else f" (before training: {start:.3f})"
+        lines.append(f"task accuracy: {results[f'{TEST}/{TASK_ACCURACY}']:.3f}{before}")
+    if MODEL_ACCURACY in results:
+        lines.append(f"base model accuracy on sampled test inputs: {results[MODEL_ACCURACY]:.3f}")
+    return lines
+
+
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,166 @@
+"""The summary of a sweep: all that its pages, pictures and loggers draw, worked out once from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from itrain.models import TINY_WORLD
+from itrain.results.best import TWIN, Best, best_of
+from itrain.results.columns import (
+    CONTROLS,
+    FLAG,
+    LAYER,
+    METHOD,
+    PAIRS_CHANGING,
+    PAIRS_PRESERVING,
+    PLACE,
+    POSITION,
+    RANDOM_MODEL,
+    RANK,
+    SECONDS,
+    SEED,
+    spoken,
+)
+from itrain.results.curves import Plot, boundaries, over_rank, over_training
+from itrain.results.maps import HeatMap, maps_of, setting, settings_apart
+from itrain.results.table import CONFIGURATION, read_checked, read_configuration, read_curves
+from itrain.results.tokens import Example, read_tokens
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSummary:
+    """What a sweep found."""
+
+    label: str
+    """Its name, with its folder's where several sweeps have the same name."""
+    folder: Path
+    frame: pandas.DataFrame
+    """Its table; the index numbers the fits through all sweeps of a page."""
+    configuration: str
+    settings: Mapping[str, str]
+    example: Example
+    maps: Sequence[HeatMap]
+    best: Sequence[Best]
+    flags: Mapping[str, Sequence[tuple[int, str]]]
+    """The fits that have each flag, by number and name."""
+    absent: Sequence[str]
+    """The controls that the sweep has not run."""
+    plots: Mapping[str, Sequence[Plot]]
+    """By their axis: ``rank``, ``layer``, ``epoch``."""
+
+
+def summarise(folders: Sequence[Path]) -> list[SweepSummary]:
+    """The summaries of finished sweeps, in which a method has the same name everywhere.
+
+    Raises:
+        FileNotFoundError: a folder holds no finished sweep.
+        ValueError: the table in a folder is not that of a sweep, or a sweep is named twice.
+    """
+    labels = _labels(folders)
+    frames = [read_checked(folder) for folder in folders]
+    apart = settings_apart(frames)
+    found, number = [], 0
+    for label, folder, frame in zip(labels, folders, frames, strict=True):
+        # Numbered through, so that a cell can name its rows in one table of all fits.
+        frame.index = range(number, number + len(frame))
+        number += len(frame)
+        found.append(_summary(label, folder, frame, apart))
+    return found
+
+
+def _summary(label: str, folder: Path, frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> SweepSummary:
+    example = read_tokens(folder)
+    return SweepSummary(
+        label=label,
+        folder=folder,
+        frame=frame,
+        configuration=(folder / CONFIGURATION).read_text(encoding="utf-8"),
+        settings=_settings(frame, read_configuration(folder)),
+        example=example,
+        maps=list(maps_of(frame, apart, example.tokens)),
+        best=list(best_of(frame, apart)),
+        flags=_flags(frame, apart),
+        absent=_absent(frame),
+        plots={
+            "rank": list(over_rank(frame, apart, example.tokens)),
+            "layer": list(boundaries(frame, apart, example.tokens)),
+            "epoch": list(over_training(read_curves(folder), frame, apart)),
+        },
+    )
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The names of the sweeps, with their folders' names where two have the same."""
+    names = [read_configuration(folder).get("name", folder.resolve().name) for folder in folders]
+    labels = [
+        name if names.count(name) == 1 else f"{name} {folder.resolve().name}"
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    if doubled := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"the sweep '{doubled[0]}' is named twice")
+    return labels
+
+
+def _flags(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[int, str]]]:
+    several = frame[SEED].nunique() > 1
+    flags: dict[str, list[tuple[int, str]]] = {}
+    for number, row in frame.loc[frame[FLAG] != ""].iterrows():
+        named = [setting(key, row[key]) for key in apart[row[METHOD]] if key in row]
+        named += [f"seed {row[SEED]}"] if several else []
+        name = ", ".join([f"{spoken(row[METHOD])} {row[LAYER]}@{row[POSITION]}", *named])
+        flags.setdefault(row[FLAG], []).append((int(str(number)), name))
+    return flags
+
+
+def _absent(frame: pandas.DataFrame) -> list[str]:
+    absent = [spoken(control) for control in CONTROLS if control not in set(frame[METHOD])]
+    return absent + ([] if any(name.startswith(RANDOM_MODEL) for name in frame) else [TWIN])
+
+
+def _settings(frame: pandas.DataFrame, configuration: Mapping[str, Any]) -> dict[str, str]:
+    """What was swept, on which model, and how much of it: lines by name."""
+    grid = configuration.get("sweep") or {}
+    sites = frame[PLACE].drop_duplicates()
+    ranks = sorted(frame[RANK].dropna().unique()) if RANK in frame else []
+    settings = {
+        "model": _model(configuration.get("model")),
+        "task": _brief(configuration.get("task")),
+        "methods": ", ".join(map(spoken, dict.fromkeys(frame[METHOD]))),
+        "sites": f"{len(sites)}: {frame[LAYER].nunique()} layers x {frame[POSITION].nunique()} positions",
+        "ranks": ", ".join(f"{rank:g}" for rank in ranks),
+        "seeds": ", ".join(map(str, sorted(frame[SEED].unique()))),
+        "fits": str(len(frame)),
+    }
+    if {PAIRS_CHANGING, PAIRS_PRESERVING} <= set(frame) and frame[PAIRS_CHANGING].notna().any():
+        changing, preserving = frame[PAIRS_CHANGING].mean(), frame[PAIRS_PRESERVING].mean()
+        share = changing / (changing + preserving)
+        settings["test pairs"] = f"{changing + preserving:.0f}, of which {changing:.0f} ({share:.0%}) change the label"
+    if SECONDS in frame:
+        settings["time"] = f"{frame[SECONDS].sum():.0f} s of fitting"
+    if words := grid.get("words"):
+        settings["command"] = " ".join(["python -m itrain sweep", *map(str, words)])
+    return {name: value for name, value in settings.items() if value}
+
+
+def _model(node: Mapping[str, Any] | None) -> str:
+    """The name that a model is found under; of a module of the user's own, its constructor's."""
+    if node and str(node.get("_target_")).endswith(".load_embedded"):
+        return TINY_WORLD
+    if node and node.get("name"):
+        return f"{node['name']} at {node['revision']}" if node.get("revision") else str(node["name"])
+    return _brief(node)
+
+
+def _brief(node: Mapping[str, Any] | None) -> str:
+    """A part of a configuration in one line: its class and its arguments."""
+    if not node:
+        return ""
+    given = ", ".join(f"{key}: {value}" for key, value in node.items() if not key.startswith("_"))
+    name = str(node.get("_target_", "")).rpartition(".")[2]
+    return f"{name} ({given})" if given else name

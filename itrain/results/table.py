@@ -1,0 +1,94 @@
+"""The table of a sweep: reads it, and collects it from the rows that jobs leave."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from itrain.results.columns import CURVE, REQUIRED
+from itrain.results.flags import flagged
+
+if TYPE_CHECKING:
+    import pandas
+
+JOBS = "jobs"
+"""The folder of a sweep in which each finished job leaves its rows, so that none is run twice."""
+RESULTS, CURVES, CONFIGURATION = "results.parquet", "curves.parquet", "config.yaml"
+
+
+def read_results(folder: Path | str) -> pandas.DataFrame:
+    """The table of a sweep, one row a fit: method, site, rank, seed, figures, seconds, command and flag.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished sweep.
+    """
+    import pandas
+
+    file = Path(folder) / RESULTS
+    if not file.is_file():
+        raise FileNotFoundError(f"'{folder}' holds no {RESULTS}; to finish a sweep: itrain sweep resume={folder}")
+    return pandas.read_parquet(file)
+
+
+def read_curves(folder: Path | str) -> pandas.DataFrame:
+    """The validation figures of a sweep, one row a fit and epoch; empty if there are none."""
+    import pandas
+
+    file = Path(folder) / CURVES
+    return pandas.read_parquet(file) if file.is_file() else pandas.DataFrame()
+
+
+def read_checked(folder: Path) -> pandas.DataFrame:
+    """The table of a sweep, with the columns that every sweep has.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished sweep.
+        ValueError: the table is unreadable, or not that of a sweep.
+    """
+    read_configuration(folder)
+    try:
+        frame = read_results(folder)
+    except ValueError as error:
+        raise ValueError(f"'{folder / RESULTS}' cannot be read: {error}") from error
+    if missing := [name for name in REQUIRED if name not in frame]:
+        raise ValueError(f"'{folder / RESULTS}' is not the table of a sweep: it has no column '{missing[0]}'")
+    return frame
+
+
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a finished sweep.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished sweep.
+    """
+    missing = next((name for name in (RESULTS, CONFIGURATION) if not (folder / name).is_file()), None)
+    if missing:
+        raise FileNotFoundError(f"'{folder}' is not the folder of a finished sweep: there is no {missing} in it")
+    return yaml.safe_load((folder / CONFIGURATION).read_text(encoding="utf-8"))
+
+
+def write(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write the rows of a job, all or none, so that a sweep killed meanwhile leaves no half of a job."""
+    beside = file.with_suffix(f".{os.getpid()}.part")
+    beside.write_text(json.dumps(list(rows)))
+    beside.replace(file)
+
+
+def collect(folder: Path) -> pandas.DataFrame:
+    """Make the table and the curves of a sweep from the rows of its jobs, write both, and return the table."""
+    import pandas
+
+    rows = [row for file in sorted((folder / JOBS).glob("*.json")) for row in json.loads(file.read_text())]
+    curves = []
+    for row in rows:
+        settings = {key: value for key, value in row.items() if not isinstance(value, float | list)}
+        curves += [{**settings, **epoch} for epoch in row.pop(CURVE, [])]
+    pandas.DataFrame(curves).to_parquet(folder / CURVES)
+    frame = flagged(pandas.DataFrame(rows))
+    frame.to_parquet(folder / RESULTS)
+    return frame
