@@ -45,7 +45,10 @@ def compiled(blocks: Mapping[int, nn.Module]) -> Iterator[None]:
         yield
         return
     runs = {block: partial(_run, place, block.forward) for place, block in blocks.items()}
-    with torch.compiler.config.patch(recompile_limit=LIMIT), forwards(runs):  # type: ignore[attr-defined]
+    # Earlier releases have the limit among torch's private settings alone.
+    public: Any = torch.compiler.config
+    settings: Any = public if hasattr(public, "recompile_limit") else torch._dynamo.config
+    with settings.patch(recompile_limit=LIMIT), forwards(runs):
         yield
 
 
