@@ -139,12 +139,12 @@ def test_members_share_a_run_of_the_model(monkeypatch: pytest.MonkeyPatch) -> No
     trained = {name: each.trained for name, each in cohort.members.items()}
     cohort.interchange(batch, trained)
     runs: list[tuple[int, int]] = []
-    run = network.hooked.run
+    run = network.hooked.run_edits
     monkeypatch.setattr(
         network.hooked,
-        "run",
-        lambda arguments, lanes, **rest: (
-            runs.append((len(lanes), arguments["input_ids"].numel())) or run(arguments, lanes, **rest)
+        "run_edits",
+        lambda arguments, lanes, at: (
+            runs.append((len(lanes), arguments["input_ids"].numel())) or run(arguments, lanes, at)
         ),
     )
     cohort.interchange(batch, trained)
