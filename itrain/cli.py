@@ -151,7 +151,7 @@ def _generate(words: Sequence[str]) -> int:
     configuration = config.compose(overrides)
     config.check(configuration)
     if not prompts or configuration.export is None:
-        raise ConfigError('generate needs export=<folder> and one or several prompt="<text>"')
+        raise ConfigError('generate needs export=<folder> and prompt="<text>", once or several times')
     experiment.generate(configuration, prompts)
     return 0
 

@@ -35,6 +35,7 @@ from itrain.tasks.base import Task
 from itrain.tasks.responses import Prompts
 from itrain.threads import choose_threads
 from itrain.training.base import Training
+from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.interchange import count_features
 
@@ -97,7 +98,7 @@ class Parts:
 def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
     parts = _build(cfg, folder)
-    how = parts.module.prepare(parts.data)
+    how = parts.module.prepare(parts.data, uses=epochs_of(parts.trainer))
     announce(parts.base_model, parts.data, parts.module, folder, how=how, threads=parts.threads)
     for logger in parts.trainer.loggers[1:]:
         logger.log_hyperparams(_plain(cfg))
@@ -208,9 +209,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
 
 def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:
     """The base model's network; what it keeps beyond its budget goes to the run's folder, unless told otherwise."""
-    epochs = cfg.trainer.get("max_epochs")
-    uses = epochs if epochs and epochs > 0 else None
-    settings: dict[str, Any] = {"trainable": trainable, "uses": uses, "folder": folder}
+    settings: dict[str, Any] = {"trainable": trainable, "folder": folder}
     return instantiate(cfg.network)(
         model=base_model.model, **{key: value for key, value in settings.items() if key not in cfg.network}
     )

@@ -417,9 +417,9 @@ def alignment_search(
         intervention=partial(DAS, rank=RANK),
         optimizer=partial(torch.optim.Adam, lr=learning_rate),
     )
-    (intervention,) = search.interchange.interventions.values()
+    (intervention,) = search.trained.values()
     intervention.subspace.rows = first_rows(setting)  # type: ignore[union-attr]
-    search.interchange.interventions.to(next(network.parameters()).device)
+    search.exported.to(next(network.parameters()).device)
     return search
 
 

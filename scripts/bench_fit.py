@@ -378,7 +378,7 @@ def require_same_start(name: str, position: str) -> None:
 
 
 def _probe(search: AlignmentSearch, batch: CounterfactualBatch) -> tuple[Tensor, Tensor]:
-    (intervention,) = search.interchange.interventions.values()
+    (intervention,) = search.trained.values()
     with parametrize.cached():
         matrix: Tensor = intervention.subspace.rows  # type: ignore[union-attr, assignment]
         loss = cross_entropy(search.interchange(batch, search.trained), batch.counterfactual_label)

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 import itrain
 from itrain import config
 from itrain.cli import main
-from itrain.data import CounterfactualDataModule
+from itrain.data import CounterfactualDataModule, SplitDataModule
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.sharing import export
-from itrain.data import SplitDataModule
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
@@ -299,10 +298,12 @@ def test_the_first_step_of_trainer_fit_alone_refuses_what_the_answer_cannot_see(
 def test_trainer_fit_alone_prepares_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     module, data = search()
     prepare, asked = module.network.prepare, []
-    monkeypatch.setattr(module.network, "prepare", lambda *given: asked.append(given) or prepare(*given))
+    monkeypatch.setattr(
+        module.network, "prepare", lambda *given, **how: asked.append((*given, how)) or prepare(*given, **how)
+    )
     trainer().fit(module, data)
-    ((groups, bases, sources),) = asked
-    assert groups == [module.sites] and len(bases) == 3 and len(sources) == 3
+    ((groups, bases, sources, how),) = asked
+    assert groups == [module.sites] and len(bases) == 3 and len(sources) == 3 and how == {"uses": 2}
 
 
 # --- loops of one's own, and mistakes

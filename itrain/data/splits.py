@@ -152,9 +152,10 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
         return self.test_dataloader()
 
     def whole(self, split: Split) -> Iterator[AnyBatch]:
-        """All examples of a split in every process, in batches of one order."""
+        """All examples of a split in every process, in batches of one order and of the trainer's precision."""
         dataset = self.datasets[split]
-        return (dataset[share] for share in BatchSampler(len(dataset), self.eval_batch_size, seed=None))
+        batches = (dataset[share] for share in BatchSampler(len(dataset), self.eval_batch_size, seed=None))
+        return batches if self.trainer is None else map(self.trainer.precision_plugin.convert_input, batches)
 
     def loader(
         self, dataset: SplitDataset[AnyBatch], batch_size: int, *, shuffle: bool = False

@@ -35,6 +35,8 @@ class TensorBoard(TensorBoardLogger):
         for table in summary.tables:
             lines = [table.columns, ["---"] * len(table.columns), *table.lines]
             self.experiment.add_text(table.title, "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        # Lightning has ended the run by now: nothing else would write what is still in the queue.
+        self.experiment.close()
 
     def log_fit(self, fit: FinishedFit) -> None:
         logger = TensorBoard(save_dir=self.save_dir, run=fit.name)

@@ -24,6 +24,8 @@ class Network(nn.Module, ABC):
     """A base model that is read and edited at sites, and otherwise left as it was found."""
 
     model: nn.Module
+    trainable: bool
+    """Whether the model itself is trained; if not, it stays in eval mode, whatever a module around it is put in."""
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """The untouched model's answer: logits (B, V) at the answer token, (B, A, V) at several, or all its output."""
@@ -81,6 +83,8 @@ class Network(nn.Module, ABC):
         groups: Sequence[Sequence[Site]],
         bases: Sequence[ModelInputs],
         sources: Sequence[ModelInputs] = (),
+        *,
+        uses: int | None = None,
     ) -> str:
         """Make ready for runs of these examples; the line that is returned says how the model will be run, and why.
 
@@ -88,6 +92,7 @@ class Network(nn.Module, ABC):
             groups: the sites that are edited together, for each fit that uses the examples; none: they are only read.
             bases: what will be edited.
             sources: what will be read at all the sites.
+            uses: how often each example will be used, for example the number of epochs; None: often.
         """
 
     def unchanged(self) -> AbstractContextManager[None]:

@@ -41,7 +41,8 @@ class HookedNetwork(Network):
         super().__init__()
         self.model, self.trainable = model, trainable
         if not trainable:
-            model.requires_grad_(False).eval()
+            model.requires_grad_(False)
+            self.eval()
         self._forward: Forward | None = None
         self._routes: dict[Site, Route] = {}
         # On this wrapper, so that the user's model keeps a state dict of its own.
@@ -136,6 +137,8 @@ class HookedNetwork(Network):
         groups: Sequence[Sequence[Site]],
         bases: Sequence[ModelInputs],
         sources: Sequence[ModelInputs] = (),
+        *,
+        uses: int | None = None,
     ) -> str:
         return "the whole model, under plain hooks"
 
@@ -151,6 +154,8 @@ class HookedNetwork(Network):
         Raises:
             RuntimeError: the module of a planned site was not called.
         """
+        if self.training and not self.trainable:
+            self.eval()
         model = self.model
         if self._forward is None or self._forward.wrapped is not model:
             self._forward = Forward.of(model)

@@ -22,6 +22,7 @@ from itrain.experiment import Opened
 from itrain.results.columns import IIA, RANDOM_MODEL
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
+from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
 from itrain.training.interchange import count_features
 from itrain.training.probing import ProbeTraining
@@ -148,7 +149,7 @@ def _fitted(
     if learning:
         trainer.fit(cohort, datamodule=opened.data)
     else:
-        cohort.prepare(opened.data)
+        cohort.prepare(opened.data, uses=epochs_of(trainer))
     trainer.test(cohort, datamodule=opened.data, verbose=False)
     tested, trained = cohort.found, {}
     if not references:

@@ -92,7 +92,9 @@ class TextTask(Task):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            raise RuntimeError(f"{type(self).__name__} has no tokenizer yet: call bind(tokenizer) first")
+            raise RuntimeError(
+                f"{type(self).__name__} has no tokenizer yet: call task.bind(base_model.tokenizer) first"
+            )
         return self._tokenizer
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -158,13 +160,14 @@ class TextTask(Task):
         Raises:
             ValueError: the output is no word of the vocabulary, or changes how the prompt before it is split.
         """
+        tokenizer = self.tokenizer
         if output not in self._labels:
             prompt, _ = self._render(self.causal_model.sample(Random(0)))
             before, after = (
-                self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, f"{prompt} {output}")
+                tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, f"{prompt} {output}")
             )
             tokens = after[len(before) :]
-            if after[: len(before)] != before or not tokens or self.tokenizer.unk_token_id in tokens:
+            if after[: len(before)] != before or not tokens or tokenizer.unk_token_id in tokens:
                 raise ValueError(f"the answer '{output}' is no continuation of '{prompt}' in the model's vocabulary")
             self._labels[output] = tokens[0] if len(tokens) == 1 else tuple(tokens)
         return self._labels[output]

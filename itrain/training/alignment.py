@@ -73,7 +73,7 @@ class AlignmentSearch(Training):
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self.trained_on(batch)
-        loss = self.loss(self.interchange(batch, self.trained), batch)
+        loss = self.loss(self.interchange(batch, self.interchange.trained), batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss * batch.weight + self.interchange.penalty()
 

@@ -103,19 +103,24 @@ class Training(lightning.LightningModule, ABC):
     def begin(self, split: str) -> None:
         """Choose what is scored on a split, before its first batch."""
 
-    def prepare(self, data: SplitDataModule) -> str:
+    def prepare(self, data: SplitDataModule, *, uses: int | None = None) -> str:
         """Make ready for a fit on the data; the line that is returned says how the model will be run, and why.
 
         Statistics are fitted before the first fit only: a second fit, or a fit from a checkpoint, goes on with them.
+
+        Args:
+            data: set up.
+            uses: how often each example will be used, for example the number of epochs; None: often.
 
         Raises:
             PositionError: an example lacks the position of a site.
         """
         data.require(list(dict.fromkeys([*self.sites, *self.edited])))
+        how = self.network.prepare(self.groups, data.edited(), data.read(), uses=uses)
         if self.fits_activations and not self.fitted:
             self.fit_activations(data.whole("train"))
             self.fitted = True
-        return self.network.prepare(self.groups, data.edited(), data.read())
+        return how
 
     @property
     def groups(self) -> Sequence[Sequence[Site]]:

@@ -28,7 +28,7 @@ class Preparation(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if (data := _data(trainer)) is not None:
-            pl_module.prepare(data)
+            pl_module.prepare(data, uses=epochs_of(trainer))
         elif pl_module.fits_activations and not pl_module.fitted:
             if trainer.world_size > 1:
                 raise ValueError(_NO_DATA.format(type(pl_module).__name__))
@@ -52,6 +52,11 @@ _NO_DATA = (
     "{} learns statistics of all training data, the same in every process: give the trainer a data module, "
     "datamodule=CounterfactualDataModule(...), or call fit_activations(batches) first"
 )
+
+
+def epochs_of(trainer: lightning.Trainer) -> int | None:
+    """How many epochs a fit goes on; None: that depends."""
+    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
 
 
 def _data(trainer: lightning.Trainer) -> SplitDataModule | None:

@@ -263,8 +263,8 @@ class LoRAFinetuning(Finetuning):
         finally:
             self._switch(True)
 
-    def prepare(self, data: SplitDataModule) -> str:
-        super().prepare(data)
+    def prepare(self, data: SplitDataModule, *, uses: int | None = None) -> str:
+        super().prepare(data, uses=uses)
         return "the whole model, with adapters"
 
     def _switch(self, on: bool) -> None:

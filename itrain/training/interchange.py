@@ -128,6 +128,8 @@ class Interchange(nn.Module):
         rows: Int[Tensor, " rows"] | None = None,
     ) -> Edit:
         """The edit of a base's activation, of some rows of the batch or of all, with what was read from the source."""
+        if rows is None and not self.join_positions:
+            return lambda base: apply(base, source)
         joined = None if source is None else self.joined(source)
 
         def edit(base: Tensor) -> Tensor:

@@ -45,7 +45,10 @@ def compiled(blocks: Mapping[int, nn.Module]) -> Forwards:
 
 def compiling() -> AbstractContextManager[None]:
     """For runs of compiled blocks."""
-    return torch.compiler.config.patch(recompile_limit=LIMIT)  # type: ignore[attr-defined]
+    # Earlier releases have the limit among torch's private settings alone.
+    public: Any = torch.compiler.config
+    settings: Any = public if hasattr(public, "recompile_limit") else torch._dynamo.config
+    return settings.patch(recompile_limit=LIMIT)
 
 
 def _run(place: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

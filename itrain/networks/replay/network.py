@@ -42,7 +42,7 @@ class ReplayNetwork(Network):
     Args:
         hooked: runs the model.
         uses: how often each example is edited at a site; nothing is kept where that would cost more than it saves.
-            None: often.
+            None: what ``prepare`` is told.
         budget_gib: the most that is kept in the device's memory, and as much again in the host's.
         folder: where memory-mapped files hold what exceeds the budget; None: a cheaper level is chosen instead.
         strict: refuse what cannot be replayed exactly.
@@ -65,7 +65,9 @@ class ReplayNetwork(Network):
     ) -> None:
         super().__init__()
         self.hooked, self.strict, self.uses, self.compiles = hooked, strict, uses, compile
-        self.keeps = uses is None or uses > 1
+        self.trainable, self._expected_uses = hooked.trainable, uses
+        if not hooked.trainable:
+            self.eval()
         self.budget = Budget(budget_gib, None if folder is None else Path(folder))
         self.stores = Stores(hooked, self.budget)
         self._state: object = None
@@ -75,6 +77,11 @@ class ReplayNetwork(Network):
     @property
     def model(self) -> nn.Module:  # type: ignore[override]
         return self.hooked.model
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is kept of an example is used again."""
+        return self._expected_uses is None or self._expected_uses > 1
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         return self.hooked(inputs)
@@ -165,11 +172,14 @@ class ReplayNetwork(Network):
         groups: Sequence[Sequence[Site]],
         bases: Sequence[ModelInputs],
         sources: Sequence[ModelInputs] = (),
+        *,
+        uses: int | None = None,
     ) -> str:
         """Make ready for these examples: take room for them in one piece, and begin no level that has none.
 
         What was kept for other edits is dropped, but for keys and values that serve these as well.
         """
+        self._expected_uses = uses if self.uses is None else self.uses
         if not groups:
             return "blocks up to the sites that are read; what is read is cached"
         self._look()
@@ -177,7 +187,7 @@ class ReplayNetwork(Network):
         depths = {group: depth for group, depth in below.items() if depth is not None}
         if len(depths) < len(below) or self._reason is not None:
             return self._under_hooks(self._reason or "an edited site lies outside the blocks")
-        self._uses = None if self.uses is None else self.uses * len(groups)
+        self._uses = None if self._expected_uses is None else self._expected_uses * len(groups)
         self.stores.make_room(depths)
         self._plans.clear()
         plans = [plan for group in depths if (plan := self.plan([group]))]
@@ -204,7 +214,7 @@ class ReplayNetwork(Network):
     def forget(self) -> None:
         """Drop all that was kept, as is done whenever the model has changed."""
         self.stores.close()
-        self._uses = self.uses
+        self._uses = self._expected_uses
         self._full: set[Site] = set()
         self._plans: dict[tuple[tuple[Site, ...], ...], Plan | None] = {}
         self._depths: dict[Site, int | None] = {}
@@ -224,6 +234,8 @@ class ReplayNetwork(Network):
         Raises:
             ValueError: it cannot be replayed, and the network is strict.
         """
+        if self.training and not self.trainable:
+            self.eval()
         seen = self._state if self._looked else state(self.hooked.model)
         if seen != self._state:
             self.forget()
