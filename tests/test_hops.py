@@ -9,7 +9,7 @@ from types import CodeType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BOUNDS = {"off": (50, 16), "on": (84, 23)}
+BOUNDS = {"off": (47, 16), "on": (82, 23)}
 """With plain hooks and with replay: functions of the package that a step calls, and the files that they lie in."""
 
 
