@@ -203,7 +203,6 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     )
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
-    opened.data.require(module.sites)
     return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer, threads=opened.threads)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 POSITION_TERM = re.compile(
@@ -79,7 +80,7 @@ class Site:
         listed = [sites] if isinstance(sites, str | Mapping | Site) else sites
         return tuple(cls.parse(site) for site in listed)
 
-    @property
+    @cached_property
     def terms(self) -> tuple[str, ...]:
         """The position's parts: ``name.last+2`` has the terms ``name.last`` and ``2``."""
         return () if self.position is None else tuple(self.position.split("+"))

@@ -40,7 +40,7 @@ def set_backend() -> Iterator[Backend]:
 
     def use(backend: Any) -> None:
         compiled.BACKEND = backend
-        compiled._compiled_call.cache_clear()
+        compiled.compiled_call.cache_clear()
         torch.compiler.reset()
 
     use("aot_eager")

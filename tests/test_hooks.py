@@ -159,6 +159,26 @@ def test_sites_are_read_together_in_the_order_asked_for(network):
     assert all(torch.equal(found[site], network.read(inputs, [site])[site]) for site in wanted)
 
 
+def test_a_module_that_takes_anothers_place_is_found(network):
+    """The one of before may still be called, within it."""
+
+    class Doubled(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return 2 * self.inner(hidden)
+
+    inputs, (site,) = tiny_inputs(), sites("module:model.layers.0.mlp.output@last")
+    before = network.read(inputs, [site])[site]
+    block = network.model.model.layers[0]
+    block.mlp = Doubled(block.mlp)
+    assert torch.equal(network.read(inputs, [site])[site], 2 * before)
+    block.mlp = block.mlp.inner
+    assert torch.equal(network.read(inputs, [site])[site], before)
+
+
 def test_edits_of_one_activation_compose_in_the_order_given(network):
     inputs, (site,) = tiny_inputs(), sites("layer0.mlp_output@last")
     double, add = (site, lambda base: base * 2), (site, lambda base: base + 1)

@@ -217,7 +217,7 @@ def test_a_site_that_the_answer_does_not_depend_on_is_refused_at_the_first_step(
             self.hidden(input)
             return self.main(input)
 
-    with pytest.raises(FirstStepError, match=r"site 'module:hidden.output': nothing .* reaches the label"):
+    with pytest.raises(FirstStepError, match=r"site 'module:hidden.output': edits there have no effect on the label"):
         fit(training(Aside()), 1)
 
 

@@ -291,7 +291,7 @@ def test_a_finished_run_goes_on_at_the_rate_that_the_longer_schedule_has(tmp_pat
 
 def test_the_first_step_of_trainer_fit_alone_refuses_what_the_answer_cannot_see() -> None:
     module, data = search(sites="layer5.block_output@name")
-    with pytest.raises(FirstStepError, match=r"site 'layer5\.block_output@name': nothing that DAS does there"):
+    with pytest.raises(FirstStepError, match=r"site 'layer5\.block_output@name': DAS has no effect on the label there"):
         trainer().fit(module, data)
 
 

@@ -499,6 +499,29 @@ def test_what_will_run_is_said(model_type: str, site: str, line: str) -> None:
     assert network.prepare([[Site.parse(site)]], [examples()], [examples(seed=1)]).startswith(line)
 
 
+def test_levels_can_be_asked_before_anything_runs() -> None:
+    """For each group of sites, and they are those at which it is then run."""
+    groups = [
+        ["layer0.block_output@word"],
+        ["layer1.attention_output"],
+        ["layer0.mlp_output"],
+        ["module:model.norm.output@last"],
+    ]
+    sites, network = [[Site.parse(site) for site in group] for group in groups], make_network(tiny_model("llama"))
+    found = [(each.level, each.below, each.reason) for each in network.levels(sites)]
+    assert found == [
+        ("suffix", 1, ""),
+        ("prefix", 1, "a site without a position edits all tokens"),
+        ("stop", 0, "a site without a position edits all tokens, and no block lies below"),
+        ("stop", 0, "a site lies outside the blocks"),
+    ]
+    for group, (level, *_) in zip(groups[:2], found, strict=False):
+        answer_and_gradients(network, group, examples())
+        assert replayed(network, group, level)
+    network.model.train()
+    assert {(each.level, each.reason) for each in network.levels(sites)} == {("stop", "the model is not in eval mode")}
+
+
 @pytest.mark.parametrize("part", ["hidden", "before"])
 def test_the_comparison_with_hooks_catches_what_is_corrupt(part: str) -> None:
     network, base = make_network(tiny_model("gpt2")), examples()

@@ -17,7 +17,7 @@ from itrain.networks.lane import Edits
 from itrain.sites import Site
 
 ROWS = 4096
-"""The most rows of a run that several members share."""
+"""The most rows in a run that several members share."""
 
 
 class Network(nn.Module, ABC):
@@ -25,7 +25,7 @@ class Network(nn.Module, ABC):
 
     model: nn.Module
     trainable: bool
-    """Whether the model itself is trained; if not, it stays in eval mode, whatever a module around it is put in."""
+    """Whether the model itself is trained; a frozen model stays in eval mode, also inside a module in train mode."""
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """The untouched model's answer: logits (B, V) at the answer token, (B, A, V) at several, or all its output."""
@@ -35,43 +35,43 @@ class Network(nn.Module, ABC):
     def read(self, inputs: ModelInputs, sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch *places features"]]:
         """The activations at the sites, (B, P, D) where a site has a position; at least fp32.
 
-        Positions of ragged spans that an example lacks repeat its first one.
+        Where spans are ragged, positions that an example lacks repeat its first one.
         """
 
     def edit(self, inputs: ModelInputs, edits: Edits) -> Tensor:
-        """The model's answer with the activation at each site replaced by the edit of it.
+        """The model's answer when each edit replaces the activation at its site.
 
         Edits of one activation act in the order given, each on the result of those before it. Edits compute in fp32 (or
         fp64 for an fp64 model) whatever the model's precision is, and are cast back here.
 
         Raises:
-            ValueError: an edit gives another shape than it was given; broadcast, it would mix up examples in silence.
+            ValueError: an edit changes the shape; broadcasting would mix up examples silently.
         """
         return self.edit_each(inputs, [edits])[0]
 
     @abstractmethod
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
-        """The answer under each member's edits alone, as ``edit`` gives it, from as few runs as ``rows`` allow.
+        """The answer under each member's edits alone, equal to ``edit``'s, in as few runs as ``rows`` allows.
 
-        A run is of so many rows at most, copies of the inputs for some of the members.
+        A run holds copies of the inputs, one for each of some members, and at most ``rows`` rows.
         """
 
     @abstractmethod
     def generate(
         self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
     ) -> Int[Tensor, "batch new"]:
-        """The tokens that follow the prompts when the likeliest one is taken each time.
+        """Continue the prompts greedily; return the new tokens.
 
-        The edits act once, on the prompts' activations; what is generated sees them through keys and values. Responses
-        among the inputs are left out. A text that has come to the token ``end`` is filled up with it.
+        The edits act once, on the prompts' activations; generated tokens see them through keys and values. Responses in
+        the inputs are ignored. After the token ``end``, a row is filled with it.
 
         Raises:
-            ValueError: the model keeps no keys and values to go on from.
+            ValueError: the model does not cache keys and values, so it cannot continue from a prompt.
         """
 
     @abstractmethod
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
-        """The number of features at the site: read from the module or, where it does not tell, from a run.
+        """The number of features at the site, from the module or, where it does not tell, from a run of ``example``.
 
         Raises:
             ValueError: the module does not tell and no example was given.
@@ -86,15 +86,15 @@ class Network(nn.Module, ABC):
         *,
         uses: int | None = None,
     ) -> str:
-        """Make ready for runs of these examples; the line that is returned says how the model will be run, and why.
+        """Prepare runs of these examples; return a line that says how the model will be run, and why.
 
         Args:
             groups: the sites that are edited together, for each fit that uses the examples; none: they are only read.
-            bases: what will be edited.
-            sources: what will be read at all the sites.
+            bases: the inputs that will be edited.
+            sources: the inputs that will be read at all the sites.
             uses: how often each example will be used, for example the number of epochs; None: often.
         """
 
     def unchanged(self) -> AbstractContextManager[None]:
-        """For verbs between which nothing changes the model, so that one look at it is enough."""
+        """A context in which nothing changes the model, so that one check of it is enough."""
         return nullcontext()

@@ -26,7 +26,7 @@ def make_network(
     The other arguments are those of HookedNetwork and ReplayNetwork.
 
     Raises:
-        ValueError: ``on``, and replay would not be exact; or ``compile``, and nothing of the model is replayed.
+        ValueError: replay is ``on`` and would not be exact, or ``compile`` is set and nothing is replayed.
     """
     hooked = HookedNetwork(model, trainable=trainable)
     reason = "replay is off" if replay == "off" else obstacle(model) if replay == "auto" else None

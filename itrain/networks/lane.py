@@ -48,12 +48,35 @@ class Lane:
     first: int = 0
     shift: int | None = None
 
-    def pick(self, activation: Tensor, cells: Cells, location: Location) -> Tensor:
-        """The features in these cells, at least fp32."""
-        picked = activation[cells.index]
+    def pick(self, activation: Tensor, site: Site, location: Location) -> tuple[Tensor, Cells]:
+        """The features at the site, at least fp32, and where they lie.
+
+        Raises:
+            ValueError: the activation has no rows of examples, or no positions.
+        """
+        size, tokens = self.inputs.batch_size, None
+        index: tuple[Any, ...] = (...,)
+        if site.position is not None:
+            if activation.ndim < 3 or len(activation) != self.rows:
+                raise ValueError(
+                    f"site '{site}': the activation there has shape {tuple(activation.shape)}, so it has no positions "
+                    f"in ({self.rows}, tokens, features); leave the position out"
+                )
+            tokens = self.inputs.indices(site, activation.shape[1] if self.shift is None else self.inputs.length)
+            if self.shift is not None:
+                tokens = TokenIndices(tokens.index - self.shift, tokens.valid)
+            index = torch.arange(self.first, self.first + size, device=activation.device)[:, None], tokens.index
+        elif self.rows != size:
+            if len(activation) != self.rows:
+                raise ValueError(
+                    f"site '{site}': the activation there has shape {tuple(activation.shape)} in a run of {self.rows} "
+                    "examples, so that members cannot share the run; fit them apart"
+                )
+            index = (slice(self.first, self.first + size),)
+        picked = activation[index]
         if location.columns is not None:
             picked = picked[..., location.columns]
-        return picked.to(torch.promote_types(picked.dtype, torch.float32))
+        return picked.to(torch.promote_types(picked.dtype, torch.float32)), Cells(index, tokens)
 
     def replace(self, activation: Tensor, cells: Cells, location: Location, new: Tensor) -> Tensor:
         """The activation with the features in these cells replaced, out of place."""
@@ -73,31 +96,3 @@ class Lane:
         index = tokens.index.masked_fill(~tokens.valid, length)
         longer = torch.cat([activation, activation[:, :1]], 1).index_put((cells.index[0], index), new)
         return longer[:, :length].contiguous()
-
-    def cells(self, activation: Tensor, site: Site) -> Cells:
-        """Where the lane's features at the site lie in an activation.
-
-        Raises:
-            ValueError: the activation has no rows of examples, or no positions.
-        """
-        size = self.inputs.batch_size
-        rows = slice(self.first, self.first + size)
-        if site.position is None:
-            if self.rows == size:
-                return Cells((...,), None)
-            if len(activation) != self.rows:
-                raise ValueError(
-                    f"site '{site}': the activation there has shape {tuple(activation.shape)} in a run of {self.rows} "
-                    "examples, so that members cannot share the run; fit them apart"
-                )
-            return Cells((rows,), None)
-        if activation.ndim < 3 or len(activation) != self.rows:
-            raise ValueError(
-                f"site '{site}': the activation there has shape {tuple(activation.shape)}, so it has no positions in "
-                f"({self.rows}, tokens, features); leave the position out"
-            )
-        tokens = self.inputs.indices(site, activation.shape[1] if self.shift is None else self.inputs.length)
-        if self.shift is not None:
-            tokens = TokenIndices(tokens.index - self.shift, tokens.valid)
-        row = torch.arange(rows.start, rows.stop, device=activation.device)[:, None]
-        return Cells((row, tokens.index), tokens)

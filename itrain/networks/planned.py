@@ -56,7 +56,8 @@ class Planned:
         """The activation that the module's call goes on with.
 
         Raises:
-            RuntimeError: the module is called several times and the site does not say which call it means.
+            RuntimeError: the module is called several times and the site does not say which call it means, or it runs
+                without gradients that the reader wants.
             ValueError: the edit gives another shape than it was given.
         """
         lane, site, location = self.lane, self.site, self.route.location
@@ -67,28 +68,24 @@ class Planned:
             raise RuntimeError(
                 f"site '{site}': its module is called several times in a run; name one call, for example '.step0'"
             )
+        if self.with_gradient and not torch.is_grad_enabled():
+            raise RuntimeError(
+                f"site '{site}': its module runs without gradients, as reentrant gradient checkpointing does, so "
+                "none would flow through what is read; checkpoint with use_reentrant=False or read under no_grad"
+            )
         self.done = True
-        cells = lane.cells(activation, site)
-        base = lane.pick(activation, cells, location)
+        base, cells = lane.pick(activation, site, location)
         if self.edit is None:
-            self._keep(base)
+            # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
+            self.read = base.clone() if site.position is None else base
+            if self.until and all(each.done for each in self.until):
+                raise AllRead
             return activation
         with torch.autocast(activation.device.type, enabled=False):
             new = self.edit(base)
         if new.shape != base.shape:
             raise ValueError(f"site '{site}': the edit made shape {tuple(new.shape)} of shape {tuple(base.shape)}")
         return lane.replace(activation, cells, location, new.to(activation.dtype))
-
-    def _keep(self, activation: Tensor) -> None:
-        if self.with_gradient and not torch.is_grad_enabled():
-            raise RuntimeError(
-                f"site '{self.site}': its module runs without gradients, as reentrant gradient checkpointing does, so "
-                "none would flow through what is read; checkpoint with use_reentrant=False or read under no_grad"
-            )
-        # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
-        self.read = activation.clone() if self.site.position is None else activation
-        if self.until and all(each.done for each in self.until):
-            raise AllRead
 
     def again(self) -> Planned:
         """The same for a second run of the module within one step, which does not end early."""

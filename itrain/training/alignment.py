@@ -23,19 +23,19 @@ class AlignmentSearch(Training):
 
     loss = 1/N sum_n w_n CE(model(base_n | do(site := intervention(base_n, source_n))), label_n) + penalty, the cross
     entropy of the counterfactual label over the whole vocabulary at the answer (Geiger et al. 2024, eq. 5). w_n is
-    ``isolate_weight`` where pair n isolates, else 1: with 0 interventions are trained to cause, with 1 to cause and to
-    isolate (MDAS; Huang et al. 2024, "RAVEL", section 4). What an intervention adds for its size is the penalty.
+    ``isolate_weight`` for isolate pairs, else 1: 0 trains interventions to cause, 1 to cause and to isolate (MDAS;
+    Huang et al. 2024, "RAVEL", section 4). The penalty is on the interventions' sizes.
 
     Args:
         network: the base model, frozen.
         sites, intervention, shared, join_positions, hidden_sizes: as in
             :class:`~itrain.training.interchange.Interchange`.
-        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
-        isolate_weight: weight of the pairs in which nothing may change.
-        loss_over: ``candidates`` trains with the cross entropy over the tokens alone that the task's outputs can be,
-            and computes no other logits: at the last token of a small model the vocabulary is much of a step. Training
-            then no longer asks that these win against the rest of the vocabulary; validation and test still do.
+        isolate_weight: weight of isolate pairs, in which nothing may change.
+        loss_over: ``candidates`` takes the training loss over the task's possible output tokens alone and computes no
+            other logits, which at the last token of a small model saves much of a step. Training then no longer asks
+            these tokens to win against the rest of the vocabulary; validation and test still do.
     """
 
     retracts: ClassVar[bool] = True
@@ -89,7 +89,7 @@ class AlignmentSearch(Training):
         return losses.mean()
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch ... vocabulary"]:
-        """The logits of each pair's interchange, as they are evaluated."""
+        """The logits of each pair's interchange, with gates as in evaluation."""
         return self.interchange(batch, self.interchange.hardened())
 
     @property
@@ -111,7 +111,7 @@ class AlignmentSearch(Training):
         return self.interchange.fits_activations
 
     def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Give interventions that need closed-form statistics the base activations of the training pairs."""
+        """Fit closed-form statistics to the base activations of the training pairs."""
         self.interchange.fit((batch.base, batch.values) for batch in batches)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

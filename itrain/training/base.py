@@ -1,4 +1,4 @@
-"""Training: what all training modules have in common, among it a fit's whole life."""
+"""Training: the base class of all training modules, with the whole life of a fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ARGUMENTS = "training"
-"""The key of a checkpoint under which the constructor's arguments stand."""
+"""The key of a checkpoint that holds the constructor's arguments."""
 
 
 class Training(lightning.LightningModule, ABC):
@@ -34,14 +34,14 @@ class Training(lightning.LightningModule, ABC):
     statistics, prepare the network, move schedules and check the first step.
 
     A subclass begins its constructor with ``self.remember(locals())``, so that checkpoints and exports know its
-    arguments. It registers the network after all that is trained beside it, because
-    optimizer state is matched by position among all parameters when a checkpoint is read in another strategy.
+    arguments. It registers the network last, after everything else that is trained, because another strategy that reads
+    a checkpoint matches optimizer state by position among all parameters.
     """
 
     trains_model: ClassVar[bool] = False
     """Whether the base model's own weights are trained."""
     shows_start: ClassVar[bool] = False
-    """Whether a run tests the start too, and reports it as ``before/...``."""
+    """Whether a run also tests the untrained start, and reports it as ``before/...``."""
     retracts: ClassVar[bool] = False
     """Whether orthonormal rows are retracted after each step, so that steps keep their size."""
 
@@ -50,7 +50,7 @@ class Training(lightning.LightningModule, ABC):
     optimizer: OptimizerFactory | None
     warmup: float
     fitted: bool = False
-    """Whether the closed-form statistics are those of training data or were loaded."""
+    """Whether the closed-form statistics have been fitted or loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Training(lightning.LightningModule, ABC):
         self.register_load_state_dict_post_hook(_note_statistics)
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
-        """Keep the constructor's arguments, which are its ``locals()``."""
+        """Keep the constructor's arguments, given as its ``locals()``."""
         others = ("self", "network", "__class__")
         self.arguments = {name: value for name, value in arguments.items() if name not in others}
 
@@ -74,15 +74,15 @@ class Training(lightning.LightningModule, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, as an optimizer takes it."""
+        """The trained parameters, in groups as an optimizer takes them."""
 
     @abstractmethod
     def score(self, split: str, batch: Any) -> None:
-        """Take a batch of a split into its figures."""
+        """Update a split's figures with a batch."""
 
     @abstractmethod
     def figures(self, split: str) -> dict[str, Tensor]:
-        """The figures of all batches of the split since the last call, under names that begin with the split's."""
+        """The figures over all batches of a split since the last call; their names begin with the split's."""
 
     @property
     def edited(self) -> tuple[Site, ...]:
@@ -98,18 +98,18 @@ class Training(lightning.LightningModule, ABC):
         """Learn closed-form statistics from batches of the training data."""
 
     def anneal(self, progress: float) -> None:
-        """Set what schedules rule, for a share of the training from 0 to 1."""
+        """Set scheduled values for the progress of training, from 0 to 1."""
 
     def begin(self, split: str) -> None:
         """Choose what is scored on a split, before its first batch."""
 
     def prepare(self, data: SplitDataModule, *, uses: int | None = None) -> str:
-        """Make ready for a fit on the data; the line that is returned says how the model will be run, and why.
+        """Prepare a fit on the data; return a line that says how the model will be run, and why.
 
-        Statistics are fitted before the first fit only: a second fit, or a fit from a checkpoint, goes on with them.
+        Statistics are fitted once: a second fit, or a fit from a checkpoint, keeps them.
 
         Args:
-            data: set up.
+            data: the data module, set up.
             uses: how often each example will be used, for example the number of epochs; None: often.
 
         Raises:
@@ -128,7 +128,7 @@ class Training(lightning.LightningModule, ABC):
         return [self.edited]
 
     def export_arguments(self) -> dict[str, Any]:
-        """The constructor's arguments that build what is exported again, without network and optimizer."""
+        """The constructor's arguments that rebuild what is exported, without network and optimizer."""
         return {name: value for name, value in self.arguments.items() if name != "optimizer"}
 
     def configure_callbacks(self) -> list[lightning.Callback]:
@@ -164,7 +164,7 @@ class Training(lightning.LightningModule, ABC):
         self.log_dict(self.figures("test"), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the constructor's arguments as plain data, which loading does not run."""
+        """Save the constructor's arguments as plain data: loading runs no code from them."""
         known = {}
         for name, value in self.arguments.items():
             try:
@@ -185,7 +185,7 @@ class Training(lightning.LightningModule, ABC):
     ) -> Self:
         """The module of a checkpoint: ``AlignmentSearch.load_from_checkpoint(path, network=network)``.
 
-        The constructor's other arguments are those that the checkpoint holds, unless they are given.
+        Arguments that are not given are read from the checkpoint.
 
         Raises:
             ValueError: no network is given, or the checkpoint is of another class or lacks an argument.
@@ -209,7 +209,7 @@ class Training(lightning.LightningModule, ABC):
 
 
 class FullPrecision(nn.ModuleDict):
-    """Modules whose weights stay in fp32 when all around them is cast to half precision, as trainers may do."""
+    """Modules whose weights stay in fp32 when a trainer casts everything else to half precision."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         def keep_precision(tensor: Tensor) -> Tensor:

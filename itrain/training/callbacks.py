@@ -1,4 +1,4 @@
-"""Callbacks of a fit's life, which training modules bring along: Trainer.fit alone is a whole fit."""
+"""Callbacks that training modules add to a fit, so that Trainer.fit alone is a whole fit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class FirstStepError(RuntimeError):
 
 
 class Preparation(lightning.Callback):
-    """Has the module learn its closed-form statistics and make the network ready, before anything else of a fit.
+    """Fits the module's closed-form statistics and prepares the network, before anything else in a fit.
 
-    A module without trained weights, such as a difference of means, is then done. A test, a validation or a prediction
-    of a module that was not fitted learns the statistics first.
+    The fit then ends if the module has no trained weights, such as a difference of means. Testing, validating or
+    predicting with an unfitted module fits the statistics first.
 
     Raises:
-        ValueError: statistics are asked for, and what the trainer was given does not hold all training data.
+        ValueError: statistics are needed, and the trainer was not given all training data.
     """
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -55,7 +55,7 @@ _NO_DATA = (
 
 
 def epochs_of(trainer: lightning.Trainer) -> int | None:
-    """How many epochs a fit goes on; None: that depends."""
+    """The number of epochs of a fit; None: not known in advance."""
     return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
 
 
@@ -69,16 +69,16 @@ def _require_statistics(trainer: lightning.Trainer, pl_module: Any) -> None:
         return
     if (data := _data(trainer)) is None:
         raise ValueError(_NO_DATA.format(type(pl_module).__name__))
-    # Evaluation runs in inference mode, whose tensors no later gradient may pass.
+    # Evaluation runs in inference mode, whose tensors cannot take part in a later backward pass.
     with torch.inference_mode(False):
         pl_module.prepare(data)
 
 
 class Schedules(lightning.Callback):
-    """Moves what schedules rule from its start, at the first step, to exactly its end at the last one.
+    """Moves scheduled values from their start, at the first step, to exactly their end, at the last.
 
-    progress = t / (T - 1) at step t of T. A fit that goes on from a checkpoint begins at the rate that its schedule has
-    there, not at that of the checkpoint: a finished run's is 0.
+    progress = t / (T - 1) at step t of T. A resumed fit begins at the learning rate of its own schedule at that step,
+    not at the checkpoint's, which is 0 after a finished run.
     """
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -94,10 +94,10 @@ class Schedules(lightning.Callback):
 
 
 class FirstStepCheck(lightning.Callback):
-    """Ends a fit at its first backward pass if some trained module got no gradient.
+    """Ends a fit at its first backward pass if a trained module got no gradient.
 
-    An edit that the answer cannot see gives a finite loss and numbers that look like a result: the last block at a
-    token that no later one reads, or a site above the answer.
+    An edit without a path to the answer still gives a finite loss and numbers that look like a result: in the last
+    block at a token that no later one reads, or at a site above the answer.
 
     Raises:
         FirstStepError: naming the site.
@@ -113,8 +113,8 @@ class FirstStepCheck(lightning.Callback):
         for name, part in pl_module.trained_parts.items():
             if not _has_gradient(part):
                 raise FirstStepError(
-                    f"site '{name}': nothing that {type(part).__name__} does there reaches the label (no gradient "
-                    "at the first step); choose a lower layer, or in the upper ones the answer's own token, 'last'"
+                    f"site '{name}': {type(part).__name__} has no effect on the label there (no gradient at the first "
+                    "step); choose a lower layer or, in the upper layers, the answer's own token, 'last'"
                 )
 
 

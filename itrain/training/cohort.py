@@ -27,20 +27,20 @@ Member: TypeAlias = AlignmentSearch | CausalTracing
 class Cohort(Training):
     """Runs members side by side: their tokens share a run of the model.
 
-    loss = sum over members of their own losses. No token of one member sees another's, so the gradient of each member
-    is its own, and so are its figures, as if it had been fitted alone. Members may differ in site, intervention and
-    rank; they share data, batch order, ``loss_over``, optimizer and schedule. A small model's step costs much the same
-    whatever its batch, so that a cohort costs little more than one of its members.
+    loss = sum over members of their own losses. No token of one member sees another's, so each member has the gradient
+    and the figures of a separate fit. Members may differ in site, intervention and rank; they share data, batch order,
+    ``loss_over``, optimizer and schedule. A step of a small model costs much the same at any batch size, so a cohort
+    costs little more than one of its members.
 
     Args:
-        members: alignment searches, or what trains nothing, under names that have no slash.
-        optimizer: from groups of parameters to the optimizer; None is for evaluation only.
+        members: alignment searches or causal tracings, by names without a slash.
+        optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
         patience: epochs without a lower validation loss after which a member stops learning; None: all go to the end.
-        rows: the most rows of a run that members share; those beyond it run in turn.
+        rows: the most rows of a shared run; further members run in turn.
 
     Raises:
-        ValueError: there are no members, or they have not the same network or training loss.
+        ValueError: there are no members, or they differ in network or training loss.
     """
 
     retracts: ClassVar[bool] = True
@@ -84,7 +84,7 @@ class Cohort(Training):
     def interchange(self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions]) -> dict[str, Tensor]:
         """Each member's answer on the bases.
 
-        The members' interventions are given, so that hard ones can stand in for those that are trained.
+        ``interventions`` are given for each member, so that hard gates can replace the trained soft ones.
         """
         with self.network.unchanged(), parametrize.cached():
             parts = {name: member.interchange for name, member in self.members.items()}
@@ -95,7 +95,7 @@ class Cohort(Training):
         return dict(zip(interventions, answers, strict=True))
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> dict[str, Tensor]:
-        """The logits of each member's interchange, as they are evaluated."""
+        """The logits of each member's interchange, with gates as in evaluation."""
         return self.interchange(batch, {name: member.interchange.hardened() for name, member in self.members.items()})
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
@@ -178,7 +178,7 @@ class Cohort(Training):
         return [group for member in self.members.values() for group in member.parameter_groups()]
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        """Those of a fit but for the check of the first step: members whose site the answer cannot see are shown."""
+        """Those of a fit except the first-step check: a member whose site has no effect is shown, not refused."""
         return [each for each in super().configure_callbacks() if not isinstance(each, FirstStepCheck)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ class Cohort(Training):
         return member
 
     def _report(self, split: str) -> None:
-        """Note all members' figures, and have the loggers note them."""
+        """Keep all members' figures, and log them."""
         self.found = {name: float(value) for name, value in self.figures(split).items()}
         # All at once: Lightning's own log takes as long for each figure as a small model's block.
         for logger in [] if self.trainer.sanity_checking else self.loggers:

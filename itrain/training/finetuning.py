@@ -28,11 +28,11 @@ from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
 
 SHOWN = 8
-"""The test examples for which a run shows what is generated."""
+"""The number of test examples whose generations a run shows."""
 
 
 class Generations(NamedTuple):
-    """Prompts and the tokens of what followed before the training, of what follows after it, and of what is wanted."""
+    """Prompts, with the tokens generated before and after the training, and those of the right responses."""
 
     prompt: Sequence[str]
     before: Int[Tensor, "batch new"]
@@ -41,15 +41,15 @@ class Generations(NamedTuple):
 
 
 class Finetuning(Training):
-    """Trains what a model answers, whatever is trained for it.
+    """Trains a model's responses to prompts.
 
-    loss = 1/N sum_n 1/T_n sum_t -log p(y_nt | prompt_n, y_n1 ... y_n(t-1)), over the T_n tokens of each response, the
-    one that ends it included. Each example counts alike, however long its response, so that processes and accumulated
-    batches give the loss of the whole batch.
+    loss = 1/N sum_n 1/T_n sum_t -log p(y_nt | prompt_n, y_n1 ... y_n(t-1)), over the T_n tokens of each response,
+    including the one that ends it. Each example has the same weight, whatever the length of its response, so that
+    processes and accumulated batches give the loss of the whole batch.
 
     ``perplexity`` is exp of the mean of -log p over all tokens of all responses. ``exact_match`` is the share of
-    prompts whose greedy generation is the response: it is just if each token is the likeliest after the right ones
-    before it, which one run of the right response tells.
+    prompts whose greedy generation is the response. That holds if and only if each token is the likeliest one given the
+    right tokens before it, so one run of the right response decides it.
     """
 
     shows_start: ClassVar[bool] = True
@@ -67,7 +67,7 @@ class Finetuning(Training):
 
     @abstractmethod
     def edits(self) -> list[tuple[Site, Edit]]:
-        """What is done to the prompt's activations."""
+        """The edits of the prompt's activations."""
 
     def respond(self, batch: ResponseBatch) -> Float[Tensor, "batch response vocabulary"]:
         """The logits of each response's tokens, given the prompt and the right tokens before."""
@@ -77,12 +77,12 @@ class Finetuning(Training):
     def generate(
         self, inputs: ModelInputs, *, max_new_tokens: int, end: int | None = None, trained: bool = True
     ) -> Int[Tensor, "batch new"]:
-        """The tokens that follow each prompt when the likeliest one is taken each time; ``trained`` or as before."""
+        """Continue each prompt greedily; ``trained=False`` generates as before the training."""
         edits = self.edits() if trained else []
         return self.network.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
 
     def penalty(self) -> Tensor | float:
-        """What the size of what is trained adds to the loss."""
+        """The penalty on the size of what is trained, which the loss adds."""
         return 0.0
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
@@ -127,7 +127,7 @@ class RepresentationFinetuning(Finetuning):
     Args:
         network: the base model, frozen.
         sites, intervention, shared, hidden_sizes: as in :class:`~itrain.training.interchange.Interchange`.
-        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
 
     Raises:
@@ -190,7 +190,7 @@ class RepresentationFinetuning(Finetuning):
         return self.interchange.fits_activations
 
     def fit_activations(self, batches: Iterable[ResponseBatch]) -> None:
-        """Give interventions that need closed-form statistics the activations of the training prompts."""
+        """Fit closed-form statistics to the activations of the training prompts."""
         self.interchange.fit((batch.inputs, None) for batch in batches)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -205,14 +205,14 @@ class LoRA(nn.ModuleDict):
 
 
 class LoRAFinetuning(Finetuning):
-    """Finetunes a model by low-rank adapters of its weights: what ReFT is held against, on the same data and loss.
+    """Finetunes a model by low-rank adapters of its weights: the baseline of ReFT, on the same data and loss.
 
     Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models".
 
     Args:
         network: the base model, trainable; its own weights are frozen here, and the adapters are added in place.
         rank, alpha, targets: as in :func:`~itrain.adapters.add_lora`.
-        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
     """
 

@@ -29,7 +29,7 @@ from itrain.training.scores import InterchangeScores
 
 
 class InterchangeInterventionTraining(Training):
-    """Trains a model so that interventions at its sites do what a causal model predicts, and to go on doing its task.
+    """Trains a model so that interventions at its sites act as a causal model predicts, while it keeps doing its task.
 
     loss = 1/N sum_n task_weight CE(model(base_n), base label_n)
     + interchange_weight(n) CE(model(base_n | do(site := intervention(base_n, source_n))), counterfactual label_n)
@@ -37,33 +37,34 @@ class InterchangeInterventionTraining(Training):
     + readout_weight mean_v CE(W_v block_v(base_n) + b_v, value of v in the base's run) + penalty.
 
     The second line is IIT: Geiger et al. 2022, "Inducing Causal Structure for Interpretable Neural Networks", section
-    3. The baselines that the paper holds it against are the first line alone (plain training), with the third (as much
-    data as IIT sees) and with the fourth (multi-task training: linear heads read at each site what the edit of a
-    variable would take from it). Gradients flow through the sources' runs too, unless ``detach_source``.
+    3. The paper's baselines are the first line alone (plain training), with the third (as much data as IIT sees), and
+    with the fourth (multi-task training: at each site, linear heads read what the edit of a variable would take from
+    it). Gradients flow through the sources' runs too, unless ``detach_source``.
 
-    The model is in train mode while it is trained, with dropout where it has any, and in eval mode otherwise: Lightning
-    keeps the mode that it finds at the start of a fit, and transformers loads models in eval mode.
+    The model is in train mode during a fit, with dropout where it has any, and in eval mode otherwise. Lightning alone
+    would keep the eval mode in which transformers loads models.
 
     Args:
-        task_weight: of the answers on the bases.
-        interchange_weights: of the counterfactual answers: one for all, or by what is interchanged, for example
-            ``{left: 1, left+right: 0.5}``. What is not named is evaluated but not trained.
-        source_weight: of the answers on the sources.
-        readout_weight: of what the linear heads read.
-        detach_source: treat what is read from the sources as constant.
+        task_weight: weight of the loss on the bases' answers.
+        interchange_weights: weight of the loss on the counterfactual answers: one for all pairs, or one for each set of
+            interchanged variables, for example ``{left: 1, left+right: 0.5}``. Sets that are not named are evaluated
+            but not trained.
+        source_weight: weight of the loss on the sources' answers.
+        readout_weight: weight of the linear heads' loss.
+        detach_source: stop gradients at the sources' activations.
         parts: paths of the model's modules or parameters that are trained, with ``*`` for any text; None: all that is
             not frozen or, with LoRA, none.
-        lora_rank: adds trained maps of this rank to the frozen model; None: adds none.
-        lora_alpha, lora_targets: their scale, and the modules that get them: see :func:`~itrain.adapters.add_lora`.
+        lora_rank: rank of the adapters that are added to the frozen model; None: no adapters.
+        lora_alpha, lora_targets: scale of the adapters, and where they go: see :func:`~itrain.adapters.add_lora`.
         classes: the number of values of each variable, for the linear heads.
         network: the base model, trainable.
         sites, intervention, shared, join_positions, hidden_sizes: as in
             :class:`~itrain.training.interchange.Interchange`.
-        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
 
     Raises:
-        FirstStepError: in the first step, what is done at a site does not reach the answer.
+        FirstStepError: at the first step, edits at a site have no effect on the answer.
         ValueError: nothing of the model is trained, a part does not exist, answers have several tokens, or a weight is
             given for variables that no pair interchanges.
     """
@@ -117,7 +118,7 @@ class InterchangeInterventionTraining(Training):
         if parts is not None:
             _train_parts(network.model, parts, others=lora_rank is not None)
         if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise ValueError("nothing of the model is trained; make it a HookedNetwork(model, trainable=True)")
+            raise ValueError("nothing of the model is trained; give network=make_network(model, trainable=True)")
         network.eval()
         self.readouts = self._heads(classes) if readout_weight else nn.ModuleList()
         self.network = network
@@ -142,7 +143,7 @@ class InterchangeInterventionTraining(Training):
         return loss * batch.weight + self.interchange.penalty()
 
     def terms(self, batch: CounterfactualBatch) -> dict[str, tuple[Tensor | float, Float[Tensor, " batch"]]]:
-        """The weight and each pair's loss of the terms that have any weight."""
+        """The weight and the pairs' losses of each term whose weight is not 0."""
         terms = {
             "task": (self.task_weight, self.task_loss),
             "interchange": (self.weight_of_pairs(batch), self.interchange_loss),
@@ -152,15 +153,15 @@ class InterchangeInterventionTraining(Training):
         return {name: (weight, loss(batch)) for name, (weight, loss) in terms.items() if torch.as_tensor(weight).any()}
 
     def task_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
-        """Of each base's own answer."""
+        """The loss of each base's own answer."""
         return answer_loss(self._answers(batch.base, batch.base_label), batch.base_label)
 
     def interchange_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
-        """Of each counterfactual answer."""
+        """The loss of each counterfactual answer."""
         return answer_loss(self.interchange(batch, self.trained), batch.counterfactual_label)
 
     def source_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
-        """Of the answers on each pair's sources."""
+        """The loss of the answers on each pair's sources, summed over the sources."""
         of_variables = []
         for variable, source in batch.sources.items():
             rows = batch.rows(variable)
@@ -173,7 +174,7 @@ class InterchangeInterventionTraining(Training):
         return torch.stack(of_variables).sum(0)
 
     def readout_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
-        """Of the variables' values, read from the bases."""
+        """The mean loss of the linear heads, which read the variables' values from the bases."""
         losses, activations = [], self.network.read(batch.base, self.sites)
         for site, heads in zip(self.sites, self.readouts, strict=True):
             activation = self.interchange.joined(activations[site])
@@ -215,7 +216,7 @@ class InterchangeInterventionTraining(Training):
         return self.interchange.fits_activations
 
     def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Give interventions that need closed-form statistics the base activations of the training pairs."""
+        """Fit closed-form statistics to the base activations of the training pairs."""
         self.interchange.fit((batch.base, batch.values) for batch in batches)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -226,7 +227,7 @@ class InterchangeInterventionTraining(Training):
         self.interchange.anneal(progress)
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch vocabulary"]:
-        """The logits of each pair's interchange, as they are evaluated."""
+        """The logits of each pair's interchange, with gates as in evaluation."""
         return self.interchange(batch, self.interchange.hardened())
 
     def begin(self, split: str) -> None:
@@ -249,15 +250,15 @@ class InterchangeInterventionTraining(Training):
         """Refuse, at the first step, a site that the answer does not depend on."""
         if self.trainer.global_step or batch_idx:
             return
-        # The model would be trained all the same, so no missing gradient tells.
+        # The model's own weights get gradients all the same, so a missing gradient cannot tell.
         self.network.eval()
         with torch.no_grad():
             answers = self.network(batch.base)
             for site in self.sites:
                 if torch.equal(self.network.edit(batch.base, [(site, _disturb)]), answers):
                     raise FirstStepError(
-                        f"site '{site}': nothing that is done there reaches the label; choose a lower layer, or in the "
-                        "upper ones the answer's own token, 'last'"
+                        f"site '{site}': edits there have no effect on the label; choose a lower layer or, in the "
+                        "upper layers, the answer's own token, 'last'"
                     )
         self.network.train()
 
@@ -271,12 +272,12 @@ class InterchangeInterventionTraining(Training):
 
 
 def _disturb(activation: Tensor) -> Tensor:
-    """Other values everywhere, which no normalisation undoes."""
+    """Change every value, in a way that no normalisation undoes."""
     return activation.roll(1, -1) + 1
 
 
 def _train_parts(model: nn.Module, parts: Sequence[str], *, others: bool) -> None:
-    """Train what a path names, or what lies in it; all else is frozen, unless ``others`` stay as they are."""
+    """Train the weights at and inside the paths; freeze all others, unless ``others`` stay as they are."""
     model = unwrap(model)
     named = dict(model.named_parameters())
     paths = [path for path, _ in model.named_modules() if path] + list(named)

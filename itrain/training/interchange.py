@@ -26,7 +26,7 @@ from itrain.training.base import FullPrecision
 Interventions = Mapping[Site, Intervention]
 
 Activations = dict[str, dict[Site, Tensor]]
-"""Of each variable's sources, at each site."""
+"""The activations of each variable's sources, at each site."""
 
 
 class Interchange(nn.Module):
@@ -38,15 +38,15 @@ class Interchange(nn.Module):
         network: the base model.
         sites: one site or several, also as text. The positions of one site share its intervention; for one each, list
             them as sites.
-        intervention: from the number of features to the intervention, for example ``partial(DAS, rank=4)``.
+        intervention: builds an intervention from the number of features, for example ``partial(DAS, rank=4)``.
         shared: one intervention for all sites.
         join_positions: treat a site's positions as one vector of P * D features instead of P vectors of D.
         hidden_sizes: features that each site's intervention sees; None asks the network, which knows them for named
             components without joined positions. :func:`count_features` finds them in the other cases.
-        detach_source: treat what is read from the sources as constant, where the model is trained.
+        detach_source: stop gradients at the sources' activations, where the model is trained.
 
     Raises:
-        ValueError: sites of different sizes are to share an intervention, or the intervention is no factory of one.
+        ValueError: sites of different sizes share an intervention, or ``intervention`` does not build one.
     """
 
     network: Network
@@ -88,13 +88,13 @@ class Interchange(nn.Module):
     def forward(
         self, batch: CounterfactualBatch, interventions: Interventions
     ) -> Float[Tensor, "batch ... vocabulary"]:
-        """The model's answer on the bases when each variable's sites take their features from its sources."""
+        """The model's answer on the bases under the interventions, each variable's values read from its sources."""
         with self.network.unchanged(), parametrize.cached():
             read = self.read(batch, [site for site, each in interventions.items() if each.takes_source])
             return self.network.edit(batch.base, self.edits(batch, interventions, read))
 
     def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
-        """The activations at the sites in each variable's sources, of the pairs that interchange it."""
+        """The activations at the sites in each variable's sources, for the pairs that interchange the variable."""
         if not batch.sources:
             raise ValueError("the batch has no sources, so there is no variable to interchange")
         found: Activations = {}
@@ -127,7 +127,7 @@ class Interchange(nn.Module):
         source: Tensor | None,
         rows: Int[Tensor, " rows"] | None = None,
     ) -> Edit:
-        """The edit of a base's activation, of some rows of the batch or of all, with what was read from the source."""
+        """The edit of the bases' activation, given the sources'; ``rows`` restricts it to some rows of the batch."""
         if rows is None and not self.join_positions:
             return lambda base: apply(base, source)
         joined = None if source is None else self.joined(source)
@@ -144,11 +144,11 @@ class Interchange(nn.Module):
         return activation.flatten(1) if self.join_positions else activation
 
     def hardened(self) -> Interventions:
-        """The interventions that are evaluated: with hard gates where training uses soft ones."""
+        """The interventions as evaluated: with hard gates where training uses soft ones."""
         return {site: each.hardened() for site, each in self.trained.items()}
 
     def fit(self, examples: Iterable[tuple[ModelInputs, Int[Tensor, " batch"] | None]]) -> None:
-        """Give interventions that need closed-form statistics the activations of inputs, and the inputs' classes."""
+        """Fit closed-form statistics to the activations of inputs, with the inputs' classes where they are known."""
         wanted = {site: each for site, each in self.trained.items() if each.fits_activations}
         if not wanted:
             return
@@ -167,7 +167,7 @@ class Interchange(nn.Module):
     def rows(
         self, activation: Tensor, inputs: ModelInputs, site: Site
     ) -> tuple[Float[Tensor, "rows hidden"], Int[Tensor, " rows"]]:
-        """The activation as rows, without tokens that an example lacks, and the example that each row is of."""
+        """The activation as rows, without tokens that an example lacks, and the example of each row."""
         example = torch.arange(len(activation), device=activation.device)
         if self.join_positions:
             return self.joined(activation), example
@@ -182,7 +182,7 @@ class Interchange(nn.Module):
             intervention.anneal(progress)
 
     def penalty(self) -> Tensor | float:
-        """What the interventions' sizes add to the loss."""
+        """The penalty on the interventions' sizes, which the loss adds."""
         penalties = (intervention.penalty() for intervention in dict.fromkeys(self.trained.values()))
         return sum((each for each in penalties if each is not None), 0.0)
 
@@ -190,7 +190,7 @@ class Interchange(nn.Module):
         return [group for each in dict.fromkeys(self.trained.values()) for group in each.parameter_groups()]
 
     def _require_alike(self, base: ModelInputs, site: Site, rows: Tensor | None) -> None:
-        """Refuse ragged positions where tokens of different examples would have to be matched up."""
+        """Refuse ragged positions where tokens of different examples would have to be matched."""
         if (self.join_positions or rows is not None) and site.position is not None and not base.present(site).all():
             purpose = "be joined" if self.join_positions else "be interchanged in some of the pairs only"
             raise ValueError(
@@ -202,13 +202,13 @@ class Interchange(nn.Module):
 def answer_loss(
     logits: Float[Tensor, "batch ... vocabulary"], label: Int[Tensor, "batch ..."]
 ) -> Float[Tensor, " batch"]:
-    """The cross entropy of each pair's label, in nats; of a label of several tokens, their mean."""
+    """The cross entropy of each pair's label, in nats: the mean over its tokens."""
     losses = cross_entropy(logits.movedim(-1, 1), label, reduction="none", ignore_index=UNUSED)
     return losses if losses.ndim == 1 else losses.sum(1) / (label != UNUSED).sum(1)
 
 
 def count_features(network: Network, sites: Sites, example: ModelInputs, *, join_positions: bool = False) -> list[int]:
-    """The features that an intervention at each site sees, from a run of the example where the modules do not tell."""
+    """The number of features at each site, found by running the example where the modules do not tell it."""
     sites = Site.parse_all(sites)
     if not join_positions:
         return [network.hidden_size(site, example) for site in sites]

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
-"""From groups of parameters, as :class:`torch.optim.Optimizer` takes them, to the optimizer."""
+"""Builds an optimizer from groups of parameters, as :class:`torch.optim.Optimizer` takes them."""
 
 
 def with_linear_schedule(optimizer: Optimizer, trainer: lightning.Trainer, warmup: float) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def with_linear_schedule(optimizer: Optimizer, trainer: lightning.Trainer, warmu
     lr_t = lr * min((t + 1) / W, (T - t) / (T - W)) for step t of T, with W = warmup * T.
 
     Raises:
-        ValueError: ``warmup`` is no share.
+        ValueError: ``warmup`` is not in [0, 1).
     """
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup is a share of all steps, from 0 to below 1; got {warmup}")

@@ -22,10 +22,10 @@ from itrain.training.optimization import OptimizerFactory
 
 
 class ProbeSet(nn.Module):
-    """The probes of a variable at a site, one for each strength, their controls, and which strength is chosen.
+    """The probes of a variable at a site, one for each strength, with their controls and the choice of a strength.
 
-    All start alike, and each is trained as if it were alone. Tensor letters: T tasks (the probes', then the controls'),
-    L strengths, B batch.
+    All start from the same weights, and each is trained independently of the others. Tensor letters: T tasks (the
+    probes', then the controls'), L strengths, B batch.
     """
 
     chosen: Int[Tensor, ""]
@@ -52,29 +52,29 @@ class ProbeSet(nn.Module):
         return torch.stack([strength / 2 * probe.squared_norm() for probe, strength in self.each()]).sum()
 
     def choose(self, accuracy: Float[Tensor, " strengths"]) -> None:
-        """Take the most accurate, and of those that are equal the first."""
+        """Choose the most accurate strength; ties go to the first."""
         found = accuracy.tolist()
         self.chosen.fill_(found.index(max(found)))
 
     @property
     def choice(self) -> int:
-        """Which strength is chosen.
+        """The index of the chosen strength.
 
         Raises:
-            ValueError: none is yet.
+            ValueError: no strength has been chosen yet.
         """
         if self.chosen < 0:
-            raise ValueError("no strength has been chosen yet: validate before the test, or give l2 one strength only")
+            raise ValueError("no strength has been chosen yet: validate before the test, or give l2 a single strength")
         return int(self.chosen)
 
     @property
     def best(self) -> Probe:
-        """The probe whose strength is chosen."""
+        """The probe of the chosen strength."""
         return list(self.each())[self.choice][0]
 
 
 class ProbeAccuracy(Metric):
-    """The accuracy of each probe of a set, that of always giving the most frequent class, and the examples.
+    """The accuracy of each probe of a set, that of the most frequent class, and the number of examples.
 
     The states are integers and sum over processes, so the result does not depend on how the examples were divided.
     """
@@ -125,16 +125,16 @@ class ProbeTraining(Training):
         network: the base model, frozen.
         sites: sites of one token each.
         classes: the number of values of each variable that is read.
-        probe: from features and classes to the probe.
-        l2: strengths of the regularisation, trained side by side; of equally accurate ones the strongest is chosen.
+        probe: builds a probe from the numbers of features and classes.
+        l2: strengths of the regularisation, trained side by side; ties in accuracy go to the strongest.
         control: whether control probes are trained; the batches must have types.
         control_seed: draws the control labels.
-        optimizer: from the parameters to the optimizer; None is for evaluation only.
+        optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
         hidden_sizes: features at each site; None asks the network.
 
     Raises:
-        ValueError: a site has several tokens, a strength is negative, or controls are asked for and there are no types.
+        ValueError: a site has several tokens, a strength is negative, or control probes have no types to label.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class ProbeTraining(Training):
         return losses.sum() * batch.weight + penalty
 
     def predictions(self, batch: CounterfactualBatch) -> Iterator[Prediction]:
-        """For each site and variable."""
+        """The prediction of each variable's probes at each site."""
         for site, activation in self._read(batch.base).items():
             for number, (variable, count) in enumerate(self.classes.items()):
                 name, values = f"{variable} {site}", [batch.variables[variable]]
@@ -198,7 +198,7 @@ class ProbeTraining(Training):
 
     @property
     def chosen(self) -> dict[str, Probe]:
-        """The probe of each variable and site whose strength was chosen, under its name in the results."""
+        """The chosen probe of each variable at each site, under its name in the results."""
         return {f"{variable} {site}": self._probes(f"{variable} {site}").best for site, variable in self._pairs}
 
     @property
@@ -225,7 +225,7 @@ class ProbeTraining(Training):
         return True
 
     def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Give the probes the scale of the training activations."""
+        """Fit the probes' mean and deviation to the training activations."""
         found: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
         device = next(self.network.parameters()).device
         with torch.no_grad():
@@ -251,7 +251,7 @@ class ProbeTraining(Training):
             metrics[name].update(scores, values)
 
     def figures(self, split: str) -> dict[str, Tensor]:
-        """The figures of a split; those of the validation choose each probe's strength."""
+        """The figures of a split; validation also chooses each probe's strength."""
         metrics = self.metrics.pop(split)
         return self._chosen(metrics) if split == "validation" else self._tested(metrics)
 
@@ -265,7 +265,7 @@ class ProbeTraining(Training):
         return {"validation/probe_accuracy": torch.stack(best).mean()}
 
     def _tested(self, metrics: Mapping[str, ProbeAccuracy]) -> dict[str, Tensor]:
-        """The chosen probes beside the most frequent class and their controls, each and their means."""
+        """The figures of each chosen probe, of the most frequent class and of its control, and their means."""
         controls = self._control_metrics() if self.control else {}
         figures: dict[str, dict[str, Tensor]] = {}
         for name, metric in metrics.items():
@@ -288,7 +288,7 @@ class ProbeTraining(Training):
 
     @torch.no_grad()
     def accuracies(self, batches: Iterable[CounterfactualBatch]) -> dict[str, float]:
-        """Of the probe that is chosen for each variable at each site, on other batches than those of the test."""
+        """The accuracy of each chosen probe on other batches than the test's."""
         for batch in batches:
             self.score("others", batch.to(self.device))
         found = {name: metric.compute()[0][0] for name, metric in self.metrics.pop("others").items()}
@@ -326,7 +326,7 @@ class ProbeTraining(Training):
 
 
 def _losses(prediction: Prediction) -> Float[Tensor, "tasks strengths"]:
-    """The mean cross entropy of each candidate."""
+    """The mean cross entropy of each probe."""
     scores, values = prediction.scores, prediction.values[:, None].expand(prediction.scores.shape[:-1])
     return cross_entropy(scores.flatten(0, 2), values.flatten(), reduction="none").view_as(values).mean(-1)
 

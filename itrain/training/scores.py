@@ -1,4 +1,4 @@
-"""Scores: the figures of interchange on pairs, of what is trained and of the controls beside it."""
+"""Scores: the figures of trained interventions and of their controls, on pairs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from itrain.training.interchange import Interchange, Interventions
 
 
 class InterchangeScores:
-    """IIA of interventions on the pairs of a split, by both rules, of all pairs and of each group of variables.
+    """IIA of interventions on the pairs of a split, by both rules, over all pairs and for each group of variables.
 
-    In a test their controls stand beside them: a random subspace of equal rank and the full vector at the same sites,
-    and the soft gates of what is evaluated with hard ones.
+    A test also scores the controls: a random subspace of equal rank and the full vector at the same sites, and the soft
+    gates where evaluation uses hard ones.
 
     Args:
         interchange: runs the pairs.
@@ -27,11 +27,11 @@ class InterchangeScores:
     def __init__(self, interchange: Interchange) -> None:
         self.interchange = interchange
         self.evaluated: dict[str, Interventions] = {}
-        """What is scored, under the end of its figures' place: ``""``, ``/full_vector``."""
+        """The interventions that are scored, by the suffix in their figures' names: ``""``, ``/full_vector``."""
         self.metrics: dict[str, InterchangeAccuracy] = {}
 
     def begin(self, split: str) -> None:
-        """Choose what is scored: what is trained and, in a test, its controls."""
+        """Choose what is scored: the trained interventions and, in a test, their controls."""
         trained, hard = self.interchange.trained, self.interchange.hardened()
         self.evaluated = {"": hard}
         if split == "test":
@@ -44,12 +44,12 @@ class InterchangeScores:
                 self.evaluated["/soft"] = trained
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
-        """Run the pairs under all that is evaluated."""
+        """Run the pairs under each of the interventions that are scored."""
         for control, interventions in self.evaluated.items():
             self.update(f"{split}{control}", self.interchange(batch, interventions), batch)
 
     def update(self, place: str, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> None:
-        """Take the answers on a batch into the figures of a place such as ``test/full_vector``."""
+        """Update the figures of a place, such as ``test/full_vector``, with the answers on a batch."""
         device = logits.device
         group, isolates = batch.group.to(device), batch.isolates.to(device)
         whole = (logits, batch.counterfactual_label, batch.contrast_label, batch.changes, isolates)

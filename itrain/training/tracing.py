@@ -1,4 +1,4 @@
-"""CausalTracing: restores parts of a run that noise has corrupted, and sees how far the answer comes back."""
+"""CausalTracing: restores parts of a run that noise has corrupted, and measures how far the answer returns."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from itrain.training.interchange import Activations, Interchange, Interventions
 class CausalTracing(Training):
     """Restores sites of a corrupted run from the clean one; nothing is trained.
 
-    The clean run is that of the base. In the corrupted one the site ``corrupted``, the subject's tokens at the model's
-    entrance, is h + noise * sigma * e with e ~ N(0, 1), alike for an example whatever is restored. The figures are of
-    the clean answer, the base's: its mean probability, and how often it wins (``argmax``: against the vocabulary,
-    ``pairwise``: against the pair's other answer). To swap the subject instead is to interchange full vectors.
+    The clean run is the base's. In the corrupted run, the activation at ``corrupted``, the subject's tokens at the
+    model's entrance, is h + noise * sigma * e with e ~ N(0, 1). An example's noise is the same whatever is restored. The
+    figures are those of the clean answer: its mean probability, and how often it wins (``argmax``: against the vocabulary,
+    ``pairwise``: against the pair's other answer). To swap the subject instead, interchange full vectors.
 
     Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1.
 
@@ -37,13 +37,13 @@ class CausalTracing(Training):
         network: the base model.
         sites, intervention, shared, hidden_sizes: as in :class:`~itrain.training.interchange.Interchange`; an
             intervention is given the corrupted activation as base and the clean one as source. Several sites are
-            restored together; none is the corrupted run itself.
+            restored together; without sites, the run is the corrupted one.
         corrupted: the site that gets the noise.
         noise: its size, in standard deviations sigma of the clean activations there.
         seed: of the noise.
 
     Raises:
-        ValueError: the intervention has parameters, or answers are of several tokens.
+        ValueError: the intervention has parameters, or answers have several tokens.
     """
 
     optimizer = None
@@ -83,7 +83,7 @@ class CausalTracing(Training):
         self.network = network
 
     def references(self) -> dict[str, CausalTracing]:
-        """The runs that a restored one lies between: ``corrupted``, nothing restored, and ``clean``, all of it."""
+        """The bounds of a restored run: ``corrupted``, with nothing restored, and ``clean``, with all of it."""
         found = {}
         for name, sites in {"corrupted": [], "clean": [self.corrupted]}.items():
             given = self.export_arguments() | {"sites": sites, "intervention": FullVector, "hidden_sizes": None}
@@ -166,13 +166,13 @@ class Restoration(Interchange):
         self.corrupted, self.noise = corrupted, noise
 
     def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
-        """What lies at the sites in the clean run."""
+        """The clean run's activations at the sites."""
         return {"clean": self.network.read(batch.base, sites) if sites else {}}
 
     def edits(
         self, batch: CounterfactualBatch, interventions: Interventions, activations: Activations
     ) -> list[tuple[Site, Edit]]:
-        """The noise, and after it what is restored."""
+        """The noise, followed by the restored sites."""
         clean = activations["clean"]
         restored = [(site, self.edit(each, clean.get(site))) for site, each in interventions.items()]
         return [(self.corrupted, partial(self.noise, examples=batch.base.keys)), *restored]
@@ -188,20 +188,20 @@ class Restoration(Interchange):
 
 
 class RestorationScores:
-    """How far the clean answers come back: their mean probability, and how often they win, by both rules."""
+    """The clean answers' mean probability, and how often they win, by both rules."""
 
     def __init__(self) -> None:
         self.means: dict[str, MeanMetric] = {}
 
     def update(self, place: str, logits: Float[Tensor, "batch vocabulary"], batch: CounterfactualBatch) -> None:
-        """Take the clean answers' probabilities, and whether they win, into the figures of a place.
+        """Update the figures of a place with the probabilities of the clean answers, and whether they win.
 
         Raises:
-            ValueError: answers are of several tokens.
+            ValueError: answers have several tokens.
         """
         label = batch.base_label
         if label.ndim > 1:
-            raise ValueError("tracing follows answers of one token, and the task has some of several")
+            raise ValueError("tracing needs answers of one token; this task's have several")
         other = batch.counterfactual_label.where(batch.changes, batch.contrast_label)
         found = {"probability": logits.float().softmax(-1).take_along_dim(label[:, None], 1)[:, 0]}
         found |= {rule: is_right(logits, label, other, rule) for rule in RULES}
@@ -219,7 +219,7 @@ class RestorationScores:
 class Noise(nn.Module):
     """h + scale * sigma * e, e ~ N(0, 1) drawn for each example from the seed and the example's key.
 
-    An example's noise so depends neither on the batch that it is in nor on the process that runs it.
+    So an example's noise depends neither on its batch nor on the process that runs it.
     """
 
     deviation: Float[Tensor, ""]

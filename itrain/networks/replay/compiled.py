@@ -45,7 +45,10 @@ def compiled(blocks: Mapping[int, nn.Module]) -> Forwards:
 
 def compiling() -> AbstractContextManager[None]:
     """For runs of compiled blocks."""
-    return torch.compiler.config.patch(recompile_limit=LIMIT)  # type: ignore[attr-defined]
+    # Earlier releases have the limit among torch's private settings alone.
+    public: Any = torch.compiler.config
+    settings: Any = public if hasattr(public, "recompile_limit") else torch._dynamo.config
+    return settings.patch(recompile_limit=LIMIT)
 
 
 def _run(place: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -57,13 +60,13 @@ def _run(place: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     try:
         # Hooked runs forbid compiled code, which might skip hooks; no edit acts within this block.
         with torch.compiler.set_stance("default"):
-            return _compiled_call()(forward, positional, named)
+            return compiled_call()(forward, positional, named)
     except Exception as error:
         raise CompileError(f"block {place} fails when compiled, with {type(error).__name__}") from error
 
 
 @cache
-def _compiled_call() -> Callable[..., Any]:
+def compiled_call() -> Callable[..., Any]:
     return torch.compile(_call, backend=BACKEND, fullgraph=True, dynamic=True)
 
 

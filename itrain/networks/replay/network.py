@@ -116,8 +116,10 @@ class ReplayNetwork(Network):
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
         if not self._looked:
             self._look()
-        groups = [[site for site, _ in edits] for edits in members]
-        plan = self.plan(groups) if all(groups) and self._reason is None else None
+        groups = tuple(tuple(site for site, _ in edits) for edits in members)
+        plan = None
+        if self._reason is None and all(groups):
+            plan = self._plans.get(groups) or self.plan(groups)
         if plan is None:
             return self.hooked.edit_each(inputs, members, rows=rows)
         reason = unfit(inputs, causal=self._causal, all_tokens=plan.edits_all_tokens or inputs.answer is None)

@@ -151,7 +151,10 @@ class Plan:
             return False
         return True
 
-    def _replay(self, inputs: ModelInputs, kept: Spans, planned: Sequence[Rows], members: Sequence[Edits]) -> list[Any]:
+    def _replay(
+        self, inputs: ModelInputs, kept: Spans, planned: Sequence[Rows], members: Sequence[Edits]
+    ) -> list[Tensor]:
+        """Each member's answer from runs of their rows, with what is kept of the examples in place of the rest."""
         found: dict[int, Tensor] = {}
         for run in planned:
             lanes = run.lanes(inputs, members)
