@@ -181,9 +181,7 @@ def test_a_fit_that_cannot_learn_ends_at_its_first_step() -> None:
     data = CounterfactualDataModule(task=Bits(), network=network)
     site = Site.parse("module:aside.output")
     module = AlignmentSearch(network=network, sites=[site], intervention=DAS, optimizer=ADAM, hidden_sizes=[HIDDEN])
-    with pytest.raises(
-        FirstStepError, match=r"site 'module:aside.output': DAS has no effect on the label"
-    ):
+    with pytest.raises(FirstStepError, match=r"site 'module:aside.output': DAS has no effect on the label"):
         trainer().fit(module, datamodule=data)
 
 
