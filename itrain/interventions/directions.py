@@ -104,7 +104,7 @@ def _by_class(
 ) -> tuple[Float[Tensor, "classes hidden"], Int[Tensor, " examples"]]:
     """The mean of each class, and the index of each example's class."""
     if values is None:
-        raise ValueError("this direction needs each example's value of a variable, which these examples do not have")
+        raise ValueError("this direction needs the values of a variable, which these examples do not have")
     _, of, counts = values.unique(return_inverse=True, return_counts=True)
     sums = activations.new_zeros(len(counts), activations.shape[1]).index_add_(0, of, activations)
     return sums / counts[:, None], of
