@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -104,15 +105,15 @@ def resumed(below: Sequence[nn.Module], hidden: Float[Tensor, "batch sequence hi
 @contextmanager
 def only_at(at: tuple[Int[Tensor, "rows 1"], Int[Tensor, "rows 1"]], module: nn.Module) -> Iterator[None]:
     """Have a module that treats each token by itself run on some tokens only; elsewhere it puts out 0."""
-    forward = module.forward
+    forward, owner = unbound(module.forward)
 
     def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         # Some take the residual stream besides, and some see all examples' tokens in a row.
         if args or kwargs or hidden.ndim != 3 or hidden.shape[1] == 1:
-            return forward(hidden, *args, **kwargs)
-        output = forward(hidden[at])
+            return forward(*owner, hidden, *args, **kwargs)
+        output = forward(*owner, hidden[at])
         if not isinstance(output, Tensor):
-            return forward(hidden)
+            return forward(*owner, hidden)
         return output.new_zeros(*hidden.shape[:2], output.shape[-1]).index_put(at, output)
 
     with forwards({module: run}):
@@ -214,6 +215,14 @@ def unflat(rows: Float[Tensor, "batch tokens features"], shapes: Shapes) -> Keys
     parts = rows.split([heads * size for heads, size in shapes], -1)
     keys, values = (part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True))
     return keys, values
+
+
+def unbound(forward: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[object, ...]]:
+    """A method's function and what it is of.
+
+    A bound method is another object at each look-up, for which earlier releases of torch would compile anew.
+    """
+    return (forward.__func__, (forward.__self__,)) if isinstance(forward, MethodType) else (forward, ())
 
 
 @contextmanager
