@@ -1,4 +1,4 @@
-"""Low-rank adapters: a few trained weights inside a frozen model, by way of PEFT."""
+"""Low-rank adapters: a few trained weights inside a frozen model, through PEFT."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from itrain.architectures import unwrap
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str]) -> dict[str, nn.Module]:
     """Freeze the model and add a trained low-rank map to some of its linear modules: W x + alpha / rank * B A x.
 
-    A (rank, in) starts at random and B (out, rank) at 0, so that at first nothing has changed; both are in fp32. The
-    modules keep their paths and so do all sites; their own weights are now found under ``base_layer``. Hu et al. 2022,
+    A (rank, in) starts at random and B (out, rank) at 0, so that at first nothing changes; both are in fp32. The
+    modules, and so all sites, keep their paths; their own weights move to ``base_layer``. Hu et al. 2022,
     "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3.
 
     Args:
         model: changed in place.
-        rank: of the maps that are added.
+        rank: of the added maps.
         alpha: their scale.
         targets: ends of the modules' paths: ``query_key_value`` of all layers, or ``layers.2.mlp.dense_h_to_4h``.
 
@@ -27,7 +27,7 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         The modules that now hold adapters, by path.
 
     Raises:
-        ValueError: there are no targets, one is no linear module of the model, or the model has adapters already.
+        ValueError: no targets are given, a target is not a linear module, or the model has adapters already.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer

@@ -1,4 +1,4 @@
-"""Where the components of transformers' models lie: one table, model_type -> component -> module path.
+"""Where the components of transformers' models are: one table, model_type -> component -> module path.
 
 Only paths are tabulated; sizes are read from the modules, because tables of sizes go stale.
 """
@@ -19,11 +19,11 @@ from itrain.sites import Site
 End = Literal["input", "output"]
 
 Heads = Callable[[Tensor, int, int], Tensor]
-"""From a tensor's columns, the number of query heads and a head's size to the component's columns, (heads, size)."""
+"""Maps a tensor's columns, the number of query heads and a head's size to the component's columns, (heads, size)."""
 
 
 class Component(NamedTuple):
-    """The input or output of a module of the block and, where attention heads lie in it, how."""
+    """The input or output of a module of the block and, where it holds attention heads, their layout."""
 
     path: str
     end: End
@@ -40,7 +40,7 @@ class Architecture:
         components: by name, with the same meaning in every row:
 
             * ``block_input``, ``block_output``: the residual stream;
-            * ``attention_input``, ``mlp_input``: what the sublayer is given;
+            * ``attention_input``, ``mlp_input``: the sublayer's input;
             * ``query_output``, ``key_output``, ``value_output``: the projections, before any norm and rotation;
             * ``attention_value_output``: the heads' outputs side by side, the input of the output projection;
             * ``mlp_activation``: the neurons, the input of the down projection. In a gated MLP that is act(gate) * up;
@@ -178,7 +178,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def architecture(model: nn.Module) -> Architecture | None:
-    """The model's row, by its config's ``model_type``; None for a model that the table does not have."""
+    """The model's row, by its config's ``model_type``; None if the table has none."""
     return ARCHITECTURES.get(_model_type(unwrap(model)))
 
 

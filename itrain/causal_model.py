@@ -27,7 +27,7 @@ class CausalModel:
     Mechanistic Interpretability", definition 2.
 
     Raises:
-        ValueError: a parent or the output is no variable, or the mechanisms run in a circle.
+        ValueError: a parent or the output is not a variable, or the mechanisms depend on each other in a circle.
     """
 
     def __init__(
@@ -101,4 +101,4 @@ class CausalModel:
             known = [*self.inputs, *self.parents]
             near = get_close_matches(variable, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
-            raise ValueError(f"causal model: '{variable}', {role}, is no variable; {hint}")
+            raise ValueError(f"causal model: '{variable}', {role}, is not a variable; {hint}")

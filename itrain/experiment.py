@@ -1,4 +1,4 @@
-"""One run of a configuration: builds its parts, fits, tests, and leaves behind what the run was and found."""
+"""One run of a configuration: builds its parts, fits, tests, and writes the files of the run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from itrain.training.interchange import count_features
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 GENERATED = 64
-"""Tokens that are generated at most after a prompt that is typed."""
+"""The most tokens that are generated after a typed prompt."""
 
 
 class RunError(ValueError):
@@ -58,20 +58,20 @@ class Opened:
     task: Task
     data: SplitDataModule
     open_network: Callable[[BaseModel], Network]
-    """How the network of the base model is made."""
+    """Makes the network of a base model."""
     threads: str
     """How many CPU threads were chosen, and why."""
 
     @cached_property
     def random_twin(self) -> Opened:
-        """The same with a randomly initialised model; the data are still those that the base model answers right."""
+        """The same with a randomly initialised model; the data stay those that the base model answers correctly."""
         base_model = with_random_weights(self.base_model, seed=self.data.seed)
         return replace(self, base_model=base_model, network=self.open_network(base_model))
 
     def module(
         self, training: Callable[..., Training], sites: Sequence[Site], *, intervention: Any = None, join: bool = False
     ) -> Training:
-        """The training module at the sites, given what it asks for of that which only a run knows."""
+        """The training module at the sites; the run gives those arguments that only it knows."""
         known: dict[str, Callable[[], Any]] = {
             "network": lambda: self.network,
             "sites": lambda: sites,
@@ -86,7 +86,7 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a configuration stands for."""
+    """The parts that a configuration describes."""
 
     base_model: BaseModel
     data: SplitDataModule
@@ -104,7 +104,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
         logger.log_hyperparams(_plain(cfg))
     before = {}
     if parts.module.shows_start:
-        with isolate_rng():  # or the fit would not be Trainer.fit's alone
+        with isolate_rng():  # or the fit would differ from Trainer.fit alone
             before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
@@ -131,7 +131,7 @@ def export(cfg: DictConfig, folder: Path) -> Path:
 
 
 def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
-    """Print what follows prompts before and after the training that an export holds."""
+    """Print continuations of prompts, before and after the training of an export."""
     base_model = instantiate(cfg.model)
     module = load(cfg.export, base_model.model)
     if not isinstance(module, Finetuning):
@@ -149,9 +149,9 @@ def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
 
 
 def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
-    """Load the model and make its task and data, none of which is sampled yet.
+    """Load the model, and make its task and data; nothing is sampled yet.
 
-    Where the weights are those of ``like``, its network is taken, with what it keeps of examples that come again.
+    Where the weights equal those of ``like``, its network is reused, with its cache.
     """
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -173,7 +173,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
 
 
 def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
-    """The logger that is asked for beside the result files, in the folder of the run unless told otherwise."""
+    """The configured logger, beside the result files; it writes to the run's folder unless it names another."""
     if cfg.logger is None:
         return None
     asked = inspect.signature(get_object(cfg.logger._target_)).parameters
@@ -207,7 +207,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
 
 
 def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:
-    """The base model's network; what it keeps beyond its budget goes to the run's folder, unless told otherwise."""
+    """The base model's network; its cache beyond the limit goes to the run's folder unless it names another."""
     settings: dict[str, Any] = {"trainable": trainable, "folder": folder}
     return instantiate(cfg.network)(
         model=base_model.model, **{key: value for key, value in settings.items() if key not in cfg.network}

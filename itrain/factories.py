@@ -1,4 +1,4 @@
-"""Factories as plain data: the class that builds a module again, by its path, and the arguments it is given."""
+"""Factories as plain data: the import path of a class, and the arguments that it is given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = TypeVar("Kind")
 
 
 class FactoryError(ValueError):
-    """A factory cannot be written down, or a description cannot be turned into one."""
+    """A factory cannot be described, or a description cannot be turned into a factory."""
 
 
 def describe(name: str, value: Any) -> Any:
@@ -39,10 +39,10 @@ def describe(name: str, value: Any) -> Any:
 
 
 def rebuild(name: str, value: Any, place: str) -> Any:
-    """The argument that :func:`describe` wrote down; ``place`` is where it was read, for messages.
+    """The argument that :func:`describe` described; messages name ``place``, where it was read.
 
     Raises:
-        FactoryError: the class cannot be imported, or is no module or optimizer.
+        FactoryError: the class cannot be imported, or is not a module or an optimizer.
     """
     if name == "sites":
         return [Site.parse(site) for site in value]
@@ -61,7 +61,7 @@ def find_class(path: str, role: str, kind: type[Kind], place: str) -> type[Kind]
     """The class at an import path.
 
     Raises:
-        FactoryError: it cannot be imported, or is not of the kind.
+        FactoryError: it cannot be imported, or is not of this kind.
     """
     module, _, name = path.rpartition(".")
     try:

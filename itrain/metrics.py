@@ -13,7 +13,7 @@ from torchmetrics import Metric
 Rule = Literal["argmax", "pairwise"]
 RULES: tuple[Rule, ...] = ("argmax", "pairwise")
 UNUSED = -100
-"""Stands in a label of several tokens where another example's is longer, as in torch's own losses."""
+"""Pads a label of several tokens where another example's is longer, as in torch's own losses."""
 
 
 def is_right(
@@ -24,8 +24,8 @@ def is_right(
 ) -> Bool[Tensor, " batch"]:
     """Whether the logits give the label: ``argmax`` over all outputs, ``pairwise`` logit[label] > logit[contrast].
 
-    A label of several tokens, given that the model has read those before, is right by ``argmax`` if all are, and by
-    ``pairwise`` if it wins where it first differs from the contrast.
+    A label of several tokens is right by ``argmax`` if each token is, given the right tokens before it, and by
+    ``pairwise`` if it wins at the first token that differs from the contrast's.
 
     Raises:
         ValueError: the pairwise rule is asked for without contrast labels.
@@ -34,7 +34,7 @@ def is_right(
         right = (logits.argmax(-1) == label) | (label == UNUSED)
         return right if right.ndim == 1 else right.all(-1)
     if contrast is None:
-        raise ValueError("the pairwise rule needs the label to compare with")
+        raise ValueError("the pairwise rule needs contrast labels to compare with")
     rows = torch.arange(len(label), device=label.device)
     if label.ndim == 2:
         fork = (label != contrast).long().argmax(1)
@@ -45,10 +45,10 @@ def is_right(
 class InterchangeAccuracy(Metric):
     """Interchange intervention accuracy (IIA) of one rule, split into label-changing and label-preserving pairs.
 
-    IIA = 1/N sum_n [rule holds for the counterfactual label of pair n]. Where some pairs isolate, asking for another
-    variable than the one interchanged, cause is the IIA of the others, isolate that of these, and
+    IIA = 1/N sum_n [rule holds for the counterfactual label of pair n]. Isolate pairs ask for another variable than the
+    one interchanged. Where there are such pairs, isolate is their IIA, cause is that of the others, and
     disentangle = (cause + isolate) / 2. The states are integers and sum over processes, so the result does not depend
-    on how the pairs were divided. A split without pairs is nan.
+    on how the pairs were divided. The IIA of no pairs is nan.
 
     Geiger et al. 2024, "Finding Alignments Between Interpretable Causal Variables and Distributed Neural
     Representations", eq. 6; Huang et al. 2024, "RAVEL: Evaluating Interpretability Methods on Disentangling Language

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TINY_WORLD = "itrain/tiny-world"
-"""The name under which exports speak of the embedded model."""
+"""The embedded model's name in exports."""
 ANSWER = "answer.json"
-"""The file beside the embedded model's weights that holds what it answers to a prompt."""
+"""The file beside the embedded model's weights that holds some of its logits after a prompt."""
 SAMPLED = 256
 """Values of each weight that enter a fingerprint."""
 
@@ -34,14 +34,14 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A base model with its tokenizer, and the name and revision it can be found under again."""
+    """A base model with its tokenizer, and the name and revision from which it can be loaded again."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase | None = None
     name: str = "custom"
     revision: str | None = None
     fingerprint: str = field(init=False)
-    """Of the weights that were loaded, whatever is trained later."""
+    """Of the weights as loaded; later training does not change it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", fingerprint(self.model))
@@ -51,7 +51,7 @@ def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
     """The tiny world: a small GPT-NeoX that ships with itrain and knows pronouns, agreement, facts and prices.
 
     Raises:
-        ModelError: the installed libraries compute other logits with its weights than it was made with.
+        ModelError: the installed libraries do not reproduce the model's stored logits.
     """
     from transformers.utils import logging
 
@@ -77,7 +77,7 @@ def load_pretrained(*, name: str, revision: str | None = None, dtype: Dtype = "a
         dtype: ``auto`` keeps the precision of the checkpoint.
 
     Raises:
-        ModelError: the model cannot be had; the message names it and the remedy.
+        ModelError: the model cannot be loaded; the message names it and the remedy.
     """
     if name == TINY_WORLD:
         return load_embedded(dtype="float32" if dtype == "auto" else dtype)
@@ -91,11 +91,11 @@ def load_pretrained(*, name: str, revision: str | None = None, dtype: Dtype = "a
 def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
     """The same architecture and tokenizer with fresh weights, drawn by the model's own initialisation.
 
-    What is found on it is not due to what the model has learned. Zhang and Bowman 2018, "Language Modeling Teaches You
+    Results on it cannot be due to what the model has learned. Zhang and Bowman 2018, "Language Modeling Teaches You
     More Syntax than Translation Does", section 3.
 
     Raises:
-        ModelError: a part does not say how it is initialised, or the weights are not as the architecture has them.
+        ModelError: a module does not say how it is initialised, or the weights do not match the architecture.
     """
     model = unwrap(base_model.model)
     remedy = "set sweep.random_model=false to go without"
@@ -118,7 +118,7 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
     if [p.shape for p in new] != [p.shape for p in old] or not all(p.is_floating_point() for p in old):
         raise ModelError(
             f"model '{base_model.name}': its weights are not those of its architecture (adapters or quantisation?), so "
-            f"that there is no randomly initialised one like it; {remedy}"
+            f"it has no randomly initialised twin; {remedy}"
         )
     for drawn, given in zip(new, old, strict=True):
         drawn.data = drawn.data.to(given.dtype)
@@ -162,7 +162,7 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
 
 @torch.no_grad()
 def _require_answer(base_model: BaseModel, file: Path) -> None:
-    """Refuse a model that answers other logits than those in the file, by more than its precision explains."""
+    """Refuse a model whose logits differ from those in the file by more than its precision explains."""
     tokenizer, stored = base_model.tokenizer, json.loads(file.read_text(encoding="utf-8"))
     assert tokenizer is not None, "the embedded model has one"
     words = list(stored["logits"])
@@ -172,7 +172,7 @@ def _require_answer(base_model: BaseModel, file: Path) -> None:
     found = logits[tokenizer.convert_tokens_to_ids(words)].double().cpu()
     expected = torch.tensor(list(stored["logits"].values()), dtype=torch.float64)
     rounding = 4 * torch.finfo(weight.dtype).eps * float(expected.abs().max())
-    # A logit that is no number is no answer either.
+    # A NaN must fail this too.
     if bool(((found - expected).abs() <= max(stored["tolerance"], rounding)).all()):
         return
     columns = "; ".join(
@@ -180,9 +180,9 @@ def _require_answer(base_model: BaseModel, file: Path) -> None:
     )
     packages = ("transformers", "tokenizers", "torch")
     raise ModelError(
-        f"model '{base_model.name}': {', '.join(f'{name} {version(name)}' for name in packages)} compute other logits "
-        f"with its weights than it was made with, so that nothing found on it would hold: after "
-        f"'{stored['prompt']}', {columns}. Install other releases: it was made with "
+        f"model '{base_model.name}': {', '.join(f'{name} {version(name)}' for name in packages)} do not reproduce "
+        f"the logits stored with its weights, so no result on it would hold: after '{stored['prompt']}', {columns}. "
+        "Install the releases that it was made with: "
         + ", ".join(f"{name} {stored['versions'][name]}" for name in packages)
     )
 
@@ -198,7 +198,7 @@ def _load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
 
 
 def _require_reachable(source: str, name: str) -> None:
-    """Refuse at once a folder without weights, and a hub model that is neither cached nor to be had."""
+    """Refuse at once a folder without weights, and a hub model that is neither cached nor reachable."""
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -70,7 +70,7 @@ class MLPProbe(Probe):
     def __init__(self, hidden_size: int, *, num_classes: int, width: int = 64) -> None:
         super().__init__(hidden_size, num_classes=num_classes)
         if width < 1:
-            raise ValueError(f"width {width}: a probe with a hidden layer needs 1 unit or more")
+            raise ValueError(f"width {width}: a probe with a hidden layer needs at least 1 unit")
         self.hidden, self.scores = nn.Linear(hidden_size, width), nn.Linear(width, num_classes)
 
     def classify(self, features: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch classes"]:
@@ -78,7 +78,7 @@ class MLPProbe(Probe):
 
 
 def control_labels(types: Int[Tensor, " batch"], num_classes: int, *, seed: int) -> Int[Tensor, " batch"]:
-    """A label for each type, as if drawn at random, and the same wherever the type occurs.
+    """A pseudo-random label for each type, the same wherever the type occurs.
 
     label = ((type * a mod 2^64) >> 33) mod num_classes for 64-bit hashes of types and an odd a drawn from the seed:
     multiply-shift hashing, Dietzfelbinger et al. 1997. Hewitt and Liang 2019, section 2.

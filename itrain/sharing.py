@@ -1,4 +1,4 @@
-"""Exports: just what was trained and what it belongs to, as safetensors and JSON, never pickle."""
+"""Exports: the trained weights and what they belong to, as safetensors and JSON, never pickle."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def export(
 ) -> Path:
     """Write what was trained to a folder.
 
-    Parametrised weights are written as what they stand for: orthonormal rows R, not the free parameter behind them.
+    Parametrised weights are written as their values: orthonormal rows R, not the free parameter behind them.
 
     Args:
-        training: what has been trained.
+        training: the trained module.
         folder: where ``intervention.safetensors`` and ``intervention_config.json`` go.
-        base_model: the base model, named so that it can be found again.
+        base_model: the base model, whose name and revision are written too.
         metrics: final figures, kept for the reader.
-        configuration: the run's, resolved, from which ``itrain test export=<folder>`` repeats its test.
+        configuration: the run's resolved configuration, from which ``itrain test export=<folder>`` repeats its test.
 
     Raises:
         ExportError: the intervention or probe was not given as a class or a partial of one, so its arguments are
@@ -83,12 +83,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The description of an export.
 
     Raises:
-        ExportError: the folder holds no export, or one of a newer format.
+        ExportError: the folder holds no export, or one of another format.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ExportError(f"'{folder}' is no export: it has no {name}")
+            raise ExportError(f"'{folder}' is not an export: it has no {name}")
     try:
         config = json.loads((folder / CONFIG).read_text())
     except json.JSONDecodeError as error:
@@ -99,7 +99,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> Training:
-    """What an export holds, on the base model, ready to be tested or run.
+    """Load an export onto its base model, ready to be tested or run.
 
     Args:
         folder: the export.
@@ -124,7 +124,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Training:
 
 
 def require_model(found: str, folder: str | Path) -> None:
-    """Refuse a base model, known by its fingerprint, that an export does not belong to.
+    """Refuse a base model that an export was not trained on.
 
     Raises:
         ExportError: the model's fingerprint is not the one that the export names.
@@ -138,7 +138,7 @@ def require_model(found: str, folder: str | Path) -> None:
 
 
 def load_weights(training: Training, folder: str | Path) -> None:
-    """Set what is trained to the weights of an export.
+    """Load the weights of an export into a training module.
 
     Raises:
         ExportError: a weight is missing, unknown, or of another shape.
@@ -151,7 +151,7 @@ def load_weights(training: Training, folder: str | Path) -> None:
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:
             shape, needed = tuple(weight.shape), tuple(expected[name].shape)
-            raise ExportError(f"'{folder}': '{name}' has the shape {shape}, and {needed} is needed here")
+            raise ExportError(f"'{folder}': '{name}' has the shape {shape}; {needed} is needed here")
     with torch.no_grad():
         for name, weight in weights.items():
             path, _, leaf = name.rpartition(".")
@@ -164,7 +164,7 @@ def load_weights(training: Training, folder: str | Path) -> None:
 
 
 def _materialised(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each parametrised weight under its own name and as what it stands for."""
+    """The state dict, with the value of each parametrised weight under its own name."""
     state = {name: tensor for name, tensor in module.state_dict().items() if "parametrizations." not in name}
     for path, owner in module.named_modules():
         if parametrize.is_parametrized(owner):

@@ -63,8 +63,8 @@ def test_sampling_depends_on_the_random_state_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mechanisms": {"b": lambda a, c: a}, "output": "b"}, "'c', a parent of 'b', is no variable"),
-        ({"mechanisms": {"b": lambda a: a}, "output": "bb"}, "'bb', the output, is no variable; did you mean 'b'?"),
+        ({"mechanisms": {"b": lambda a, c: a}, "output": "b"}, "'c', a parent of 'b', is not a variable"),
+        ({"mechanisms": {"b": lambda a: a}, "output": "bb"}, "'bb', the output, is not a variable; did you mean 'b'?"),
         ({"mechanisms": {"b": lambda c: c, "c": lambda b: b}, "output": "b"}, "b, c depend on each other in a circle"),
         ({"mechanisms": {"a": lambda b: b, "b": lambda a: a}, "output": "b"}, "'a' is both an input and"),
     ],
@@ -75,7 +75,7 @@ def test_an_impossible_model_is_refused(arguments: dict, message: str) -> None:
 
 
 def test_a_misspelt_variable_is_refused() -> None:
-    with pytest.raises(ValueError, match="'lefft', an interchange, is no variable; did you mean 'left'"):
+    with pytest.raises(ValueError, match="'lefft', an interchange, is not a variable; did you mean 'left'"):
         equality().interchange(ALIKE, {"lefft": UNLIKE})
 
 

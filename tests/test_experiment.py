@@ -234,7 +234,7 @@ BAD = {
     "replay of what cannot be replayed": (
         ["recipe=das_gender", "network.replay=on", "site=module:gpt_neox.embed_in.output@name"],
         1,
-        "lies in no block",
+        "lies outside the blocks",
     ),
     "no such folder": (["recipe=das_gender", "model=hf", "model.name=./gone"], 1, "./gone"),
 }

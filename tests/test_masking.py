@@ -159,7 +159,7 @@ def test_gates_without_features_are_refused() -> None:
 
 @pytest.mark.parametrize("build", [SigmoidGate, BoundlessDAS])
 def test_a_temperature_of_0_is_refused(build: type[SigmoidGate] | type[BoundlessDAS]) -> None:
-    with pytest.raises(ValueError, match=r"temperatures are above 0.*got \[1.0, 0.0\]"):
+    with pytest.raises(ValueError, match=r"temperatures must be above 0.*got \[1.0, 0.0\]"):
         build(HIDDEN, temperature=(1.0, 0.0))
 
 

@@ -190,8 +190,8 @@ def test_a_data_set_is_read_with_its_splits(embedded, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"prompt": "a", "response": "b"}', "{"], r"a.jsonl' line 2 is no JSON .* one object in a line"),
-        (['["a", "b"]'], r"a.jsonl' line 1 is no object; write it as"),
+        (['{"prompt": "a", "response": "b"}', "{"], r"a.jsonl' line 2 is not JSON .* one object in a line"),
+        (['["a", "b"]'], r"a.jsonl' line 1 is not an object; write it as"),
         (
             ['{"prompt": "a", "answer": "b"}'],
             r"line 1: there is no column 'response', .*task.response.* prompt, answer",

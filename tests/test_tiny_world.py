@@ -249,7 +249,7 @@ def test_a_release_that_reads_the_model_differently_is_refused_by_name(monkeypat
     message = str(refused.value)
     assert message.startswith(f"model '{TINY_WORLD}': transformers {version('transformers')}, tokenizers ")
     assert "he 13.64 instead of 6.01" in message
-    assert "it was made with transformers 5.23.0" in message
+    assert "that it was made with: transformers 5.23.0" in message
 
 
 def test_readme_states_the_card(training_script: dict[str, Any]) -> None:

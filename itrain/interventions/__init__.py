@@ -1,1 +1,1 @@
-"""What is done at a site: one file a method family."""
+"""Interventions: the edits at a site, one file per family of methods."""

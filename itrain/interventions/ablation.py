@@ -28,7 +28,7 @@ class Mean(Intervention):
     """Replaces the activation by its mean over the training examples, mu = 1/N sum_n h_n.
 
     Raises:
-        RuntimeError: it was not fitted to activations.
+        RuntimeError: it has not been fitted.
     """
 
     takes_source: ClassVar[bool] = False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Intervention(nn.Module, ABC):
-    """What is done to the activations at a site: new = f(base, source).
+    """The edit of the activations at a site: new = f(base, source).
 
     The last dimension holds the features, all others are batch. An intervention is pure: it never writes to its inputs
     and knows no layers, tokens or labels. A subclass is final, in fp32, and constructible as ``X(hidden_size)`` with
@@ -23,7 +23,7 @@ class Intervention(nn.Module, ABC):
     rank: int
     """Dimensions of the activation that the intervention can change."""
     takes_source: ClassVar[bool] = True
-    """Whether ``source`` matters; an intervention that takes none is given None."""
+    """Whether the intervention reads ``source``; one that does not is given None."""
     fits_activations: bool = False
     """Whether :meth:`fit` must see activations before the first run."""
 
@@ -31,10 +31,10 @@ class Intervention(nn.Module, ABC):
     def forward(
         self, base: Float[Tensor, "*batch hidden"], source: Float[Tensor, "*batch hidden"] | None
     ) -> Float[Tensor, "*batch hidden"]:
-        """The activations that take the place of ``base``."""
+        """The activations that replace ``base``."""
 
     def edit_for(self, variable: str) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """The edit that stands for one variable: the whole intervention, unless it aligns several."""
+        """The edit for one variable: the whole intervention, unless it aligns several variables."""
         return self
 
     def fit(
@@ -42,14 +42,14 @@ class Intervention(nn.Module, ABC):
     ) -> None:
         """Learn closed-form statistics from base activations, where ``fits_activations`` says so.
 
-        ``values`` are the classes of the examples, the values of the variable that is looked for; None: not known.
+        ``values`` are the classes of the examples, the values of the variable in question; None: unknown.
         """
 
     def anneal(self, progress: float) -> None:
-        """Set the buffers that a schedule rules, for a share of the training from 0 (first step) to 1 (last)."""
+        """Set scheduled buffers for the progress of training, from 0 (first step) to 1 (last)."""
 
     def penalty(self) -> Float[Tensor, ""] | None:
-        """What the training loss adds for the size of the intervention, weighted; None: nothing."""
+        """The weighted penalty on the intervention's size, which the training loss adds; None: no penalty."""
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -57,11 +57,11 @@ class Intervention(nn.Module, ABC):
         return [{"params": list(self.parameters())}]
 
     def hardened(self) -> Intervention:
-        """The intervention that is evaluated: with gates of 0 or 1 where training uses soft ones, else itself."""
+        """The intervention as evaluated: with gates of 0 or 1 where training uses soft ones, else itself."""
         return self
 
     def untrained(self) -> Intervention | None:
-        """One of the same kind and size at random, from a fixed seed; None: a random subspace of equal rank will do."""
+        """A random control of the same kind and size, from a fixed seed; None: a random subspace of equal rank."""
         return None
 
     def extra_repr(self) -> str:
@@ -69,7 +69,7 @@ class Intervention(nn.Module, ABC):
 
 
 def require_rank(rank: int, hidden_size: int) -> None:
-    """Refuse a rank that the activation has no room for.
+    """Refuse a rank that does not fit the activation.
 
     Raises:
         ValueError: the rank is not in 1..hidden_size.

@@ -58,9 +58,9 @@ class Blocks(Intervention, ABC):
 
 
 class FixedBlocks(Blocks):
-    """Swaps blocks of neurons, the first ones of the activation: (1 - m) * h + m * s. Nothing of it is trained.
+    """Swaps blocks of neurons, the first ones of the activation: (1 - m) * h + m * s. It has no trained weights.
 
-    It names the place where interchange intervention training puts a variable. Geiger et al. 2022, "Inducing Causal
+    Interchange intervention training puts each variable into its block. Geiger et al. 2022, "Inducing Causal
     Structure for Interpretable Neural Networks", section 3.
     """
 

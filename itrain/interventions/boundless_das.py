@@ -1,4 +1,4 @@
-"""Boundless distributed alignment search: interchange in a learned rotation, of as many coordinates as it takes."""
+"""Boundless distributed alignment search: interchange in a learned rotation, of a learned number of coordinates."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class BoundlessDAS(Intervention):
     evaluated with M_i = [i < beta d], as a :class:`~itrain.interventions.masking.FixedMask` whose rank is that of the
     subspace found.
 
-    Wu et al. 2023, "Interpretability at Scale: Identifying Causal Mechanisms in Alpaca". What differs from pyvene's
-    ``BoundlessRotatedSpaceIntervention``: there i counts from 0, so that the first coordinate is half swapped however
-    cold it is; the temperature is a parameter, which an optimizer given all parameters trains, and its schedule is in
-    bf16; evaluation has the soft gates.
+    Wu et al. 2023, "Interpretability at Scale: Identifying Causal Mechanisms in Alpaca". pyvene's
+    ``BoundlessRotatedSpaceIntervention`` differs: i counts from 0, so that the first coordinate is half swapped at any
+    temperature; the temperature is a parameter, which an optimizer of all parameters trains; its schedule is in bf16;
+    and evaluation uses the soft gates.
 
     Args:
         temperature: at the first and at the last step, in coordinates; the paper's 50 is for 4096 of them.
         boundary_lr: learning rate of beta.
-        boundary_weight: what swapping all coordinates costs, in nats.
+        boundary_weight: the cost of swapping all coordinates, in nats.
         start: beta before training.
 
     Raises:
-        ValueError: ``start`` is no share of the coordinates, or a temperature is not above 0.
+        ValueError: ``start`` is not in (0, 1], or a temperature is not above 0.
     """
 
     temperature: Float[Tensor, ""]

@@ -1,4 +1,4 @@
-"""Interchanges that need no training: the ceiling and the floor that a learned one is held against."""
+"""Interchanges without training: the ceiling and the floor for a learned one."""
 
 from __future__ import annotations
 

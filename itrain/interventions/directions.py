@@ -1,4 +1,4 @@
-"""Closed-form directions: subspaces found without a gradient, interchanged as a learned one is."""
+"""Closed-form directions: subspaces found without a gradient, interchanged like learned ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Directions(Intervention):
     Where activations or classes span fewer directions than the rank, the other rows are 0 and swap nothing.
 
     Raises:
-        RuntimeError: it was not fitted to activations.
-        ValueError: the classes of the activations are needed, and not given.
+        RuntimeError: it has not been fitted.
+        ValueError: the classes of the examples are needed but not given.
     """
 
     fits_activations = True
@@ -48,7 +48,7 @@ class Directions(Intervention):
     def find(
         self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
     ) -> Float[Tensor, "directions hidden"]:
-        """Directions, independent of each other, the most important first."""
+        """Linearly independent directions, the most important first."""
 
 
 class PrincipalDirections(Directions):
@@ -102,9 +102,9 @@ class LinearDiscriminant(Directions):
 def _by_class(
     activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
 ) -> tuple[Float[Tensor, "classes hidden"], Int[Tensor, " examples"]]:
-    """The mean of each class that there is, and which of them each example has."""
+    """The mean of each class, and the index of each example's class."""
     if values is None:
-        raise ValueError("this direction is found from the values of a variable, which these examples do not have")
+        raise ValueError("this direction needs the values of a variable, which these examples do not have")
     _, of, counts = values.unique(return_inverse=True, return_counts=True)
     sums = activations.new_zeros(len(counts), activations.shape[1]).index_add_(0, of, activations)
     return sums / counts[:, None], of

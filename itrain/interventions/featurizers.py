@@ -58,7 +58,7 @@ class PrincipalComponents(Featurizer):
     """Coordinates along principal components, the largest first: features = V (h - mu), with no error; V is square.
 
     Raises:
-        RuntimeError: it was not fitted to activations.
+        RuntimeError: it has not been fitted.
     """
 
     fits_activations = True

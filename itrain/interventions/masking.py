@@ -25,14 +25,14 @@ class Gate(nn.Module, ABC):
 
     @abstractmethod
     def size(self) -> Float[Tensor, ""]:
-        """How many gates are open, as a loss can see it."""
+        """The number of open gates, differentiable."""
 
     def is_open(self) -> Bool[Tensor, " features"]:
-        """The gates as evaluation has them."""
+        """Which gates are open in evaluation."""
         return self.logits > 0
 
     def anneal(self, progress: float) -> None:
-        """Set what a schedule rules, for a share of the training from 0 to 1."""
+        """Set scheduled values for the progress of training, from 0 to 1."""
 
 
 class SigmoidGate(Gate):
@@ -97,9 +97,9 @@ class Mask(Intervention):
     penalty = ``sparsity`` * size of the gates. It is evaluated with gates of 0 or 1, as a :class:`FixedMask`.
 
     Args:
-        featurizer: from the number of activations to the basis in which features are chosen.
-        gate: from the number of features to their gates.
-        sparsity: what an open gate costs, in nats.
+        featurizer: builds the basis of the features from ``hidden_size``.
+        gate: builds the gates from the number of features.
+        sparsity: the cost of an open gate, in nats.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Mask(Intervention):
 
 
 class FixedMask(Intervention):
-    """Swaps chosen features: decode((1 - g) f(h) + g f(s)), with gates g of 0 or 1 that are given; None opens all.
+    """Swaps chosen features: decode((1 - g) f(h) + g f(s)), with given gates g of 0 or 1; None opens all.
 
     Raises:
         ValueError: there are more or fewer gates than features.
@@ -174,7 +174,7 @@ class FixedMask(Intervention):
         self.featurizer.fit(activations)
 
     def untrained(self) -> FixedMask | None:
-        """As many features at random where the basis is a given one; in a learned basis they are a random subspace."""
+        """As many random features, where the basis is given; in a learned basis, a random subspace is equivalent."""
         if self.rank and any(parameter.requires_grad for parameter in self.featurizer.parameters()):
             return None
         order = torch.randperm(len(self.gate), generator=torch.Generator().manual_seed(0))
@@ -183,10 +183,10 @@ class FixedMask(Intervention):
 
 
 def require_temperatures(temperature: tuple[float, float]) -> None:
-    """Refuse temperatures that a gate cannot be divided by.
+    """Refuse temperatures by which a gate cannot be divided.
 
     Raises:
         ValueError: one is not above 0.
     """
     if min(temperature) <= 0:
-        raise ValueError(f"temperatures are above 0, and near 0 for gates near 0 and 1; got {list(temperature)}")
+        raise ValueError(f"temperatures must be above 0, and near 0 for gates near 0 and 1; got {list(temperature)}")

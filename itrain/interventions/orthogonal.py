@@ -17,7 +17,7 @@ class OrthonormalRows(nn.Module):
     R R^T = 1 whatever A is, so weight decay, which only rescales A, cannot harm it: torch's own ``orthogonal`` decays
     the +-1 that its Householder form keeps in the parameter and returns R = 0 after one step of AdamW. A = R where A
     has orthonormal rows already, as it has between steps under :func:`retract_after_steps`. The decomposition runs in
-    fp32 at least; it has no kernel for less.
+    fp32 at least; torch has no kernel for less.
     """
 
     def forward(self, parameter: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:
@@ -39,11 +39,11 @@ def orthonormal_(module: nn.Module, name: str, rows: Float[Tensor, "rank hidden"
 
 
 def retract_after_steps(optimizer: Optimizer, module: nn.Module) -> None:
-    """Have each step of the optimizer end with the module's free parameters at the rows they stand for: A := R(A).
+    """End each step of the optimizer with a retraction A := R(A) of the module's orthonormal rows.
 
-    No result changes, but the steps that follow keep their size. What moves R is a step relative to A, and A grows with
-    every step, since its gradient is orthogonal to it: left alone, the learning rate would fade away early. It is the
-    retraction of Absil et al. 2008, "Optimization Algorithms on Matrix Manifolds", section 4.1.
+    R stays the same, but later steps keep their size. R moves by the step relative to A, and A grows with every step,
+    since its gradient is orthogonal to it; without the retraction, the learning rate would in effect fade early. Absil
+    et al. 2008, "Optimization Algorithms on Matrix Manifolds", section 4.1.
     """
     found = [each for each in module.modules() if isinstance(each, parametrize.ParametrizationList)]
     learned = [each for each in found if isinstance(each[0], OrthonormalRows)]
@@ -51,7 +51,7 @@ def retract_after_steps(optimizer: Optimizer, module: nn.Module) -> None:
     @torch.no_grad()
     def retract(*_: Any) -> None:
         for each in learned:
-            # What has no gradient took no step, and stays as it is to the last bit.
+            # A parameter without a gradient took no step, and stays the same to the last bit.
             if each.original.grad is not None:
                 each.original.copy_(each[0](each.original))
 

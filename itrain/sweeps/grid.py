@@ -1,4 +1,4 @@
-"""What a sweep goes over, and the fits that come of it."""
+"""The grid of a sweep, and its fits."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from itrain.training.probing import ProbeTraining
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What a sweep goes over.
+    """The methods, sites, ranks and seeds of a sweep.
 
     Args:
-        methods: interventions and trainings of probes, by name.
+        methods: interventions and probe trainings, by name.
         layers: ``all``, ``every(2)`` from the last one down, or numbers.
-        positions: ``all`` tokens that the task names, and the first and the last one; or positions, of whole spans too.
-        components: where in each layer.
+        positions: ``all``, for the tokens that the task names, the first and the last; or a list, also of whole spans.
+        components: the components of each layer.
         window: layers that are edited together, centred on each: of all components, or for some of them by name.
-        ranks: of the methods that have one.
-        seeds: each with data, model and start of its own.
+        ranks: for the methods that have one.
+        seeds: each gives its own data, model and start.
         patience: epochs without a lower validation loss after which a fit stops; None: all go to the end.
         random_model: whether what is trained is fitted once more on a randomly initialised model, as a control.
-        words: what was typed, for the commands that repeat single fits.
+        words: as typed on the command line, for the commands that repeat single fits.
 
     Raises:
         ValueError: the layers cannot be read, something is empty, or a window is less than 1 layer or one of probes.
@@ -63,7 +63,7 @@ class Grid:
             raise ValueError(f"sweep.window: {probes[0]} reads one layer; leave it out, or the window")
 
     def width(self, component: str) -> int:
-        """The layers that are edited together."""
+        """The number of layers that are edited together."""
         return self.window if isinstance(self.window, int) else self.window.get(component, 1)
 
     def sites(self, opened: Opened) -> list[Site]:
@@ -103,7 +103,7 @@ class Fit:
     method: str
     site: Site
     sites: Sequence[Site]
-    """Those of the window around the site."""
+    """The sites of the window around the site."""
     rank: int | None
     seed: int
 
@@ -114,7 +114,7 @@ class Fit:
 
 
 def tokens_of(examples: ModelInputs) -> list[str]:
-    """Positions of one token that between them name the first token, the last, and those of each span, in order."""
+    """Positions of one token each, in order: the first token, the last, and the last of each span."""
     assert examples.tokens is not None, "positions are those of tokens"
     first, end = examples.tokens.unbind(1)
     named = {

@@ -1,4 +1,4 @@
-"""Jobs of a sweep: the fits that are made together, and the rows that they leave."""
+"""Jobs of a sweep: the fits that run together, and the rows that they write."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
 
 OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples")
-"""Figures that tell of the examples alone, whatever the model."""
+"""Figures that depend on the examples alone, not on the model."""
 
 Figures = dict[str, Any]
-"""Of one fit, as its row has them."""
+"""The figures of one fit, as in its row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class CohortJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """The probes of all sites, trained on one reading of the model."""
+    """The probes of all sites, trained in one fit."""
 
     name: str
     fits: Sequence[Fit]
@@ -73,7 +73,7 @@ class ProbeJob:
         return [{**_described(fit, grid), **found[fit.name], "seconds": seconds} for fit in self.fits]
 
     def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid) -> dict[str, Figures]:
-        """The figures of each probe; of several variables, the mean."""
+        """The figures of each probe, averaged over variables."""
         lightning.seed_everything(self.fits[0].seed, verbose=False)
         training: Any = grid.methods[self.fits[0].method]
         probes = opened.module(training, [fit.site for fit in self.fits])
@@ -130,7 +130,7 @@ def _member(cfg: DictConfig, opened: Opened, grid: Grid, fit: Fit) -> AlignmentS
     lightning.seed_everything(fit.seed, verbose=False)
     training = instantiate(cfg.training, _convert_="all")
     if training.func not in (AlignmentSearch, CausalTracing):
-        raise ValueError(f"training: a sweep is of AlignmentSearch or CausalTracing, not of {training.func.__name__}")
+        raise ValueError(f"training: a sweep runs AlignmentSearch or CausalTracing, not {training.func.__name__}")
     sizes = count_features(opened.network, fit.sites, opened.data.example())
     return training(network=opened.network, sites=fit.sites, intervention=intervention, hidden_sizes=sizes)
 
@@ -167,12 +167,12 @@ def _fitted(
 
 
 def _training_pairs(data: SplitDataModule) -> DataLoader[Any]:
-    """The training pairs once over, as the test takes its own."""
+    """The training pairs, each once and in order, as a test has its own."""
     return data.loader(data.datasets["train"], data.eval_batch_size)
 
 
 def _set_beside(found: dict[str, Figures], again: Mapping[str, Figures]) -> None:
-    """Give each row what the same fit on the randomly initialised model came to; the examples are the same ones."""
+    """Add to each row the figures of the same fit on the randomly initialised model, on the same examples."""
     for name, figures in again.items():
         found[name] |= {
             f"{RANDOM_MODEL}{figure}": value
@@ -182,13 +182,13 @@ def _set_beside(found: dict[str, Figures], again: Mapping[str, Figures]) -> None
 
 
 def _is_found(member: AlignmentSearch | CausalTracing) -> bool:
-    """Whether what it does is found on the model, by training or in closed form."""
+    """Whether the member learns from the model, by training or in closed form."""
     parts = member.trained.values() if isinstance(member, AlignmentSearch) else ()
     return any(part.fits_activations or list(part.parameters()) for part in parts)
 
 
 class Curves(lightning.Callback):
-    """Keeps the figures of each of a cohort's validations, for a run whose figures no logger writes."""
+    """Keeps the figures of a cohort's validations, which no logger writes."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
@@ -208,14 +208,14 @@ class Curves(lightning.Callback):
 
 def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.Trainer:
     if cfg.trainer.get("devices", 1) not in (1, "1") or cfg.trainer.get("strategy", "auto") != "auto":
-        raise ValueError("trainer: a sweep runs on one device; start one for each part of the layers to use more")
+        raise ValueError("trainer: a sweep runs on one device; to use more, start a sweep for each part of the layers")
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     node = {**{str(key): value for key, value in cfg.trainer.items()}, **quiet}
     return instantiate(node, _convert_="all")(callbacks=list(callbacks), logger=False)
 
 
 def _described(fit: Fit, grid: Grid) -> dict[str, Any]:
-    """What a row says of a fit besides its figures, among it the command that makes it alone."""
+    """The columns of a row besides its figures, among them the command that repeats the fit alone."""
     kept = (word for word in grid.words if not word.startswith(("sweep", "seed=", "logger")))
     command = ["python", "-m", "itrain", "fit", *kept]
     sites = str(fit.site) if len(fit.sites) == 1 else f"[{','.join(map(str, fit.sites))}]"

@@ -23,18 +23,18 @@ from omegaconf import DictConfig, open_dict
 Result = TypeVar("Result")
 
 SECONDS = 0.5
-"""Between two looks at what other processes have left."""
+"""Seconds between two checks for the results of other processes."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong in a call, as text: not every exception survives the way from process to process."""
+    """The error of a call, as text: not every exception can be passed between processes."""
 
     message: str
 
 
 def attempt(task: Callable[..., Result], **arguments: Any) -> Result | Failure:
-    """The task's result, or what went wrong: a fault of one job must not cost the others' results."""
+    """The task's result or its failure: an error in one job must not lose the results of others."""
     try:
         return task(**arguments)
     except Exception as error:
@@ -51,17 +51,17 @@ def launch(
 ) -> Sequence[Result | Failure]:
     """Call a task once for each set of arguments, in the processes of a launcher, and wait for all of them.
 
-    A launcher takes overrides of a configuration, which here is nothing but the arguments of a call.
+    A launcher takes overrides of a configuration; here these are the arguments of a call.
 
     Args:
-        task: picklable; what it leaves in files must not depend on the process that calls it.
+        task: picklable; the files that it writes must not depend on the process that calls it.
         launcher: the settings of a launcher as its plugin declares them.
-        folder: where launchers that write logs put them.
-        name: what a queue shows.
+        folder: for the logs of launchers that write any.
+        name: the name that a queue shows.
 
     Returns:
-        The results in order. Where the launcher itself fails, because a process was killed perhaps, every call is a
-        failure, whatever it has left.
+        The results in order. If the launcher itself fails, for example because a process was killed, every call is a
+        failure, even if it has written its files.
     """
     quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
     place = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.sweep.subdir=."]
@@ -83,7 +83,7 @@ def launch(
 
 @contextmanager
 def repeating(action: Callable[[], None]) -> Iterator[None]:
-    """Inside, the action is repeated in a thread; its error is raised at the end."""
+    """Repeat the action in a thread within the context; raise its error at the end."""
     stop = Event()
 
     def repeat() -> None:
@@ -108,5 +108,5 @@ def _failure(error: Exception) -> Failure:
 
 
 def _quoted(value: str | int) -> str | int:
-    """A value as Hydra's grammar wants it, which takes spaces and signs in quotes only."""
+    """A value for Hydra's grammar, which accepts spaces and signs only in quotes."""
     return QuotedString(text=value, quote=Quote.single).with_quotes() if isinstance(value, str) else value

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
-    """Fit all that the configuration's grid names and write table, heat maps and a summary; goes on where it was left.
+    """Run all fits of the configuration's grid, and write table, heat maps and report; resume a stopped sweep.
 
-    Fits of one layer are trained as a cohort, probes of all sites in one pass. A job that fails is told at the end and
+    Fits of one layer are trained as a cohort, probes of all sites in one fit. A failed job is reported at the end and
     stops no other. Jobs run one after the other in this process, or where a launcher runs them; the results are the
     same.
 
     Args:
         cfg: the configuration of a fit, with a grid in ``sweep`` and perhaps a ``launcher``.
-        folder: of the sweep; jobs that have left their rows in it are not run again.
+        folder: the sweep's; jobs whose rows are in it are not run again.
 
     Raises:
         RunError: a job failed, after all others have run; or a launcher's process cannot open model and data.
@@ -77,21 +77,21 @@ class Part:
     jobs: Mapping[str, CohortJob | ProbeJob]
 
     def plan(self) -> dict[str, int]:
-        """The jobs, each with its number of fits; leaves the tokens of an example of the first seed for pictures."""
+        """The number of fits of each job. For the first seed, also write the tokens of an example, for pictures."""
         if self.cfg.seed == self.grid.seeds[0]:
             inputs, sites = self.opened.data.edited()[0], self.grid.sites(self.opened)
             save_tokens(inputs, sites, self.opened.base_model.tokenizer, self.folder)
         return {name: len(job.fits) for name, job in self.jobs.items()}
 
     def run(self, name: str) -> None:
-        """Leave the rows of a job in its file, unless they are there."""
+        """Run a job and write its rows, unless its file exists."""
         file = _rows_of(self.folder, name)
         if not file.is_file():
             write(self.jobs[name].run(self.cfg, self.opened, self.grid), file)
 
 
 def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = None) -> Part:
-    """A seed's part of the sweep; what the model shows of examples that the part before has too is run once."""
+    """A seed's part of the sweep. It reuses the cache of the part before, where the model is the same."""
     seeded = cfg.copy()
     seeded.seed = seed
     grid: Grid = instantiate(seeded.sweep, _convert_="all")
@@ -104,7 +104,7 @@ def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = No
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """Tells of each job that is waited for, once it has left its rows."""
+    """Reports each awaited job once its rows are written."""
 
     folder: Path
     progress: SweepProgress
@@ -120,7 +120,7 @@ class Finished:
 
 
 def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Finished) -> dict[str, str]:
-    """Run all jobs one after the other; returns what went wrong, by job."""
+    """Run all jobs one after the other; return the errors, by job."""
     failed, part = {}, None
     for seed in seeds:
         part = open_part(cfg, folder, seed, part)
@@ -137,7 +137,7 @@ def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Fin
 
 
 def _run_launched(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Finished) -> dict[str, str]:
-    """Run each job where the launcher does, and the model nowhere else; returns what went wrong, by job."""
+    """Run all jobs through the launcher, and nothing of the model in this process; return the errors, by job."""
     known = {"configuration": OmegaConf.to_yaml(cfg), "folder": folder}
     launched = partial(launch, launcher=cfg.launcher, folder=folder, name=cfg.name)
     plans: dict[int, Mapping[str, int]] = {}
@@ -171,7 +171,7 @@ def _run(configuration: str, folder: Path, seed: int, name: str) -> None:
 
 @lru_cache(maxsize=1)
 def _part(configuration: str, folder: Path, seed: int) -> Part:
-    """Opened once by a process that is given several jobs."""
+    """Cached, so that a process opens it once for several jobs."""
     cfg = OmegaConf.create(configuration)
     assert isinstance(cfg, DictConfig)
     return open_part(cfg, folder, seed)
@@ -182,7 +182,7 @@ def _rows_of(folder: Path, name: str) -> Path:
 
 
 def _told(failed: Mapping[str, str]) -> str:
-    """What went wrong, and in which jobs."""
+    """The errors, each with the jobs in which it occurred."""
     jobs: dict[str, list[str]] = {}
     for name, message in failed.items():
         jobs.setdefault(message, []).append(name)

@@ -1,1 +1,1 @@
-"""What is asked of a model: one file a task."""
+"""Tasks: questions to a model, one file per task."""

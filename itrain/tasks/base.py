@@ -31,11 +31,11 @@ class Pair:
     base: Setting
     sources: Mapping[str, Setting]
     isolates: bool = False
-    """Whether the base asks for a variable that is not interchanged, so that nothing may change."""
+    """Whether the base asks for a variable that is not interchanged, so that its label must not change."""
 
 
 class Task(ABC):
-    """A question to the base model, and the variables that are looked for in the model.
+    """A question to the base model, and the variables to find in the model.
 
     A subclass is final and constructible without arguments. It says what is sampled, how the model sees it, and which
     class or token stands for an output. Labels, batches, splits and filters are generic.
@@ -99,10 +99,10 @@ class TextTask(Task):
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         if tokenizer is None:
-            raise ValueError(f"{type(self).__name__} is a task in text, and the base model came without a tokenizer")
+            raise ValueError(f"{type(self).__name__} is a task in text, but the base model has no tokenizer")
         if not tokenizer.is_fast:
             raise ValueError(
-                f"{type(tokenizer).__name__} does not tell where tokens lie in the text; load the fast tokenizer"
+                f"{type(tokenizer).__name__} does not say where tokens are in the text; load the fast tokenizer"
             )
         self._tokenizer = tokenizer
         self._labels: dict[Any, Label] = {}
@@ -158,7 +158,7 @@ class TextTask(Task):
         """The token, or the tokens, that continue a prompt with the output.
 
         Raises:
-            ValueError: the output is no word of the vocabulary, or changes how the prompt before it is split.
+            ValueError: the output is not in the vocabulary, or changes how the prompt before it is split.
         """
         tokenizer = self.tokenizer
         if output not in self._labels:
@@ -182,7 +182,7 @@ class TextTask(Task):
 
 
 def _fill(template: str, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
-    """The text, and where each field lies in it, in characters."""
+    """The text, and the range of each field in it, in characters."""
     text, fields = "", {}
     for literal, field, _, _ in Formatter().parse(template):
         text += literal
@@ -197,7 +197,7 @@ def _fill(template: str, setting: Setting) -> tuple[str, dict[str, tuple[int, in
 
 
 def _tokens_of(characters: tuple[int, int], offsets: Sequence[tuple[int, int]], text: str) -> tuple[int, int]:
-    """First token and one past the last that overlap the characters."""
+    """The first token that overlaps the characters, and one past the last."""
     inside = [token for token, (start, stop) in enumerate(offsets) if start < characters[1] and stop > characters[0]]
     if not inside:
         raise ValueError(f"no token covers '{text[slice(*characters)]}' in '{text}'")

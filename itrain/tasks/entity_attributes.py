@@ -15,7 +15,7 @@ from itrain.tasks.base import Pair, Split, TextTask
 SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 """The part of the shuffled entities that each split draws from, where entities are split."""
 CONTEXTS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
-"""The template of each attribute that each split has, where contexts are split."""
+"""The index of each split's templates, where contexts are split."""
 
 
 class EntityAttributes(TextTask):
@@ -33,7 +33,7 @@ class EntityAttributes(TextTask):
             ``geography`` is real cities, whose country decides the continent and the language; ``landmarks`` have names
             of two words, which together tell the city, their only attribute.
         attributes: the attributes that pairs interchange, one each; None takes all.
-        splits: what train, validation and test have disjoint: the ``entity`` or the ``context``, its template.
+        splits: what is disjoint between train, validation and test: the ``entity``, or the ``context``, its template.
         isolating: share of the isolate pairs.
         entities_seed: shuffles the entities before they are divided among the splits.
 
@@ -115,7 +115,7 @@ class EntityAttributes(TextTask):
 
 
 def _selection(attributes: Sequence[str]) -> Callable[..., str]:
-    """The mechanism that takes the attribute asked for; its parents are named by its signature."""
+    """The mechanism that selects the attribute asked for; its signature names its parents."""
 
     def select(asked: str, *values: str) -> str:
         return values[attributes.index(asked)]

@@ -22,7 +22,7 @@ OBJECT = 4
 SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 """The part of the objects that each split draws from."""
 VARIABLES = {"both_equal": ("left", "right"), "first_argument": ("first",)}
-"""What is interchanged under each hypothesis."""
+"""The variables that each hypothesis interchanges."""
 
 
 class HierarchicalEquality(Task):
@@ -37,7 +37,7 @@ class HierarchicalEquality(Task):
         hypothesis: ``both_equal`` interchanges ``left`` (w = x) and ``right`` (y = z). ``first_argument`` is a control
             that a network need not satisfy: it interchanges ``first``, the identity of w, which equals the base's
             x in half of the sources.
-        objects: how many there are.
+        objects: the number of objects.
         objects_seed: draws their numbers, uniform from -1 to 1 in steps of 0.01.
     """
 

@@ -17,7 +17,7 @@ SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.8), "validation": (
 """The part of the shuffled prompts that each split has, where no splits are given."""
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where a row stands, for messages, and its columns."""
+"""The place of a row, for messages, and its columns."""
 
 
 class Instructions(ResponseTask):
@@ -34,8 +34,8 @@ class Instructions(ResponseTask):
         split_seed: shuffles the different prompts before they are divided.
 
     Raises:
-        ValueError: neither or both of file and data set are given, a file or split is missing, a line is no object, a
-            column is missing, or a prompt or response is empty; with the file and line, and the remedy.
+        ValueError: neither or both of file and data set are given, a file or split is missing, a line is not an object,
+            a column is missing, or a prompt or response is empty; the message names file, line and remedy.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ def _lines(file: str) -> Iterator[Row]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(f"task.file: there is no file '{file}'")
-    # Not splitlines(), to which some characters within JSON's texts are the end of a line.
+    # Not splitlines(), which ends lines at some characters that JSON strings may hold.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
@@ -107,9 +107,9 @@ def _lines(file: str) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{place} is no JSON ({error.msg}); a JSONL file has one object in a line") from error
+            raise ValueError(f"{place} is not JSON ({error.msg}); a JSONL file has one object in a line") from error
         if not isinstance(row, dict):
-            raise ValueError(f'{place} is no object; write it as {{"prompt": ..., "response": ...}}')
+            raise ValueError(f'{place} is not an object; write it as {{"prompt": ..., "response": ...}}')
         yield place, row
 
 

@@ -52,7 +52,7 @@ class ResponseTask(TextTask):
         return [*([label] if isinstance(label, int) else label), self.end]
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What a response says, up to the token that ends it."""
+        """The text of a response, up to the token that ends it."""
         kept = list(tokens)
         return str(self.tokenizer.decode(kept[: kept.index(self.end)] if self.end in kept else kept))
 

@@ -27,9 +27,9 @@ class CausalTracing(Training):
     """Restores sites of a corrupted run from the clean one; nothing is trained.
 
     The clean run is the base's. In the corrupted run, the activation at ``corrupted``, the subject's tokens at the
-    model's entrance, is h + noise * sigma * e with e ~ N(0, 1). An example's noise is the same whatever is restored. The
-    figures are those of the clean answer: its mean probability, and how often it wins (``argmax``: against the vocabulary,
-    ``pairwise``: against the pair's other answer). To swap the subject instead, interchange full vectors.
+    model's entrance, is h + noise * sigma * e with e ~ N(0, 1). An example's noise is the same whatever is restored.
+    The figures are those of the clean answer: its mean probability, and how often it wins (``argmax``: against the
+    vocabulary, ``pairwise``: against the pair's other answer). To swap the subject instead, interchange full vectors.
 
     Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1.
 

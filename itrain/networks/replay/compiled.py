@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from itrain.architectures import locate
-from itrain.networks.replay.forwards import Forwards
+from itrain.networks.replay.forwards import Forwards, unbound
 from itrain.networks.replay.prefix import Before
 from itrain.sites import Site
 
@@ -57,10 +57,11 @@ def _run(place: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         return value.of(place) if isinstance(value, Before) else value
 
     positional, named = [own(value) for value in args], {name: own(value) for name, value in kwargs.items()}
+    function, owner = unbound(forward)
     try:
         # Hooked runs forbid compiled code, which might skip hooks; no edit acts within this block.
         with torch.compiler.set_stance("default"):
-            return compiled_call()(forward, positional, named)
+            return compiled_call()(function, [*owner, *positional], named)
     except Exception as error:
         raise CompileError(f"block {place} fails when compiled, with {type(error).__name__}") from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MethodType
 from typing import Any
 
 from jaxtyping import Float
@@ -34,6 +35,14 @@ def forwards(replacements: Forwards) -> Iterator[None]:
                 module.__dict__["forward"] = own[module]
             else:
                 module.__dict__.pop("forward", None)
+
+
+def unbound(forward: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[object, ...]]:
+    """A method's function and what it is of.
+
+    A bound method is another object at each look-up, for which earlier releases of torch would compile anew.
+    """
+    return (forward.__func__, (forward.__self__,)) if isinstance(forward, MethodType) else (forward, ())
 
 
 class Watched:
@@ -71,16 +80,16 @@ def resumed(below: Sequence[nn.Module], hidden: Float[Tensor, "batch sequence hi
 
 def only_at(at: Answers, module: nn.Module) -> Forwards:
     """Have a module that treats each token by itself run on some tokens only; elsewhere it puts out 0."""
-    forward = module.forward
+    forward, owner = unbound(module.forward)
 
     # A function of its own in each run, not a partial: compiled blocks keep their graphs for it.
     def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         # Some take the residual stream besides, and some see all examples' tokens in a row.
         if args or kwargs or hidden.ndim != 3 or hidden.shape[1] == 1:
-            return forward(hidden, *args, **kwargs)
-        output = forward(hidden[at])
+            return forward(*owner, hidden, *args, **kwargs)
+        output = forward(*owner, hidden[at])
         if not isinstance(output, Tensor):
-            return forward(hidden)
+            return forward(*owner, hidden)
         return output.new_zeros(*hidden.shape[:2], output.shape[-1]).index_put(at, output)
 
     return {module: run}

@@ -65,7 +65,8 @@ class ReplayNetwork(Network):
     ) -> None:
         super().__init__()
         self.hooked, self.strict, self.uses, self.compiles = hooked, strict, uses, compile
-        self.trainable, self._expected_uses = hooked.trainable, uses
+        self.trainable = hooked.trainable
+        self._expect(uses)
         if not hooked.trainable:
             self.eval()
         self.budget = Budget(budget_gib, None if folder is None else Path(folder))
@@ -77,11 +78,6 @@ class ReplayNetwork(Network):
     @property
     def model(self) -> nn.Module:  # type: ignore[override]
         return self.hooked.model
-
-    @property
-    def keeps(self) -> bool:
-        """Whether what is kept of an example is used again."""
-        return self._expected_uses is None or self._expected_uses > 1
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         return self.hooked(inputs)
@@ -179,7 +175,7 @@ class ReplayNetwork(Network):
 
         What was kept for other edits is dropped, but for keys and values that serve these as well.
         """
-        self._expected_uses = uses if self.uses is None else self.uses
+        self._expect(uses if self.uses is None else self.uses)
         if not groups:
             return "blocks up to the sites that are read; what is read is cached"
         self._look()
@@ -210,6 +206,11 @@ class ReplayNetwork(Network):
         widest = min(plans, key=lambda plan: plan.below)
         compiled = self._compiled(0 if widest.choice.level == "stop" else len(widest.compiled))
         return f"{widest.choice.describe()}{compiled}; {self._caches(sizes, plans)}"
+
+    def _expect(self, uses: int | None) -> None:
+        self._expected_uses = uses
+        self.keeps = uses is None or uses > 1
+        """Whether what is kept of an example is used again."""
 
     def forget(self) -> None:
         """Drop all that was kept, as is done whenever the model has changed."""
