@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from itrain.architectures import unwrap
+from itrain.precision import FullPrecision
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str]) -> dict[str, nn.Module]:
@@ -55,9 +56,8 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         inject_adapter_in_model(config, model)
     adapted = {path: model.get_submodule(path) for path in paths}
     for module in adapted.values():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        for name in ("lora_A", "lora_B"):
+            setattr(module, name, FullPrecision(dict(getattr(module, name).float().items())))
     return adapted
 
 

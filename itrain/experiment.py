@@ -203,6 +203,9 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     )
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
+    # As the fit will run them, so that statistics and room are worked out for its precision.
+    opened.data.trainer = trainer
+    trainer.precision_plugin.convert_module(module)
     return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer, threads=opened.threads)
 
 

@@ -25,7 +25,7 @@ def describe(name: str, value: Any) -> Any:
         FactoryError: a callable is neither a class of a module or optimizer nor a partial of one.
     """
     if name == "sites":
-        return [str(site) for site in value]
+        return [str(site) for site in Site.parse_all(value)]
     if isinstance(value, Site):
         return str(value)
     if not callable(value):

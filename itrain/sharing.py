@@ -160,7 +160,7 @@ def load_weights(training: Training, folder: str | Path) -> None:
                 setattr(owner, leaf, weight.to(getattr(owner, leaf).device))
             else:
                 getattr(owner, leaf).copy_(weight)
-    training.fitted = True
+    training.fitted.fill_(True)
 
 
 def _materialised(module: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ ROOMS = [
         "itrain.tiny_world",
         "itrain.metrics",
         "itrain.threads",
+        "itrain.precision",
         "itrain.probes",
         "itrain.interventions",
     },

@@ -252,7 +252,7 @@ def test_a_frozen_network_is_refused() -> None:
 
 def test_checkpoints_hold_what_is_trained_and_need_all_of_it() -> None:
     module = training(parts=["top"])
-    assert set(module.state_dict()) == {"network.model.top.weight", "network.model.top.bias"}
+    assert set(module.state_dict()) == {"fitted", "network.model.top.weight", "network.model.top.bias"}
     module.load_state_dict(module.state_dict())
     with pytest.raises(RuntimeError, match=r"Missing key\(s\).*top.bias"):
         module.load_state_dict({"network.model.top.weight": torch.zeros(HIDDEN, HIDDEN)})
@@ -280,10 +280,10 @@ def test_with_adapters_only_they_are_trained_and_kept() -> None:
     module = lora()
     trained = {name for name, each in module.named_parameters() if each.requires_grad}
     assert len(trained) == 4 and all("lora_" in name for name in trained)
-    assert set(module.state_dict()) == trained
+    assert set(module.state_dict()) == trained | {"fitted"}
     assert sum(len(group["params"]) for group in module.parameter_groups()) == 4
     more = lora(parts=["gpt_neox.final_layer_norm"])
-    assert set(more.state_dict()) - trained == {
+    assert set(more.state_dict()) - trained - {"fitted"} == {
         f"network.model.gpt_neox.final_layer_norm.{name}" for name in ("weight", "bias")
     }
 

@@ -110,7 +110,7 @@ class AlignmentSearch(Training):
     def fits_activations(self) -> bool:
         return self.interchange.fits_activations
 
-    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+    def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit closed-form statistics to the base activations of the training pairs."""
         self.interchange.fit((batch.base, batch.values) for batch in batches)
 

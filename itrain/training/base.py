@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from itrain.data.splits import SplitDataModule
@@ -49,13 +50,13 @@ class Training(lightning.LightningModule, ABC):
     sites: tuple[Site, ...]
     optimizer: OptimizerFactory | None
     warmup: float
-    fitted: bool = False
+    fitted: Bool[Tensor, ""]
     """Whether the closed-form statistics have been fitted or loaded."""
 
     def __init__(self) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {}
-        self.register_load_state_dict_post_hook(_note_statistics)
+        self.register_buffer("fitted", torch.tensor(False))
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
         """Keep the constructor's arguments, given as its ``locals()``."""
@@ -95,7 +96,12 @@ class Training(lightning.LightningModule, ABC):
         return False
 
     def fit_activations(self, batches: Iterable[Any]) -> None:
-        """Learn closed-form statistics from batches of the training data."""
+        """Fit closed-form statistics on batches of the training data, and note that they are known."""
+        self.learn_statistics(batches)
+        self.fitted.fill_(True)
+
+    def learn_statistics(self, batches: Iterable[Any]) -> None:
+        """Learn closed-form statistics, where ``fits_activations`` says that there are any."""
 
     def anneal(self, progress: float) -> None:
         """Set scheduled values for the progress of training, from 0 to 1."""
@@ -119,7 +125,6 @@ class Training(lightning.LightningModule, ABC):
         how = self.network.prepare(self.groups, data.edited(), data.read(), uses=uses)
         if self.fits_activations and not self.fitted:
             self.fit_activations(data.whole("train"))
-            self.fitted = True
         return how
 
     @property
@@ -132,9 +137,14 @@ class Training(lightning.LightningModule, ABC):
         return {name: value for name, value in self.arguments.items() if name != "optimizer"}
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [Preparation(), Schedules(), FirstStepCheck()]
+        return [Preparation(self), Schedules(self), FirstStepCheck(self)]
 
     def configure_optimizers(self) -> dict[str, Any] | None:
+        if self.trains_model and not any(parameter.requires_grad for parameter in self.network.parameters()):
+            raise ValueError(
+                "nothing of the model is trained: another network that was made of the same model has frozen it; make "
+                "the trainable one last, or load the model again for the other"
+            )
         groups = [group for group in self.parameter_groups() if group["params"]]
         if not groups:
             return None
@@ -170,8 +180,9 @@ class Training(lightning.LightningModule, ABC):
             try:
                 known[name] = describe(name, value)
             except FactoryError:
-                continue  # load_from_checkpoint asks for it
-        checkpoint[ARGUMENTS] = {"class": class_path(type(self)), "arguments": known}
+                continue
+        unknown = sorted({*inspect.signature(type(self)).parameters} - {"network", *known})
+        checkpoint[ARGUMENTS] = {"class": class_path(type(self)), "arguments": known, "unknown": unknown}
 
     @classmethod
     def load_from_checkpoint(
@@ -197,29 +208,8 @@ class Training(lightning.LightningModule, ABC):
         if "network" in inspect.signature(cls).parameters and "network" not in arguments:
             raise ValueError(f"'{checkpoint_path}' holds no base model: add network=make_network(model)")
         known = {name: rebuild(name, each, str(checkpoint_path)) for name, each in found["arguments"].items()}
-        try:
-            return super().load_from_checkpoint(
-                checkpoint_path, map_location, hparams_file, strict, weights_only, **{**known, **arguments}
-            )
-        except TypeError as error:
-            if "missing" not in str(error):
-                raise
-            lacks = str(error).rpartition(": ")[2]
-            raise ValueError(f"'{checkpoint_path}' does not hold the argument {lacks}; add it to the call") from error
-
-
-class FullPrecision(nn.ModuleDict):
-    """Modules whose weights stay in fp32 when a trainer casts everything else to half precision."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        def keep_precision(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if moved.is_floating_point() and moved.dtype.itemsize < torch.float32.itemsize:
-                return tensor.to(moved.device, torch.promote_types(tensor.dtype, torch.float32))
-            return moved
-
-        return super()._apply(keep_precision, recurse)
-
-
-def _note_statistics(training: Training, incompatible: Any) -> None:
-    training.fitted = True
+        if lacks := [name for name in found.get("unknown", ()) if name not in arguments]:
+            raise ValueError(f"'{checkpoint_path}' does not hold the argument '{lacks[0]}'; add it to the call")
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only, **{**known, **arguments}
+        )

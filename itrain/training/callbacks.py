@@ -7,45 +7,75 @@ from typing import Any
 import lightning
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from itrain.data.splits import SplitDataModule
+from itrain.training.optimization import total_steps
 
 
 class FirstStepError(RuntimeError):
     """The first step shows that a fit cannot learn."""
 
 
-class Preparation(lightning.Callback):
+class FitCallback(lightning.Callback):
+    """A callback for one module: trainers keep callbacks when another module follows.
+
+    Args:
+        module: the training whose fits it serves.
+    """
+
+    def __init__(self, module: lightning.LightningModule) -> None:
+        self.module = module
+
+
+class Preparation(FitCallback):
     """Fits the module's closed-form statistics and prepares the network, before anything else in a fit.
 
-    The fit then ends if the module has no trained weights, such as a difference of means. Testing, validating or
-    predicting with an unfitted module fits the statistics first.
+    The fit then ends if the module has no trained weights, such as a difference of means. A test, a validation or a
+    prediction fits statistics that are not known yet.
 
     Raises:
-        ValueError: statistics are needed, and the trainer was not given all training data.
+        ValueError: the trainer was not given all training data that statistics need.
     """
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if pl_module is not self.module:
+            return
+        modes = {module: module.training for module in pl_module.network.modules()}
+        pl_module.train()
+        for module, mode in modes.items():
+            module.training = mode
         if (data := _data(trainer)) is not None:
             pl_module.prepare(data, uses=epochs_of(trainer))
         elif pl_module.fits_activations and not pl_module.fitted:
             if trainer.world_size > 1:
                 raise ValueError(_NO_DATA.format(type(pl_module).__name__))
             assert trainer.estimated_stepping_batches, "asking for their number loads the batches"
-            pl_module.fit_activations(trainer.train_dataloader)
-            pl_module.fitted = True
+            pl_module.fit_activations(map(trainer.precision_plugin.convert_input, trainer.train_dataloader or ()))
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        _require_statistics(trainer, pl_module)
+        self._require_statistics(trainer, pl_module)
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        _require_statistics(trainer, pl_module)
+        self._require_statistics(trainer, pl_module)
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        _require_statistics(trainer, pl_module)
+        self._require_statistics(trainer, pl_module)
+
+    def _require_statistics(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if pl_module is not self.module or not pl_module.fits_activations:
+            return
+        unknown = (each.is_floating_point() and bool(each.isnan().any()) for each in pl_module.exported.buffers())
+        if not any(unknown):
+            return
+        if (data := _data(trainer)) is None:
+            raise ValueError(_NO_DATA.format(type(pl_module).__name__))
+        # Evaluation runs in inference mode, whose tensors cannot take part in a later backward pass.
+        with torch.inference_mode(False):
+            pl_module.prepare(data)
 
 
 _NO_DATA = (
@@ -64,17 +94,7 @@ def _data(trainer: lightning.Trainer) -> SplitDataModule | None:
     return data if isinstance(data, SplitDataModule) else None
 
 
-def _require_statistics(trainer: lightning.Trainer, pl_module: Any) -> None:
-    if pl_module.fitted or not pl_module.fits_activations:
-        return
-    if (data := _data(trainer)) is None:
-        raise ValueError(_NO_DATA.format(type(pl_module).__name__))
-    # Evaluation runs in inference mode, whose tensors cannot take part in a later backward pass.
-    with torch.inference_mode(False):
-        pl_module.prepare(data)
-
-
-class Schedules(lightning.Callback):
+class Schedules(FitCallback):
     """Moves scheduled values from their start, at the first step, to exactly their end, at the last.
 
     progress = t / (T - 1) at step t of T. A resumed fit begins at the learning rate of its own schedule at that step,
@@ -82,6 +102,9 @@ class Schedules(lightning.Callback):
     """
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if pl_module is not self.module:
+            return
+        self.last = total_steps(trainer) - 1
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             if isinstance(scheduler, LambdaLR):
                 groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
@@ -89,12 +112,12 @@ class Schedules(lightning.Callback):
                     group["lr"] = rate * scale(scheduler.last_epoch)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        last = int(trainer.estimated_stepping_batches) - 1
-        pl_module.anneal(trainer.global_step / last if last > 0 else 1.0)
+        if pl_module is self.module:
+            pl_module.anneal(min(trainer.global_step / self.last, 1.0) if self.last > 0 else 1.0)
 
 
-class FirstStepCheck(lightning.Callback):
-    """Ends a fit at its first backward pass if a trained module got no gradient.
+class FirstStepCheck(FitCallback):
+    """Ends a fit at its first optimizer step if a trained module got no gradient.
 
     An edit without a path to the answer still gives a finite loss and numbers that look like a result: in the last
     block at a token that no later one reads, or at a site above the answer.
@@ -103,11 +126,12 @@ class FirstStepCheck(lightning.Callback):
         FirstStepError: naming the site.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: lightning.LightningModule) -> None:
+        super().__init__(module)
         self.done = False
 
-    def on_after_backward(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if self.done:
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        if self.done or pl_module is not self.module:
             return
         self.done = True
         for name, part in pl_module.trained_parts.items():

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, TypeAlias
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parametrize
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from itrain.data import CounterfactualBatch
@@ -58,6 +60,11 @@ class Cohort(Training):
         networks = {id(member.network): member.network for member in members.values()}
         if len(networks) != 1:
             raise ValueError(f"the members of a cohort share one network; these {len(members)} have {len(networks)}")
+        if len({type(member) for member in members.values()}) > 1:
+            raise ValueError("the members of a cohort are all searches or all traces")
+        owned = [id(each) for member in members.values() for each in dict.fromkeys(member.trained.values())]
+        if len(set(owned)) < len(owned):
+            raise ValueError("members of a cohort share an intervention object; give each member one of its own")
         over = {member.loss_over for member in members.values() if isinstance(member, AlignmentSearch)}
         if len(over) > 1:
             raise ValueError(f"the members of a cohort share loss_over; these have {' and '.join(sorted(over))}")
@@ -98,6 +105,11 @@ class Cohort(Training):
         """The logits of each member's interchange, with gates as in evaluation."""
         return self.interchange(batch, {name: member.interchange.hardened() for name, member in self.members.items()})
 
+    def begin(self, split: str) -> None:
+        self.losses.clear()
+        for member in self.members.values():
+            member.scores.reset()
+
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         for name, logits in self.predict_step(batch, 0).items():
             self.members[name].scores.update(split, logits, batch)
@@ -124,7 +136,8 @@ class Cohort(Training):
         losses = {name: self.found[f"{name}/validation/loss"] for name in self.learning}
         if losses:
             self.log("validation/loss", sum(losses.values()) / len(losses), sync_dist=True)
-        for name in [] if self.trainer.sanity_checking else list(self.learning):
+        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        for name in list(self.learning) if fits else []:
             (lowest, waited), loss = self.best[name], losses[name]
             self.best[name] = (loss, 0) if loss < lowest else (lowest, waited + 1)
             if self.patience is not None and self.best[name][1] >= self.patience:
@@ -162,13 +175,12 @@ class Cohort(Training):
     def fits_activations(self) -> bool:
         return any(member.fits_activations for member in self.members.values())
 
-    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+    def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Have each member learn its closed-form statistics."""
         batches = list(batches)
         for member in self.members.values():
             if member.fits_activations and not member.fitted:
                 member.fit_activations(batches)
-                member.fitted = True
 
     def anneal(self, progress: float) -> None:
         for name in self.learning:
@@ -176,6 +188,19 @@ class Cohort(Training):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [group for member in self.members.values() for group in member.parameter_groups()]
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip each member's gradients alone, as its own fit would."""
+        if not gradient_clip_val:
+            return
+        for name in self.learning:
+            parameters = list(self.members[name].exported.parameters())
+            if gradient_clip_algorithm == "value":
+                clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                clip_grad_norm_(parameters, gradient_clip_val)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Those of a fit except the first-step check: a member whose site has no effect is shown, not refused."""

@@ -62,7 +62,7 @@ class Finetuning(Training):
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and not isinstance(data, ResponseDataModule):
+        if isinstance(data, SplitDataModule) and not isinstance(data, ResponseDataModule):
             raise ValueError(f"{type(self).__name__} learns from data=responses, not from {type(data).__name__}")
 
     @abstractmethod
@@ -102,6 +102,9 @@ class Finetuning(Training):
     def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Float[Tensor, "batch response vocabulary"]:
         """The logits of each response's tokens."""
         return self.respond(batch)
+
+    def begin(self, split: str) -> None:
+        self.metrics.clear()
 
     def score(self, split: str, batch: ResponseBatch) -> None:
         logits = self.respond(batch).float()
@@ -189,7 +192,7 @@ class RepresentationFinetuning(Finetuning):
     def fits_activations(self) -> bool:
         return self.interchange.fits_activations
 
-    def fit_activations(self, batches: Iterable[ResponseBatch]) -> None:
+    def learn_statistics(self, batches: Iterable[ResponseBatch]) -> None:
         """Fit closed-form statistics to the activations of the training prompts."""
         self.interchange.fit((batch.inputs, None) for batch in batches)
 

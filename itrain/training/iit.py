@@ -20,8 +20,9 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import is_right
 from itrain.networks.base import Network
+from itrain.precision import FullPrecision
 from itrain.sites import Sites
-from itrain.training.base import FullPrecision, Training
+from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
@@ -215,7 +216,7 @@ class InterchangeInterventionTraining(Training):
     def fits_activations(self) -> bool:
         return self.interchange.fits_activations
 
-    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+    def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit closed-form statistics to the base activations of the training pairs."""
         self.interchange.fit((batch.base, batch.values) for batch in batches)
 
@@ -232,6 +233,7 @@ class InterchangeInterventionTraining(Training):
 
     def begin(self, split: str) -> None:
         self.scores.begin(split)
+        self.task_accuracy.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         self.scores.score(split, batch)

@@ -20,8 +20,8 @@ from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
+from itrain.precision import FullPrecision
 from itrain.sites import Site, Sites
-from itrain.training.base import FullPrecision
 
 Interventions = Mapping[Site, Intervention]
 
@@ -65,7 +65,10 @@ class Interchange(nn.Module):
         super().__init__()
         self.__dict__["network"] = network  # not registered: its weights are not this part's
         self.sites, self.join_positions, self.detach_source = Site.parse_all(sites), join_positions, detach_source
+        _require_distinct(self.sites)
         sizes = hidden_sizes or [network.hidden_size(site) for site in self.sites]
+        if len(sizes) != len(self.sites):
+            raise ValueError(f"hidden_sizes: {len(sizes)} are given for {len(self.sites)} sites; give one for each")
         if shared and len(set(sizes)) > 1:
             listed = ", ".join(f"{site} {size}" for site, size in zip(self.sites, sizes, strict=True))
             raise ValueError(f"sites of different sizes cannot share an intervention: {listed}")
@@ -73,6 +76,10 @@ class Interchange(nn.Module):
             built = [_build(intervention, sizes[0])] * len(sizes)
         else:
             built = [_build(intervention, size) for size in sizes]
+        if not shared and len(set(map(id, built))) < len(built):
+            raise ValueError(
+                "intervention: it gives several sites one object; make a new one at each call, or set shared"
+            )
         self.trained: Interventions = dict(zip(self.sites, built, strict=True))
         """The intervention of each site."""
         self.interventions = FullPrecision({_key(site): each for site, each in self.trained.items()})
@@ -149,7 +156,7 @@ class Interchange(nn.Module):
 
     def fit(self, examples: Iterable[tuple[ModelInputs, Int[Tensor, " batch"] | None]]) -> None:
         """Fit closed-form statistics to the activations of inputs, with the inputs' classes where they are known."""
-        wanted = {site: each for site, each in self.trained.items() if each.fits_activations}
+        wanted = [site for site, each in self.trained.items() if each.fits_activations]
         if not wanted:
             return
         found: dict[Site, list[Tensor]] = {site: [] for site in wanted}
@@ -161,8 +168,10 @@ class Interchange(nn.Module):
                     rows, of = self.rows(activation, inputs, site)
                     found[site].append(rows)
                     classes[site] += [] if values is None else [values.to(device)[of]]
-        for site, intervention in wanted.items():
-            intervention.fit(torch.cat(found[site]), torch.cat(classes[site]) if classes[site] else None)
+        for intervention in dict.fromkeys(self.trained[site] for site in wanted):
+            seen = [site for site in wanted if self.trained[site] is intervention]
+            rows, of = ([each for site in seen for each in parts[site]] for parts in (found, classes))
+            intervention.fit(torch.cat(rows), torch.cat(of) if of else None)
 
     def rows(
         self, activation: Tensor, inputs: ModelInputs, site: Site
@@ -234,6 +243,16 @@ def _build(intervention: Callable[[int], Intervention], hidden_size: int) -> Int
                 f"self.{name} = hidden_size"
             )
     return built
+
+
+def _require_distinct(sites: Sequence[Site]) -> None:
+    """Refuse sites that are listed twice, or that modules' names cannot tell apart."""
+    seen: dict[str, Site] = {}
+    for site in sites:
+        other = seen.setdefault(_key(site), site)
+        if other is not site:
+            twice = "is listed twice" if other == site else f"and '{other}' have the same name as modules"
+            raise ValueError(f"site '{site}' {twice}; leave one of them out")
 
 
 def _key(site: Site) -> str:

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import isinf
 from typing import Any
 
 import lightning
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 """Builds an optimizer from groups of parameters, as :class:`torch.optim.Optimizer` takes them."""
+
+
+def total_steps(trainer: lightning.Trainer) -> int:
+    """The number of optimizer steps of a fit, which its schedules need to know.
+
+    Raises:
+        ValueError: it is not known in advance, or changes during the fit.
+    """
+    if isinf(trainer.estimated_stepping_batches):
+        raise ValueError(
+            "schedules need to know the number of steps: set max_epochs or max_steps, also beside max_time"
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler) and len(set(callback.scheduling.values())) > 1:
+            raise ValueError(
+                "schedules need to know the number of steps, which GradientAccumulationScheduler changes during the "
+                "fit; use accumulate_grad_batches=<n>"
+            )
+    return int(trainer.estimated_stepping_batches)
 
 
 def with_linear_schedule(optimizer: Optimizer, trainer: lightning.Trainer, warmup: float) -> dict[str, Any]:
@@ -23,7 +44,7 @@ def with_linear_schedule(optimizer: Optimizer, trainer: lightning.Trainer, warmu
     """
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup is a share of all steps, from 0 to below 1; got {warmup}")
-    total = int(trainer.estimated_stepping_batches)
+    total = total_steps(trainer)
     rise = warmup * total
 
     def scale(step: int) -> float:

@@ -15,9 +15,10 @@ from torchmetrics import Metric
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
+from itrain.precision import FullPrecision
 from itrain.probes import LinearProbe, Probe, control_labels
 from itrain.sites import Site, Sites
-from itrain.training.base import FullPrecision, Training
+from itrain.training.base import Training
 from itrain.training.optimization import OptimizerFactory
 
 
@@ -224,7 +225,7 @@ class ProbeTraining(Training):
     def fits_activations(self) -> bool:
         return True
 
-    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+    def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit the probes' mean and deviation to the training activations."""
         found: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
         device = next(self.network.parameters()).device
@@ -241,6 +242,9 @@ class ProbeTraining(Training):
         return {
             prediction.name: prediction.scores[0, prediction.probe_set.choice] for prediction in self.predictions(batch)
         }
+
+    def begin(self, split: str) -> None:
+        self.metrics.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         metrics = self.metrics.setdefault(split, {})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
-from torch import Tensor, tensor
+from torch import Tensor
 
 from itrain.data import CounterfactualBatch
 from itrain.interventions.base import Intervention
@@ -32,16 +33,22 @@ class InterchangeScores:
 
     def begin(self, split: str) -> None:
         """Choose what is scored: the trained interventions and, in a test, their controls."""
+        self.reset()
         trained, hard = self.interchange.trained, self.interchange.hardened()
         self.evaluated = {"": hard}
         if split == "test":
-            device = next(self.interchange.network.parameters()).device
+            weight = next(self.interchange.network.parameters())
+            like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
             self.evaluated |= {
-                "/random_subspace": {site: _untrained(each).to(device) for site, each in hard.items()},
+                "/random_subspace": {site: _untrained(each).to(**like) for site, each in hard.items()},
                 "/full_vector": {site: FullVector(each.hidden_size) for site, each in hard.items()},
             }
             if any(hard[site] is not each for site, each in trained.items()):
                 self.evaluated["/soft"] = trained
+
+    def reset(self) -> None:
+        """Drop what an interrupted split has left."""
+        self.metrics.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         """Run the pairs under each of the interventions that are scored."""
@@ -70,7 +77,7 @@ class InterchangeScores:
                 found[f"{place}/{key}" if key.startswith("pairs") else f"{place}/{key}_{rule}"] = value.float()
         if "/soft" in self.evaluated and self.metrics:
             ranks = [each.rank for each in self.evaluated[""].values()]
-            found["test/rank"] = tensor(sum(ranks) / len(ranks))
+            found["test/rank"] = torch.tensor(sum(ranks) / len(ranks))
         self.metrics.clear()
         return found
 

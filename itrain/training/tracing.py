@@ -120,7 +120,7 @@ class CausalTracing(Training):
     def fits_activations(self) -> bool:
         return True
 
-    def fit_activations(self, batches: Iterable[CounterfactualBatch]) -> None:
+    def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Learn the standard deviation of the activations that get the noise."""
         batches = list(batches)
         self.interchange.fit((batch.base, batch.values) for batch in batches)
@@ -130,6 +130,7 @@ class CausalTracing(Training):
         return []
 
     def begin(self, split: str) -> None:
+        self.scores.reset()
         self.evaluated = {"": self.interchange.hardened()}
         if split == "test":
             self.evaluated |= {f"/{name}": reference.trained for name, reference in self.references().items()}
@@ -192,6 +193,10 @@ class RestorationScores:
 
     def __init__(self) -> None:
         self.means: dict[str, MeanMetric] = {}
+
+    def reset(self) -> None:
+        """Drop what an interrupted split has left."""
+        self.means.clear()
 
     def update(self, place: str, logits: Float[Tensor, "batch vocabulary"], batch: CounterfactualBatch) -> None:
         """Update the figures of a place with the probabilities of the clean answers, and whether they win.
