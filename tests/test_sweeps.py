@@ -229,6 +229,7 @@ def test_the_gap_is_the_training_pairs_figure_minus_the_test_s(tmp_path: Path) -
         task=task,
         data=data,
         open_network=lambda base_model: HookedNetwork(base_model.model),
+        threads="1",
     )
     site = Site.parse("module:embed.output")
     fit = Fit(group="intervention", method="full_vector", site=site, sites=[site], rank=None, seed=0)
