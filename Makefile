@@ -1,9 +1,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .venv-lowest
+WORKERS ?= 2
 BIN := $(VENV)/bin
+# Each worker has its own part of the list, and takes from the longest that is left when it is done.
+SHARED := --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo demo-sweep test test-lowest lint clean
+.PHONY: demo demo-sweep test test-slow test-lowest lint clean
 
 demo: $(VENV)/.installed  ## set up and run the main job
 	$(BIN)/python -m itrain fit recipe=das_gender
@@ -12,10 +15,13 @@ demo-sweep: $(VENV)/.installed  ## set up and compare methods at every layer and
 	$(BIN)/python -m itrain sweep recipe=das_vs_probe_gender
 
 test: $(VENV)/.installed-dev  ## set up and run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
+
+test-slow: $(VENV)/.installed-dev  ## what takes minutes: retraining the shipped model, compiling C++, and more pairs of processes
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-lowest: $(LOWEST)/.installed-dev  ## the same with every dependency at its lower bound; torch brings 3 GB of CUDA
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest $(SHARED)
 
 lint: $(VENV)/.installed-dev  ## style, format and types
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -333,7 +332,7 @@ def test_an_unwritable_folder_is_refused(elsewhere: Path) -> None:
         pass
 
 
-PROCESSES = """
+LIGHTNING = """
 import sys
 from types import ModuleType
 import lightning, torch
@@ -352,11 +351,30 @@ if __name__ == "__main__":
     from itrain.cli import main
     sys.exit(main())
 """
+TORCHRUN = """
+import sys
+from torch import distributed
+from itrain.config import compose
+from itrain.run_folder import run_folder
+
+with run_folder(compose(sys.argv[2:])) as folder:
+    distributed.init_process_group("gloo")
+    (folder / f"process{distributed.get_rank()}").touch()
+    distributed.barrier()
+    distributed.destroy_process_group()
+"""
+"""Without Lightning, which finds its processes started already."""
+
+PROGRAMS = {
+    "lightning": ([], LIGHTNING),
+    "torchrun": (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], TORCHRUN),
+}
 
 
-@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]])
-def test_two_processes_write_to_one_folder(launcher: list[str], elsewhere: Path) -> None:
-    (elsewhere / "program.py").write_text(textwrap.dedent(PROCESSES))
+@pytest.mark.parametrize("starter", PROGRAMS)
+def test_two_processes_write_to_one_folder(starter: str, elsewhere: Path) -> None:
+    launcher, program = PROGRAMS[starter]
+    (elsewhere / "program.py").write_text(program)
     done = python(*launcher, "program.py", "fit", "recipe=mine", cwd=elsewhere, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     (folder,) = elsewhere.glob("outputs/mine/*")
@@ -374,9 +392,11 @@ def test_the_wheel_runs_from_any_folder(elsewhere: Path) -> None:
     installed = python(*pip, "install", "--no-deps", "--target", str(site), str(wheel), cwd=elsewhere)
     assert installed.returncode == 0, installed.stderr
     assert (site / "itrain" / "py.typed").is_file()
+    assert [file for file in (ROOT / "itrain").rglob("*.py") if not (site / file.relative_to(ROOT)).is_file()] == []
     listed = python("-m", "itrain", "list", cwd=elsewhere, path=site)
     assert "A recipe of mine." in listed.stdout
     assert "das_gender " in listed.stdout
-    shown = python("-m", "itrain", "show", "recipe=das_gender", cwd=elsewhere, path=site)
-    assert shown.returncode == 0, shown.stderr
-    assert "name: das_gender" in shown.stdout
+    # Composed only: `itrain show` also imports torch and Lightning, to check it.
+    program = "import itrain.config; print(itrain.__file__, itrain.config.compose(['recipe=das_gender']).name)"
+    composed = python("-c", program, cwd=elsewhere, path=site)
+    assert composed.stdout.split() == [str(site / "itrain" / "__init__.py"), "das_gender"], composed.stderr

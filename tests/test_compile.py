@@ -18,7 +18,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import CompileError, ReplayNetwork, compiled
 from itrain.sites import Site
 from tests.models import tiny_config, tiny_inputs, tiny_model
-from tests.test_replay import answer_and_gradients, distance, examples, replayed
+from tests.replaying import answer_and_gradients, distance, examples, replayed
 
 # Said while torch.compile looks at an activation.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -78,7 +78,7 @@ def check(model_type: str, site: str) -> None:
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", [pytest.param("gpt2", marks=pytest.mark.slow), *TYPES[1:]])
 def test_compiled_blocks_equal_hooks(model_type: str, site: str) -> None:
     check(model_type, site)
 

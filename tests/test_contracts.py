@@ -20,7 +20,7 @@ from itrain.networks.replay.prefix import Before, Recorder, TokenCache
 from itrain.sites import Site
 from tests.commands import SMALL
 from tests.models import CAUSAL_TYPES, tiny_model
-from tests.test_replay import HERE, answer_and_gradients, distance, examples
+from tests.replaying import HERE, answer_and_gradients, distance, examples
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import json
 import pickle
 import pkgutil
 import subprocess
@@ -136,14 +137,31 @@ def test_survives_bf16_inputs_and_a_bf16_cast(cls: type[Intervention]) -> None:
     )
 
 
+STARTS = """
+import importlib, json, sys
+import torch
+sizes = {}
+for module, name in json.loads(sys.argv[1]):
+    torch.manual_seed(0)
+    made = getattr(importlib.import_module(module), name)(int(sys.argv[2]))
+    sizes[name] = sum(p.double().abs().sum().item() for p in made.parameters())
+print(json.dumps(sizes))
+"""
+
+
+@pytest.fixture(scope="module")
+def starts_of_a_process() -> dict[str, float]:
+    """The sum of each intervention's weights in another process."""
+    names = json.dumps([(cls.__module__, cls.__name__) for cls in TRAINED])
+    command = [sys.executable, "-c", STARTS, names, str(HIDDEN)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 @with_each_trained
-def test_a_seed_gives_the_same_start_in_every_process(cls: type[Intervention]) -> None:
-    program = (
-        f"import torch; from {cls.__module__} import {cls.__name__} as X; torch.manual_seed(0);"
-        f"print(sum(p.double().abs().sum().item() for p in X({HIDDEN}).parameters()))"
-    )
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert float(printed) == pytest.approx(
+def test_a_seed_gives_the_same_start_in_every_process(
+    cls: type[Intervention], starts_of_a_process: dict[str, float]
+) -> None:
+    assert starts_of_a_process[cls.__name__] == pytest.approx(
         sum(p.double().abs().sum().item() for p in build(cls).parameters()), rel=1e-9
     )
 

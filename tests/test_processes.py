@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ PAIRS = ["data.train_pairs=77", "data.validation_pairs=33", "data.test_pairs=61"
 EXAMPLES = ["data.train_examples=77", "data.validation_examples=33", "data.test_examples=41", "data.eval_batch_size=32"]
 """20 steps; the last batch of each epoch has 13 examples, which two processes cannot divide evenly."""
 
+PAIR_COUNTS = ("test/pairs_changing", "test/pairs_preserving")
+
 # At the recipe's rate, ten times this, rounding grows to 5e-5 in 20 steps.
 SMALL_STEPS = ["training.optimizer.lr=0.01"]
 # Adam would turn what is rounding alone, the gradient of a key's bias for example, into whole steps.
@@ -40,11 +43,10 @@ TRAININGS: dict[type[Training], list[str]] = {
 }
 
 
-def each_training(*, quick: type[Training] | None = None) -> pytest.MarkDecorator:
-    """A test for every training; slow for all but the quick one, if there is one."""
+def each_training(*, quick: Collection[type[Training]] = tuple(TRAININGS)) -> pytest.MarkDecorator:
+    """A test for every training; slow for all but the quick ones."""
     cases = [
-        pytest.param(each, marks=[pytest.mark.slow] if quick and each is not quick else [], id=each.__name__)
-        for each in TRAININGS
+        pytest.param(each, marks=[] if each in quick else [pytest.mark.slow], id=each.__name__) for each in TRAININGS
     ]
     return pytest.mark.parametrize("training", cases)
 
@@ -107,7 +109,7 @@ def weights(run: Path) -> dict[str, Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@each_training(quick=ProbeTraining)
+@each_training(quick=[AlignmentSearch, ProbeTraining])
 def test_two_processes_learn_what_one_does(training: type[Training], whole: Path) -> None:
     done = in_two_processes(*TRAININGS[training], "output=two")
     assert done.returncode == 0, done.stderr
@@ -120,6 +122,8 @@ def test_two_processes_learn_what_one_does(training: type[Training], whole: Path
         assert found.keys() == expected.keys()
         for name, weight in expected.items():
             assert (found[name] - weight).double().norm() <= 1e-6 * weight.double().norm(), name
+    if training is AlignmentSearch:
+        assert sum(value for name, value in figures(two).items() if name in PAIR_COUNTS) == 61, "each counts once"
 
 
 @each_training()
@@ -149,7 +153,7 @@ def test_an_export_gives_the_reported_figures(training: type[Training], whole: P
 
 
 @pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
-@each_training(quick=AlignmentSearch)
+@each_training(quick=[AlignmentSearch])
 def test_a_process_that_fails_ends_the_run(training: type[Training], rank: str) -> None:
     failing = "training.optimizer._target_=tests.test_processes.FailingDescent"
     failed = Path("failed").resolve()

@@ -20,7 +20,7 @@ from itrain.networks.replay import ReplayNetwork
 from itrain.networks.replay.rows import Rows, arranged
 from itrain.sites import Site
 from tests.models import CAUSAL_TYPES, tiny_config, tiny_inputs, tiny_model
-from tests.test_replay import PADDINGS, distance, examples, has, mixed_up
+from tests.replaying import PADDINGS, distance, examples, has, mixed_up
 
 MEMBERS = [
     ["layer0.block_output@word"],
