@@ -167,7 +167,9 @@ def reader(counts: list[int]) -> LambdaCallback:
     return LambdaCallback(**epoch, **validation, on_train_batch_start=read, on_train_batch_end=read, on_fit_end=read)
 
 
-@pytest.mark.parametrize("saved", ["on_train_batch_end", "on_validation_end"])
+@pytest.mark.parametrize(
+    "saved", ["on_train_batch_end", "on_validation_start", "on_validation_batch_end", "on_validation_end"]
+)
 def test_whoever_else_reads_the_training_data_has_all_of_it(saved: str, tmp_path: Path) -> None:
     path, counts = tmp_path / "saved.ckpt", list[int]()
     settings: dict[str, Any] = {"val_check_interval": 3, "num_sanity_val_steps": 0, "enable_checkpointing": False}
@@ -187,6 +189,17 @@ def test_loaders_of_a_data_module_that_served_another_trainer_give_every_batch()
         runner.fit(module, loader, data.val_dataloader())
         assert runner.global_step == EPOCHS * PAIRS // BATCH_SIZE
         assert again.keys == order.keys
+
+
+def test_a_loader_of_a_resumed_fit_that_was_over_at_once_gives_another_trainer_every_batch(tmp_path: Path) -> None:
+    path = tmp_path / "saved.ckpt"
+    fit(0, saver(path), enable_checkpointing=False, max_steps=13)
+    (module, data), order = parts(), Order()
+    over = trainer(max_steps=13)
+    over.fit(module, datamodule=data, ckpt_path=path)
+    module, _ = parts()
+    trainer(callbacks=[order], max_epochs=1).fit(module, over.train_dataloader, data.val_dataloader())
+    assert len(order.keys) == PAIRS // BATCH_SIZE
 
 
 def test_loaders_without_a_data_module_do_not_claim_to_resume_within_an_epoch(tmp_path: Path) -> None:
