@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
@@ -82,7 +82,7 @@ Fitted = tuple[list[list[int]], dict[str, Tensor]]
 
 def fit(workers: int, *callbacks: Callback, ckpt_path: Path | None = None, **settings: Any) -> Fitted:
     (module, data), order = parts(num_workers=workers), Order()
-    runner = trainer(callbacks=[order, *callbacks], enable_checkpointing=bool(callbacks), **settings)
+    runner = trainer(callbacks=[order, *callbacks], **{"enable_checkpointing": bool(callbacks), **settings})
     runner.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return order.keys, {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -141,6 +141,117 @@ def test_lightning_does_not_divide_the_examples_among_processes_again() -> None:
     data.setup("fit")
     loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
     assert all(isinstance(loader.sampler, DistributedSampler) for loader in loaders)
+
+
+# --- loaders that trainers share
+
+
+def saver(path: Path, *, hook: str = "on_train_batch_end") -> LambdaCallback:
+    """Saves a checkpoint after 13 steps, 3 of them in the third epoch."""
+
+    def save(trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step == 13:
+            trainer.save_checkpoint(path)
+
+    return LambdaCallback(**{hook: save})
+
+
+def reader(counts: list[int]) -> LambdaCallback:
+    """Reads all training data at each hook of a fit, and notes how many batches there are."""
+
+    def read(trainer: lightning.Trainer, *_: Any) -> None:
+        counts.append(len(list(cast(Any, trainer.train_dataloader))))
+
+    epoch = dict.fromkeys(("on_train_start", "on_train_epoch_start", "on_train_epoch_end", "on_train_end"), read)
+    validation = dict.fromkeys(("on_validation_start", "on_validation_batch_end", "on_validation_end"), read)
+    return LambdaCallback(**epoch, **validation, on_train_batch_start=read, on_train_batch_end=read, on_fit_end=read)
+
+
+@pytest.mark.parametrize(
+    "saved", ["on_train_batch_end", "on_validation_start", "on_validation_batch_end", "on_validation_end"]
+)
+def test_whoever_else_reads_the_training_data_has_all_of_it(saved: str, tmp_path: Path) -> None:
+    path, counts = tmp_path / "saved.ckpt", list[int]()
+    settings: dict[str, Any] = {"val_check_interval": 3, "num_sanity_val_steps": 0, "enable_checkpointing": False}
+    whole, _ = fit(0, saver(path, hook=saved), reader(counts), **settings)
+    resumed, _ = fit(0, reader(counts), ckpt_path=path, **settings)
+    assert resumed == whole[13:]
+    assert set(counts) == {PAIRS // BATCH_SIZE}
+
+
+def test_loaders_of_a_data_module_that_served_another_trainer_give_every_batch() -> None:
+    (module, data), order = parts(), Order()
+    first = trainer(callbacks=[order])
+    first.fit(module, datamodule=data)
+    for loader in (data.train_dataloader(), first.train_dataloader):
+        (module, _), again = parts(), Order()
+        runner = trainer(callbacks=[again])
+        runner.fit(module, loader, data.val_dataloader())
+        assert runner.global_step == EPOCHS * PAIRS // BATCH_SIZE
+        assert again.keys == order.keys
+
+
+def test_a_loader_of_a_resumed_fit_that_was_over_at_once_gives_another_trainer_every_batch(tmp_path: Path) -> None:
+    path = tmp_path / "saved.ckpt"
+    fit(0, saver(path), enable_checkpointing=False, max_steps=13)
+    (module, data), order = parts(), Order()
+    over = trainer(max_steps=13)
+    over.fit(module, datamodule=data, ckpt_path=path)
+    module, _ = parts()
+    trainer(callbacks=[order], max_epochs=1).fit(module, over.train_dataloader, data.val_dataloader())
+    assert len(order.keys) == PAIRS // BATCH_SIZE
+
+
+def test_loaders_without_a_data_module_do_not_claim_to_resume_within_an_epoch(tmp_path: Path) -> None:
+    fit(0, saver(tmp_path / "saved.ckpt"), enable_checkpointing=False)
+    module, data = parts()
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="your dataloader is not resumable"):
+        trainer().fit(module, data.train_dataloader(), data.val_dataloader(), ckpt_path=tmp_path / "saved.ckpt")
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["of a fresh data module", "of one that served a trainer"])
+def test_loaders_without_a_data_module_divide_batches_among_the_processes(
+    served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, data = parts(eval_batch_size=5)
+    if served:
+        trainer(max_epochs=1).fit(module, datamodule=data)
+    data.setup("test")
+    loader, whole = data.test_dataloader(), data.datasets["test"].examples
+    alone = list(loader)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(list(loader))
+        assert len(loader) == len(shares[rank]) == len(alone)
+    for one, left, right in zip(alone, *shares, strict=True):
+        assert left.weight + right.weight == pytest.approx(2 * one.weight)
+    keys = torch.cat([batch.base.keys for each in shares for batch in each])
+    assert sorted(keys.tolist()) == sorted(whole.base.keys.tolist())
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused_when_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, data = parts(eval_batch_size=1)
+    data.setup("test")
+    loader = data.test_dataloader()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    with pytest.raises(ValueError, match="less than one example for each of 2 processes"):
+        next(iter(loader))
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+@pytest.mark.parametrize("settings", [{}, {"limit_val_batches": 0}, {"num_sanity_val_steps": 0}])
+def test_overfit_batches_is_refused_with_what_to_use_in_its_place(settings: dict[str, Any]) -> None:
+    module, data = parts()
+    with pytest.raises(TypeError, match=r"in place of Trainer\(overfit_batches=n\).*use limit_train_batches=n"):
+        trainer(overfit_batches=2, **settings).fit(module, datamodule=data)
 
 
 # --- batches of other processes

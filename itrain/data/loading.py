@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import lightning
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -34,8 +35,8 @@ class BatchSampler(DistributedSampler[Share]):
         batch_size: rows of a batch, over all processes.
         seed: shuffles the rows anew in each epoch; None keeps their order and makes batches equal.
         rank: which of the processes this is.
-        world_size: how many processes there are.
-        finished: how many batches of its epoch a fit has had already, for one that is resumed within an epoch.
+        world_size: how many processes there are; None: ``torch.distributed`` says so, and the rank, for each epoch.
+        trainer: whose fit takes the batches; one that is resumed within an epoch takes the rest of that epoch.
 
     Raises:
         ValueError: a batch has fewer rows than there are processes.
@@ -48,17 +49,29 @@ class BatchSampler(DistributedSampler[Share]):
         *,
         seed: int | None,
         rank: int = 0,
-        world_size: int = 1,
-        finished: Callable[[], int] | None = None,
+        world_size: int | None = 1,
+        trainer: lightning.Trainer | None = None,
     ) -> None:
-        if batch_size < world_size:
-            raise ValueError(f"batch_size {batch_size} is less than one example for each of {world_size} processes")
-        self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size
-        self.epoch, self.finished, self.in_fit = 0, finished, False
+        self.length, self.batch_size, self.seed, self.trainer = length, batch_size, seed, trainer
+        self._rank, self._world_size = rank, world_size
+        self.epoch, self.epoch_begins = 0, False
+        self._processes()
 
     def set_epoch(self, epoch: int) -> None:
         # Only Lightning calls this. Others who read the training data want all of it.
-        self.epoch, self.in_fit = epoch, True
+        self.epoch, self.epoch_begins = epoch, True
+
+    def _processes(self) -> tuple[int, int]:
+        """The rank of this process, and how many there are."""
+        rank, world_size = self._rank, self._world_size
+        if world_size is None:
+            divided = distributed.is_available() and distributed.is_initialized()
+            rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if divided else (0, 1)
+        if self.batch_size < world_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is less than one example for each of {world_size} processes"
+            )
+        return rank, world_size
 
     def _batches(self) -> list[Tensor]:
         if self.seed is None:
@@ -67,17 +80,25 @@ class BatchSampler(DistributedSampler[Share]):
         order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
         return list(order.split(self.batch_size))[: len(self)]
 
+    def _finished(self) -> int:
+        """How many batches of its epoch a resumed fit has had: for the first reader of the epoch, which is the fit."""
+        if self.trainer is None or not (self.epoch_begins and self.trainer.training):
+            return 0
+        self.epoch_begins, fit = False, self.trainer.fit_loop
+        return fit.epoch_loop.batch_progress.current.ready if fit.restarting else 0
+
     def __iter__(self) -> Iterator[Share]:
-        finished = self.finished() if self.finished is not None and self.in_fit else 0
-        for batch in self._batches()[finished:]:
-            rows = batch[self.rank :: self.world_size]
-            yield Share(rows, weight=len(rows) * self.world_size / len(batch))
+        rank, world_size = self._processes()
+        for batch in self._batches()[self._finished() :]:
+            rows = batch[rank::world_size]
+            yield Share(rows, weight=len(rows) * world_size / len(batch))
 
     def __len__(self) -> int:
+        _, world_size = self._processes()
         whole, rest = divmod(self.length, self.batch_size)
         if self.seed is None:
-            return max(1, min(-(-self.length // self.batch_size), self.length // self.world_size))
-        return whole + (rest >= self.world_size)
+            return max(1, min(-(-self.length // self.batch_size), self.length // world_size))
+        return whole + (rest >= world_size)
 
 
 class Loader(DataLoader[Loaded]):
@@ -90,8 +111,16 @@ class Loader(DataLoader[Loaded]):
     def __iter__(self) -> Iterator[Loaded]:
         yield from super().__iter__()
 
+
+class ResumableLoader(Loader[Loaded]):
+    """A Loader whose sampler knows the trainer, so that a fit can be resumed within an epoch.
+
+    Lightning warns of such a fit unless the loader has a state. It restores that state only if nobody has asked for the
+    number of steps before, as any learning-rate schedule does, so the state is empty and the trainer's progress counts.
+    """
+
     def state_dict(self) -> dict[str, int]:
-        """Empty: the trainer's progress says where an epoch goes on. Lightning wants it to resume within an epoch."""
+        """Empty: the trainer's progress says where an epoch goes on."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from itrain.data.loading import BatchSampler, Loader, Share
+from itrain.data.loading import BatchSampler, Loader, ResumableLoader, Share
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
 from itrain.sites import Site
@@ -67,6 +67,11 @@ class SplitDataset(Dataset[AnyBatch], Generic[AnyBatch]):
         return len(self.examples)
 
     def __getitem__(self, share: Share) -> AnyBatch:
+        if not isinstance(share, Share):
+            raise TypeError(
+                "this split is read in batches by the sampler of its own loader, not by one of single examples; in "
+                "place of Trainer(overfit_batches=n), which sets such a sampler, use limit_train_batches=n"
+            )
         return replace(self.examples.take(share.rows), weight=share.weight)
 
 
@@ -162,22 +167,21 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
     ) -> DataLoader[AnyBatch]:
         """This process's share of each batch of a dataset."""
         trainer = self.trainer
+        if trainer is not None and trainer.state.stopped:
+            trainer = None  # Another one may take the loader.
         sampler = BatchSampler(
             len(dataset),
             batch_size,
             seed=self.seed if shuffle else None,
             rank=0 if trainer is None else trainer.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
-            finished=self._finished if shuffle else None,
+            world_size=None if trainer is None else trainer.world_size,
+            trainer=trainer if shuffle else None,
         )
-        return Loader(
+        kind = Loader if sampler.trainer is None else ResumableLoader
+        return kind(
             dataset,
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
-
-    def _finished(self) -> int:
-        """How many batches of its epoch the fit has had."""
-        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
