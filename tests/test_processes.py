@@ -106,7 +106,8 @@ def figures(run: Path) -> dict[str, float]:
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name: weight for name, weight in saved.items() if weight.is_floating_point()}
 
 
 @each_training(quick=[AlignmentSearch, ProbeTraining])

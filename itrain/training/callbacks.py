@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -104,6 +105,12 @@ class Schedules(FitCallback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if pl_module is not self.module:
             return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler) and len(set(callback.scheduling.values())) > 1:
+                raise ValueError(
+                    "schedules need to know the number of steps, which GradientAccumulationScheduler changes during the "
+                    "fit; use accumulate_grad_batches=<n>"
+                )
         self.last = total_steps(trainer) - 1
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             if isinstance(scheduler, LambdaLR):

@@ -7,7 +7,6 @@ from math import isinf
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,18 +18,12 @@ def total_steps(trainer: lightning.Trainer) -> int:
     """The number of optimizer steps of a fit, which its schedules need to know.
 
     Raises:
-        ValueError: it is not known in advance, or changes during the fit.
+        ValueError: it is not known in advance.
     """
     if isinf(trainer.estimated_stepping_batches):
         raise ValueError(
             "schedules need to know the number of steps: set max_epochs or max_steps, also beside max_time"
         )
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler) and len(set(callback.scheduling.values())) > 1:
-            raise ValueError(
-                "schedules need to know the number of steps, which GradientAccumulationScheduler changes during the "
-                "fit; use accumulate_grad_batches=<n>"
-            )
     return int(trainer.estimated_stepping_batches)
 
 
