@@ -108,8 +108,8 @@ class Schedules(FitCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler) and len(set(callback.scheduling.values())) > 1:
                 raise ValueError(
-                    "schedules need to know the number of steps, which GradientAccumulationScheduler changes during the "
-                    "fit; use accumulate_grad_batches=<n>"
+                    "schedules need to know the number of steps, which GradientAccumulationScheduler changes during "
+                    "the fit; use accumulate_grad_batches=<n>"
                 )
         self.last = total_steps(trainer) - 1
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
