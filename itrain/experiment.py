@@ -245,7 +245,8 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
 
 def _load(cfg: DictConfig, parts: Parts) -> None:
     if cfg.export is not None:
-        require_model(parts.base_model.fingerprint, cfg.export)
+        base_model = parts.base_model
+        require_model(base_model.fingerprint, cfg.export, earlier=base_model.earlier_fingerprints)
         load_weights(parts.module, cfg.export)
         return
     if cfg.ckpt is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from itrain.architectures import ARCHITECTURES, unwrap
 
@@ -42,9 +43,12 @@ class BaseModel:
     revision: str | None = None
     fingerprint: str = field(init=False)
     """Of the weights as loaded; later training does not change it."""
+    earlier_fingerprints: set[str] = field(init=False)
+    """What exports of itrain 0.1 may know the same weights by."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", fingerprint(self.model))
+        object.__setattr__(self, "earlier_fingerprints", earlier_fingerprints(self.model))
 
 
 def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
@@ -127,18 +131,35 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the model's shapes and of evenly spaced values of each weight.
+    """A hash of the model's shapes and of evenly spaced values of each weight, in the model's order.
 
-    The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16.
+    The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Weights' names do
+    not enter: releases of transformers rename them.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(unwrap(model).state_dict().items()):
-        flat = weight.detach().flatten()
-        stride = max(1, flat.numel() // SAMPLED)
-        sample = flat[::stride][:SAMPLED].cpu().to(torch.bfloat16).contiguous().view(torch.uint8)
-        digest.update(f"{name} {tuple(weight.shape)} ".encode())
-        digest.update(sample.numpy().tobytes())
+    for weight in unwrap(model).state_dict().values():
+        digest.update(_sample(weight))
     return digest.hexdigest()[:16]
+
+
+def earlier_fingerprints(model: nn.Module) -> set[str]:
+    """What exports of itrain 0.1 may know the model by: hashes with the weights' names, one for each name of a head."""
+    state = unwrap(model).state_dict()
+    found = set()
+    for head in ("lm_head", "embed_out"):
+        named = {re.sub("^(lm_head|embed_out)(?=[.])", head, name): weight for name, weight in state.items()}
+        digest = hashlib.sha256()
+        for name, weight in sorted(named.items()):
+            digest.update(f"{name} ".encode() + _sample(weight))
+        found.add(digest.hexdigest()[:16])
+    return found
+
+
+def _sample(weight: Tensor) -> bytes:
+    flat = weight.detach().flatten()
+    stride = max(1, flat.numel() // SAMPLED)
+    sample = flat[::stride][:SAMPLED].cpu().to(torch.bfloat16).contiguous().view(torch.uint8)
+    return f"{tuple(weight.shape)} ".encode() + sample.numpy().tobytes()
 
 
 def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> BaseModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from itrain import __version__
 from itrain.factories import FactoryError, class_path, describe, find_class, rebuild
-from itrain.models import BaseModel, fingerprint, load_pretrained
+from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
 
@@ -111,7 +111,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Training:
     config = read_config(folder)
     base = config["base_model"]
     model = model if model is not None else load_pretrained(name=base["name"], revision=base["revision"]).model
-    require_model(fingerprint(model), folder)
+    require_model(fingerprint(model), folder, earlier=earlier_fingerprints(model))
     try:
         cls: Any = find_class(config["training"], "training", Training, str(folder))
         names = set(inspect.signature(cls).parameters) & set(config)
@@ -123,14 +123,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Training:
     return training.eval()
 
 
-def require_model(found: str, folder: str | Path) -> None:
+def require_model(found: str, folder: str | Path, *, earlier: Container[str] = ()) -> None:
     """Refuse a base model that an export was not trained on.
 
     Raises:
         ExportError: the model's fingerprint is not the one that the export names.
     """
     base = read_config(folder)["base_model"]
-    if found != base["fingerprint"]:
+    if base["fingerprint"] != found and base["fingerprint"] not in earlier:
         raise ExportError(
             f"'{folder}' was trained on {base['name']} ({base['type']}, fingerprint {base['fingerprint']}); "
             f"this model has the fingerprint {found}, so its activations mean something else"

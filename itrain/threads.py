@@ -7,7 +7,7 @@ import os
 import torch
 from torch import nn
 
-SMALL = 5_000_000
+SMALL = 2_000_000
 """Weights below which a model's operations are too short to be shared among threads."""
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS, FullRotationDAS
-from itrain.models import BaseModel, fingerprint, load_pretrained
+from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import CONFIG, WEIGHTS, ExportError, export, load, read_config
 from itrain.sites import Site
@@ -153,6 +153,16 @@ def test_an_intervention_that_could_not_be_built_again_is_not_exported(model: nn
     with pytest.raises(ExportError, match=r"functools.partial\(class"):
         export(search_on(model, lambda size: DAS(size)), tmp_path, base_model=BaseModel(model=model))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fingerprint_does_not_depend_on_the_names_of_weights(model: nn.Module) -> None:
+    """transformers renamed GPT-NeoX's head between two releases."""
+    full, earlier = fingerprint(model), earlier_fingerprints(model)
+    model.embed_out = model._modules.pop("lm_head")
+    assert fingerprint(model) == full and earlier_fingerprints(model) == earlier
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    assert fingerprint(model) != full and not earlier_fingerprints(model) & earlier
 
 
 def test_a_fingerprint_does_not_depend_on_the_precision_loaded(model: nn.Module) -> None:
