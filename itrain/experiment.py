@@ -186,6 +186,8 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         raise RunError("trainer.max_epochs=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
     training = instantiate(cfg.training, _convert_="all")
     opened = open_model(cfg, folder, trainable=training.func.trains_model)
+    if cfg.export is not None:
+        require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
     sites = _sites(cfg.site)
     module = opened.module(
         training,
@@ -245,8 +247,6 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
 
 def _load(cfg: DictConfig, parts: Parts) -> None:
     if cfg.export is not None:
-        base_model = parts.base_model
-        require_model(base_model.fingerprint, cfg.export, earlier=base_model.earlier_fingerprints)
         load_weights(parts.module, cfg.export)
         return
     if cfg.ckpt is None:

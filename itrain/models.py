@@ -43,12 +43,9 @@ class BaseModel:
     revision: str | None = None
     fingerprint: str = field(init=False)
     """Of the weights as loaded; later training does not change it."""
-    earlier_fingerprints: set[str] = field(init=False)
-    """What exports of itrain 0.1 may know the same weights by."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", fingerprint(self.model))
-        object.__setattr__(self, "earlier_fingerprints", earlier_fingerprints(self.model))
 
 
 def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:

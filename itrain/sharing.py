@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -111,7 +111,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Training:
     config = read_config(folder)
     base = config["base_model"]
     model = model if model is not None else load_pretrained(name=base["name"], revision=base["revision"]).model
-    require_model(fingerprint(model), folder, earlier=earlier_fingerprints(model))
+    require_model(model, folder)
     try:
         cls: Any = find_class(config["training"], "training", Training, str(folder))
         names = set(inspect.signature(cls).parameters) & set(config)
@@ -123,14 +123,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Training:
     return training.eval()
 
 
-def require_model(found: str, folder: str | Path, *, earlier: Container[str] = ()) -> None:
-    """Refuse a base model that an export was not trained on.
+def require_model(model: nn.Module, folder: str | Path) -> None:
+    """Refuse a base model, as it was loaded, that an export was not trained on.
 
     Raises:
         ExportError: the model's fingerprint is not the one that the export names.
     """
-    base = read_config(folder)["base_model"]
-    if base["fingerprint"] != found and base["fingerprint"] not in earlier:
+    base, found = read_config(folder)["base_model"], fingerprint(model)
+    if base["fingerprint"] not in {found, *earlier_fingerprints(model)}:
         raise ExportError(
             f"'{folder}' was trained on {base['name']} ({base['type']}, fingerprint {base['fingerprint']}); "
             f"this model has the fingerprint {found}, so its activations mean something else"
