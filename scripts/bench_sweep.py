@@ -131,7 +131,6 @@ def seconds_of_fit(module: AlignmentSearch | Cohort, data: SplitDataModule, grid
         accelerator="cpu",
         max_epochs=grid.epochs,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import statistics
-import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,6 +16,7 @@ from itrain.data import CounterfactualDataModule
 from itrain.interventions.base import Intervention
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
+from itrain.reports.silence import silence_others
 from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.training.alignment import AlignmentSearch
@@ -68,13 +67,10 @@ def fit(
 
 def trained(search: AlignmentSearch, data: CounterfactualDataModule, **length: int) -> Figures:
     """The figures of a search after a training of so many steps or epochs."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for remark in ("Found .* in eval mode", "The '.*_dataloader' does not have many workers", ".*LeafSpec"):
-        warnings.filterwarnings("ignore", remark)
+    silence_others()
     trainer = lightning.Trainer(
         accelerator="cpu",
         limit_val_batches=0,
-        use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
