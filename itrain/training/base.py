@@ -201,7 +201,8 @@ class Training(lightning.LightningModule, ABC):
         Raises:
             ValueError: no network is given, or the checkpoint is of another class or lacks an argument.
         """
-        saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        # Mapped, not read: only the arguments are needed here, and a co-trained model's weights are large.
+        saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
         found = saved.get(ARGUMENTS, {"class": class_path(cls), "arguments": {}})
         if found["class"] != class_path(cls):
             raise ValueError(f"'{checkpoint_path}' is a checkpoint of {found['class']}, not of {class_path(cls)}")
