@@ -206,7 +206,7 @@ class InterchangeInterventionTraining(Training):
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
         """The intervention of each site, under the site's name, and the model."""
-        return {**{str(site): each for site, each in self.trained.items()}, "model": self.network.model}
+        return {**self.interchange.parts, "model": self.network.model}
 
     @property
     def exported(self) -> nn.Module:

@@ -85,6 +85,11 @@ class Interchange(nn.Module):
         self.interventions = FullPrecision({_key(site): each for site, each in self.trained.items()})
 
     @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The intervention of each site, under the site's name."""
+        return {str(site): each for site, each in self.trained.items()}
+
+    @property
     def hidden_sizes(self) -> list[int]:
         return [each.hidden_size for each in self.trained.values()]
 

@@ -106,7 +106,7 @@ class CausalTracing(Training):
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
         """The intervention of each site, under the site's name."""
-        return {str(site): each for site, each in self.trained.items()}
+        return self.interchange.parts
 
     @property
     def exported(self) -> nn.Module:
