@@ -17,8 +17,13 @@ def choose_threads(model: nn.Module, asked: int | None = None) -> str:
     Threads wait for each other after every operation. In a small model that takes as long as the arithmetic, and many
     times as long where another process has one of their cores. So a small model gets one thread, unless the user says
     otherwise: by ``asked`` or by OMP_NUM_THREADS.
+
+    Raises:
+        ValueError: fewer than one thread is asked for.
     """
     if asked is not None:
+        if asked < 1:
+            raise ValueError(f"threads={asked}: give 1 or more, or null for a choice by the model's size")
         torch.set_num_threads(asked)
         return f"{asked} (threads={asked})"
     if os.environ.get("OMP_NUM_THREADS"):

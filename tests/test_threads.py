@@ -39,6 +39,11 @@ def test_the_user_s_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_threads(model(1)) == "2 (OMP_NUM_THREADS)" and torch.get_num_threads() == 2
 
 
+def test_no_threads_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="threads=0: give 1 or more"):
+        choose_threads(model(1), 0)
+
+
 def test_a_run_prints_its_threads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["fit", "recipe=das_gender", f"output={tmp_path}", *SHORT, "trainer.max_epochs=1", "data.train_pairs=32"]
     assert main([*words, "threads=2"]) == 0
