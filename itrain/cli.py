@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from itrain import config
 from itrain.run_folder import rank, run_folder
+from itrain.saved import last_checkpoint
 from itrain.signatures import ConfigError, nearest
 
 HELP = """\
@@ -198,7 +199,7 @@ def _run(verb: str, configuration: DictConfig) -> int:
                 result = getattr(experiment, verb)(configuration, folder)
             finally:
                 # Asked before the folder of a failed run is removed.
-                checkpoint = config.last_checkpoint(folder)
+                checkpoint = last_checkpoint(folder)
     except (KeyboardInterrupt, SystemExit) as stop:
         if not _is_interrupt(stop):
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from itrain.config import CONFIGURATION
+from itrain.saved import CONFIGURATION
 from itrain.signatures import ConfigError
 
 FOLDER = "ITRAIN_FOLDER"

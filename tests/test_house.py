@@ -27,7 +27,7 @@ ROOMS = [
         "itrain.probes",
         "itrain.interventions",
     },
-    {"itrain.inputs", "itrain.architectures", "itrain.factories"},
+    {"itrain.inputs", "itrain.architectures", "itrain.factories", "itrain.files"},
     {"itrain.networks", "itrain.models", "itrain.adapters", "itrain.tasks"},
     {"itrain.data"},
     {"itrain.responses"},
@@ -37,6 +37,7 @@ ROOMS = [
     {"itrain.reports"},
     {"itrain.experiment"},
     {"itrain.sweeps"},
+    {"itrain.overrides", "itrain.saved"},
     {"itrain.config"},
     {"itrain.run_folder"},
     {"itrain.cli"},
@@ -50,7 +51,15 @@ ONLY_USERS = {
     "peft": {"itrain.adapters"},
     "wandb": {"itrain.loggers"},
     "matplotlib": {"itrain.reports", "itrain.loggers"},
-    "hydra": {"itrain.cli", "itrain.config", "itrain.signatures", "itrain.experiment", "itrain.sweeps"},
+    "hydra": {
+        "itrain.cli",
+        "itrain.config",
+        "itrain.overrides",
+        "itrain.saved",
+        "itrain.signatures",
+        "itrain.experiment",
+        "itrain.sweeps",
+    },
 }
 
 

@@ -1,0 +1,120 @@
+"""Overrides: the words of a command line, in Hydra's syntax, and what each of them sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from itrain.signatures import ConfigError, brief, nearest
+from itrain.sites import Site
+
+_PATHS = ("ckpt", "export", "output")
+
+
+def parse(text: str) -> Override:
+    """The override that a word asks for.
+
+    Raises:
+        ConfigError: the word is malformed, gives several values, or sets Hydra itself.
+    """
+    key, equals, value = text.partition("=")
+    if key in _PATHS and equals and value[:1] not in ("'", '"') and value != "null":
+        # Hydra's grammar takes names such as epoch=3.ckpt in quotes only.
+        text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3") from None
+    if override.is_sweep_override():
+        raise ConfigError(f"'{text}' gives several values; a list is written in brackets: {key}=[{value}]")
+    if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
+        raise ConfigError(f"'{text}': Hydra's own settings have no effect here; the folder of runs is output=<folder>")
+    return override
+
+
+def launches(text: str) -> bool:
+    """Whether a word sets the launcher."""
+    return parse(text).key_or_group.split(".")[0] == "launcher"
+
+
+def chooses(override: Override, groups: Mapping[str, object]) -> bool:
+    """Whether it makes a choice in a group."""
+    return (
+        override.key_or_group in groups
+        and override.type in (OverrideType.CHANGE, OverrideType.ADD)
+        and override.value() is not None
+    )
+
+
+def choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """The names that it chooses in its group.
+
+    Raises:
+        ConfigError: the group has no such name.
+    """
+    value, group = override.value(), override.key_or_group
+    if isinstance(value, dict):
+        raise ConfigError(f"{group}=<name> makes a choice; set its keys one by one: {group}.<key>=<value>")
+    names = [str(name) for name in (value if isinstance(value, list) else [value])]
+    for name in names:
+        if name not in groups[group]:
+            raise ConfigError(f"there is no {group} '{name}'{nearest(name, groups[group])}")
+    return names
+
+
+def for_hydra(override: Override, groups: Mapping[str, object], *, replaces: bool) -> str:
+    """The override as Hydra takes it: with ``+`` or ``++``, without which it refuses a key that no file lists."""
+    text = override.input_line
+    assert text is not None
+    if override.type is not OverrideType.CHANGE:
+        return text
+    if override.key_or_group not in groups:
+        return f"++{text}"
+    if override.value() is None:
+        return f"~{override.key_or_group}"
+    return text if replaces or not chooses(override, groups) else f"+{text}"
+
+
+def in_site(override: Override) -> bool:
+    """Whether it sets a part of the site or a list of sites, with which Hydra would not replace a single one."""
+    part = override.key_or_group.startswith("site.")
+    several = override.key_or_group == "site" and isinstance(override.value(), list)
+    return (part or several) and override.type is not OverrideType.DEL
+
+
+def edit_site(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Apply ``site.layer=3``, also where the site is written as text, and ``site=[...]``."""
+    for override in overrides:
+        if override.key_or_group == "site":
+            config.site = override.value()
+            continue
+        sites: Any = OmegaConf.to_container(config.site) if OmegaConf.is_config(config.site) else config.site
+        config.site = [_fields(site) for site in sites] if isinstance(sites, list) else _fields(sites)
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+
+
+def _fields(site: str | Mapping[str, Any]) -> dict[str, Any]:
+    check_site(site)
+    return {key: value for key, value in asdict(Site.parse(site)).items() if value is not None}
+
+
+def check_site(site: str | Mapping[str, Any]) -> None:
+    """Refuse a site that cannot be read.
+
+    Raises:
+        ConfigError: naming the part at fault.
+    """
+    known = [field.name for field in fields(Site)]
+    for key in site if isinstance(site, Mapping) else ():
+        if key not in known:
+            raise ConfigError(f"site.{key}: a site has no '{key}'{nearest(key, known)}")
+    try:
+        Site.parse(site)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(brief(error)) from error
