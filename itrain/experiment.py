@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
-from itrain.loggers.base import log_run
+from itrain.loggers.base import begin_run, log_run
+from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.reports.figures import save_run_figure
@@ -100,8 +101,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     parts = _build(cfg, folder)
     how = parts.module.prepare(parts.data, uses=epochs_of(parts.trainer))
     announce(parts.base_model, parts.data, parts.module, folder, how=how, threads=parts.threads)
-    for logger in parts.trainer.loggers[1:]:
-        logger.log_hyperparams(_plain(cfg))
+    begin_run(parts.trainer.loggers[1:], _plain(cfg), FIT)
     before = {}
     if parts.module.shows_start:
         with isolate_rng():  # or the fit would differ from Trainer.fit alone
@@ -119,6 +119,7 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Test the weights of a checkpoint or an export."""
     parts = _build(cfg, folder)
     _load(cfg, parts)
+    begin_run(parts.trainer.loggers[1:], _plain(cfg), EVALUATION)
     return _test(parts, folder)
 
 

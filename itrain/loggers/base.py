@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itrain.results.columns import COMMAND, CURVE, METHOD, RANK, SEED
+from itrain.loggers.runs import Identity, figure_name, identify_fit, identify_run, shortened
+from itrain.results.columns import COMMAND, CURVE
 from itrain.results.run import RunSummary, summarise_run
 from itrain.results.summary import SweepSummary
-from itrain.sites import Site
 
 LOGGED = "logged.txt"
 """The file of a sweep that lists what has been logged, so that a resumed sweep logs nothing twice."""
@@ -27,6 +28,8 @@ class FinishedFit:
 
     sweep: str
     row: Mapping[str, Any]
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    """The sweep's."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -36,7 +39,8 @@ class FinishedFit:
 
     @property
     def figures(self) -> dict[str, float]:
-        return {name: value for name, value in self.row.items() if name not in {*self.settings, CURVE}}
+        """The figures, by the names that they have in a fit of its own."""
+        return {figure_name(name): value for name, value in self.row.items() if name not in {*self.settings, CURVE}}
 
     @property
     def curve(self) -> Sequence[Mapping[str, float]]:
@@ -44,15 +48,26 @@ class FinishedFit:
         return self.row.get(CURVE, [])
 
     @property
+    def identity(self) -> Identity:
+        return identify_fit(self.sweep, self.settings, self.configuration)
+
+    @property
     def name(self) -> str:
-        site = Site(**{field.name: self.row[field.name] for field in fields(Site) if field.name in self.row})
-        rank = "" if self.row[RANK] is None else f" rank{self.row[RANK]}"
-        return f"{self.row[METHOD]} {site}{rank} seed{self.row[SEED]}"
+        return self.identity.name
 
     @property
     def id(self) -> str:
         """A short name that depends on the sweep and the settings alone."""
         return digest(self.sweep, json.dumps(self.settings, sort_keys=True))
+
+
+@runtime_checkable
+class IdentifiedLogger(Protocol):
+    """A logger that takes what a run is before its metrics: name, group, tags and configuration."""
+
+    def identify(self, identity: Identity) -> None:
+        """Take the identity of a run of its own; a name or group that the user has given stays."""
+        ...
 
 
 @runtime_checkable
@@ -78,6 +93,21 @@ class SweepLogger(Protocol):
 
 
 @rank_zero_only
+def begin_run(loggers: Sequence[Logger], configuration: Mapping[str, Any], job_type: str) -> None:
+    """Tell loggers what a run is, before its first metric."""
+    for logger in loggers:
+        if isinstance(logger, IdentifiedLogger):
+            logger.identify(identify_run(configuration, job_type))
+        else:
+            logger.log_hyperparams(dict(configuration))
+
+
+def legible(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics under names that are short enough for an axis."""
+    return {shortened(name): value for name, value in metrics.items()}
+
+
+@rank_zero_only
 def log_run(loggers: Sequence[object], results: Mapping[str, float], figure: Path) -> None:
     """Give a run's final figures and the picture of them to those of the loggers that take such."""
     summary = summarise_run(results)
@@ -92,25 +122,27 @@ class SweepLog:
     Args:
         logger: None logs nothing.
         folder: of the sweep, whose name and time name the group of its runs.
+        configuration: of the sweep, resolved.
 
     Raises:
         ValueError: the logger takes single fits only.
     """
 
-    def __init__(self, *, logger: object | None, folder: Path) -> None:
+    def __init__(self, *, logger: object | None, folder: Path, configuration: Mapping[str, Any] | None = None) -> None:
         if logger is not None and not isinstance(logger, SweepLogger):
             raise ValueError(
                 f"logger: {type(logger).__name__} takes single fits only; a sweep takes wandb, tensorboard or trackio"
             )
         self.logger, self.file = logger, folder / LOGGED
-        self.sweep = name_of(folder)
+        self.sweep, self.configuration = name_of(folder), configuration or {}
         self.logged = set(self.file.read_text().split()) if self.file.is_file() else set[str]()
 
     def fits(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log these fits, which are finished."""
         if self.logger is None:
             return
-        for fit in (FinishedFit(sweep=self.sweep, row=row) for row in rows):
+        for row in rows:
+            fit = FinishedFit(sweep=self.sweep, row=row, configuration=self.configuration)
             if fit.id not in self.logged:
                 self.logger.log_fit(fit)
                 self._keep(fit.id)

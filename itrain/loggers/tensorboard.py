@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.image import imread
 
-from itrain.loggers.base import FinishedFit, require_package
+from itrain.loggers.base import FinishedFit, legible, require_package
+from itrain.loggers.runs import Identity, identify_results
+from itrain.results.best import BEST, best_table
 from itrain.results.run import RunSummary
 from itrain.results.summary import SweepSummary
 
@@ -30,17 +32,24 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(save_dir, name="tensorboard", version=run, default_hp_metric=False)
 
     @rank_zero_only
+    def identify(self, identity: Identity) -> None:
+        self.log_hyperparams(dict(identity.config))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(legible(metrics), step)
+
+    @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
         self.experiment.add_image("figure", imread(figure), dataformats="HWC")
         for table in summary.tables:
-            lines = [table.columns, ["---"] * len(table.columns), *table.lines]
-            self.experiment.add_text(table.title, "\n".join(f"| {' | '.join(line)} |" for line in lines))
+            self.experiment.add_text(table.title, _markdown(table.columns, table.lines))
         # Lightning has ended the run by now: nothing else would write what is still in the queue.
         self.experiment.close()
 
     def log_fit(self, fit: FinishedFit) -> None:
         logger = TensorBoard(save_dir=self.save_dir, run=fit.name)
-        logger.log_hyperparams(fit.settings, fit.figures)
+        logger.log_hyperparams(dict(fit.identity.config), fit.figures)
         for epoch in fit.curve:
             logger.log_metrics(epoch, step=int(epoch["epoch"]))
         logger.experiment.close()
@@ -49,4 +58,11 @@ class TensorBoard(TensorBoardLogger):
         logger = TensorBoard(save_dir=self.save_dir, run="results")
         for name, file in pictures.items():
             logger.experiment.add_image(name, imread(file), dataformats="HWC")
+        best = best_table(summary.best)
+        logger.experiment.add_text(BEST, _markdown(best.columns, best.lines))
+        logger.log_hyperparams(dict(identify_results(sweep, summary).config))
         logger.experiment.close()
+
+
+def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines))

@@ -13,7 +13,9 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itrain.loggers.base import FinishedFit, require_package
+from itrain.loggers.base import FinishedFit, legible, require_package
+from itrain.loggers.runs import RESULTS, Identity, identify_results
+from itrain.results.best import BEST, best_table
 from itrain.results.run import RunSummary
 from itrain.results.summary import SweepSummary
 
@@ -22,8 +24,8 @@ class Trackio(Logger):
     """Logs fits and sweeps to trackio's database, whose folder is ``TRACKIO_DIR`` in the environment.
 
     Args:
-        project, name, group: as in ``trackio.init``; in a sweep each run has a name of its own, and the group is that
-            of the sweep unless it is given.
+        project, name, group: as in ``trackio.init``; a name that is the recipe's is made longer by method, site, rank
+            and seed, and the group is the recipe or the sweep unless it is given.
 
     Raises:
         RuntimeError: trackio is not installed.
@@ -53,12 +55,20 @@ class Trackio(Logger):
         return self.run
 
     @rank_zero_only
+    def identify(self, identity: Identity) -> None:
+        # The name that a configuration gives by itself is that of the recipe, which all its runs share.
+        if self.run_name in (None, identity.group):
+            self.run_name = identity.name
+        self.group = self.group or identity.group
+        self.log_hyperparams(dict(identity.config))
+
+    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         self.experiment.config.update(params if isinstance(params, dict) else vars(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.experiment.log(dict(metrics), step=step)
+        self.experiment.log(legible(metrics), step=step)
 
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
@@ -66,15 +76,19 @@ class Trackio(Logger):
         self.experiment.log({"figure": self.trackio.Image(figure), **tables})
 
     def log_fit(self, fit: FinishedFit) -> None:
-        with self._quietly(name=f"{fit.sweep} {fit.name}", group=self.group or fit.sweep, config=fit.settings) as run:
+        identity = fit.identity
+        with self._quietly(name=identity.name, group=self.group or fit.sweep, config=dict(identity.config)) as run:
             for epoch in fit.curve:
                 run.log(dict(epoch), step=int(epoch["epoch"]))
             run.log(fit.figures)
 
     def log_results(self, sweep: str, summary: SweepSummary, pictures: Mapping[str, Path]) -> None:
-        with self._quietly(name=f"{sweep} results", group=self.group or sweep) as run:
+        config = dict(identify_results(sweep, summary).config)
+        time = sweep.rpartition(" ")[2]
+        with self._quietly(name=f"{RESULTS} {time}", group=self.group or sweep, config=config) as run:
             images = {name: self.trackio.Image(file) for name, file in pictures.items()}
-            run.log({"results": self.trackio.Table(dataframe=summary.frame), **images})
+            tables = {RESULTS: summary.frame, BEST: best_table(summary.best).frame()}
+            run.log({**{name: self.trackio.Table(dataframe=frame) for name, frame in tables.items()}, **images})
 
     def _open(self, **settings: Any) -> Any:
         return self.trackio.init(project=self.project, embed=False, **settings)

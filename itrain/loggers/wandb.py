@@ -11,20 +11,30 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from wandb.errors import UsageError
 
-from itrain.loggers.base import FinishedFit, digest
+from itrain.loggers.base import FinishedFit, digest, legible
+from itrain.loggers.runs import RESULTS, Identity, identify_results
+from itrain.results.best import BEST, best_table
+from itrain.results.columns import EPOCH, VALIDATION
 from itrain.results.run import RunSummary
 from itrain.results.summary import SweepSummary
 
-RESULTS = "results"
-"""The name of the table of a sweep."""
+REPORT = "report"
+"""The page of a sweep, as media."""
+EXPORT, SWEEP = "intervention", "sweep"
+"""The types of artifacts: of a fit's portable weights, and of a sweep's table, pictures and page."""
+FILES = ("results.parquet", "curves.parquet", "config.yaml", "*.png", "*.svg", "*.html")
+"""The files of a sweep that its artifact holds."""
 
 
 class Wandb(WandbLogger):
     """Lightning's logger with an account that is asked for at the start, and sweeps.
 
+    Every run has the whole resolved configuration, and the same names of figures in a fit alone and in a sweep.
+
     Args:
-        project, name, entity, group, job_type, tags, notes, id: as in ``wandb.init``; in a sweep each run has a name,
-            job type and id of its own, and the group is that of the sweep unless it is given.
+        project, name, entity, group, job_type, tags, notes, id: as in ``wandb.init``; a name that is the recipe's is made
+            longer by method, site, rank and seed, which are tags too; the group is the recipe or the sweep unless it is
+            given. In a sweep each run has a name, job type and id of its own.
         save_dir: where the runs are kept; in the folder of the run unless told otherwise.
         offline: log to disk without an account, for ``wandb sync`` later.
         log_model: upload checkpoints: the last ones at the end, or all of them at once.
@@ -49,7 +59,8 @@ class Wandb(WandbLogger):
         log_model: Literal["all"] | bool = False,
     ) -> None:
         _require_account(offline)
-        self.shared = {"entity": entity, "tags": list(tags), "notes": notes}
+        self.shared: dict[str, Any] = {"entity": entity, "notes": notes}
+        self.tags = list(tags)
         self.group, self.project, self.folder = group, project, save_dir
         self.mode: Literal["offline"] | None = "offline" if offline else None
         super().__init__(
@@ -63,43 +74,88 @@ class Wandb(WandbLogger):
             log_model=log_model,
             group=group,
             job_type=job_type,
+            tags=self.tags,
             # Otherwise a second logger of a process would go on with the run of the first.
             reinit="create_new",
             **self.shared,
         )
 
     @rank_zero_only
+    def identify(self, identity: Identity) -> None:
+        # Lightning keeps here what it opens the run with, at the first use.
+        opened = self._wandb_init
+        # The name that a configuration gives by itself is that of the recipe, which all its runs share.
+        if opened.get("name") in (None, identity.group):
+            opened["name"] = self._name = identity.name
+        opened["group"] = opened.get("group") or identity.group
+        opened["job_type"] = opened.get("job_type") or identity.job_type
+        opened["tags"] = self._tagged(identity)
+        self.log_hyperparams(dict(identity.config))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(legible(metrics), step)
+
+    @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
         tables = {table.title: wandb.Table(dataframe=table.frame()) for table in summary.tables}
         self.experiment.log({"figure": wandb.Image(str(figure)), **tables})
+        export = figure.parent / "export"
+        if export.is_dir():
+            self.experiment.log_artifact(_artifact(self.experiment.id, EXPORT, [export]))
 
     def log_fit(self, fit: FinishedFit) -> None:
-        with self._run(fit.id, name=fit.name, sweep=fit.sweep, job_type="fit", config=fit.settings) as run:
+        with self._run(fit.id, fit.identity) as run:
+            run.define_metric(EPOCH)
+            run.define_metric(f"{VALIDATION}*", step_metric=EPOCH)
             for epoch in fit.curve:
                 run.log(dict(epoch))
             run.summary.update(fit.figures)
 
     def log_results(self, sweep: str, summary: SweepSummary, pictures: Mapping[str, Path]) -> None:
-        with self._run(digest(sweep), name=sweep, sweep=sweep, job_type="results") as run:
-            run.log({RESULTS: wandb.Table(dataframe=summary.frame)})
+        tables = {RESULTS: summary.frame, BEST: best_table(summary.best).frame()}
+        page = summary.folder / "report.html"
+        with self._run(digest(sweep), identify_results(sweep, summary)) as run:
+            run.log({name: wandb.Table(dataframe=frame) for name, frame in tables.items()})
             run.log({name: wandb.Image(str(file)) for name, file in pictures.items()})
+            if page.is_file():
+                run.log({REPORT: wandb.Html(str(page), inject=False)})
+            run.summary.update({f"best/{row.method}": row.value.value for row in summary.best})
+            files = [file for pattern in FILES for file in sorted(summary.folder.glob(pattern))]
+            run.log_artifact(_artifact(run.id, SWEEP, files))
 
-    def _run(self, id: str, *, sweep: str, **settings: Any) -> wandb.Run:
+    def _tagged(self, identity: Identity) -> list[str]:
+        return list(dict.fromkeys([*self.tags, *identity.tags]))
+
+    def _run(self, id: str, identity: Identity) -> wandb.Run:
         # Hundreds of runs follow each other, none of which has anything to say of the machine.
         quiet = wandb.Settings(
             silent=True, console="off", x_disable_stats=True, x_disable_meta=True, x_save_requirements=False
         )
         return wandb.init(
             id=id,
+            name=identity.name,
             project=self.project,
-            group=self.group or sweep,
+            group=self.group or identity.group,
+            job_type=identity.job_type,
+            tags=self._tagged(identity),
+            config=dict(identity.config),
             dir=self.folder,
             mode=self.mode,
             reinit="create_new",
             settings=quiet,
             **self.shared,
-            **settings,
         )
+
+
+def _artifact(run: str, kind: str, paths: Sequence[Path]) -> wandb.Artifact:
+    artifact = wandb.Artifact(f"{kind}-{run}", type=kind)
+    for path in paths:
+        if path.is_dir():
+            artifact.add_dir(str(path))
+        else:
+            artifact.add_file(str(path))
+    return artifact
 
 
 @rank_zero_only

@@ -6,6 +6,8 @@ from functools import cache
 
 SCALE = "cividis"
 """The colour scale of heat maps."""
+DIFFERENCES = "PuOr"
+"""That of differences, with white at 0."""
 BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#999999"
 """Of bars (Okabe and Ito)."""
 LINES = (BLUE, "#d55e00", "#009e73", "#cc79a7")
@@ -19,12 +21,12 @@ def stroke_of(number: int) -> tuple[str, str]:
 
 
 @cache
-def colour_of(share: float) -> tuple[str, str]:
-    """The colour at a share of the scale, and that of text on it."""
+def colour_of(share: float, scale: str = SCALE) -> tuple[str, str]:
+    """The colour at a share of a scale, and that of text on it."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    rgb = colormaps[SCALE](share)[:3]
+    rgb = colormaps[scale](share)[:3]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     # From here on black stands out more than white (WCAG 2).

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from itrain.reports.colours import SCALE
+from itrain.reports.colours import DIFFERENCES, SCALE, colour_of
 from itrain.results.columns import IIA, PROBE_ACCURACY
-from itrain.results.maps import HeatMap, differences
+from itrain.results.maps import HeatMap
 from itrain.results.summary import SweepSummary
 
 if TYPE_CHECKING:
@@ -21,24 +21,25 @@ ACROSS = 4
 LETTER = 0.08
 """The width of a letter of a title, in inches."""
 HEAT_MAPS, IIA_MAPS, PROBE_MAPS, DIFFERENCE_MAPS = "heat_maps", "iia_maps", "probe_maps", "difference_maps"
-"""The names of the pictures; the last three are drawn for loggers."""
+"""The names of the pictures; ``iia_maps`` and ``probe_maps`` are drawn for loggers alone."""
 
 
-def save_heat_maps(summary: SweepSummary) -> Path:
-    """Draw all heat maps of a sweep into its folder, as ``heat_maps.png`` and ``.svg``; returns the PNG."""
-    path = summary.folder / f"{HEAT_MAPS}.png"
-    figure = draw(summary.maps)
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".svg"))
-    return path
+def save_heat_maps(summary: SweepSummary) -> dict[str, Path]:
+    """Draw all heat maps of a sweep, and its differences, as PNG and SVG into its folder; returns the PNGs."""
+    groups = {HEAT_MAPS: summary.maps} | ({DIFFERENCE_MAPS: summary.differences} if summary.differences else {})
+    found = {name: summary.folder / f"{name}.png" for name in groups}
+    for name, path in found.items():
+        figure = draw(groups[name])
+        figure.savefig(path, dpi=150)
+        figure.savefig(path.with_suffix(".svg"))
+    return found
 
 
 def save_comparison(summary: SweepSummary, folder: Path) -> dict[str, Path]:
-    """Draw the IIA of learned methods, the accuracy of probes and their difference, those that a sweep has, as PNG."""
+    """Draw the IIA of learned methods and the accuracy of probes, those that a sweep has, as PNG."""
     groups = {
         IIA_MAPS: [each for each in summary.maps if each.column == IIA and not each.is_control],
         PROBE_MAPS: [each for each in summary.maps if each.column == PROBE_ACCURACY],
-        DIFFERENCE_MAPS: differences(summary.maps),
     }
     found = {name: folder / f"{name}.png" for name, maps in groups.items() if maps}
     for name, path in found.items():
@@ -57,7 +58,7 @@ def draw(maps: Sequence[HeatMap]) -> Figure:
     across = min(len(maps), ACROSS)
     down = -(-len(maps) // across)
     layers, positions = max(len(each.rows) for each in maps), max(len(each.positions) for each in maps)
-    longest = max(len(line) for each in maps for line in (each.method, each.caption))
+    longest = max(len(line) for each in maps for line in _title(each).splitlines())
     size = (max(0.62 * positions + 0.5, LETTER * longest) * across + 1.4, (0.42 * layers + 1.3) * down)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
@@ -67,7 +68,8 @@ def draw(maps: Sequence[HeatMap]) -> Figure:
     for place in axes[:, 0]:
         place.set_ylabel("layer")
     if len({each.scale for each in maps}) == 1:
-        figure.colorbar(scales[0], ax=axes, shrink=0.8)
+        label = "difference, both above chance" if maps[0].is_difference else "share of pairs or examples"
+        figure.colorbar(scales[0], ax=axes, shrink=0.8, label=label)
     else:
         for place, scale in zip(axes.flat, scales, strict=False):
             figure.colorbar(scale, ax=place)
@@ -77,18 +79,24 @@ def draw(maps: Sequence[HeatMap]) -> Figure:
 def _draw_map(axes: Axes, each: HeatMap) -> AxesImage:
     """One heat map; returns the image, for its scale of colours."""
     low, high = each.scale
+    scale = DIFFERENCES if each.is_difference else SCALE
     # From the first layer up.
     rows = {layer: each.rows[layer] for layer in reversed(list(each.rows))}
     values = [[float("nan") if cell is None else cell.estimate.value for cell in cells] for cells in rows.values()]
-    image = axes.imshow(values, vmin=low, vmax=high, cmap=SCALE, origin="lower", aspect="auto")
+    image = axes.imshow(values, vmin=low, vmax=high, cmap=scale, origin="lower", aspect="auto")
     for row, cells in enumerate(rows.values()):
         for column, cell in enumerate(cells):
             if cell is not None:
-                colour = "black" if cell.estimate.value > (low + high) / 2 else "white"
+                _, colour = colour_of(min(max((cell.estimate.value - low) / (high - low), 0), 1), scale)
                 axes.text(column, row, cell.estimate.short, ha="center", va="center", color=colour, fontsize=7)
-    axes.set_title(f"{each.method}\n{each.caption}", fontsize=9)
+    axes.set_title(_title(each), fontsize=9)
     labels = [f"{position}\n{token}" if token else position for position, token in each.positions.items()]
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(rows)), list(map(str, rows)))
     axes.tick_params(labelbottom=True)
     return image
+
+
+def _title(each: HeatMap) -> str:
+    """What is shown, and of how many seeds and pairs."""
+    return "\n".join(filter(None, (each.method, each.caption, each.sample)))

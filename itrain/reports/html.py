@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from itrain.reports.colours import colour_of, stroke_of
+from itrain.loggers.runs import versions
+from itrain.reports.colours import DIFFERENCES, SCALE, colour_of, stroke_of
 from itrain.reports.svg import Drawing
 from itrain.results.best import TWIN, by_figure, heads_beside
 from itrain.results.columns import COMMAND, FIGURES, GAP, IIA, RANDOM_MODEL, spoken, written
 from itrain.results.flags import REASONS
 from itrain.results.maps import Cell, HeatMap
+from itrain.results.peaks import RULE
 from itrain.results.summary import SweepSummary, summarise
 
 REPORT = "report.html"
@@ -34,7 +34,6 @@ SECTIONS = {
     ),
 }
 """Title and note of the curves over each axis."""
-PACKAGES = ("itrain", "torch", "lightning", "transformers")
 
 
 def save_report(folders: Sequence[Path], path: Path) -> None:
@@ -64,6 +63,10 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         rows=[{column: written(value) for column, value in row.items()} for row in rows],
         scale=[colour_of(share / 20)[0] for share in range(21)],
         ends=sorted({each.scale for sweep in sweeps for each in sweep.maps}),
+        differences=[{_name(each): each for each in sweep.differences} for sweep in sweeps],
+        subtracted=list(dict.fromkeys(_name(each) for sweep in sweeps for each in sweep.differences)),
+        difference_scale=[colour_of(share / 20, DIFFERENCES)[0] for share in range(21)],
+        rule=RULE,
         by_figure=by_figure,
         beside=heads_beside,
         random=any(TWIN in row.beside for sweep in sweeps for row in sweep.best),
@@ -73,7 +76,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         stroke_of=stroke_of,
         spoken=spoken,
         reasons=REASONS,
-        versions=_versions(),
+        versions=versions(),
         command=shlex.join(["python", "-m", "itrain", "report", *(str(sweep.folder) for sweep in sweeps)]),
     )
     path.write_text(text, encoding="utf-8")
@@ -88,7 +91,8 @@ def _shade(cell: Cell, each: HeatMap) -> str:
     """The style of a cell, whose colour says where its value lies on the scale of the map."""
     low, high = each.scale
     share = (cell.estimate.value - low) / (high - low)
-    background, ink = colour_of(round(min(max(share, 0), 1), 2))
+    scale = DIFFERENCES if each.is_difference else SCALE
+    background, ink = colour_of(round(min(max(share, 0), 1), 2), scale)
     return f"background:{background};color:{ink}"
 
 
@@ -96,13 +100,3 @@ def _is_shown(column: str) -> bool:
     """Whether a column has a place in the table of all fits; of the random model only the figures with heat maps do."""
     is_spared = column.startswith(RANDOM_MODEL) and column.removeprefix(RANDOM_MODEL) not in FIGURES
     return column not in ("sweep", COMMAND) and not is_spared
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

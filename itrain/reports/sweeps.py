@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +17,7 @@ from itrain.results.best import Best, by_figure, heads_beside
 from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION
 from itrain.results.intervals import Estimate
 from itrain.results.maps import HeatMap
+from itrain.results.peaks import LEAST
 from itrain.results.summary import SweepSummary
 
 
@@ -26,7 +28,7 @@ class SweepProgress:
         columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
         self.progress = Progress(TextColumn("{task.description}"), *columns, disable=quiet or is_quiet())
         self.task = self.progress.add_task("fits", total=None)
-        self.best: dict[str, tuple[float, str]] = {}
+        self.best: dict[str, tuple[float, int, str]] = {}
 
     def __enter__(self) -> SweepProgress:
         self.progress.start()
@@ -51,15 +53,16 @@ class SweepProgress:
         for row in rows:
             for figure in (figure for figure in FIGURES if row.get(figure) is not None):
                 if figure != IIA or row[METHOD] not in CONTROLS:
-                    found = row[figure], f"{row[METHOD]} {row[LAYER]}@{row[POSITION]}"
-                    self.best[figure] = max(self.best.get(figure, found), found)
-        value, name = next((self.best[figure] for figure in FIGURES if figure in self.best), (0.0, ""))
-        description = f"fits, best {value:.2f} ({name})" if name else "fits"
+                    found = row[figure], -row[LAYER], f"{row[METHOD]} {row[LAYER]}@{row[POSITION]}"
+                    # Of equal ones the lowest layer, and there the first.
+                    self.best[figure] = max(self.best.get(figure, found), found, key=lambda each: each[:2])
+        value, _, name = next((self.best[figure] for figure in FIGURES if figure in self.best), (0.0, 0, ""))
+        description = f"fits, best {value:.2f} ({name})" if value >= LEAST else "fits"
         self.progress.update(self.task, advance=len(rows), description=description)
 
 
-def show_sweep(summary: SweepSummary) -> None:
-    """Print the heat maps as tables, each method at its best site, what is flagged, and the folder."""
+def show_sweep(summary: SweepSummary, report: Path | None = None) -> None:
+    """Print the heat maps as tables, each method at its best site, what is flagged, the folder and the page."""
     console, example = Console(), summary.example
     for each in summary.maps:
         console.print(_map_table(each))
@@ -72,6 +75,8 @@ def show_sweep(summary: SweepSummary) -> None:
         named = "; ".join(name for _, name in fits)
         console.print(f"{flag}: {named}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(summary.frame)} fits; folder: {summary.folder}", highlight=False, soft_wrap=True)
+    if report is not None:
+        console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _map_table(each: HeatMap) -> Table:

@@ -17,7 +17,6 @@ from itrain.results.columns import (
     LAYER,
     MAJORITY_ACCURACY,
     METHOD,
-    PLACE,
     POSITION,
     RANDOM_MODEL,
     RANDOM_SUBSPACE,
@@ -25,14 +24,19 @@ from itrain.results.columns import (
     RUNS,
     spoken,
 )
+from itrain.results.controls import is_full_rank, without_void
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.maps import methods_of
+from itrain.results.peaks import peak_of
+from itrain.results.run import Table
 
 if TYPE_CHECKING:
     import pandas
 
 TWIN = "random model"
 """The name of the same fit on a randomly initialised model."""
+BEST = "best_sites"
+"""The name of the table of best sites in trackers."""
 BESIDE = (
     spoken(RANDOM_SUBSPACE),
     spoken(FULL_VECTOR),
@@ -51,7 +55,7 @@ class Best:
 
     method: str
     site: str
-    """``layer@position``, and how many others are as good."""
+    """``layer@position``, and how many others are as good; where nothing is above chance, that there is none."""
     figure: str
     value: Estimate
     beside: Mapping[str, str | Estimate]
@@ -61,22 +65,23 @@ class Best:
 def best_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iterator[Best]:
     """Each method at its best site: the figure there, and the controls of the same site and rank.
 
-    A method that has only figures of the user's own is left out: whether higher is better is not known of them.
+    The best site is that of :func:`~itrain.results.peaks.peak_of`. Where nothing is above chance, no site is named; the
+    figure is the highest one, and has no controls beside it. A method that has only figures of the user's own is left
+    out: whether higher is better is not known of them.
     """
+    frame = without_void(frame)
     for method, part in methods_of(frame, apart):
         figure = next((figure for figure in FIGURES if figure in part and part[figure].notna().any()), None)
         if figure is None:
             continue
-        means: Any = part.groupby(PLACE, sort=False)[figure].mean()
-        layer, position = means.idxmax()
-        others = int((means == means.max()).sum()) - 1
-        here: Any = part[(part[LAYER] == layer) & (part[POSITION] == position)]
+        peak = peak_of(part, figure)
+        here: Any = part[(part[LAYER] == peak.layer) & (part[POSITION] == peak.position)]
         yield Best(
             method=method,
-            site=f"{layer}@{position}" + (f" +{others}" if others else ""),
+            site=str(peak),
             figure=FIGURES[figure],
             value=estimated(here, figure),
-            beside=_beside(frame, here, figure),
+            beside=_beside(frame, here, figure) if peak.is_above_chance else {},
         )
 
 
@@ -84,6 +89,18 @@ def by_figure(rows: Sequence[Best]) -> dict[str, list[Best]]:
     """The rows of methods that have the same figure."""
     figures = dict.fromkeys(row.figure for row in rows)
     return {figure: [row for row in rows if row.figure == figure] for figure in figures}
+
+
+def best_table(rows: Sequence[Best]) -> Table:
+    """All methods in one table: site, figure, 95% interval and what it is over, and what to compare with."""
+    heads = heads_beside(rows)
+    lines = {
+        row.method: [row.site, row.figure, row.value.short, row.value.between(" to "), row.value.over]
+        + [str(row.beside.get(head, "")) for head in heads]
+        for row in rows
+    }
+    titles = ["best site", "figure", "value", "95% interval", "over", *heads]
+    return Table(title=BEST, heads=[("", title) for title in titles], rows=lines)
 
 
 def heads_beside(rows: Sequence[Best]) -> list[str]:
@@ -94,6 +111,8 @@ def heads_beside(rows: Sequence[Best]) -> list[str]:
 def _beside(frame: pandas.DataFrame, here: pandas.DataFrame, figure: str) -> dict[str, str | Estimate]:
     """The controls, the control task of a probe, the runs that a trace lies between, the random model and the gap."""
     found: dict[str, str | Estimate] = {}
+    if figure == IIA and is_full_rank(here).all():
+        found[spoken(RANDOM_SUBSPACE)] = "full rank"
     if figure == IIA:
         for control in CONTROLS:
             estimate = None if control == here[METHOD].iloc[0] else _control(frame, here, control)

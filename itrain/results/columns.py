@@ -26,7 +26,13 @@ PROBE_ACCURACY, CONTROL_ACCURACY, MAJORITY_ACCURACY = "probe_accuracy", "control
 SELECTIVITY, ANSWER_PROBABILITY = "selectivity", "answer_probability"
 GAP, RANK_FOUND, SECONDS, FLAG = "gap", "rank_found", "seconds", "flag"
 PAIRS_CHANGING, PAIRS_PRESERVING = "pairs_changing", "pairs_preserving"
+DISTINCT = {PAIRS_CHANGING: "pairs_distinct_changing", PAIRS_PRESERVING: "pairs_distinct_preserving"}
+"""The columns with the numbers of pairs that differ from each other, where a table has them."""
 EXAMPLES, CONTROL_EXAMPLES = "examples", "control_examples"
+ANSWER_SPREAD = "answer_spread"
+"""The standard deviation over examples of the answer's probability."""
+FEATURES = "features"
+"""The size of the activation that an intervention edits, which is the highest rank that a subspace of it can have."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
 RUNS = ("corrupted", "clean")
@@ -48,6 +54,17 @@ COUNTED: Mapping[str, tuple[str, str]] = {
     CONTROL_ACCURACY: (CONTROL_EXAMPLES, "examples"),
 }
 """For figures that are shares: the column with the number of pairs or examples, and what is counted."""
+CHANCE: Mapping[str, str] = {
+    PROBE_ACCURACY: MAJORITY_ACCURACY,
+    RANDOM_MODEL + PROBE_ACCURACY: MAJORITY_ACCURACY,
+    ANSWER_PROBABILITY: f"{RUNS[0]}/{ANSWER_PROBABILITY}",
+}
+"""The column with the chance level of a figure; the other figures of ``FIGURES`` are 0 where there is nothing to find.
+
+A probe that has learned nothing is right as often as the most frequent class, which is never below 1 / classes. An
+intervention that changes nothing leaves the base's label in place: on label-changing pairs its IIA is 0. A trace that
+restores nothing has the probability of the corrupted run.
+"""
 
 # --- figures of a single run: ``<test or before>/<part>/<figure>``, or ``test/<figure>/<probe>``
 
@@ -59,6 +76,7 @@ TRAIN_LOSS = "train/loss"
 _SHARES = ("iia", "iia_changing", "iia_preserving", "cause", "isolate", "disentangle", "answer")
 KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
+    | {*DISTINCT.values(), ANSWER_SPREAD, FEATURES}
     | {GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )

@@ -23,8 +23,10 @@ from itrain.results.columns import (
     VALIDATION,
     spoken,
 )
+from itrain.results.controls import without_void
 from itrain.results.intervals import estimated
 from itrain.results.maps import methods_of
+from itrain.results.peaks import DIGITS, first_highest
 
 if TYPE_CHECKING:
     import pandas
@@ -79,18 +81,19 @@ def over_rank(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]], token
     if RANK not in frame or IIA not in frame:
         return
     others = {method: [name for name in names if name != RANK] for method, names in apart.items()}
-    frame = frame.loc[frame[IIA].notna()]
+    frame = without_void(frame.loc[frame[IIA].notna()])
     methods = {name: part for name, part in methods_of(frame, others) if part[RANK].nunique() > 1}
     ranked = {part[METHOD].iloc[0] for part in methods.values()} - {RANDOM_SUBSPACE}
     learned = frame[frame[METHOD].isin(ranked)]
     ranks = sorted({rank for part in methods.values() for rank in part[RANK].dropna()})
     for position, there in learned.groupby(POSITION, sort=False):
-        layer = there.groupby(LAYER)[IIA].mean().idxmax()
+        layer = first_highest(there.groupby(LAYER)[IIA].mean())
         lines = []
         for stroke, (method, part) in enumerate(methods.items()):
             found: Any = part[(part[POSITION] == position) & (part[LAYER] == layer)].groupby(RANK)
             points = [_estimated(fits, IIA, ranks.index(rank), f"{method}, rank {rank:g}") for rank, fits in found]
-            lines.append(Line(name=method, stroke=stroke, points=points))
+            if points:
+                lines.append(Line(name=method, stroke=stroke, points=points))
         steps = [f"{rank:g}" for rank in ranks]
         yield _over_steps(f"{_named(str(position), tokens)}, layer {layer}", "rank", steps, lines)
 
@@ -134,7 +137,7 @@ def over_training(
     several = frame[SEED].nunique() > 1
     for name, part in methods_of(curves.loc[curves[validated].notna()], apart):
         lines = []
-        fits: Any = part.groupby([*PLACE, SEED, COMMAND], sort=False)
+        fits: Any = part.sort_values(LAYER, kind="stable").groupby([*PLACE, SEED, COMMAND], sort=False)
         for (layer, position, seed, command), epochs in fits:
             called = f"layer {layer}, {position}" + (f", seed {seed}" if several else "")
             points = [
@@ -142,14 +145,18 @@ def over_training(
                 for epoch, share in zip(epochs[EPOCH], epochs[validated], strict=True)
             ]
             lines.append(Line(name=called, points=points, fits=[int(str(number[command]))]))
-        # Of fits that end at the same value, the one that reached it soonest.
-        lines.sort(key=lambda line: (line.points[-1].y, sum(point.y for point in line.points)), reverse=True)
+        lines.sort(key=_rise, reverse=True)
         last = int(part[EPOCH].max()) + 1
         step = ceil(last / TICKS)
         ticks = {float(epoch): str(epoch) for epoch in range(step, last + 1, step)}
         yield Plot(
             title=name, axis="epoch", ticks=ticks, ends=(min(1, last - 1), last), lines=lines[::-1], best=lines[0]
         )
+
+
+def _rise(line: Line) -> tuple[float, float]:
+    """How high a fit ends and, of those that end alike, how soon it got there; equal ones keep their order."""
+    return round(line.points[-1].y, DIGITS), round(sum(point.y for point in line.points), DIGITS)
 
 
 def _over_steps(title: str, axis: str, steps: Sequence[str], lines: Sequence[Line], top: float = 1) -> Plot:

@@ -22,13 +22,17 @@ from itrain.results.columns import (
     RANK,
     SEED,
 )
+from itrain.results.controls import is_full_rank, without_void
 from itrain.results.intervals import over_pairs
 
 if TYPE_CHECKING:
     import pandas
 
 CONTROL_PASSES, RANDOM_MODEL_PASSES, ABOVE_VECTOR = "control passes", "random model passes", "above the whole vector"
+FULL_RANK = "full rank"
 REASONS: Mapping[str, str] = {
+    FULL_RANK: "the rank is the size of the activation, so all of it is swapped: this says nothing of a subspace, and a "
+    "random subspace of this rank is no control and is left out of maps and curves",
     RANDOM_MODEL_PASSES: "the same fit on a randomly initialised model scores about as high, so the result says "
     "nothing about what this model has learned",
     CONTROL_PASSES: "a random subspace of equal rank changes the label too, so no learned direction is needed",
@@ -45,8 +49,9 @@ ABOVE = 0.3
 
 
 def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The table with a column ``flag`` that names the first of these controls that speaks against a fit.
+    """The table with a column ``flag`` that names the first of these that speaks against a fit.
 
+    ``full rank``: the fit, or the control, swaps a subspace as large as the activation.
     ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
     pairs or more. ``random model passes``: the same fit on a randomly initialised model does so on three quarters of
     them; or, of a probe that is better than the most frequent class, it comes into or above the 95% interval of the
@@ -55,10 +60,14 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     needed = [IIA, PROBE_ACCURACY, RANDOM_MODEL + IIA, RANDOM_MODEL + PROBE_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, RANK]
     table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = [LAYER, COMPONENT, POSITION, SEED]
-    control = table[table[METHOD] == RANDOM_SUBSPACE].groupby([*place, RANK], dropna=False)[IIA].first()
+    genuine = without_void(table)
+    control = genuine[genuine[METHOD] == RANDOM_SUBSPACE].groupby([*place, RANK], dropna=False)[IIA].first()
+    full: Any = is_full_rank(table)
     ceiling = table[table[METHOD] == FULL_VECTOR].groupby(place)[IIA].first()
 
     def flag(row: Any) -> str:
+        if full[row.name]:
+            return FULL_RANK
         if row[METHOD] in CONTROLS:
             return ""
         here = tuple(row[key] for key in place)

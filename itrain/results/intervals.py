@@ -1,14 +1,25 @@
-"""95% intervals of figures: over pairs or examples, and over seeds."""
+"""95% intervals of figures: over the pairs or examples that were sampled, and over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
-from statistics import NormalDist, fmean, stdev
+from math import inf, isfinite, sqrt
+from statistics import NormalDist, fmean, harmonic_mean, stdev, variance
 from typing import TYPE_CHECKING
 
-from itrain.results.columns import COUNTED, RANK_FOUND, SELECTIVITY, is_known
+from itrain.results.columns import (
+    ANSWER_PROBABILITY,
+    ANSWER_SPREAD,
+    CONTROL_ACCURACY,
+    COUNTED,
+    DISTINCT,
+    EXAMPLES,
+    PROBE_ACCURACY,
+    RANK_FOUND,
+    SELECTIVITY,
+    is_known,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -18,15 +29,17 @@ _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 """Student's t for 1 to 9 degrees of freedom."""
 
+Ends = tuple[float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A figure with its 95% interval, where pairs, examples or seeds give one."""
 
     value: float
-    interval: tuple[float, float] | None = None
+    interval: Ends | None = None
     over: str = ""
-    """What the interval is over, for example ``3 seeds`` or ``128 pairs``."""
+    """What the interval is over, for example ``128 pairs`` or ``3 seeds, 384 pairs in all``."""
     form: str = ".2f"
     """How numbers are written."""
 
@@ -35,33 +48,83 @@ class Estimate:
 
     @property
     def short(self) -> str:
-        """The value alone."""
-        return format(self.value, self.form)
+        """The value alone, without the sign of what rounds to 0."""
+        written = format(self.value, self.form)
+        return written.removeprefix("-") if float(written) == 0 else written
 
     def between(self, separator: str) -> str:
         """The ends of the interval; nothing without one."""
         return separator.join(format(end, self.form) for end in self.interval or ())
 
+    def above_chance(self, chance: float) -> Estimate | None:
+        """(value - chance) / (1 - chance), 0 at chance and 1 where all is right; None where chance is right always."""
+        if not chance < 1:
+            return None
+
+        def corrected(share: float) -> float:
+            return (share - chance) / (1 - chance)
+
+        ends = self.interval and (corrected(self.interval[0]), corrected(self.interval[1]))
+        return Estimate(value=corrected(self.value), interval=ends, over=self.over, form=self.form)
+
+    def minus(self, other: Estimate) -> Estimate:
+        """The difference of two figures, with the interval that it has where the two are independent.
+
+        From the distances of each figure to the ends of its own interval (Newcombe 1998, method 10; Zou and Donner
+        2008): ``d - sqrt((a - low_a)^2 + (high_b - b)^2)`` to ``d + sqrt((high_a - a)^2 + (b - low_b)^2)``.
+        """
+        value = self.value - other.value
+        if self.interval is None or other.interval is None:
+            return Estimate(value=value, form=self.form)
+        (low, high), (other_low, other_high) = self.interval, other.interval
+        down = sqrt((self.value - low) ** 2 + (other_high - other.value) ** 2)
+        up = sqrt((high - self.value) ** 2 + (other.value - other_low) ** 2)
+        over = ", ".join(dict.fromkeys((*self.over.split(", "), *other.over.split(", "))))
+        return Estimate(value=value, interval=(value - down, value + up), over=over, form=self.form)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """What the sampling of pairs or examples alone leaves open of a mean over seeds."""
+
+    ends: Ends
+    variance: float
+    """Of one seed's figure, on average."""
+    count: float
+    what: str
+
 
 def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
-    """The mean of a figure over seeds; of one seed, the share of its label-changing pairs or of its examples."""
-    values = [float(value) for value in fits[figure].dropna()]
+    """The mean of a figure over the fits of one site, one for each seed, with its 95% interval.
+
+    Pairs and seeds are both samples. Over pairs, a share has Wilson's interval, with all seeds' pairs counted together;
+    a mean of probabilities has Student's, and selectivity that of a difference. Where seeds differ by more than their
+    pairs explain (their variance is above the mean variance that the sampling of pairs gives each), each end is the
+    farther one of this interval and of Student's over seeds. So equal seeds leave the interval of their pairs, and
+    seeds that differ widely are not averaged away. Figures that count nothing have Student's interval over seeds.
+    """
+    fits = fits.loc[fits[figure].notna()]
+    values = [float(value) for value in fits[figure]]
     form = ".2f" if is_known(figure) else ".3g"
+    sampled, over, ends = _sampled(fits, figure), [], None
     if len(values) > 1:
+        over.append(f"{len(values)} seeds")
+    if sampled is not None:
+        over.append(f"{sampled.count:.0f} {sampled.what}" + (" in all" if len(values) > 1 else ""))
+        ends = sampled.ends
+    if len(values) > 1 and variance(values) > (0 if sampled is None else sampled.variance):
         low, high = over_seeds(values)
-        if is_known(figure):
-            # Selectivity is a difference of shares; the others are shares, or the count of a rank.
-            low = max(low, -1.0 if figure == SELECTIVITY else 0.0)
-            high = min(high, inf if figure == RANK_FOUND else 1.0)
-        return Estimate(value=fmean(values), interval=(low, high), over=f"{len(values)} seeds", form=form)
-    counted, what = COUNTED.get(figure, ("", ""))
-    count = float(fits[counted].iloc[0]) if counted in fits else 0
-    if count > 0:
-        return Estimate(value=values[0], interval=over_pairs(values[0], count), over=f"{count:.0f} {what}")
-    return Estimate(value=values[0], form=form)
+        ends = (low, high) if ends is None else (min(ends[0], low), max(ends[1], high))
+    if ends is None:
+        return Estimate(value=fmean(values), form=form)
+    if is_known(figure):
+        # Selectivity is a difference of shares; the others are shares, or the count of a rank.
+        lowest, highest = -1.0 if figure == SELECTIVITY else 0.0, inf if figure == RANK_FOUND else 1.0
+        ends = (max(ends[0], lowest), min(ends[1], highest))
+    return Estimate(value=fmean(values), interval=ends, over=", ".join(over), form=form)
 
 
-def over_pairs(share: float, pairs: float) -> tuple[float, float]:
+def over_pairs(share: float, pairs: float) -> Ends:
     """Wilson's interval of a share of independent pairs or examples (Wilson 1927).
 
     ``(share + z^2 / 2n +- z sqrt(share (1 - share) / n + z^2 / 4n^2)) / (1 + z^2 / n)``
@@ -71,10 +134,59 @@ def over_pairs(share: float, pairs: float) -> tuple[float, float]:
     return max(0.0, (share + half - width) / (1 + 2 * half)), min(1.0, (share + half + width) / (1 + 2 * half))
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+def over_seeds(values: Sequence[float]) -> Ends:
     """Student's interval of the mean of two or more seeds: ``mean +- t s / sqrt(n)``."""
     width = _student(len(values) - 1) * stdev(values) / sqrt(len(values))
     return fmean(values) - width, fmean(values) + width
+
+
+def _sampled(fits: pandas.DataFrame, figure: str) -> Sampled | None:
+    if figure == SELECTIVITY:
+        return _difference(fits, PROBE_ACCURACY, CONTROL_ACCURACY)
+    return _mean(fits, figure) if figure.endswith(ANSWER_PROBABILITY) else _share(fits, figure)
+
+
+def _difference(fits: pandas.DataFrame, upper: str, lower: str) -> Sampled | None:
+    found = [_share(fits, name) if name in fits else None for name in (upper, lower)]
+    if None in found:
+        return None
+    first, second = (each for each in found if each is not None)
+    means = [
+        Estimate(value=float(fits[name].mean()), interval=each.ends) for name, each in ((upper, first), (lower, second))
+    ]
+    ends = means[0].minus(means[1]).interval
+    assert ends is not None, "both have an interval"
+    return Sampled(ends=ends, variance=first.variance + second.variance, count=first.count, what=first.what)
+
+
+def _share(fits: pandas.DataFrame, figure: str) -> Sampled | None:
+    counted, what = COUNTED.get(figure, ("", ""))
+    different = _counts(fits, DISTINCT.get(counted, ""))
+    counts, shares = different or _counts(fits, counted), [float(share) for share in fits[figure]]
+    if not counts or not all(0 <= share <= 1 for share in shares):
+        return None
+    # Each seed has the same weight in the mean, however many pairs it has.
+    ends = over_pairs(fmean(shares), len(counts) * harmonic_mean(counts))
+    spread = fmean(share * (1 - share) / max(count - 1, 1) for share, count in zip(shares, counts, strict=True))
+    what = f"different {what}" if different else what
+    return Sampled(ends=ends, variance=spread, count=sum(counts), what=what)
+
+
+def _mean(fits: pandas.DataFrame, figure: str) -> Sampled | None:
+    before = figure.removesuffix(ANSWER_PROBABILITY)
+    spreads, counts = before + ANSWER_SPREAD, _counts(fits, before + EXAMPLES)
+    if not counts or min(counts) < 2 or spreads not in fits or fits[spreads].isna().any():
+        return None
+    spread = fmean(each**2 / (count - 1) for each, count in zip(fits[spreads], counts, strict=True))
+    value = float(fits[figure].mean())
+    width = _student(round(sum(counts)) - len(counts)) * sqrt(spread / len(counts))
+    return Sampled(ends=(value - width, value + width), variance=spread, count=sum(counts), what="examples")
+
+
+def _counts(fits: pandas.DataFrame, column: str) -> list[float]:
+    """The number of pairs or examples of each fit; empty where it is not known of all of them."""
+    counts = [float(count) for count in fits[column]] if column in fits else []
+    return counts if all(isfinite(count) and count > 0 for count in counts) else []
 
 
 def _student(freedom: int) -> float:

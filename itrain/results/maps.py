@@ -26,9 +26,14 @@ from itrain.results.columns import (
     written,
 )
 from itrain.results.intervals import Estimate, estimated
+from itrain.results.peaks import chance_of
 
 if TYPE_CHECKING:
     import pandas
+
+
+DIFFERENCE = "difference"
+"""The column of heat maps that no table has: how far probes lie above interventions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,8 @@ class Cell:
 
     estimate: Estimate
     name: str
+    above_chance: Estimate | None = None
+    """The figure from 0 at chance to 1; None where its chance level is not known."""
     details: Sequence[str] = ()
     flagged: bool = False
     fits: Sequence[int] = ()
@@ -56,14 +63,32 @@ class HeatMap:
     rows: Mapping[int, Sequence[Cell | None]]
     scale: tuple[float, float] = (0, 1)
     """The values at the ends of the colour scale."""
+    is_difference: bool = False
+    """Whether 0 is the middle of the scale, with a colour for either side."""
     beside: Mapping[str, float]
-    """The same figure of the runs that a trace lies between."""
+    """What to compare with: the figure of the runs that a trace lies between, the chance level of probes."""
     is_control: bool = False
 
     @property
     def caption(self) -> str:
-        """The title of the figure, with the values of the runs beside it."""
-        return ", ".join([self.figure, *(f"{run} {value:.2f}" for run, value in self.beside.items())])
+        """The title of the figure, with the values of the runs or of chance beside it."""
+        return ", ".join([self.figure, *(f"{name} {value:.2f}" for name, value in self.beside.items())])
+
+    @property
+    def sample(self) -> str:
+        """Of how many seeds and pairs a cell is, and how far its 95% interval reaches to the farther side."""
+        estimates = [cell.estimate for cell in self.cells]
+        over = " or ".join(dict.fromkeys(each.over for each in estimates if each.over))
+        reaches = [max(abs(end - each.value) for end in each.interval) for each in estimates if each.interval]
+        if not reaches:
+            return over
+        least, most = (format(reach, estimates[0].form) for reach in (min(reaches), max(reaches)))
+        return f"{over}; 95% interval ±{least}" + (f" to ±{most}" if most != least else "")
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, row by row."""
+        return [cell for cells in self.rows.values() for cell in cells if cell is not None]
 
     def at(self, layer: int, position: str) -> Cell | None:
         """The cell of a layer and position."""
@@ -122,6 +147,8 @@ def maps_of(
                 for layer in sorted(part[LAYER].unique(), reverse=True)
             }
             beside = {run: float(part[f"{run}/{column}"].mean()) for run in RUNS if f"{run}/{column}" in part}
+            chance = chance_of(part, column) if column == PROBE_ACCURACY else None
+            beside |= {} if chance is None else {"chance": chance}
             yield HeatMap(
                 method=method,
                 column=column,
@@ -135,10 +162,15 @@ def maps_of(
 
 
 def differences(maps: Sequence[HeatMap]) -> list[HeatMap]:
-    """How far each probe's accuracy lies above the IIA of each learned method, where both have a cell."""
+    """How far each probe lies above the IIA of each learned method, where both have a cell.
+
+    Both from 0 at their own chance level to 1, ``(figure - chance) / (1 - chance)``: or else a probe that has learned
+    nothing of two classes would lie 0.5 above an intervention that has found nothing. Levels are in ``CHANCE``.
+    """
     probes = [each for each in maps if each.column == PROBE_ACCURACY]
     learned = [each for each in maps if each.column == IIA and not each.is_control]
-    return [_difference(probe, method) for probe in probes for method in learned]
+    found = (_difference(probe, method) for probe in probes for method in learned)
+    return [each for each in found if each.cells]
 
 
 def _difference(probe: HeatMap, method: HeatMap) -> HeatMap:
@@ -146,29 +178,41 @@ def _difference(probe: HeatMap, method: HeatMap) -> HeatMap:
     for layer in probe.rows:
         for position in probe.positions:
             upper, lower = probe.at(layer, position), method.at(layer, position)
-            cell = None
-            if upper is not None and lower is not None:
-                estimate = Estimate(value=upper.estimate.value - lower.estimate.value)
-                cell = Cell(estimate=estimate, name=f"layer {layer}, {position}")
-            rows.setdefault(layer, []).append(cell)
+            rows.setdefault(layer, []).append(None if upper is None or lower is None else _minus(upper, lower))
     return HeatMap(
-        method=probe.method,
-        column="difference",
-        figure=f"above {method.method}",
+        method=f"{probe.method} minus {method.method}",
+        column=DIFFERENCE,
+        figure="both above chance",
         positions=probe.positions,
         rows=rows,
         scale=(-1, 1),
+        is_difference=True,
         beside={},
     )
+
+
+def _minus(upper: Cell, lower: Cell) -> Cell | None:
+    if upper.above_chance is None or lower.above_chance is None:
+        return None
+    estimate = upper.above_chance.minus(lower.above_chance)
+    said = [f"difference above chance: {estimate}"]
+    said += ["95% interval, as of independent figures"] if estimate.interval else []
+    said += [f"{cell.name}: {cell.estimate}, above chance {cell.above_chance}" for cell in (upper, lower)]
+    name = f"{upper.name.split(',')[0]} minus {lower.name}"
+    return Cell(estimate=estimate, name=name, details=said, fits=[*upper.fits, *lower.fits])
 
 
 def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -> Cell | None:
     if fits is None or fits[column].isna().all():
         return None
     first, estimate = fits.iloc[0], estimated(fits, column)
+    chance = chance_of(fits, column) if column in FIGURES else None
+    above_chance = None if chance is None else estimate.above_chance(chance)
     said = [f"{title}: {estimate}"]
     if estimate.over:
         said.append(f"95% interval over {estimate.over}")
+    if chance and above_chance is not None:
+        said.append(f"above chance ({chance:.2f}): {above_chance}")
     figures = fits.iloc[:, list(fits).index(COMMAND) + 1 :].select_dtypes("number").mean().dropna()
     if RANDOM_MODEL + column in figures:
         said.append(f"random model: {written(figures[RANDOM_MODEL + column])}")
@@ -178,6 +222,7 @@ def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -
     return Cell(
         estimate=estimate,
         name=f"{method}, layer {first[LAYER]}, {first[POSITION]}",
+        above_chance=above_chance,
         details=[*said, *(f"flag: {flag}" for flag in flags)],
         flagged=bool(flags),
         fits=[int(str(number)) for number in fits.index],

@@ -24,8 +24,9 @@ from itrain.results.columns import (
     SEED,
     spoken,
 )
+from itrain.results.controls import without_void
 from itrain.results.curves import Plot, boundaries, over_rank, over_training
-from itrain.results.maps import HeatMap, maps_of, setting, settings_apart
+from itrain.results.maps import HeatMap, differences, maps_of, setting, settings_apart
 from itrain.results.table import CONFIGURATION, read_checked, read_configuration, read_curves
 from itrain.results.tokens import Example, read_tokens
 
@@ -46,6 +47,8 @@ class SweepSummary:
     settings: Mapping[str, str]
     example: Example
     maps: Sequence[HeatMap]
+    differences: Sequence[HeatMap]
+    """How far probes lie above learned interventions, both above chance."""
     best: Sequence[Best]
     flags: Mapping[str, Sequence[tuple[int, str]]]
     """The fits that have each flag, by number and name."""
@@ -76,6 +79,7 @@ def summarise(folders: Sequence[Path]) -> list[SweepSummary]:
 
 def _summary(label: str, folder: Path, frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> SweepSummary:
     example = read_tokens(folder)
+    maps = list(maps_of(without_void(frame), apart, example.tokens))
     return SweepSummary(
         label=label,
         folder=folder,
@@ -83,7 +87,8 @@ def _summary(label: str, folder: Path, frame: pandas.DataFrame, apart: Mapping[s
         configuration=(folder / CONFIGURATION).read_text(encoding="utf-8"),
         settings=_settings(frame, read_configuration(folder)),
         example=example,
-        maps=list(maps_of(frame, apart, example.tokens)),
+        maps=maps,
+        differences=differences(maps),
         best=list(best_of(frame, apart)),
         flags=_flags(frame, apart),
         absent=_absent(frame),

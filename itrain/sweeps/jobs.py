@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from itrain.architectures import blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
-from itrain.results.columns import IIA, RANDOM_MODEL
+from itrain.results.columns import FEATURES, IIA, RANDOM_MODEL
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
@@ -28,8 +28,8 @@ from itrain.training.interchange import count_features
 from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
 
-OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples")
-"""Figures that depend on the examples alone, not on the model."""
+OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples", FEATURES)
+"""Figures that depend on the examples and the site alone, not on the model's weights."""
 
 Figures = dict[str, Any]
 """The figures of one fit, as in its row."""
@@ -160,6 +160,7 @@ def _fitted(
     for name in members:
         place = f"{name}/test/"
         figures: Figures = {key.removeprefix(place): value for key, value in tested.items() if key.startswith(place)}
+        figures[FEATURES] = float(max(members[name].interchange.hidden_sizes))
         if trained:
             figures["gap"] = trained[place + IIA] - figures[IIA]
         found[name] = {**figures, **beside, **({"curve": curves.of(name)} if name in learning else {})}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from itrain.experiment import Opened, RunError, make_logger, open_model
 from itrain.loggers.base import SweepLog
 from itrain.reports.curves import save_curves
-from itrain.reports.heat_maps import HEAT_MAPS, save_comparison, save_heat_maps
+from itrain.reports.heat_maps import save_comparison, save_heat_maps
 from itrain.reports.html import REPORT, write_report
 from itrain.reports.sweeps import SweepProgress, show_sweep
 from itrain.results.summary import summarise
@@ -46,7 +46,8 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
     grid: Grid = instantiate(cfg.sweep, _convert_="all")
     folder = folder.absolute()
     (folder / JOBS).mkdir(exist_ok=True)
-    log = SweepLog(logger=make_logger(cfg, folder), folder=folder)
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    log = SweepLog(logger=make_logger(cfg, folder), folder=folder, configuration=resolved)
     with SweepProgress(quiet=not cfg.trainer.get("enable_progress_bar", True)) as progress:
         finished = Finished(folder=folder, progress=progress, log=log)
         run = _run_here if cfg.get("launcher") is None else _run_launched
@@ -59,8 +60,8 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
     heat_maps = save_heat_maps(summary)
     save_curves(summary)
     write_report([summary], folder / REPORT)
-    log.results(summary, lambda: {HEAT_MAPS: heat_maps, **save_comparison(summary, folder)})
-    show_sweep(summary)
+    log.results(summary, lambda: {**heat_maps, **save_comparison(summary, folder)})
+    show_sweep(summary, folder / REPORT)
     if failed:
         raise RunError(missing)
     return frame

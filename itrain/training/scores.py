@@ -11,6 +11,7 @@ from torch import Tensor
 from itrain.data import CounterfactualBatch
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
+from itrain.interventions.masking import FixedMask
 from itrain.metrics import RULES, InterchangeAccuracy
 from itrain.training.interchange import Interchange, Interventions
 
@@ -19,7 +20,7 @@ class InterchangeScores:
     """IIA of interventions on the pairs of a split, by both rules, over all pairs and for each group of variables.
 
     A test also scores the controls: a random subspace of equal rank and the full vector at the same sites, and the soft
-    gates where evaluation uses hard ones.
+    gates where evaluation uses hard ones. A random subspace of full rank is the full vector, and is no control.
 
     Args:
         interchange: runs the pairs.
@@ -39,10 +40,10 @@ class InterchangeScores:
         if split == "test":
             weight = next(self.interchange.network.parameters())
             like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
-            self.evaluated |= {
-                "/random_subspace": {site: _untrained(each).to(**like) for site, each in hard.items()},
-                "/full_vector": {site: FullVector(each.hidden_size) for site, each in hard.items()},
-            }
+            random = {site: _untrained(each).to(**like) for site, each in hard.items()}
+            if not all(_is_all(each) for each in random.values()):
+                self.evaluated["/random_subspace"] = random
+            self.evaluated["/full_vector"] = {site: FullVector(each.hidden_size) for site, each in hard.items()}
             if any(hard[site] is not each for site, each in trained.items()):
                 self.evaluated["/soft"] = trained
 
@@ -85,3 +86,10 @@ class InterchangeScores:
 def _untrained(intervention: Intervention) -> Intervention:
     rank = min(intervention.rank, intervention.hidden_size)
     return intervention.untrained() or RandomSubspace(intervention.hidden_size, rank=rank)
+
+
+def _is_all(control: Intervention) -> bool:
+    """Whether a random choice of equal size is the same choice: all features, or all of the activation."""
+    if isinstance(control, FixedMask):
+        return bool(control.gate.all())
+    return control.rank == control.hidden_size and len(getattr(control, "blocks", [""])) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
@@ -189,14 +189,16 @@ class Restoration(Interchange):
 
 
 class RestorationScores:
-    """The clean answers' mean probability, and how often they win, by both rules."""
+    """The clean answers' mean probability, its spread over examples, and how often they win, by both rules."""
 
     def __init__(self) -> None:
         self.means: dict[str, MeanMetric] = {}
+        self.counts: dict[str, SumMetric] = {}
 
     def reset(self) -> None:
         """Drop what an interrupted split has left."""
         self.means.clear()
+        self.counts.clear()
 
     def update(self, place: str, logits: Float[Tensor, "batch vocabulary"], batch: CounterfactualBatch) -> None:
         """Update the figures of a place with the probabilities of the clean answers, and whether they win.
@@ -210,14 +212,21 @@ class RestorationScores:
         other = batch.counterfactual_label.where(batch.changes, batch.contrast_label)
         found = {"probability": logits.float().softmax(-1).take_along_dim(label[:, None], 1)[:, 0]}
         found |= {rule: is_right(logits, label, other, rule) for rule in RULES}
+        found["square"] = found["probability"] ** 2
         for figure, values in found.items():
             name = f"{place}/answer_{figure}"
             self.means.setdefault(name, MeanMetric().to(logits.device)).update(values.float())
+        counted = self.counts.setdefault(f"{place}/examples", SumMetric().to(logits.device))
+        counted.update(len(label))
 
     def compute(self) -> dict[str, Tensor]:
         """All figures since the last call."""
-        found = {name: mean.compute() for name, mean in self.means.items()}
-        self.means.clear()
+        found = {name: each.compute() for name, each in (self.means | self.counts).items()}
+        for name in [name for name in found if name.endswith("/answer_square")]:
+            place = name.removesuffix("square")
+            # Rounding can leave less than nothing where all examples agree.
+            found[f"{place}spread"] = (found.pop(name) - found[f"{place}probability"] ** 2).clamp(min=0).sqrt()
+        self.reset()
         return found
 
 

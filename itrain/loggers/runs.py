@@ -1,0 +1,169 @@
+"""How a run appears in a tracker: its name, group, tags and configuration, and the names of its figures."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from itrain.results.columns import (
+    COMMAND,
+    COMPONENT,
+    FEATURES,
+    GAP,
+    LAYER,
+    METHOD,
+    POSITION,
+    RANDOM_MODEL,
+    RANK,
+    RANK_FOUND,
+    SECONDS,
+    SEED,
+    TEST,
+    TEST_RANK,
+)
+from itrain.results.summary import SweepSummary
+from itrain.sites import Site
+
+FIT, EVALUATION, RESULTS = "fit", "test", "results"
+"""The job types: a fit alone or in a sweep, a test of saved weights, and the results of a sweep."""
+USUAL = "block_output"
+"""The component that goes without saying in names."""
+LONGEST = 64
+"""Letters of a tag that W&B takes."""
+PACKAGES = ("itrain", "torch", "lightning", "transformers")
+_AS_THEY_ARE = (SECONDS, GAP, FEATURES)
+"""Figures of a sweep that no test reports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What tells a run from others: by its name in a legend, by group, job type and tags in a filter."""
+
+    name: str
+    group: str
+    job_type: str
+    tags: tuple[str, ...]
+    config: Mapping[str, Any]
+    """The whole resolved configuration, with versions; and method, layer, component, position, rank and seed."""
+
+
+def identify_run(configuration: Mapping[str, Any], job_type: str = FIT) -> Identity:
+    """The identity of a run of its own: its group is that of its recipe's runs."""
+    method = _method(configuration)
+    sites = _sites(configuration.get("site"))
+    rank, seed, recipe = (
+        (configuration.get("intervention") or {}).get(RANK),
+        configuration.get(SEED),
+        _recipe(configuration),
+    )
+    one = {LAYER: sites[0].layer, COMPONENT: sites[0].component, POSITION: sites[0].position} if len(sites) == 1 else {}
+    config = {**configuration, METHOD: method, RANK: rank, **one}
+    tags = _tags(method, *map(str, sites), _setting(RANK, rank), _setting(SEED, seed), recipe)
+    name = run_name(method, sites, rank=rank, seed=seed)
+    return Identity(name=name, group=recipe, job_type=job_type, tags=tags, config=_with_versions(config))
+
+
+def identify_fit(sweep: str, settings: Mapping[str, Any], configuration: Mapping[str, Any]) -> Identity:
+    """The identity of a fit of a sweep, with the configuration that it would have alone.
+
+    Args:
+        sweep: the name of the group.
+        settings: the columns of the fit's row up to and including the command.
+        configuration: the sweep's.
+    """
+    method, rank, seed = (settings.get(key) for key in (METHOD, RANK, SEED))
+    site = Site(**{key: settings[key] for key in Site.__dataclass_fields__ if key in settings})
+    alone = {key: value for key, value in configuration.items() if key not in ("sweep", "launcher")}
+    node = dict(((configuration.get("sweep") or {}).get("methods") or {}).get(method) or {})
+    words = shlex.split(str(settings.get(COMMAND, "")))
+    part = "training" if f"training={method}" in words else "intervention"
+    alone[part] = node | ({} if rank is None else {RANK: rank})
+    where = {key: settings[key] for key in (LAYER, COMPONENT, POSITION) if key in settings}
+    tags = _tags(str(method), str(site), _setting(RANK, rank), _setting(SEED, seed), _recipe(configuration), "sweep")
+    return Identity(
+        name=run_name(str(method), [site], rank=rank, seed=seed),
+        group=sweep,
+        job_type=FIT,
+        tags=tags,
+        config=_with_versions({**alone, "site": where, **settings}),
+    )
+
+
+def identify_results(sweep: str, summary: SweepSummary) -> Identity:
+    """The identity of the run that holds a sweep's results."""
+    node = OmegaConf.to_container(OmegaConf.create(summary.configuration), resolve=True)
+    configuration = {str(key): value for key, value in node.items()} if isinstance(node, dict) else {}
+    methods = dict.fromkeys(map(str, summary.frame[METHOD]))
+    tags = _tags(_recipe(configuration), "sweep", RESULTS, *methods)
+    return Identity(
+        name=f"{sweep} {RESULTS}", group=sweep, job_type=RESULTS, tags=tags, config=_with_versions(configuration)
+    )
+
+
+def run_name(method: str, sites: list[Site], *, rank: object, seed: object) -> str:
+    """A short name for legends and axes: ``das layer2@name rank2 seed0``."""
+    more = f" +{len(sites) - 1}" if len(sites) > 1 else ""
+    place = f" {shortened(str(sites[0]))}{more}" if sites else ""
+    return method + place + ("" if rank is None else f" rank{rank}") + ("" if seed is None else f" seed{seed}")
+
+
+def shortened(name: str) -> str:
+    """The name of a site, or of a figure that ends in one, without the component that goes without saying."""
+    return re.sub(rf"\b(layer\d+)\.{USUAL}(?=@|$)", r"\1", name)
+
+
+def figure_name(column: str) -> str:
+    """The name that a column of a sweep's table has as a figure: that of a single fit, where fits report it."""
+    if column == RANK_FOUND:
+        return TEST_RANK
+    return column if column in _AS_THEY_ARE or column.startswith(RANDOM_MODEL) else f"{TEST}/{column}"
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _with_versions(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "versions": config.get("versions") or versions()}
+
+
+def _method(configuration: Mapping[str, Any]) -> str:
+    """What is fitted: the intervention's class in small letters; of a training without one, its file's name."""
+    training = str((configuration.get("training") or {}).get("_target_", ""))
+    *_, file, _ = ["", "", *training.split(".")]
+    intervention = str((configuration.get("intervention") or {}).get("_target_", "")).rpartition(".")[2]
+    if not intervention or file == "probing":
+        return file or "run"
+    # BoundlessDAS is boundless_das, LoReFT is loreft.
+    return re.sub(r"(?<=[a-z]{3})(?=[A-Z])", "_", intervention).lower()
+
+
+def _sites(node: Any) -> list[Site]:
+    listed = node if isinstance(node, list) else [] if node is None else [node]
+    return [Site.parse(each) for each in listed]
+
+
+def _recipe(configuration: Mapping[str, Any]) -> str:
+    return str(configuration.get("name") or "run")
+
+
+def _setting(name: str, value: object) -> str:
+    return "" if value is None else f"{name} {value}"
+
+
+def _tags(*tags: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tag[:LONGEST] for tag in tags if tag))
