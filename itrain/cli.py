@@ -27,6 +27,7 @@ verbs
   fit       train and evaluate; write checkpoint, export, metrics and figure to outputs/<recipe>/<time>/
   sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps and controls
   report    one page for one or several finished sweeps: report <folder> [<folder> ...] [output=<file>]
+  dashboard lay out finished sweeps in W&B: dashboard <folder> [...] [entity=<team>] [project=<name>] [output=<file>]
   test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
   export    write the portable weights of a checkpoint
   generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
@@ -49,7 +50,7 @@ the recipes that ship with itrain and take precedence over them. --quiet prints 
 ITRAIN_DEBUG=1) keeps the traceback of every error.
 """
 
-VERBS = ("fit", "sweep", "report", "test", "export", "generate", "show", "list")
+VERBS = ("fit", "sweep", "report", "dashboard", "test", "export", "generate", "show", "list")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +98,8 @@ def _command(verb: str, words: list[str]) -> int:
         return _list(words)
     if verb == "report":
         return _report(words)
+    if verb == "dashboard":
+        return _dashboard(words)
     if verb == "generate":
         return _generate(words)
     if verb == "sweep":
@@ -142,6 +145,31 @@ def _report(words: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         raise ConfigError(f"report: {error}") from error
     print(path)
+    return 0
+
+
+def _dashboard(words: Sequence[str]) -> int:
+    """Write the definition of the view, and save it to W&B unless a file is asked for."""
+    from itrain.loggers.dashboard import DEFINITION, dashboard_of, save_dashboard, write_dashboard
+
+    outputs, words = _split(words, "output=")
+    entities, words = _split(words, "entity=")
+    projects, folders = _split(words, "project=")
+    if not folders or max(map(len, (outputs, entities, projects))) > 1:
+        raise ConfigError(
+            "dashboard takes the folders of finished sweeps, and at most one each of entity, project, output"
+        )
+    beside = Path(folders[0]) if len(folders) == 1 else Path()
+    path = Path(outputs[0]) if outputs else beside / DEFINITION
+    try:
+        entity, project = next(iter(entities), None), next(iter(projects), None)
+        dashboard = dashboard_of([Path(folder) for folder in folders], entity=entity, project=project)
+        write_dashboard(dashboard, path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"dashboard: {error}") from error
+    print(path, flush=True)
+    if not outputs:
+        print(save_dashboard(dashboard))
     return 0
 
 

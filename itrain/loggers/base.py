@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itrain.loggers.runs import Identity, figure_name, identify_fit, identify_run, shortened
-from itrain.results.columns import COMMAND, CURVE
+from itrain.results.columns import COMMAND, CURVE, FEATURES
 from itrain.results.run import RunSummary, summarise_run
 from itrain.results.summary import SweepSummary
 
@@ -40,7 +40,8 @@ class FinishedFit:
     @property
     def figures(self) -> dict[str, float]:
         """The figures, by the names that they have in a fit of its own."""
-        return {figure_name(name): value for name, value in self.row.items() if name not in {*self.settings, CURVE}}
+        others = {*self.settings, CURVE, FEATURES}
+        return {figure_name(name): value for name, value in self.row.items() if name not in others}
 
     @property
     def curve(self) -> Sequence[Mapping[str, float]]:
@@ -49,7 +50,8 @@ class FinishedFit:
 
     @property
     def identity(self) -> Identity:
-        return identify_fit(self.sweep, self.settings, self.configuration)
+        size = {FEATURES: self.row[FEATURES]} if FEATURES in self.row else {}
+        return identify_fit(self.sweep, {**self.settings, **size}, self.configuration)
 
     @property
     def name(self) -> str:

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from itrain.results.columns import (
     COMMAND,
     COMPONENT,
-    FEATURES,
     GAP,
     LAYER,
     METHOD,
@@ -38,7 +37,7 @@ USUAL = "block_output"
 LONGEST = 64
 """Letters of a tag that W&B takes."""
 PACKAGES = ("itrain", "torch", "lightning", "transformers")
-_AS_THEY_ARE = (SECONDS, GAP, FEATURES)
+_AS_THEY_ARE = (SECONDS, GAP)
 """Figures of a sweep that no test reports."""
 
 
@@ -108,15 +107,16 @@ def identify_results(sweep: str, summary: SweepSummary) -> Identity:
 
 
 def run_name(method: str, sites: list[Site], *, rank: object, seed: object) -> str:
-    """A short name for legends and axes: ``das layer2@name rank2 seed0``."""
-    more = f" +{len(sites) - 1}" if len(sites) > 1 else ""
-    place = f" {shortened(str(sites[0]))}{more}" if sites else ""
-    return method + place + ("" if rank is None else f" rank{rank}") + ("" if seed is None else f" seed{seed}")
+    """A short name for legends and axes: ``das 2@name r2 s0``, and ``das 2@name +1 r2 s0`` at two sites."""
+    place = [shortened(str(site)) for site in sites[:1]] + [f"+{len(sites) - 1}"] * (len(sites) > 1)
+    return " ".join(
+        [method, *place, *(f"{letter}{value}" for letter, value in (("r", rank), ("s", seed)) if value is not None)]
+    )
 
 
 def shortened(name: str) -> str:
-    """The name of a site, or of a figure that ends in one, without the component that goes without saying."""
-    return re.sub(rf"\b(layer\d+)\.{USUAL}(?=@|$)", r"\1", name)
+    """The name of a site, or of a figure that ends in one, as short as in tables: ``2@name``, ``2.mlp_output@name``."""
+    return re.sub(rf"(?<![:.])\blayer(\d+)(?:\.{USUAL}(?![\w.])|(?=\.))", r"\1", name)
 
 
 def figure_name(column: str) -> str:

@@ -42,8 +42,8 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
         self.experiment.add_image("figure", imread(figure), dataformats="HWC")
-        for table in summary.tables:
-            self.experiment.add_text(table.title, _markdown(table.columns, table.lines))
+        for name, table in summary.named_tables.items():
+            self.experiment.add_text(name, _markdown(table.columns, table.lines))
         # Lightning has ended the run by now: nothing else would write what is still in the queue.
         self.experiment.close()
 

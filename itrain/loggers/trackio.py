@@ -24,8 +24,8 @@ class Trackio(Logger):
     """Logs fits and sweeps to trackio's database, whose folder is ``TRACKIO_DIR`` in the environment.
 
     Args:
-        project, name, group: as in ``trackio.init``; a name that is the recipe's is made longer by method, site, rank
-            and seed, and the group is the recipe or the sweep unless it is given.
+        project, name, group: as in ``trackio.init``; in place of the recipe's name a run has that of its method, site,
+            rank and seed, and the group is the recipe or the sweep unless it is given.
 
     Raises:
         RuntimeError: trackio is not installed.
@@ -72,7 +72,7 @@ class Trackio(Logger):
 
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
-        tables = {table.title: self.trackio.Table(dataframe=table.frame()) for table in summary.tables}
+        tables = {name: self.trackio.Table(dataframe=table.frame()) for name, table in summary.named_tables.items()}
         self.experiment.log({"figure": self.trackio.Image(figure), **tables})
 
     def log_fit(self, fit: FinishedFit) -> None:

@@ -32,9 +32,9 @@ class Wandb(WandbLogger):
     Every run has the whole resolved configuration, and the same names of figures in a fit alone and in a sweep.
 
     Args:
-        project, name, entity, group, job_type, tags, notes, id: as in ``wandb.init``; a name that is the recipe's is made
-            longer by method, site, rank and seed, which are tags too; the group is the recipe or the sweep unless it is
-            given. In a sweep each run has a name, job type and id of its own.
+        project, name, entity, group, job_type, tags, notes, id: as in ``wandb.init``; in place of the recipe's name a
+            run has that of its method, site, rank and seed, which are tags too; the group is the recipe or the sweep
+            unless it is given. In a sweep each run has a name, job type and id of its own.
         save_dir: where the runs are kept; in the folder of the run unless told otherwise.
         offline: log to disk without an account, for ``wandb sync`` later.
         log_model: upload checkpoints: the last ones at the end, or all of them at once.
@@ -98,7 +98,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
-        tables = {table.title: wandb.Table(dataframe=table.frame()) for table in summary.tables}
+        tables = {name: wandb.Table(dataframe=table.frame()) for name, table in summary.named_tables.items()}
         self.experiment.log({"figure": wandb.Image(str(figure)), **tables})
         export = figure.parent / "export"
         if export.is_dir():

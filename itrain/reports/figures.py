@@ -53,7 +53,16 @@ def _draw_bars(axes: Axes, bars: Bars) -> None:
     for number, ((label, values), colour) in enumerate(zip(bars.series.items(), colours, strict=True)):
         middle = (number - (len(bars.series) - 1) / 2) * step
         height = 0.95 * step
-        drawn = axes.barh([place + middle for place in places], values, height=height, color=colour, label=label)
+        ends = bars.intervals.get(label, [None] * len(values))
+        reach = [
+            (value - each[0], each[1] - value) if each else (0.0, 0.0) for value, each in zip(values, ends, strict=True)
+        ]
+        whiskers = (
+            {"xerr": [*zip(*reach, strict=True)], "error_kw": {"elinewidth": 0.9, "capsize": 2.5}} if any(ends) else {}
+        )
+        drawn = axes.barh(
+            [place + middle for place in places], values, height=height, color=colour, label=label, **whiskers
+        )
         axes.bar_label(drawn, fmt="%.2f" if bars.shares else "%.5g", padding=3)
     for place, mark in enumerate(bars.marks):
         label = "" if place else "most frequent class"

@@ -68,7 +68,8 @@ def draw(maps: Sequence[HeatMap]) -> Figure:
     for place in axes[:, 0]:
         place.set_ylabel("layer")
     if len({each.scale for each in maps}) == 1:
-        label = "difference, both above chance" if maps[0].is_difference else "share of pairs or examples"
+        shown = {each.figure for each in maps}
+        label = "difference" if maps[0].is_difference else shown.pop() if len(shown) == 1 else "share"
         figure.colorbar(scales[0], ax=axes, shrink=0.8, label=label)
     else:
         for place, scale in zip(axes.flat, scales, strict=False):

@@ -48,6 +48,7 @@ FIGURES: Mapping[str, str] = {
 """The figures that have heat maps, with their titles."""
 COUNTED: Mapping[str, tuple[str, str]] = {
     IIA: (PAIRS_CHANGING, "pairs"),
+    "iia_changing_argmax": (PAIRS_CHANGING, "pairs"),
     RANDOM_MODEL + IIA: (PAIRS_CHANGING, "pairs"),
     PROBE_ACCURACY: (EXAMPLES, "examples"),
     RANDOM_MODEL + PROBE_ACCURACY: (EXAMPLES, "examples"),

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 CONTROL_PASSES, RANDOM_MODEL_PASSES, ABOVE_VECTOR = "control passes", "random model passes", "above the whole vector"
 FULL_RANK = "full rank"
 REASONS: Mapping[str, str] = {
-    FULL_RANK: "the rank is the size of the activation, so all of it is swapped: this says nothing of a subspace, and a "
-    "random subspace of this rank is no control and is left out of maps and curves",
+    FULL_RANK: "the rank is the size of the activation, so all of it is swapped: this says nothing of a subspace, and "
+    "a random subspace of this rank is no control and is left out of maps and curves",
     RANDOM_MODEL_PASSES: "the same fit on a randomly initialised model scores about as high, so the result says "
     "nothing about what this model has learned",
     CONTROL_PASSES: "a random subspace of equal rank changes the label too, so no learned direction is needed",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, nan, sqrt
 from statistics import NormalDist, fmean, harmonic_mean, stdev, variance
 from typing import TYPE_CHECKING
 
@@ -122,6 +122,15 @@ def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
         lowest, highest = -1.0 if figure == SELECTIVITY else 0.0, inf if figure == RANK_FOUND else 1.0
         ends = (max(ends[0], lowest), min(ends[1], highest))
     return Estimate(value=fmean(values), interval=ends, over=", ".join(over), form=form)
+
+
+def of_run(figures: Mapping[str, float], figure: str) -> Ends | None:
+    """The interval of a figure of one run over its pairs or examples; None where these are not counted."""
+    import pandas
+
+    if not isfinite(figures.get(figure, nan)):
+        return None
+    return estimated(pandas.DataFrame([dict(figures)]), figure).interval
 
 
 def over_pairs(share: float, pairs: float) -> Ends:

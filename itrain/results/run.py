@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import isfinite
 from pathlib import Path
@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING
 from itrain.metrics import RULES
 from itrain.results.columns import (
     ANSWER_PROBABILITY,
+    ANSWER_SPREAD,
     BEFORE,
     CONTROL_ACCURACY,
+    CONTROL_EXAMPLES,
     CONTROLS,
+    DISTINCT,
     EXACT_MATCH,
+    EXAMPLES,
+    FULL_VECTOR,
+    IIA,
+    KNOWN,
     L2,
     MAJORITY_ACCURACY,
     MODEL_ACCURACY,
     PAIRS_CHANGING,
     PAIRS_PRESERVING,
     PROBE_ACCURACY,
+    RANDOM_SUBSPACE,
     RUNS,
     SELECTIVITY,
     TASK_ACCURACY,
@@ -31,11 +39,23 @@ from itrain.results.columns import (
     spoken,
 )
 from itrain.results.history import Curve, read_curve
+from itrain.results.intervals import Ends, of_run
 
 if TYPE_CHECKING:
     import pandas
 
 Results = Mapping[str, float]
+
+INTERVALS = "95% intervals"
+OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {
+    PAIRS_CHANGING,
+    PAIRS_PRESERVING,
+    *DISTINCT.values(),
+}
+PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
+OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
+IN_LINES = frozenset({MODEL_ACCURACY, TEST_RANK, f"{TEST}/{TASK_ACCURACY}", f"{BEFORE}/{TASK_ACCURACY}"})
+"""The figures that have lines of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +94,8 @@ class Bars:
     """A bar of each group, by what the bars show."""
     marks: Sequence[float] = ()
     """A value to compare with in each group: the accuracy of the most frequent class."""
+    intervals: Mapping[str, Sequence[Ends | None]] = field(default_factory=dict)
+    """The 95% interval of each bar over pairs or examples, by what the bars show."""
     shares: bool = True
     """Whether all values are shares, which lie between -1 and 1."""
 
@@ -89,6 +111,11 @@ class RunSummary:
     curve: Curve | None
     """None where nothing was trained step by step."""
 
+    @property
+    def named_tables(self) -> dict[str, Table]:
+        """The tables under short names, which are the same for all runs."""
+        return dict(zip(("results", "other_results"), self.tables, strict=False))
+
 
 def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
     """The summary of a run.
@@ -99,12 +126,12 @@ def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
         metrics: the run's ``metrics.csv``; a run without training has none.
     """
     kind = next((kind for kind in KINDS if kind.fits(results)), None)
-    own = {key: value for key, value in results.items() if not is_known(key) and key != MODEL_ACCURACY}
     if kind is None:
         shown = {key: value for key, value in results.items() if key != MODEL_ACCURACY}
         tables, bars = [_plain_table(shown, title="test figures")], _plain_bars(shown)
     else:
         tables, bars = [kind.table(results)], kind.bars(results)
+        own = {key: value for key, value in results.items() if not kind.shows(key) and key not in IN_LINES}
         tables += [_plain_table(own, title="other test figures")] if own else []
     return RunSummary(
         tables=tables, lines=_lines(results), bars=bars, curve=None if metrics is None else read_curve(metrics)
@@ -116,8 +143,14 @@ class Kind:
     """A kind of run, known by the figures that it has."""
 
     fits: Callable[[Results], bool]
+    known: frozenset[str]
+    """The figures that its table has room for, or leaves out."""
     table: Callable[[Results], Table]
     bars: Callable[[Results], Bars]
+
+    def shows(self, key: str) -> bool:
+        """Whether a figure is one of its own; the others are shown beside its table."""
+        return not self.known.isdisjoint(key.split("/"))
 
 
 # --- interchange interventions
@@ -149,11 +182,25 @@ def _pairs_table(results: Results) -> Table:
 def _pairs_bars(results: Results) -> Bars:
     places = {spoken(control): f"{TEST}/{control}" for control in reversed(CONTROLS)} | {"trained": TEST}
     places = {name: place for name, place in places.items() if f"{place}/iia_changing_pairwise" in results}
-    series = {rule: [results[f"{place}/iia_changing_{rule}"] for place in places.values()] for rule in RULES}
+    names = {rule: f"iia_changing_{rule}" for rule in RULES}
+    found = [_at(results, place) for place in places.values()]
     pairs = int(results[f"{TEST}/{PAIRS_CHANGING}"])
     return Bars(
-        axis=f"interchange intervention accuracy, {pairs} label-changing pairs", names=list(places), series=series
+        axis=f"interchange intervention accuracy, {pairs} label-changing pairs\n{INTERVALS}",
+        names=list(places),
+        series={rule: [figures[name] for figures in found] for rule, name in names.items()},
+        intervals={rule: [of_run(figures, name) for figures in found] for rule, name in names.items()},
     )
+
+
+def _at(results: Results, place: str) -> dict[str, float]:
+    """The figures of a place, by their names there."""
+    return {key.removeprefix(f"{place}/"): value for key, value in results.items() if key.startswith(f"{place}/")}
+
+
+def _count(figures: Mapping[str, float]) -> str:
+    """The number of examples, followed by a space, where it is known."""
+    return f"{figures[EXAMPLES]:.0f} " if EXAMPLES in figures else ""
 
 
 def _is_control(place: str) -> bool:
@@ -213,12 +260,18 @@ def _probes_bars(results: Results) -> Bars:
         title: [results[f"{TEST}/{figure}/{name}"] for name in names]
         for figure, title in _probe_figures(results, titles).items()
     }
-    majority = [results.get(f"{TEST}/{MAJORITY_ACCURACY}/{name}") for name in names]
+    found = [
+        {figure: results[f"{TEST}/{figure}/{name}"] for figure in PROBED if f"{TEST}/{figure}/{name}" in results}
+        for name in names
+    ]
+    shown = _probe_figures(results, titles)
+    majority = [figures.get(MAJORITY_ACCURACY) for figures in found]
     marks = [each for each in majority if each is not None]
     return Bars(
-        axis="accuracy, held-out examples",
+        axis=f"accuracy on {_count(found[0])}held-out examples\n{INTERVALS}",
         names=[name.replace(" ", "\n") for name in names],
         series=series,
+        intervals={title: [of_run(figures, figure) for figures in found] for figure, title in shown.items()},
         marks=marks if len(marks) == len(names) else (),
     )
 
@@ -231,33 +284,53 @@ def _known_table(results: Results) -> Table:
     return _plain_table({key: value for key, value in known.items() if is_known(key)}, title="held-out examples")
 
 
+TRACED = {"restored": TEST} | {run: f"{TEST}/{run}" for run in RUNS}
+
+
+def _trace_table(results: Results) -> Table:
+    rows = {}
+    for name, place in TRACED.items():
+        figures = _at(results, place)
+        if ANSWER_PROBABILITY in figures:
+            ends = of_run(figures, ANSWER_PROBABILITY)
+            interval = "" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"
+            shares = [_decimals(figures.get(f"answer_{rule}")) for rule in RULES]
+            rows[name] = [_decimals(figures[ANSWER_PROBABILITY]), interval, *shares]
+    heads = [("", head) for head in ("probability", "95%", *RULES)]
+    return Table(title=f"the clean answer on {_count(_at(results, TEST))}held-out examples", heads=heads, rows=rows)
+
+
 def _places_bars(figure: str, places: Mapping[str, str], axis: str) -> Callable[[Results], Bars]:
     def bars(results: Results) -> Bars:
-        found = {name: results[f"{place}/{figure}"] for name, place in places.items() if f"{place}/{figure}" in results}
-        return Bars(axis=axis, names=list(found), series={figure: list(found.values())})
+        found = {name: _at(results, place) for name, place in places.items() if f"{place}/{figure}" in results}
+        intervals = [of_run(figures, figure) for figures in found.values()]
+        return Bars(
+            axis=f"{axis}, {_count(_at(results, TEST))}held-out examples\n{INTERVALS}" if any(intervals) else axis,
+            names=list(found),
+            series={figure: [figures[figure] for figures in found.values()]},
+            intervals={figure: intervals},
+        )
 
     return bars
 
 
 KINDS = (
-    Kind(fits=lambda results: bool(_probes(results)), table=_probes_table, bars=_probes_bars),
+    Kind(fits=_is_of_pairs, known=OF_PAIRS, table=_pairs_table, bars=_pairs_bars),
+    Kind(fits=lambda results: bool(_probes(results)), known=PROBED, table=_probes_table, bars=_probes_bars),
     Kind(
         fits=lambda results: f"{TEST}/{ANSWER_PROBABILITY}" in results,
-        table=_known_table,
-        bars=_places_bars(
-            ANSWER_PROBABILITY,
-            {"restored": TEST} | {run: f"{TEST}/{run}" for run in RUNS},
-            "probability of the clean answer",
-        ),
+        known=OF_TRACES,
+        table=_trace_table,
+        bars=_places_bars(ANSWER_PROBABILITY, TRACED, "probability of the clean answer"),
     ),
     Kind(
         fits=lambda results: f"{TEST}/{EXACT_MATCH}" in results,
+        known=KNOWN,
         table=_known_table,
         bars=_places_bars(
             EXACT_MATCH, {"after": TEST, "before": BEFORE}, "exact match of greedy generations, held-out prompts"
         ),
     ),
-    Kind(fits=_is_of_pairs, table=_pairs_table, bars=_pairs_bars),
 )
 
 
@@ -281,6 +354,9 @@ def _plain_bars(figures: Results) -> Bars | None:
 
 def _lines(results: Results) -> list[str]:
     lines = [f"rank found: {results[TEST_RANK]:g}"] if TEST_RANK in results else []
+    full, random = (f"{TEST}/{control}/{IIA}" in results for control in (FULL_VECTOR, RANDOM_SUBSPACE))
+    if full and not random:
+        lines.append("random subspace: none; one of full rank swaps the whole activation and is no control")
     if f"{TEST}/{TASK_ACCURACY}" in results:
         start = results.get(f"{BEFORE}/{TASK_ACCURACY}")
         before = "" if start is None else f" (before training: {start:.3f})"
