@@ -81,8 +81,8 @@ def over_rank(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]], token
     if RANK not in frame or IIA not in frame:
         return
     others = {method: [name for name in names if name != RANK] for method, names in apart.items()}
-    frame = without_void(frame.loc[frame[IIA].notna()])
-    methods = {name: part for name, part in methods_of(frame, others) if part[RANK].nunique() > 1}
+    frame = frame.loc[frame[IIA].notna()]
+    methods = {name: without_void(part) for name, part in methods_of(frame, others) if part[RANK].nunique() > 1}
     ranked = {part[METHOD].iloc[0] for part in methods.values()} - {RANDOM_SUBSPACE}
     learned = frame[frame[METHOD].isin(ranked)]
     ranks = sorted({rank for part in methods.values() for rank in part[RANK].dropna()})

@@ -60,13 +60,14 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     needed = [IIA, PROBE_ACCURACY, RANDOM_MODEL + IIA, RANDOM_MODEL + PROBE_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, RANK]
     table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = [LAYER, COMPONENT, POSITION, SEED]
-    genuine = without_void(table)
-    control = genuine[genuine[METHOD] == RANDOM_SUBSPACE].groupby([*place, RANK], dropna=False)[IIA].first()
-    full: Any = is_full_rank(table)
+    control = (
+        without_void(table).query(f"{METHOD} == '{RANDOM_SUBSPACE}'").groupby([*place, RANK], dropna=False)[IIA].first()
+    )
+    table = table.assign(**{FULL_RANK: is_full_rank(table)})
     ceiling = table[table[METHOD] == FULL_VECTOR].groupby(place)[IIA].first()
 
     def flag(row: Any) -> str:
-        if full[row.name]:
+        if row[FULL_RANK]:
             return FULL_RANK
         if row[METHOD] in CONTROLS:
             return ""
