@@ -19,11 +19,11 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from itrain.cli import main
+from itrain.loggers.runs import figure_name, identify_run, shortened
 from itrain.loggers.trackio import Trackio
 from itrain.results.table import read_curves, read_results
 from tests.commands import SMALL
 
-ROOT = Path(__file__).parents[1]
 SWEEP = [
     "sweep",
     "recipe=das_vs_probe_gender",
@@ -34,6 +34,8 @@ SWEEP = [
     "sweep.ranks=[2]",
 ]
 FITS = 6
+METHODS = {"das": " r2", "probing": "", "full_vector": ""}
+"""The end of the names of each method's runs."""
 
 
 def only_run(folder: Path) -> Path:
@@ -50,7 +52,8 @@ def wandb_runs(folder: Path) -> list[dict[str, Any]]:
 def read_run(file: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
-    run: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "files": file.parent / "files"}
+    run: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "artifacts": {}}
+    run["files"] = file.parent / "files"
     for record in map(json.loads, told.stdout.splitlines()):
         if record["type"] == "run":
             run = {**record["run"], **run, "config": record["run"]["config"]["update"]}
@@ -60,6 +63,9 @@ def read_run(file: Path) -> dict[str, Any]:
             run["summary"] |= record["summary"]["update"]
         elif record["type"] == "history":
             run["history"].append(record["history"]["item"])
+        elif record["type"] == "artifact":
+            found = record["artifact"]
+            run["artifacts"][found["type"]] = {each["path"] for each in found["manifest"]["contents"]}
     del run["config"]["_wandb"]
     return run
 
@@ -76,16 +82,48 @@ def test_a_sweep_is_a_group_with_a_run_for_each_fit(swept: Path) -> None:
     assert {run["run_group"] for run in runs} == {f"das_vs_probe_gender {swept.name}"}
     assert len({run["run_id"] for run in runs}) == len(runs) == FITS
     rows = read_results(swept).drop(columns=["flag"]).to_dict("records")
-    settings = [name for name in rows[0] if name in runs[0]["config"]]
-    assert {"method", "layer", "component", "position", "rank", "seed", "command"} <= set(settings)
+    settings = ["method", "component", "layer", "position", "rank", "seed", "window", "command", "features"]
     by_command = {run["config"]["command"]: run for run in runs}
     for row in rows:
         run = by_command[row["command"]]
-        assert {name: value for name, value in run["config"].items() if name in ("method", "layer", "position")} == {
-            name: row[name] for name in ("method", "layer", "position")
+        found = {name: run["config"][name] for name in settings if run["config"].get(name) is not None}
+        assert found == {name: row[name] for name in settings if pandas.notna(row[name])}
+        figures = {
+            figure_name(name): value for name, value in row.items() if name not in settings and pandas.notna(value)
         }
-        figures = {name: value for name, value in row.items() if name not in settings and pandas.notna(value)}
         assert figures and {name: run["summary"][name] for name in figures} == pytest.approx(figures)
+
+
+def test_every_run_has_the_whole_configuration(swept: Path) -> None:
+    """That of a fit of a sweep is what its command would compose alone."""
+    whole = OmegaConf.to_container(OmegaConf.load(swept / "config.yaml"), resolve=True)
+    assert isinstance(whole, dict)
+    for run in wandb_runs(swept):
+        config = run["config"]
+        shared = ("model", "network", "task", "data", "trainer", "name", "output")
+        assert {name: config[name] for name in shared} == {name: whole[name] for name in shared}
+        assert config["trainer"]["max_epochs"] == 2
+        assert set(config["versions"]) >= {"python", "itrain", "torch", "lightning", "transformers"}
+        if run["job_type"] == "results":
+            assert config["sweep"]["ranks"] == [2] and config["training"] == whole["training"]
+            continue
+        assert "sweep" not in config and config["site"]["position"] == config["position"]
+        part = "training" if config["method"] == "probing" else "intervention"
+        rank = {"rank": 2} if config["method"] == "das" else {}
+        assert config[part] == whole["sweep"]["methods"][config["method"]] | rank
+        assert config["training"]["optimizer"]["lr"] == 0.01
+
+
+def test_names_and_tags_tell_runs_apart(swept: Path) -> None:
+    runs = {run["display_name"]: run for run in wandb_runs(swept)}
+    sites = ("name", "connective")
+    fits = {f"{method} 2@{site}{rank} s0" for method, rank in METHODS.items() for site in sites}
+    results = f"das_vs_probe_gender {swept.name} results"
+    assert set(runs) == {*fits, results}
+    assert runs["das 2@name r2 s0"]["tags"] == [
+        "das", "layer2.block_output@name", "rank 2", "seed 0", "das_vs_probe_gender", "sweep",
+    ]  # fmt: skip
+    assert {"sweep", "results", "das", "probing"} <= set(runs[results]["tags"])
 
 
 def test_what_was_trained_in_a_sweep_has_a_curve(swept: Path) -> None:
@@ -95,15 +133,15 @@ def test_what_was_trained_in_a_sweep_has_a_curve(swept: Path) -> None:
         ("das", "name"): [0, 1],
     }
     runs = {run["display_name"]: run for run in wandb_runs(swept)}
-    logged = runs["das layer2.block_output@name rank2 seed0"]["history"]
+    logged = runs["das 2@name r2 s0"]["history"]
     at_name = curves[curves.position == "name"]
     for figure in ("epoch", "validation/loss", "validation/iia_changing_pairwise"):
         assert [epoch[figure] for epoch in logged] == pytest.approx(at_name[figure].tolist()), figure
     assert at_name["validation/loss"].is_monotonic_decreasing
-    assert runs["full_vector layer2.block_output@name seed0"]["history"] == []
+    assert runs["full_vector 2@name s0"]["history"] == []
 
 
-def test_a_sweep_s_results_are_a_table_and_pictures(swept: Path) -> None:
+def test_a_sweep_s_results_are_tables_pictures_and_a_page(swept: Path) -> None:
     (run,) = [run for run in wandb_runs(swept) if run["job_type"] == "results"]
     table = json.loads((run["files"] / run["summary"]["results.path"]).read_text())
     frame = read_results(swept)
@@ -113,7 +151,14 @@ def test_a_sweep_s_results_are_a_table_and_pictures(swept: Path) -> None:
     for key in ("heat_maps", "iia_maps", "probe_maps", "difference_maps"):
         picture = run["files"] / run["summary"][f"{key}.path"]
         assert picture.read_bytes().startswith(b"\x89PNG"), key
-    assert (run["files"] / run["summary"]["heat_maps.path"]).read_bytes() == (swept / "heat_maps.png").read_bytes()
+    for key in ("heat_maps", "difference_maps"):
+        assert (run["files"] / run["summary"][f"{key}.path"]).read_bytes() == (swept / f"{key}.png").read_bytes()
+    assert "<h2>Probes beyond interventions</h2>" in (run["files"] / run["summary"]["report.path"]).read_text()
+    best = json.loads((run["files"] / run["summary"]["best_sites.path"]).read_text())
+    assert [row[0] for row in best["data"]] == ["das", "full vector", "probing"]
+    assert run["summary"]["best/full vector"] == 1.0
+    files = {"results.parquet", "curves.parquet", "config.yaml", "report.html", "heat_maps.svg", "difference_maps.png"}
+    assert files <= run["artifacts"]["sweep"]
 
 
 def test_a_sweep_that_goes_on_logs_nothing_twice(swept: Path, tmp_path: Path) -> None:
@@ -138,7 +183,17 @@ def test_a_fit_leaves_its_configuration_and_figures_with_wandb(tmp_path: Path, m
     assert not opened
     folder = only_run(tmp_path)
     (run,) = wandb_runs(folder)
-    assert run["config"] == OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    whole = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(whole, dict) and {name: run["config"][name] for name in whole} == whole
+    place = {"layer": 2, "component": "block_output", "position": "name", "method": "das", "seed": 0}
+    assert {name: run["config"][name] for name in place} == place and "torch" in run["config"]["versions"]
+    assert (run["display_name"], run["run_group"], run["job_type"]) == ("das 2@name s0", "das_gender", "fit")
+    assert run["tags"] == ["das", "layer2.block_output@name", "seed 0", "das_gender"]
+    assert (run["files"] / run["summary"]["figure.path"]).read_bytes() == (folder / "figure.png").read_bytes()
+    table = json.loads((run["files"] / run["summary"]["results.path"]).read_text())
+    assert [row[0] for row in table["data"]] == ["trained", "full vector", "random subspace"]
+    exported = {str(file.relative_to(folder / "export")) for file in (folder / "export").rglob("*") if file.is_file()}
+    assert exported and run["artifacts"]["intervention"] == exported
     found = json.loads((folder / "metrics.json").read_text())
     for figure in ("test/iia_argmax", "test/random_subspace/iia_argmax"):
         assert run["summary"][figure] == pytest.approx(found[figure])
@@ -153,9 +208,13 @@ def test_tensorboard_has_a_run_for_each_fit(tmp_path: Path) -> None:
 
     folder = only_run(tmp_path) / "tensorboard"
     assert len(list(folder.iterdir())) == 4
-    fit = EventAccumulator(str(folder / "das layer2.block_output@name rank2 seed0")).Reload()
-    assert len(fit.Scalars("validation/loss")) == 2 and len(fit.Scalars("iia_changing_pairwise")) == 1
-    assert EventAccumulator(str(folder / "results")).Reload().Images("heat_maps")
+    fit = EventAccumulator(str(folder / "das 2@name r2 s0")).Reload()
+    assert len(fit.Scalars("validation/loss")) == 2 and len(fit.Scalars("test/iia_changing_pairwise")) == 1
+    assert b"trainer/max_epochs" in next((folder / "das 2@name r2 s0").glob("*.[0-9]")).read_bytes()
+    results = EventAccumulator(str(folder / "results")).Reload()
+    assert results.Images("heat_maps") and results.Images("difference_maps")
+    (best,) = results.Tensors("best_sites/text_summary")
+    assert b"| full vector | 2@name |" in best.tensor_proto.string_val[0]
 
 
 def test_trackio_has_a_run_for_each_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,10 +227,12 @@ def test_trackio_has_a_run_for_each_fit(tmp_path: Path, monkeypatch: pytest.Monk
     base = sqlite3.connect(tmp_path / "t" / "itrain.db")
     configs = {name: json.loads(config) for name, config in base.execute("select run_name, config from configs")}
     group = f"das_vs_probe_gender {only_run(tmp_path).name}"
-    das = configs[f"{group} das layer2.block_output@name rank2 seed0"]
+    assert all(len(name) < 32 for name in configs), "names are labels of axes"
+    das = configs["das 2@name r2 s0"]
     assert das["method"] == "das" and das["rank"] == 2 and das["_Group"] == group
-    logged = base.execute("select metrics from metrics where run_name like '%das layer2%'").fetchall()
-    assert len(logged) == 3 and "iia_changing_pairwise" in json.loads(logged[-1][0])
+    assert das["trainer"]["max_epochs"] == 2 and das["versions"]
+    logged = base.execute("select metrics from metrics where run_name like 'das 2@%'").fetchall()
+    assert len(logged) == 3 and "test/iia_changing_pairwise" in json.loads(logged[-1][0])
     assert list((tmp_path / "t").rglob("*.png"))
     logger = Trackio(project="itrain", name="alone")
     logger.log_hyperparams({"seed": 3})
@@ -248,20 +309,31 @@ def test_a_configuration_may_name_a_logger_by_its_earlier_path(tmp_path: Path) -
     assert list((only_run(tmp_path) / "tensorboard").glob("events.out.tfevents*"))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
-def test_the_dashboard_of_a_sweep_is_valid(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb_workspaces", reason="the extra 'dashboards' is not installed")
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from wandb_workspace import workspace
-    from wandb_workspaces.reports.v2 import LinePlot
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("test/probe_accuracy/gender layer4.block_output@verb", "test/probe_accuracy/gender 4@verb"),
+        ("test/probe_accuracy/gender layer4.mlp_output@verb", "test/probe_accuracy/gender 4.mlp_output@verb"),
+        ("layer2.block_output.head1@x", "2.block_output.head1@x"),
+        ("module:layer1.block_output.output", "module:layer1.block_output.output"),
+        ("train/loss", "train/loss"),
+    ],
+)
+def test_figures_of_sites_have_short_names(name: str, short: str) -> None:
+    assert shortened(name) == short
 
-    # What is sent to the server, by the package's own model of it.
-    spec = json.loads(workspace("a b", entity="anyone", project="itrain")._to_model().model_dump_json(by_alias=True))
-    panels = [panel for each in spec["spec"]["section"]["panelBankConfig"]["sections"] for panel in each["panels"]]
-    media = {key for panel in panels for key in panel["config"].get("mediaKeys") or []}
-    plotted = {key for panel in panels for key in panel["config"].get("metrics") or []}
-    logged = {key.removesuffix(".path") for run in wandb_runs(swept) for key in run["summary"]}
-    assert {"iia_maps", "probe_maps", "difference_maps"} <= media <= logged
-    assert {"validation/loss", "iia_changing_pairwise"} <= plotted <= logged
-    with pytest.raises(ValueError, match="titel"):
-        LinePlot(titel="a typo")  # type: ignore[call-arg]
+
+@pytest.mark.parametrize(
+    ("configuration", "name"),
+    [
+        ({"intervention": {"_target_": "a.b.BoundlessDAS"}, "site": ["layer1.block_output@a", "layer2.block_output@a"]},
+         "boundless_das 1@a +1"),
+        ({"intervention": {"_target_": "a.LoReFT", "rank": 4}, "seed": 3, "site": None}, "loreft r4 s3"),
+        ({"training": {"_target_": "itrain.training.probing.ProbeTraining"}, "intervention": {"_target_": "a.DAS"},
+          "site": "layer1.mlp_output@a"}, "probing 1.mlp_output@a"),
+        ({"training": {"_target_": "mine.Own"}, "intervention": None}, "mine"),
+        ({}, "run"),
+    ],
+)  # fmt: skip
+def test_a_run_of_its_own_is_named_after_method_and_site(configuration: dict[str, Any], name: str) -> None:
+    assert identify_run(configuration).name == name

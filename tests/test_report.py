@@ -21,7 +21,7 @@ from itrain.reports.heat_maps import save_heat_maps
 from itrain.reports.html import save_report
 from itrain.reports.sweeps import SweepProgress, show_sweep
 from itrain.reports.terminal import only_results
-from itrain.results.intervals import over_pairs, over_seeds
+from itrain.results.intervals import over_pairs
 from itrain.results.tokens import read_tokens, save_tokens
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
@@ -138,8 +138,9 @@ def test_a_sweep_without_controls_is_not_called_clean(tmp_path: Path) -> None:
 
 
 def test_several_seeds_show_their_mean_and_interval(tmp_path: Path) -> None:
-    low, high = over_seeds([0.675, 0.6675, 0.66])
-    assert f"{0.6675:.2f} ({low:.2f} to {high:.2f})" in page_of(tmp_path, table(seeds=3))
+    low, high = over_pairs(0.6675, 300)
+    page = page_of(tmp_path, table(seeds=3))
+    assert f"{0.6675:.2f} ({low:.2f} to {high:.2f})" in page and "95% interval over 3 seeds, 300 pairs in all" in page
 
 
 def test_curves_appear_where_several_ranks_were_swept(tmp_path: Path) -> None:

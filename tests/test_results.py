@@ -118,7 +118,7 @@ def test_own_figures_of_a_run_are_a_table_and_bars(
 
         found = EventAccumulator(str(folder / "tensorboard")).Reload()
         assert found.Scalars("test/my_error")[-1].value == 12.5 and found.Images("figure")
-        (table,) = found.Tensors("test figures/text_summary")
+        (table,) = found.Tensors("results/text_summary")
         assert b"| my error | 12.5 |" in table.tensor_proto.string_val[0]
     elif logger:
         import wandb
@@ -168,7 +168,8 @@ def test_a_sweep_of_own_figures_alone_has_maps_and_no_best_site(
     show_sweep(summary)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["1", "-29", "-29"] in lines and ["0", "0.0012", "0.0012"] in lines
-    assert save_heat_maps(summary).stat().st_size > 5000 and save_comparison(summary, tmp_path) == {}
+    (drawn,) = save_heat_maps(summary).values()
+    assert drawn.stat().st_size > 5000 and save_comparison(summary, tmp_path) == {}
     save_report([tmp_path / "own"], tmp_path / "report.html")
     assert "my loss, colours from 0.0012 to 1" in (tmp_path / "report.html").read_text()
 
@@ -191,13 +192,14 @@ def test_seeds_of_an_own_figure_have_an_interval_that_nothing_cuts_off(tmp_path:
     assert cell is not None and str(cell.estimate) == "45 (-18.5 to 109)" and cell.estimate.over == "2 seeds"
 
 
-def test_probes_stand_above_methods_where_both_are(tmp_path: Path) -> None:
+def test_probes_are_subtracted_where_both_are(tmp_path: Path) -> None:
     iia = rows("das", range(1), iia_changing_pairwise=0.25)
-    frame = pandas.DataFrame([*iia, *rows("probing", range(2), probe_accuracy=0.75)])
+    probes = rows("probing", range(2), probe_accuracy=0.75)
+    frame = pandas.DataFrame([*iia, *(row | {"majority_accuracy": 0.5} for row in probes)])
     (difference,) = differences(swept(tmp_path / "both", frame).maps)
-    assert difference.method == "probing" and difference.figure == "above das" and difference.scale == (-1, 1)
+    assert (difference.method, difference.figure) == ("probing minus das", "both above chance")
     cell = difference.at(0, "verb")
-    assert cell is not None and cell.estimate.value == pytest.approx(0.5)
+    assert cell is not None and cell.estimate.value == pytest.approx(0.25)
     assert difference.at(1, "verb") is None and difference.at(2, "verb") is None
 
 
