@@ -144,6 +144,7 @@ def test_own_methods_of_a_sweep_are_tables_and_maps(
     titles = " ".join(told.split())
     assert "halved: IIA, label-changing pairs layer" in titles and "probing: my error layer" in titles
     folder = only_run(tmp_path)
+    assert told.rstrip().endswith(f"report: {folder / 'report.html'}")
     frame = read_results(folder)
     figures = frame.columns[list(frame).index("command") + 1 :].drop("flag")
     assert [name for name in figures if not is_known(name)] == ["my_error"]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pandas
 import pytest
+from torch.optim import Adam
 
+from itrain.interventions.base import Intervention
+from itrain.interventions.controls import FullVector
+from itrain.interventions.das import DAS, FullRotationDAS
+from itrain.interventions.masking import FixedMask
+from itrain.networks.hooks import HookedNetwork
 from itrain.reports.heat_maps import save_heat_maps
 from itrain.reports.html import save_report
 from itrain.reports.sweeps import SweepProgress, show_sweep
@@ -20,6 +27,8 @@ from itrain.results.maps import HeatMap
 from itrain.results.peaks import peak_of
 from itrain.results.run import summarise_run
 from itrain.results.summary import SweepSummary
+from itrain.training.alignment import AlignmentSearch
+from tests.planted import HIDDEN, Planted
 from tests.tables import finished, summary_of
 
 IIA = "iia_changing_pairwise"
@@ -247,6 +256,40 @@ def test_a_random_subspace_of_full_rank_is_no_control(tmp_path: Path, capsys: py
     assert REASONS[FULL_RANK] in (tmp_path / "report.html").read_text()
     show_sweep(summary)
     assert f"{FULL_RANK}: das 0@a, rank 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("intervention", "is_controlled"),
+    [
+        (partial(DAS, rank=1), True),
+        (partial(DAS, rank=HIDDEN), False),
+        (FullVector, False),
+        (FixedMask, False),
+        (partial(FixedMask, gate=[1] + [0] * (HIDDEN - 1)), True),
+        (partial(FullRotationDAS, blocks=HIDDEN), False),
+        (partial(FullRotationDAS, blocks={"left": HIDDEN // 2, "right": HIDDEN // 2}), True),
+    ],
+)
+def test_a_test_runs_a_random_subspace_only_where_it_is_a_control(
+    intervention: Callable[[int], Intervention], is_controlled: bool
+) -> None:
+    network = HookedNetwork(Planted())
+    module = AlignmentSearch(
+        network=network, sites=["module:embed.output"], intervention=intervention, hidden_sizes=[HIDDEN], optimizer=Adam
+    )
+    module.scores.begin("test")
+    assert ("/random_subspace" in module.scores.evaluated) == is_controlled
+    assert "/full_vector" in module.scores.evaluated
+
+
+def test_a_missing_random_subspace_is_told() -> None:
+    rules = ("argmax", "pairwise")
+    pairs = {f"{name}_{rule}": 1.0 for name in ("iia", "iia_changing", "iia_preserving") for rule in rules}
+    pairs |= {"pairs_changing": 8.0, "pairs_preserving": 8.0}
+    whole = {f"{place}/{name}": share for place in ("test", "test/full_vector") for name, share in pairs.items()}
+    (line,) = summarise_run(whole).lines
+    assert line.startswith("random subspace: none; one of full rank")
+    assert summarise_run(whole | {f"test/random_subspace/{name}": 0.0 for name in pairs}).lines == []
 
 
 def test_tables_without_the_activation_s_size_keep_their_controls(tmp_path: Path) -> None:

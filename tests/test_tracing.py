@@ -156,6 +156,19 @@ def test_answers_of_several_tokens_are_refused(network: HookedNetwork, data: Cou
         trace(network, data).scores.update("test", torch.zeros(len(batch), 4), several)
 
 
+def test_the_spread_over_examples_is_reported_whatever_the_batches(
+    network: HookedNetwork, data: CounterfactualDataModule
+) -> None:
+    batch, scores = batch_of(data), trace(network, data).scores
+    logits = torch.randn(len(batch), network.model.config.vocab_size, generator=torch.Generator().manual_seed(0))
+    scores.update("test", logits, batch)
+    scores.update("test", 2 * logits, batch)
+    found = scores.compute()
+    shares = [each.softmax(-1).take_along_dim(batch.base_label[:, None], 1) for each in (logits, 2 * logits)]
+    torch.testing.assert_close(found["test/answer_spread"], torch.cat(shares).std(correction=0))
+    assert found["test/examples"] == 2 * len(batch) and scores.compute() == {}
+
+
 def test_a_sweep_of_traces_fits_nothing_and_a_row_s_command_makes_it_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +193,8 @@ def test_a_sweep_of_traces_fits_nothing_and_a_row_s_command_makes_it_alone(
         assert main([*shlex.split(row.command)[3:], f"output={place[0]}"]) == 0
         (metrics,) = Path(place[0]).rglob("metrics.json")
         alone = json.loads(metrics.read_text())
-        for figure in ("answer_probability", "corrupted/answer_probability", "clean/answer_probability"):
+        figures = ("answer_probability", "answer_spread", "examples")
+        for figure in [f"{run}{name}" for run in ("", "corrupted/", "clean/") for name in figures]:
             assert alone[f"test/{figure}"] == pytest.approx(row[figure], abs=1e-4), (place, figure)
 
 

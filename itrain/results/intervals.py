@@ -93,7 +93,7 @@ class Sampled:
     count: float
     what: str
     over_odds: Ends | None = None
-    """Of shares of several seeds: Student's interval over their log odds."""
+    """Of shares of three seeds or more: Student's interval over their log odds."""
 
 
 def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
@@ -102,10 +102,10 @@ def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
     Pairs and seeds are both samples. Over pairs, a share has Wilson's interval, with all seeds' pairs counted together;
     a mean of probabilities has Student's, and selectivity that of a difference. Where seeds differ by more than their
     pairs explain (their variance is above the mean variance that the sampling of pairs gives each), each end is the
-    farthest one of this interval and of Student's over seeds; of shares also of Student's over seeds' log odds, as
-    shares near 0 or 1 lie unevenly about their mean. So equal seeds leave the interval of their pairs, and seeds that
-    differ widely are not averaged away. Of 3 to 5 seeds with 64 to 256 pairs it covers in 91% to 97% of cases. Figures
-    that count nothing have Student's interval over seeds.
+    farthest one of this interval and of Student's over seeds; of shares of three seeds or more also of Student's over
+    their log odds, as shares near 0 or 1 lie unevenly about their mean. So equal seeds leave the interval of their
+    pairs, and seeds that differ widely are not averaged away. Of 3 to 5 seeds with 64 to 256 pairs it covers in 91% to
+    97% of cases; of two seeds, in 82% to 96%. Figures that count nothing have Student's interval over seeds.
     """
     fits = fits.loc[fits[figure].notna()]
     values = [float(value) for value in fits[figure]]
@@ -183,7 +183,7 @@ def _share(fits: pandas.DataFrame, figure: str) -> Sampled | None:
     ends = over_pairs(fmean(shares), len(counts) * harmonic_mean(counts))
     spread = fmean(share * (1 - share) / max(count - 1, 1) for share, count in zip(shares, counts, strict=True))
     what = f"different {what}" if different else what
-    odds = _over_odds(shares, counts) if len(shares) > 1 else None
+    odds = _over_odds(shares, counts) if len(shares) > 2 else None
     return Sampled(ends=ends, variance=spread, count=sum(counts), what=what, over_odds=odds)
 
 
