@@ -44,6 +44,8 @@ def _save(plots: Sequence[Plot], label: str, path: Path) -> None:
     for place in axes.flat[len(plots) :]:
         place.set_axis_off()
     figure.supylabel(label, fontsize=9)
+    if sample := " or ".join(dict.fromkeys(plot.sample for plot in plots if plot.sample)):
+        figure.supxlabel(f"a point: {sample}; a vertical line: its 95% interval", fontsize=8)
     if plots[0].best is None:
         named = {line.get_label(): line for place in axes.flat for line in place.get_legend_handles_labels()[0]}
         figure.legend(named.values(), named, loc="outside upper center", ncols=5, fontsize=9, frameon=False)

@@ -22,15 +22,18 @@ REPORT = "report.html"
 SECTIONS = {
     "rank": (
         "Over rank",
-        f"{FIGURES[IIA]}, at each position, in the layer where learned methods score highest, with 95% intervals.",
+        f"{FIGURES[IIA]}, at each position, in the layer where learned methods score highest, of equal layers the "
+        "lowest. Vertical lines are 95% intervals.",
     ),
     "layer": (
         "Boundaries",
-        "Dimensions that each gate or boundary swaps, by layer; with several seeds, their mean and its 95% interval.",
+        "Dimensions that each gate or boundary swaps, by layer; with several seeds that differ, their mean and its 95% "
+        "interval over seeds (Student).",
     ),
     "epoch": (
         "Over training",
-        f"{FIGURES[IIA]} on the validation pairs after each epoch: one line a fit; the highest at the end is named.",
+        f"{FIGURES[IIA]} on the validation pairs after each epoch: one line a fit. The highest at the end is named; "
+        "of equal ones that which rose soonest, and then the one in the lowest layer.",
     ),
 }
 """Title and note of the curves over each axis."""

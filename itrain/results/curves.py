@@ -44,6 +44,8 @@ class Point:
     says: str
     name: str = ""
     interval: tuple[float, float] | None = None
+    over: str = ""
+    """What the interval is over."""
     fits: tuple[int, ...] = ()
 
 
@@ -74,6 +76,11 @@ class Plot:
     lines: Sequence[Line]
     top: float = 1
     best: Line | None = None
+
+    @property
+    def sample(self) -> str:
+        """Of how many seeds and pairs a point is; nothing where no point has an interval."""
+        return " or ".join(dict.fromkeys(point.over for line in self.lines for point in line.points if point.over))
 
 
 def over_rank(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]], tokens: Mapping[str, str]) -> Iterator[Plot]:
@@ -168,8 +175,10 @@ def _over_steps(title: str, axis: str, steps: Sequence[str], lines: Sequence[Lin
 def _estimated(fits: pandas.DataFrame, figure: str, x: float, name: str) -> Point:
     estimate = estimated(fits, figure)
     said = f"{FIGURES.get(figure, spoken(figure))}: {estimate}"
+    said += f"\n95% interval over {estimate.over}" if estimate.over else ""
     fits_of = tuple(int(str(number)) for number in fits.index)
-    return Point(x=x, y=estimate.value, interval=estimate.interval, name=name, says=said, fits=fits_of)
+    over = estimate.over
+    return Point(x=x, y=estimate.value, interval=estimate.interval, over=over, name=name, says=said, fits=fits_of)
 
 
 def _named(position: str, tokens: Mapping[str, str]) -> str:
