@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
+from itrain.metrics import likeliest
 from itrain.networks.base import Network
 from itrain.precision import FullPrecision
 from itrain.probes import LinearProbe, Probe, control_labels
@@ -92,7 +93,7 @@ class ProbeAccuracy(Metric):
     def update(
         self, scores: Float[Tensor, "tasks strengths batch classes"], values: Int[Tensor, "tasks batch"]
     ) -> None:
-        self.right += (scores.argmax(-1) == values[:, None]).sum(-1)
+        self.right += (likeliest(scores) == values[:, None]).sum(-1)
         self.classes += values[0].bincount(minlength=len(self.classes))
 
     def compute(self) -> tuple[Float[Tensor, "tasks strengths"], Float[Tensor, ""], Int[Tensor, ""]]:
