@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,12 +12,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from itrain.causal_model import CausalModel, Setting
-from itrain.models import BaseModel, load_embedded
+from itrain.models import load_embedded, load_pretrained
 from itrain.sites import Site
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, TextTask
 from itrain.tasks.instructions import Instructions
 from itrain.tasks.responses import Prompts
+from tests.models import tiny_model
 
 WORDS = ("Ada", "Bob", "saw", "because", "he", "she", "5", "007", "it", "is", ".")
 ENDS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -162,7 +164,7 @@ def test_prompts_of_unequal_length_keep_spans_and_answers_on_either_side(side: s
 # --- spaces before answers and responses
 
 
-def responses(tokenizer: PreTrainedTokenizerFast, tmp_path: Any) -> Instructions:
+def responses(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Instructions:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "Ada saw", "response": "Bob ."}\n')
     task = Instructions(file=str(file))
@@ -170,7 +172,7 @@ def responses(tokenizer: PreTrainedTokenizerFast, tmp_path: Any) -> Instructions
     return task
 
 
-def test_a_response_gets_no_space_that_the_formats_do_not_have(tmp_path: Any) -> None:
+def test_a_response_gets_no_space_that_the_formats_do_not_have(tmp_path: Path) -> None:
     """SentencePiece puts a space before every text, which a response in the middle of one must not get."""
     for tokenizer in (sentencepiece(), byte_level()):
         task = responses(tokenizer, tmp_path)
@@ -254,7 +256,7 @@ def test_an_unknown_word_of_a_prompt_is_named() -> None:
     assert rendered(Saw("<unk> saw {name}"), words())[0][0] == "<unk>", "written on purpose"
 
 
-def test_an_unknown_word_of_an_answer_is_named(tmp_path: Any) -> None:
+def test_an_unknown_word_of_an_answer_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"the answer 'zé' is no continuation of .*: 'zé' is unknown"):
         bound(Saw(), words()).label("zé")
     with pytest.raises(TaskError, match=r"the response 'Bob zé' has words that are not .*: 'zé'; leave its row out"):
@@ -268,8 +270,15 @@ def test_gpt2_s_unknown_token_is_no_unknown_word() -> None:
     assert rendered(Saw("<end>{name}"), tokenizer)[0] == ["<end>", "Ada"]
 
 
-def test_a_model_without_tokenizer_is_named() -> None:
-    import torch
-
-    with pytest.raises(ValueError, match="Saw is a task in text, but the base model has no tokenizer"):
-        Saw().bind(BaseModel(model=torch.nn.Linear(2, 2)).tokenizer)
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_model_without_tokenizer_is_named(model_type: str, tmp_path: Path) -> None:
+    """Transformers makes a tokenizer without words for one and fails for the other; vectors need none of either."""
+    tiny_model(model_type).save_pretrained(tmp_path)
+    base_model = load_pretrained(name=str(tmp_path))
+    assert base_model.tokenizer is None
+    with pytest.raises(TaskError, match="Saw is a task in text, but the base model has no tokenizer; take a language"):
+        Saw().bind(base_model.tokenizer)
+    words().save_pretrained(tmp_path)
+    assert bound(Saw(), load_pretrained(name=str(tmp_path)).tokenizer).label("he") == words().convert_tokens_to_ids(
+        "he"
+    )

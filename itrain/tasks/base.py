@@ -49,10 +49,15 @@ class Task(ABC):
     """The variables that pairs interchange, and that probes read."""
     control: str | None = None
     """The variable whose values get random labels in the control tasks of probes; None: no control task."""
+    exhaustive: bool = False
+    """Whether the splits may have pairs in common, in a task of so few that none can be held out."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
-        """A pair of the split; equal random states give equal pairs, in every process."""
+        """A pair of the split; equal random states give equal pairs, in every process.
+
+        Draw each split from settings of its own. Pairs of a later split that an earlier one has are drawn again.
+        """
 
     @abstractmethod
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
@@ -73,10 +78,15 @@ class Task(ABC):
             return self.causal_model.inputs[variable]
         if variable == self.causal_model.output:
             return self.outputs
-        raise ValueError(f"{type(self).__name__} does not list the values of '{variable}'")
+        raise TaskError(
+            f"task {type(self).__name__} does not list the values of '{variable}'; let values() return them"
+        )
 
     def identity(self, setting: Setting) -> Hashable:
-        """What tells the setting from others, as the base model sees them."""
+        """What tells the setting from others, as the base model sees them: the values of all inputs, as text.
+
+        Where the model does not see all of them, or where ``repr`` does not tell them apart, give something else.
+        """
         return tuple(repr(setting[variable]) for variable in self.causal_model.inputs)
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -102,14 +112,15 @@ class TextTask(Task):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            raise RuntimeError(
-                f"{type(self).__name__} has no tokenizer yet: call task.bind(base_model.tokenizer) first"
-            )
+            raise TaskError(f"{type(self).__name__} has no tokenizer yet: call task.bind(base_model.tokenizer) first")
         return self._tokenizer
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         if tokenizer is None:
-            raise ValueError(f"{type(self).__name__} is a task in text, but the base model has no tokenizer")
+            raise TaskError(
+                f"{type(self).__name__} is a task in text, but the base model has no tokenizer; take a language model, "
+                "or save its tokenizer beside its weights with tokenizer.save_pretrained(folder)"
+            )
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} does not say where tokens are in the text; load the fast tokenizer"
@@ -193,7 +204,7 @@ class TextTask(Task):
     def _require_known(self, text: str, encoded: Encoded) -> None:
         for word in unknown_words(self.tokenizer, text, encoded):
             raise TaskError(
-                f"the prompt '{text}' has '{word}', which is not in the model's vocabulary; use another word or model"
+                f"the prompt {text!r} has {word!r}, which is not in the model's vocabulary; use another word or model"
             )
 
     def is_one_token(self, word: str) -> bool:

@@ -72,7 +72,7 @@ class Instructions(ResponseTask):
     def label(self, output: str) -> Sequence[int]:
         for word in unknown_words(self.tokenizer, output, *encode(self.tokenizer, [output])):
             raise TaskError(
-                f"the response '{output}' has words that are not in the model's vocabulary: '{word}'; leave its row out"
+                f"the response {output!r} has words that are not in the model's vocabulary: {word!r}; leave its row out"
             )
         return continuation(self.tokenizer, output)
 

@@ -44,7 +44,7 @@ def fill(template: str, setting: Mapping[str, Any]) -> tuple[str, dict[str, Rang
         if field is not None:
             if field not in setting:
                 raise TaskError(
-                    f"template '{template}': there is no variable '{field}'; there are {', '.join(setting)}"
+                    f"template {template!r}: there is no variable '{field}'; there are {', '.join(setting)}"
                 )
             value = Formatter().convert_field(setting[field], conversion)
             written = format(value, spec.format_map(setting))
@@ -61,11 +61,11 @@ def _parts(template: str) -> list[tuple[str, str | None, str, str | None]]:
         position = POSITION_TERM.fullmatch(name)
         if name == "all" or (position and not position["span"]):
             raise TaskError(
-                f"template '{template}': '@{name}' already names tokens by their place; rename the variable '{name}'"
+                f"template {template!r}: '@{name}' already names tokens by their place; rename the variable '{name}'"
             )
         if names.count(name) > 1:
             raise TaskError(
-                f"template '{template}' has {{{name}}} twice, so '@{name}' names no one place; write one of them as "
+                f"template {template!r} has {{{name}}} twice, so '@{name}' names no one place; write one of them as "
                 f"another variable, with the mechanism lambda {name}: {name}"
             )
     return parts
@@ -92,7 +92,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
         extra = len(whole) - len(tokens)
         start = next((at for at in range(extra + 1) if whole[at : at + len(tokens)] == tokens), None)
         if start is None:
-            raise TaskError(f"{type(tokenizer).__name__} splits '{text}' differently where it adds special tokens")
+            raise TaskError(f"{type(tokenizer).__name__} splits {text!r} differently where it adds special tokens")
         before, after = whole[:start], whole[start + len(tokens) :]
         # As a chat template does, which writes them itself.
         before = [] if tokens[: len(before)] == before else before
@@ -148,7 +148,7 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, output: str, 
     elif masked and len(tokens) > 1:
         why = f"it is {len(tokens)} tokens, and a mask stands for one"
     if why:
-        raise TaskError(f"the answer '{output}' is no continuation of '{prompt}' in the model's vocabulary: {why}")
+        raise TaskError(f"the answer {output!r} is no continuation of {prompt!r} in the model's vocabulary: {why}")
     return tokens
 
 
@@ -173,7 +173,7 @@ def spans(fields: Mapping[str, Range], offsets: Sequence[Range], text: str) -> d
         if first < min(stop, until):
             token = text[slice(*offsets[first])].strip()
             raise TaskError(
-                f"'@{one}' and '@{other}' are the same token, '{token}' of '{text}'; part them with a space in the "
+                f"'@{one}' and '@{other}' are the same token, '{token}' of {text!r}; part them with a space in the "
                 "template, or make them one variable"
             )
     return found
@@ -187,7 +187,7 @@ def _tokens_of(characters: Range, offsets: Sequence[Range], text: str) -> Range:
         start, stop = start + len(written) - len(written.lstrip()), stop - len(written) + len(written.rstrip())
     inside = [token for token, (begin, end) in enumerate(offsets) if begin < stop and end > start]
     if not inside:
-        raise TaskError(f"no token covers '{written}' in '{text}'")
+        raise TaskError(f"no token covers {written!r} in {text!r}")
     return inside[0], inside[-1] + 1
 
 
