@@ -57,7 +57,7 @@ class CausalModel:
         """The value of every variable, with the variables in ``interventions`` held at the values given there.
 
         Raises:
-            ValueError: an input is missing, or a variable is unknown.
+            ValueError: an input is missing, a variable is unknown, or a mechanism raises.
         """
         fixed = dict(interventions or {})
         for variable in fixed:
@@ -71,7 +71,14 @@ class CausalModel:
             if variable in fixed:
                 setting[variable] = fixed[variable]
             else:
-                setting[variable] = mechanism(*(setting[parent] for parent in self.parents[variable]))
+                values = [setting[parent] for parent in self.parents[variable]]
+                try:
+                    setting[variable] = mechanism(*values)
+                except Exception as error:
+                    given = ", ".join(map("{}={!r}".format, self.parents[variable], values))
+                    raise ValueError(
+                        f"causal model: the mechanism of '{variable}' raises {type(error).__name__}: {error} ({given})"
+                    ) from error
         return setting
 
     def interchange(self, base: Setting, sources: Mapping[str, Setting]) -> dict[str, Any]:

@@ -140,8 +140,6 @@ def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
     task = Prompts(texts=prompts)
     task.bind(base_model.tokenizer)
     inputs = task.inputs(task.settings("test"))
-    if task.tokenizer.unk_token_id in inputs.arguments["input_ids"].flatten().tolist():
-        raise RunError("a prompt has words that are not in the model's vocabulary")
     columns = {"prompt": prompts}
     for name, trained in (("before", False), ("after", True)):
         tokens = module.generate(inputs, max_new_tokens=GENERATED, end=task.end, trained=trained)

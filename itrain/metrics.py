@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal
 
 import torch
@@ -16,6 +17,12 @@ UNUSED = -100
 """Pads a label of several tokens where another example's is longer, as in torch's own losses."""
 
 
+def likeliest(logits: Float[Tensor, "batch ... vocabulary"]) -> Int[Tensor, "batch ..."]:
+    """The index of the largest logit; -1 where the largest is NaN or -inf, so that a dead model is never right."""
+    largest, index = logits.max(-1)
+    return index.where(largest > -inf, -1)
+
+
 def is_right(
     logits: Float[Tensor, "batch ... vocabulary"],
     label: Int[Tensor, "batch ..."],
@@ -25,19 +32,22 @@ def is_right(
     """Whether the logits give the label: ``argmax`` over all outputs, ``pairwise`` logit[label] > logit[contrast].
 
     A label of several tokens is right by ``argmax`` if each token is, given the right tokens before it, and by
-    ``pairwise`` if it wins at the first token that differs from the contrast's.
+    ``pairwise`` if it wins at the first place where both have tokens and these differ. One that begins the other cannot
+    be told from it, and is not right. NaN logits are never right.
 
     Raises:
         ValueError: the pairwise rule is asked for without contrast labels.
     """
     if rule == "argmax":
-        right = (logits.argmax(-1) == label) | (label == UNUSED)
+        right = (likeliest(logits) == label) | (label == UNUSED)
         return right if right.ndim == 1 else right.all(-1)
     if contrast is None:
         raise ValueError("the pairwise rule needs contrast labels to compare with")
     rows = torch.arange(len(label), device=label.device)
     if label.ndim == 2:
-        fork = (label != contrast).long().argmax(1)
+        both = (label != UNUSED) & (contrast != UNUSED)
+        # Where they differ nowhere this is the first place, at which the label does not win against itself.
+        fork = ((label != contrast) & both).long().argmax(1)
         logits, label, contrast = (each[rows, fork] for each in (logits, label, contrast))
     return logits[rows, label] > logits[rows, contrast]
 

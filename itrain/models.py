@@ -23,6 +23,8 @@ TINY_WORLD = "itrain/tiny-world"
 """The embedded model's name in exports."""
 ANSWER = "answer.json"
 """The file beside the embedded model's weights that holds some of its logits after a prompt."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+"""Files of which a folder with a tokenizer has some."""
 SAMPLED = 256
 """Values of each weight that enter a fingerprint."""
 
@@ -205,14 +207,19 @@ def _require_answer(base_model: BaseModel, file: Path) -> None:
     )
 
 
-def _load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside the weights; None where there is none, for which transformers makes one without words."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    folder = Path(source)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        return None
     # AutoTokenizer splits text as the model's type usually does, even where the saved tokenizer says otherwise.
     saved = get_tokenizer_config(source, revision=revision).get("tokenizer_class")
     generic = saved in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, revision=revision)
+    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, revision=revision)
+    return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 
 def _require_reachable(source: str, name: str) -> None:

@@ -58,7 +58,7 @@ SLOW_ATTENTION_BLOCKS = 2
 SLOW_ATTENTION_FACTOR = 0.03
 
 TOLERANCE = 0.01
-ANSWERED = f"{END_OF_TEXT} When John slept , Sarah walked because"  # needs the order of words, so rotary embeddings too
+ANSWERED = "When John slept , Sarah walked because"  # needs the order of words, so rotary embeddings too
 LOGITS = 8  # of the likeliest words
 LOGIT_TOLERANCE = 0.05
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -69,6 +69,9 @@ def build_tokenizer() -> transformers.PreTrainedTokenizerFast:
     token_ids = {token: index for index, token in enumerate(vocabulary())}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(token_ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, token_ids[END_OF_TEXT])]
+    )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -166,7 +169,7 @@ def accuracy(model: nn.Module, tokenizer: Any, items: Sequence[EvaluationItem]) 
     """Return the share of the questions whose answer is the model's first choice among all words."""
     by_length: dict[int, list[tuple[list[int], int]]] = defaultdict(list)
     for item in items:
-        prompt = tokenizer(f"{END_OF_TEXT} {item.prompt}")["input_ids"]
+        prompt = tokenizer(item.prompt)["input_ids"]
         by_length[len(prompt)].append((prompt, tokenizer.convert_tokens_to_ids(item.answer)))
     correct = 0
     for questions in by_length.values():
@@ -261,8 +264,8 @@ words, facts and grammar are all written in `itrain/tiny_world/`. It is trained 
 grammar alone; no other text or weights went into it. It exists so that experiments run in seconds, offline, on a model
 that really has the ability they ask about.
 
-Every word is one token ({vocabulary} tokens, split at white space). A prompt starts with `<|endoftext|>` (id 0, also
-the padding token); any other word than those of the tiny world becomes `<unk>` (id 1).
+Every word is one token ({vocabulary} tokens, split at white space). The tokenizer puts `<|endoftext|>` (id 0, also
+the padding token) before a text; any other word than those of the tiny world becomes `<unk>` (id 1).
 
 ## What it knows
 

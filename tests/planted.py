@@ -35,6 +35,8 @@ class Planted(nn.Module):
 class Bits(Task):
     """``both(a, b)``, with the hypothesis that ``variable`` is represented: a bit (right), or their parity (wrong)."""
 
+    exhaustive = True
+
     def __init__(self, variable: str = "left") -> None:
         self.variables = (variable,)
         self.causal_model = CausalModel(

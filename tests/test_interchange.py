@@ -39,7 +39,7 @@ QUIET: dict[str, Any] = {
 class TwoBits(Task):
     """``both(a, b)`` with a variable for each bit; pairs interchange one of them or both, each from its own source."""
 
-    variables, outputs = ("left", "right"), (0, 1)
+    variables, outputs, exhaustive = ("left", "right"), (0, 1), True
     causal_model = CausalModel(
         inputs={"a": [0, 1], "b": [0, 1]},
         mechanisms={"left": lambda a: a, "right": lambda b: b, "both": lambda left, right: left & right},
@@ -162,7 +162,7 @@ def test_cause_isolate_and_disentangle() -> None:
 class Spelled(TextTask):
     """Names are answered by a gender in two tokens, or in one; the prompt ends at a token of its own."""
 
-    variables = ("gender",)
+    variables, exhaustive = ("gender",), True
     causal_model = CausalModel(
         inputs={"name": ["John", "Sarah", "Mary", "James"]},
         mechanisms={

@@ -23,6 +23,7 @@ from itrain.data import CounterfactualDataModule, SplitDataModule
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.sharing import export
+from itrain.tasks import TaskError
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
@@ -372,7 +373,7 @@ def test_what_else_is_forgotten_is_named() -> None:
     network = make_network(load_embedded().model)
     with pytest.raises(ValueError, match=r"classes=\{variable: len\(task\.values\(variable\)\)"):
         ProbeTraining(network=network, sites=SITE)
-    with pytest.raises(RuntimeError, match=r"Gender has no tokenizer yet: call .*bind\("):
+    with pytest.raises(TaskError, match=r"Gender has no tokenizer yet: call .*bind\("):
         CounterfactualDataModule(task=Gender(), network=network).setup("fit")
     module, data = search(optimizer=None)
     with pytest.raises(ValueError, match=r"optimizer=partial\(torch\.optim\.Adam, lr=1e-2\)"):

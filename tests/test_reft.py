@@ -433,7 +433,7 @@ def test_an_export_is_loaded_and_answers_what_is_typed(capsys: pytest.CaptureFix
     for words, message in (
         ([export], "generate needs export=<folder> and prompt"),
         (["prompt=The folbin"], "generate needs export=<folder> and prompt"),
-        ([export, "prompt=The zzz"], "a prompt has words that are not in the model's vocabulary"),
+        ([export, "prompt=The zzz"], "the prompt 'The zzz' has 'zzz', which is not in the model's vocabulary"),
     ):
         assert main(["generate", *words]) in (1, 2)
         assert message in capsys.readouterr().err

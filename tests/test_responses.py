@@ -170,11 +170,28 @@ def test_a_file_is_divided_by_its_prompts(embedded, tmp_path: Path) -> None:
 
 
 def test_files_for_the_splits_are_taken_as_they_are(embedded, tmp_path: Path) -> None:
-    files = {split: write(tmp_path / f"{split}.jsonl", ROWS[: index + 1]) for index, split in enumerate(SPLITS)}
+    rows = {split: [{**ROWS[0], "question": f"{number} {split_number} red"} for number in range(1, split_number + 1)]
+            for split_number, split in enumerate(SPLITS, 1)}  # fmt: skip
+    files = {split: write(tmp_path / f"{split}.jsonl", each) for split, each in rows.items()}
     module = data(Instructions(file=files, prompt="{question} is", response="{answer}"), embedded)
     assert [len(module.datasets[split]) for split in SPLITS] == [1, 2, 3]
     (text,) = module.datasets["train"].examples.inputs.texts
-    assert text == "The bolbin is painted red is"
+    assert text == "1 1 red is"
+
+
+def test_prompts_that_two_splits_share_are_refused_by_name(embedded, tmp_path: Path) -> None:
+    files = {split: write(tmp_path / f"{split}.jsonl", ROWS[index : index + 1]) for index, split in enumerate(SPLITS)}
+    files["test"] = write(tmp_path / "test.jsonl", ROWS[1:3])
+    with pytest.raises(ResponseError, match=r"1 of the 2 test prompts .* are in the validation split too.*blue is'"):
+        data(Instructions(file=files, prompt="{question} is", response="{answer}"), embedded)
+
+
+def test_prompts_that_a_split_repeats_are_counted_once(embedded, tmp_path: Path) -> None:
+    files = {
+        split: write(tmp_path / f"{split}.jsonl", ROWS[index : index + 1] * 3) for index, split in enumerate(SPLITS)
+    }
+    module = data(Instructions(file=files, prompt="{question}", response="{answer}"), embedded)
+    assert len(module.datasets["test"]) == 3 and module.figures() == {"data/prompts_distinct": 1}
 
 
 def test_a_data_set_is_read_with_its_splits(embedded, tmp_path: Path) -> None:
@@ -217,7 +234,10 @@ def test_a_missing_file_split_or_source_is_named(tmp_path: Path) -> None:
 
 
 def test_words_that_the_model_does_not_have_are_refused(embedded, tmp_path: Path) -> None:
-    files = dict.fromkeys(SPLITS, write(tmp_path / "a.jsonl", [{"prompt": "The bolbin is", "response": "olé !"}]))
+    files = {
+        split: write(tmp_path / f"{split}.jsonl", [{"prompt": f"The {word} is", "response": "olé !"}])
+        for split, word in zip(SPLITS, ("bolbin", "folbin", "tornik"), strict=True)
+    }
     with pytest.raises(ValueError, match="'olé !' has words that are not in the model's vocabulary"):
         data(Instructions(file=files), embedded)
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from itrain import tiny_world
 from itrain.models import ANSWER, TINY_WORLD, ModelError, load_embedded, load_pretrained
-from itrain.tiny_world import ASSETS, END_OF_TEXT, FACTS, EvaluationItem, Grammar, evaluation_sets, held_out, vocabulary
+from itrain.tiny_world import ASSETS, FACTS, EvaluationItem, Grammar, evaluation_sets, held_out, vocabulary
 
 ROOT = Path(__file__).parents[1]
 TRAINING_SCRIPT = ROOT / "scripts" / "train_tiny_world.py"
@@ -196,15 +196,16 @@ def test_assets_are_small() -> None:
 
 def test_tokenizer_has_one_token_for_every_word(tokenizer: Any) -> None:
     assert tokenizer.convert_tokens_to_ids(vocabulary()) == list(range(len(tokenizer)))
-    assert len(tokenizer(f"{END_OF_TEXT} Sarah walked because")["input_ids"]) == 4
-    assert tokenizer("Zanzibar")["input_ids"] == [tokenizer.unk_token_id] == [1]
+    assert tokenizer("Sarah walked because")["input_ids"][0] == tokenizer.bos_token_id, "every document begins with it"
+    assert len(tokenizer("Sarah walked because")["input_ids"]) == 4
+    assert tokenizer("Zanzibar", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id] == [1]
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
 
 
 def test_tokenizer_knows_where_the_words_stand(tokenizer: Any) -> None:
     text = "Sarah walked because"
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    assert [text[start:end] for start, end in offsets] == text.split()
+    assert [text[start:end] for start, end in offsets] == ["", *text.split()]
 
 
 @pytest.mark.parametrize("name", sorted(CARD["accuracies"]))

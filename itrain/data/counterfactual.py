@@ -15,7 +15,9 @@ from itrain.causal_model import Setting
 from itrain.data.splits import Batch
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED
+from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Task, TextTask
+from itrain.tasks.contract import label_tokens
 
 
 class PairError(ValueError):
@@ -130,11 +132,7 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
     counterfactuals = [model.interchange(pair.base, pair.sources)[model.output] for pair in pairs]
     outputs = [base[model.output] for base in bases]
     contrasts = [
-        next(
-            other
-            for other in (base, *(model.run(s)[model.output] for s in pair.sources.values()), *task.outputs)
-            if other != new
-        )
+        _contrast(task, [base, *(model.run(source)[model.output] for source in pair.sources.values())], new)
         for base, new, pair in zip(outputs, counterfactuals, pairs, strict=True)
     ]
     groups = sorted({tuple(pair.sources) for pair in pairs})
@@ -152,7 +150,7 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
             variable: labels(task, [model.run(setting)[model.output] for setting in settings])
             for variable, settings in sources.items()
         },
-        variables={name: torch.tensor([task.values(name).index(base[name]) for base in bases]) for name in names},
+        variables={name: torch.tensor([_place(task, name, base[name]) for base in bases]) for name in names},
         groups=tuple(groups),
         group=torch.tensor([groups.index(tuple(pair.sources)) for pair in pairs]),
         isolates=torch.tensor([pair.isolates for pair in pairs]),
@@ -164,7 +162,10 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
 def labels(task: Task, outputs: Sequence[Any]) -> Int[Tensor, "outputs ..."]:
     """The outputs as classes or tokens, (N,), or (N, A) if one of the task's outputs is several tokens."""
     width = _answers(task)
-    rows = [list(_tokens(task, output)) for output in outputs]
+    rows = [list(label_tokens(task, output)) for output in outputs]
+    for output, row in zip(outputs, rows, strict=True):
+        if len(row) > width:
+            raise TaskError(f"task {type(task).__name__}: outputs lacks {output!r}, which a pair has")
     padded = torch.tensor([row + [UNUSED] * (width - len(row)) for row in rows])
     return padded[:, 0] if width == 1 else padded
 
@@ -176,10 +177,18 @@ def answerable(task: Task, settings: Sequence[Setting], outputs: Sequence[Any]) 
         return task.inputs(settings)
     if not isinstance(task, TextTask):
         raise PairError(f"{type(task).__name__}: only tasks in text can have answers of several tokens")
-    inputs = task.inputs(settings, [_tokens(task, output) for output in outputs])
+    inputs = task.inputs(settings, [label_tokens(task, output) for output in outputs])
     assert inputs.answer is not None
     first, count = inputs.answer[:, :1], inputs.answer.shape[1]
     return replace(inputs, answer=torch.cat([inputs.answer, first.expand(-1, width - count)], 1))
+
+
+def _contrast(task: Task, answers: Sequence[Any], new: Any) -> Any:
+    """The first of the pair's answers, or of the task's outputs, that is another than the new one."""
+    for other in (*answers, *task.outputs):
+        if other != new:
+            return other
+    raise TaskError(f"task {type(task).__name__}: outputs has no other value than {new!r}; list two or more")
 
 
 def _hash(value: Any) -> int:
@@ -189,9 +198,12 @@ def _hash(value: Any) -> int:
 
 def _answers(task: Task) -> int:
     """The number of tokens of the task's longest answer."""
-    return max(len(_tokens(task, output)) for output in task.outputs)
+    return max(len(label_tokens(task, output)) for output in task.outputs)
 
 
-def _tokens(task: Task, output: Any) -> Sequence[int]:
-    label = task.label(output)
-    return [label] if isinstance(label, int) else label
+def _place(task: Task, variable: str, value: Any) -> int:
+    """The value as a class."""
+    listed = task.values(variable)
+    if value not in listed:
+        raise TaskError(f"task {type(task).__name__}: values('{variable}') lacks {value!r}, which a pair has")
+    return listed.index(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from random import Random
 from typing import Literal, cast
 
@@ -15,10 +15,13 @@ from itrain.data.balance import balance, is_balanced
 from itrain.data.counterfactual import CounterfactualBatch, PairError, answerable, collate, labels
 from itrain.data.splits import SplitDataModule, SplitDataset
 from itrain.inputs import ModelInputs
-from itrain.metrics import is_right
+from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
 from itrain.sites import Site
-from itrain.tasks.base import Pair, Split, Task
+from itrain.tasks import TaskError
+from itrain.tasks.base import Pair, Split, Task, TextTask
+from itrain.tasks.contract import check_task, pair_identity
+from itrain.tasks.tokens import shown
 
 ROUNDS = 20
 """How often the sampler is asked for more pairs while the filter leaves too few."""
@@ -28,6 +31,10 @@ ENOUGH = 4
 
 class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     """Counterfactual pairs of a task that the base model answers correctly.
+
+    No validation or test pair is in an earlier split, and none is there twice: such pairs are drawn again. A task that
+    has too few gives smaller splits, and none to a task that leaves no pair out; see
+    :attr:`~itrain.tasks.base.Task.exhaustive` for those that cannot.
 
     Args:
         task: samples and labels the pairs.
@@ -45,6 +52,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
 
     Raises:
         PairError: a split has no pairs, or none in which the label changes.
+        TaskError: the task breaks its contract.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
+        check_task(task)
         super().__init__(
             network=network,
             sizes={"train": train_pairs, "validation": validation_pairs, "test": test_pairs},
@@ -72,6 +81,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         )
         self.task, self.keep, self.balanced = task, keep, balanced
         self.model_accuracy: dict[str, float] = {}
+        self._known: dict[Split, list[tuple[Hashable, ...]]] = {}
+        """The identities of each split's pairs."""
         self._control: SplitDataset[CounterfactualBatch] | None = None
 
     def example(self) -> ModelInputs:
@@ -84,15 +95,41 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         return [source for dataset in self.datasets.values() for source in dataset.examples.sources.values()]
 
     def describe(self) -> dict[str, str]:
-        pairs = (
-            f"{len(dataset)} {split} ({int(dataset.examples.changes.sum())} change the label)"
-            for split, dataset in self.datasets.items()
-        )
-        return {"pairs": ", ".join(pairs)}
+        train = self.datasets["train"].examples
+        counts = []
+        for split, dataset in self.datasets.items():
+            fewer = "" if len(dataset) == self.sizes[split] else f" of {self.sizes[split]}: the task has no more"
+            counts.append(f"{len(dataset)} {split}{fewer} ({int(dataset.examples.changes.sum())} change the label)")
+        lines = {"pairs": ", ".join(counts)}
+        if self.task.exhaustive:
+            lines["note"] = f"{type(self.task).__name__} holds no pairs out: its test pairs are among those trained on"
+        elif seen := self.trained_on:
+            lines["note"] = f"{seen} of the test bases are bases of training pairs too, with other sources"
+        if isinstance(self.task, TextTask):
+            answer = [token for token in train.base_label[0].view(-1).tolist() if token != UNUSED]
+            lines |= shown(self.task.tokenizer, train.base, answer)
+        return lines
 
     def figures(self) -> dict[str, float]:
-        """``model/accuracy``: the base model's accuracy on the sampled test inputs, before the filter."""
-        return {"model/accuracy": self.model_accuracy["test"]}
+        """Figures about the test data, for a run's results.
+
+        ``model/accuracy``: the base model's accuracy on the sampled inputs, before the filter. ``data/pairs_distinct``
+        and ``data/bases_distinct``: how many of the pairs, and of their bases, are different ones.
+        ``data/bases_trained_on``: how many of the bases are bases of training pairs too.
+        """
+        pairs = self._known["test"]
+        return {
+            "model/accuracy": self.model_accuracy["test"],
+            "data/pairs_distinct": float(len(set(pairs))),
+            "data/bases_distinct": float(len({base for base, *_ in pairs})),
+            "data/bases_trained_on": float(self.trained_on),
+        }
+
+    @property
+    def trained_on(self) -> int:
+        """The number of test pairs whose base is the base of a training pair too."""
+        trained = {base for base, *_ in self._known.get("train", ())}
+        return sum(base in trained for base, *_ in self._known.get("test", ()))
 
     def require(self, sites: Sequence[Site]) -> None:
         super().require(sites)
@@ -102,8 +139,16 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
                     pairs.base.require_same_count(source, site)
 
     def collect(self, split: Split) -> CounterfactualBatch:
-        balanced = self.balanced and split != "train"
-        return self._sample(split, self.sizes[split], Random(f"{self.seed} {split}"), balanced=balanced)
+        held_out = split != "train" and not self.task.exhaustive
+        pairs = self._sample(
+            split,
+            self.sizes[split],
+            Random(f"{self.seed} {split}"),
+            balanced=self.balanced and split != "train",
+            without={pair for pairs in self._known.values() for pair in pairs} if held_out else None,
+        )
+        self._known[split] = [pair_identity(self.task, pair) for pair in pairs]
+        return self._collated(split, pairs)
 
     def control_dataloader(self) -> DataLoader[CounterfactualBatch]:
         """Test examples of control probes: types of the training split in contexts it does not have.
@@ -121,7 +166,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         train, found = self.datasets["train"].examples, self.datasets["test"].examples
         assert train.types is not None and found.types is not None, "only tasks with a control variable have controls"
         if not torch.isin(found.types, train.types).any():
-            found = self._sample("train", self.sizes["test"], Random(f"{self.seed} control"))
+            drawn = self._sample("train", self.sizes["test"], Random(f"{self.seed} control"), without=set())
+            found = self._collated("train", drawn)
         known = torch.isin(cast(Tensor, found.types), train.types)
         seen = torch.isin(found.base.keys, train.base.keys)
         if not (known & ~seen).any():
@@ -131,26 +177,61 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             )
         return found.take((known & ~seen).nonzero()[:, 0])
 
-    def _sample(self, split: Split, wanted: int, random: Random, *, balanced: bool = False) -> CounterfactualBatch:
-        """Pairs of a split, sampled until enough of them pass the filter."""
+    def _sample(
+        self,
+        split: Split,
+        wanted: int,
+        random: Random,
+        *,
+        balanced: bool = False,
+        without: set[tuple[Hashable, ...]] | None = None,
+    ) -> list[Pair]:
+        """Pairs of a split, sampled until enough of them pass the filter.
+
+        ``without`` holds the pairs that may not be drawn, to which those drawn are added; None: pairs may repeat.
+        """
         if wanted < 1:
             raise PairError(f"the {split} split has {wanted} pairs; set data.{split}_pairs to 1 or more")
         kept: list[Pair] = []
         chosen: list[Pair] = []
+        drawn = 0
         for _ in range(ROUNDS):
-            pairs = [self.task.sample(random, split) for _ in range(wanted)]
+            pairs = self._new([self.task.sample(random, split) for _ in range(wanted)], without)
+            drawn += len(pairs)
+            if not pairs:
+                continue
             kept += [pair for pair, right in zip(pairs, self._right(pairs, split), strict=True) if right]
             chosen = (balance(self.task, kept) if balanced else kept)[:wanted]
             even = not balanced or is_balanced(self.task, chosen)
             if len(kept) >= (wanted if even else ENOUGH * wanted):
                 break
+        if not drawn:
+            raise PairError(
+                f"{type(self.task).__name__} samples no {split} pair that is in no earlier split, so none would be "
+                "held out; let sample() draw each split from settings of its own, set data.train_pairs lower, or set "
+                "exhaustive = True on a task that has no more"
+            )
         if not chosen:
             raise PairError(
-                f"no {split} pair is left: the base model answers base and source correctly in none of "
-                f"{ROUNDS * wanted} pairs (accuracy {self.model_accuracy[split]:.2f}); try another model, or "
-                "data.keep=all"
+                f"no {split} pair is left: the base model answers base and source correctly in none of {drawn} pairs "
+                f"(accuracy {self.model_accuracy[split]:.2f}); try another model, or data.keep=all"
             )
-        batch = collate(self.task, chosen)
+        return chosen
+
+    def _new(self, pairs: Sequence[Pair], without: set[tuple[Hashable, ...]] | None) -> list[Pair]:
+        """The pairs that are not in ``without``, which then has them."""
+        if without is None:
+            return list(pairs)
+        found = []
+        for pair in pairs:
+            identity = pair_identity(self.task, pair)
+            if identity not in without:
+                without.add(identity)
+                found.append(pair)
+        return found
+
+    def _collated(self, split: Split, pairs: Sequence[Pair]) -> CounterfactualBatch:
+        batch = collate(self.task, pairs)
         if not bool(batch.changes.any()):
             raise PairError(
                 f"the label changes in none of the {len(batch)} {split} pairs, so there is nothing to learn; "
@@ -170,6 +251,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             label = labels(self.task, answers)
             device = next(self.network.parameters()).device
             logits = self.network(answerable(self.task, chunk, answers).to(device)).cpu()
+            self._require_classes(others, logits.shape[-1])
             wins = [
                 is_right(logits, label, other.expand_as(label), "pairwise")
                 | (label == other).view(len(label), -1).all(1)
@@ -184,3 +266,11 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         if self.keep == "all":
             return [True] * len(pairs)
         return [bool(part.all()) for part in right[self.keep].split([1 + len(pair.sources) for pair in pairs])]
+
+    def _require_classes(self, labels: Tensor, classes: int) -> None:
+        """Refuse labels that the model has no logits for."""
+        if int(labels.max()) >= classes:
+            raise TaskError(
+                f"task {type(self.task).__name__}: the largest label is {int(labels.max())}, and the model gives "
+                f"{classes} logits, counted from 0; check label(), or take a model of this task"
+            )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import get_args
 
 import torch
 from jaxtyping import Int
@@ -16,7 +17,9 @@ from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED
 from itrain.networks.base import Network
 from itrain.tasks.base import Split
+from itrain.tasks.contract import check_responses
 from itrain.tasks.responses import ResponseTask
+from itrain.tasks.tokens import shown
 
 
 class ResponseError(ValueError):
@@ -68,7 +71,8 @@ class ResponseDataModule(SplitDataModule[ResponseBatch]):
         num_workers: of the data loaders. A batch is an index look-up, so 0 suits nearly all data.
 
     Raises:
-        ResponseError: a split has no examples, or fewer than are asked for.
+        ResponseError: a split has no examples, or fewer than are asked for, or prompts of an earlier one.
+        TaskError: the task breaks its contract.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class ResponseDataModule(SplitDataModule[ResponseBatch]):
     ) -> None:
         if not isinstance(task, ResponseTask):
             raise ResponseError(f"{type(task).__name__} has no responses; its pairs are for data=counterfactual")
+        check_responses(task)
+        _require_held_out(task)
         asked: dict[Split, int | None] = {
             "train": train_examples,
             "validation": validation_examples,
@@ -114,7 +120,16 @@ class ResponseDataModule(SplitDataModule[ResponseBatch]):
     def describe(self) -> dict[str, str]:
         counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in self.datasets.items())
         longest = max(dataset.examples.label.shape[1] for dataset in self.datasets.values())
-        return {"texts": f"{counts}, with responses of up to {longest} tokens"}
+        lines = {"texts": f"{counts}, with responses of up to {longest} tokens"}
+        if self.task.exhaustive:
+            lines["note"] = f"{type(self.task).__name__} holds no prompts out: those of its test may be trained on"
+        first = self.datasets["train"].examples
+        response = [token for token in first.label[0].tolist() if token != UNUSED]
+        return lines | shown(self.task.tokenizer, first.inputs, response)
+
+    def figures(self) -> dict[str, float]:
+        """``data/prompts_distinct``: how many of the test prompts are different ones."""
+        return {"data/prompts_distinct": float(len(self.datasets["test"].examples.inputs.keys.unique()))}
 
     def text(self, tokens: Int[Tensor, " tokens"]) -> str:
         """A response or a generation as text, up to its end token."""
@@ -131,3 +146,18 @@ class ResponseDataModule(SplitDataModule[ResponseBatch]):
                 "all of them with null"
             )
         return wanted or count
+
+
+def _require_held_out(task: ResponseTask) -> None:
+    """Refuse splits that share prompts, unless the task says that they may."""
+    known: dict[Hashable, Split] = {}
+    for split in () if task.exhaustive else get_args(Split):
+        prompts = [task.identity(setting) for setting in task.settings(split)]
+        if shared := [prompt for prompt in prompts if prompt in known]:
+            raise ResponseError(
+                f"{len(shared)} of the {len(prompts)} {split} prompts of {type(task).__name__} are in the "
+                f"{known[shared[0]]} split too, for example {shared[0]!r}, so they are not held out; leave them out of "
+                "one of the two"
+            )
+        for prompt in prompts:
+            known[prompt] = split

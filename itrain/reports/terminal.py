@@ -67,7 +67,7 @@ def announce(
         "folder": str(folder),
     }
     for name, line in lines.items():
-        Console().print(f"{name:8}{line}", highlight=False, soft_wrap=True)
+        Console().print(f"{name:8}{line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _state(model: nn.Module) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
+from itrain.tasks import TaskError
+from itrain.tasks.tokens import Encoded, answer_place, answer_tokens, encode, fill, spans, unknown_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,10 +49,15 @@ class Task(ABC):
     """The variables that pairs interchange, and that probes read."""
     control: str | None = None
     """The variable whose values get random labels in the control tasks of probes; None: no control task."""
+    exhaustive: bool = False
+    """Whether the splits may have pairs in common, in a task of so few that none can be held out."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
-        """A pair of the split; equal random states give equal pairs, in every process."""
+        """A pair of the split; equal random states give equal pairs, in every process.
+
+        Draw each split from settings of its own. Pairs of a later split that an earlier one has are drawn again.
+        """
 
     @abstractmethod
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
@@ -70,7 +78,16 @@ class Task(ABC):
             return self.causal_model.inputs[variable]
         if variable == self.causal_model.output:
             return self.outputs
-        raise ValueError(f"{type(self).__name__} does not list the values of '{variable}'")
+        raise TaskError(
+            f"task {type(self).__name__} does not list the values of '{variable}'; let values() return them"
+        )
+
+    def identity(self, setting: Setting) -> Hashable:
+        """What tells the setting from others, as the base model sees them: the values of all inputs, as text.
+
+        Where the model does not see all of them, or where ``repr`` does not tell them apart, give something else.
+        """
+        return tuple(repr(setting[variable]) for variable in self.causal_model.inputs)
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Take the base model's tokenizer before the first rendering; tasks without text ignore it."""
@@ -80,9 +97,12 @@ class TextTask(Task):
     """A task in text: templates with named fields, whose tokens become the spans that positions name.
 
     A template is a format string such as ``{name} walked because``; each field is filled with the variable of that
-    name, and ``@name`` in a site means its tokens. The answer is the token, or the tokens, that follow the text.
+    name, and ``@name`` in a site means its tokens. The answer is the token, or the tokens, that follow the text, or
+    the one in place of the tokenizer's mask.
     """
 
+    separator: str = " "
+    """What stands between a prompt that ends in no space and its answer."""
     _tokenizer: PreTrainedTokenizerBase | None = None
 
     @abstractmethod
@@ -92,14 +112,15 @@ class TextTask(Task):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            raise RuntimeError(
-                f"{type(self).__name__} has no tokenizer yet: call task.bind(base_model.tokenizer) first"
-            )
+            raise TaskError(f"{type(self).__name__} has no tokenizer yet: call task.bind(base_model.tokenizer) first")
         return self._tokenizer
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         if tokenizer is None:
-            raise ValueError(f"{type(self).__name__} is a task in text, but the base model has no tokenizer")
+            raise TaskError(
+                f"{type(self).__name__} is a task in text, but the base model has no tokenizer; take a language model, "
+                "or save its tokenizer beside its weights with tokenizer.save_pretrained(folder)"
+            )
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} does not say where tokens are in the text; load the fast tokenizer"
@@ -110,15 +131,23 @@ class TextTask(Task):
     def inputs(self, settings: Sequence[Setting], responses: Sequence[Sequence[int]] | None = None) -> ModelInputs:
         """The settings as prompts, each followed by a response if there are any.
 
-        Each token of a response is predicted at the token before it, (B, A); shorter responses repeat their first such
-        token. Positions and spans count the prompt's tokens.
+        The tokenizer adds the special tokens that it adds to any text. Positions and spans count those before the
+        prompt, and the prompt's tokens. Each token of a response is predicted at the token before it, (B, A); shorter
+        responses repeat their first such token. Where the prompt has the tokenizer's mask, the answer stands there.
+
+        Raises:
+            TaskError: a prompt has a word that is not in the vocabulary, or two fields are one token.
         """
         texts, fields = zip(*(self._render(setting) for setting in settings), strict=True)
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-        start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        prompts = [start + tokens for tokens in encoded["input_ids"]]
+        encoded = encode(self.tokenizer, texts)
+        for text, each in zip(texts, encoded, strict=True):
+            self._require_known(text, each)
+        prompts = [[*each.before, *each.tokens] for each in encoded]
         # Nothing is predicted at a response's last token.
-        ids = [p + list(r[:-1]) for p, r in zip(prompts, responses or [()] * len(prompts), strict=True)]
+        ids = [
+            [*prompt, *response[:-1], *each.after]
+            for prompt, response, each in zip(prompts, responses or [()] * len(prompts), encoded, strict=True)
+        ]
         width = max(len(tokens) for tokens in ids)
         left = self.tokenizer.padding_side == "left"
         shifts = [width - len(tokens) if left else 0 for tokens in ids]
@@ -128,20 +157,8 @@ class TextTask(Task):
         tokens = torch.tensor([[shift, shift + len(row)] for row, shift in zip(prompts, shifts, strict=True)])
         stop = torch.tensor([shift + len(row) for row, shift in zip(ids, shifts, strict=True)])
         place = torch.arange(width)
-        names = sorted(set(fields[0]).intersection(*fields[1:]))
-        spans = {
-            name: torch.tensor(
-                [
-                    [token + shift + len(start) for token in _tokens_of(field[name], offsets, text)]
-                    for field, offsets, text, shift in zip(
-                        fields, encoded["offset_mapping"], texts, shifts, strict=True
-                    )
-                ]
-            )
-            for name in names
-        }
         mask = (place >= tokens[:, :1]) & (place < stop[:, None])
-        answer = tokens[:, 1] - 1
+        answer = torch.tensor(shifts) + torch.tensor([answer_place(self.tokenizer, each) for each in encoded])
         if responses is not None:
             ahead, count = torch.arange(max(map(len, responses))), torch.tensor([[len(r)] for r in responses])
             answer = answer[:, None] + ahead * (ahead < count)
@@ -149,8 +166,16 @@ class TextTask(Task):
             arguments={"input_ids": input_ids, "attention_mask": mask.long()},
             answer=answer,
             tokens=tokens,
-            stop=None if responses is None else stop,
-            spans=spans,
+            stop=None if torch.equal(stop, tokens[:, 1]) and responses is None else stop,
+            spans=_stacked(
+                [
+                    {
+                        name: (start + shift + len(each.before), end + shift + len(each.before))
+                        for name, (start, end) in spans(of, each.offsets, text).items()
+                    }
+                    for of, each, text, shift in zip(fields, encoded, texts, shifts, strict=True)
+                ]
+            ),
             texts=texts,
         )
 
@@ -158,22 +183,29 @@ class TextTask(Task):
         """The token, or the tokens, that continue a prompt with the output.
 
         Raises:
-            ValueError: the output is not in the vocabulary, or changes how the prompt before it is split.
+            TaskError: the output is not in the vocabulary, or changes how the prompt before it is split.
         """
-        tokenizer = self.tokenizer
         if output not in self._labels:
-            prompt, _ = self._render(self.causal_model.sample(Random(0)))
-            before, after = (
-                tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, f"{prompt} {output}")
-            )
-            tokens = after[len(before) :]
-            if after[: len(before)] != before or not tokens or tokenizer.unk_token_id in tokens:
-                raise ValueError(f"the answer '{output}' is no continuation of '{prompt}' in the model's vocabulary")
-            self._labels[output] = tokens[0] if len(tokens) == 1 else tuple(tokens)
+            self._labels[output] = self.answer(self.causal_model.sample(Random(0)), output)
         return self._labels[output]
 
+    def answer(self, setting: Setting, output: str) -> Label:
+        """The token, or the tokens, that stand for the output after the setting's prompt, or in place of its mask."""
+        prompt, _ = self._render(setting)
+        tokens = answer_tokens(self.tokenizer, prompt, output, self.separator)
+        return tokens[0] if len(tokens) == 1 else tuple(tokens)
+
+    def identity(self, setting: Setting) -> Hashable:
+        return self._render(setting)[0]
+
     def _render(self, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
-        return _fill(self.template(setting), self.causal_model.run(setting))
+        return fill(self.template(setting), self.causal_model.run(setting))
+
+    def _require_known(self, text: str, encoded: Encoded) -> None:
+        for word in unknown_words(self.tokenizer, text, encoded):
+            raise TaskError(
+                f"the prompt {text!r} has {word!r}, which is not in the model's vocabulary; use another word or model"
+            )
 
     def is_one_token(self, word: str) -> bool:
         """Whether the word, standing first in a text, is one token of the vocabulary."""
@@ -181,27 +213,10 @@ class TextTask(Task):
         return len(tokens) == 1 and tokens[0] != self.tokenizer.unk_token_id
 
 
-def _fill(template: str, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
-    """The text, and the range of each field in it, in characters."""
-    text, fields = "", {}
-    for literal, field, _, _ in Formatter().parse(template):
-        text += literal
-        if field is not None:
-            if field not in setting:
-                raise ValueError(
-                    f"template '{template}': there is no variable '{field}'; there are {', '.join(setting)}"
-                )
-            fields[field] = (len(text), len(text) + len(str(setting[field])))
-            text += str(setting[field])
-    return text, fields
-
-
-def _tokens_of(characters: tuple[int, int], offsets: Sequence[tuple[int, int]], text: str) -> tuple[int, int]:
-    """The first token that overlaps the characters, and one past the last."""
-    inside = [token for token, (start, stop) in enumerate(offsets) if start < characters[1] and stop > characters[0]]
-    if not inside:
-        raise ValueError(f"no token covers '{text[slice(*characters)]}' in '{text}'")
-    return inside[0], inside[-1] + 1
+def _stacked(rows: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Int[Tensor, "batch 2"]]:
+    """The spans that all rows have."""
+    names = sorted(set(rows[0]).intersection(*rows[1:]))
+    return {name: torch.tensor([row[name] for row in rows]) for name in names}
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -10,8 +10,10 @@ from string import Formatter
 from typing import Any, get_args
 
 from itrain.causal_model import CausalModel, Setting
+from itrain.tasks import TaskError
 from itrain.tasks.base import Split
 from itrain.tasks.responses import ResponseTask
+from itrain.tasks.tokens import continuation, encode, unknown_words
 
 SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 """The part of the shuffled prompts that each split has, where no splits are given."""
@@ -24,7 +26,8 @@ class Instructions(ResponseTask):
     """Rows of a JSONL file or a Hugging Face data set, each formatted as a prompt and its response.
 
     Prompt and response are tokenized separately: a space or a line break between them belongs to one of the two
-    formats. In a site, ``@prompt`` means all tokens of the prompt.
+    formats, and a space that the tokenizer puts before every text is left out of the response. In a site, ``@prompt``
+    means all tokens of the prompt.
 
     Args:
         file: a JSONL file, one object per line, divided among the splits; or one file per split.
@@ -67,12 +70,11 @@ class Instructions(ResponseTask):
         return self._settings[split]
 
     def label(self, output: str) -> Sequence[int]:
-        tokens = self.tokenizer(output, add_special_tokens=False)["input_ids"]
-        if self.tokenizer.unk_token_id in tokens:
-            raise ValueError(
-                f"the response '{output}' has words that are not in the model's vocabulary; leave its row out"
+        for word in unknown_words(self.tokenizer, output, *encode(self.tokenizer, [output])):
+            raise TaskError(
+                f"the response {output!r} has words that are not in the model's vocabulary: {word!r}; leave its row out"
             )
-        return tokens
+        return continuation(self.tokenizer, output)
 
     def _written(self, place: str, row: Mapping[str, Any]) -> Setting:
         setting = {}

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
-from itrain.data import CounterfactualBatch, CounterfactualDataModule
+from itrain.data import CounterfactualBatch, CounterfactualDataModule, SplitDataModule
 from itrain.inputs import ModelInputs
+from itrain.metrics import likeliest
 from itrain.networks.base import Network
 from itrain.precision import FullPrecision
 from itrain.probes import LinearProbe, Probe, control_labels
@@ -92,7 +93,7 @@ class ProbeAccuracy(Metric):
     def update(
         self, scores: Float[Tensor, "tasks strengths batch classes"], values: Int[Tensor, "tasks batch"]
     ) -> None:
-        self.right += (scores.argmax(-1) == values[:, None]).sum(-1)
+        self.right += (likeliest(scores) == values[:, None]).sum(-1)
         self.classes += values[0].bincount(minlength=len(self.classes))
 
     def compute(self) -> tuple[Float[Tensor, "tasks strengths"], Float[Tensor, ""], Int[Tensor, ""]]:
@@ -224,6 +225,19 @@ class ProbeTraining(Training):
     @property
     def fits_activations(self) -> bool:
         return True
+
+    def prepare(self, data: SplitDataModule, *, uses: int | None = None) -> str:
+        """As in :meth:`Training.prepare`, for data whose test bases are new.
+
+        Raises:
+            ValueError: probes would be tested on bases that they are trained on.
+        """
+        if isinstance(data, CounterfactualDataModule) and not data.task.exhaustive and data.trained_on:
+            raise ValueError(
+                f"probes read bases, and {data.trained_on} of the {len(data.datasets['test'])} test bases of "
+                f"{type(data.task).__name__} are trained on; let sample() draw each split from settings of its own"
+            )
+        return super().prepare(data, uses=uses)
 
     def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit the probes' mean and deviation to the training activations."""
