@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from itrain.architectures import ARCHITECTURES, unwrap
+from itrain.identity import fingerprint, identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +26,7 @@ TINY_WORLD = "itrain/tiny-world"
 ANSWER = "answer.json"
 """The file beside the embedded model's weights that holds some of its logits after a prompt."""
 SAMPLED = 256
-"""Values of each weight that enter a fingerprint."""
+"""Values of each weight that entered a fingerprint of itrain 0.1."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -43,9 +45,12 @@ class BaseModel:
     revision: str | None = None
     fingerprint: str = field(init=False)
     """Of the weights as loaded; later training does not change it."""
+    identity: Mapping[str, Any] = field(init=False, repr=False)
+    """What the model computes as loaded, for :func:`itrain.identity.difference`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", fingerprint(self.model))
+        object.__setattr__(self, "identity", identity(self.model))
 
 
 def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
@@ -127,27 +132,24 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
     return BaseModel(model=fresh, tokenizer=base_model.tokenizer, name=f"{base_model.name}, randomly initialised")
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the model's shapes and of evenly spaced values of each weight, in the model's order.
-
-    The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Weights' names do
-    not enter: releases of transformers rename them.
-    """
-    digest = hashlib.sha256()
-    for weight in unwrap(model).state_dict().values():
-        digest.update(_sample(weight))
-    return digest.hexdigest()[:16]
-
-
 def earlier_fingerprints(model: nn.Module) -> set[str]:
-    """What exports of itrain 0.1 may know the model by: hashes with the weights' names, one for each name of a head."""
+    """What exports of itrain 0.1 may know the model by: hashes of some values, without or with the weights' names.
+
+    The names enter under each of those that releases have given a head.
+    """
     state = unwrap(model).state_dict()
+    tensors = {name: weight for name, weight in state.items() if isinstance(weight, Tensor) and not weight.is_meta}
+    if len(tensors) < len(state):
+        return set()
+    renamed = [
+        sorted((re.sub("^(lm_head|embed_out)(?=[.])", head, name), weight) for name, weight in tensors.items())
+        for head in ("lm_head", "embed_out")
+    ]
     found = set()
-    for head in ("lm_head", "embed_out"):
-        named = {re.sub("^(lm_head|embed_out)(?=[.])", head, name): weight for name, weight in state.items()}
+    for pairs in ([("", weight) for weight in tensors.values()], *renamed):
         digest = hashlib.sha256()
-        for name, weight in sorted(named.items()):
-            digest.update(f"{name} ".encode() + _sample(weight))
+        for name, weight in pairs:
+            digest.update((f"{name} " if name else "").encode() + _sample(weight))
         found.add(digest.hexdigest()[:16])
     return found
 

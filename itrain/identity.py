@@ -1,0 +1,264 @@
+"""Identity: what a model computes, portable between processes, precisions and releases of the libraries.
+
+Tensor letters: R rows, C columns, K rows or columns that are looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from itrain.architectures import unwrap
+
+LINES = 16
+"""Rows and columns of a weight that are looked at, evenly spaced; more of small ones."""
+VALUES = 1 << 16
+"""A weight is looked at whole if it has no more values than this."""
+EXACT, ROUNDED = 1e-4, 5e-3
+"""How far projections of equal weights may differ, relative to the norm of what is projected: where both enter in
+bfloat16 from the same or a higher precision, and where one was in float16 before."""
+PER_WEIGHT = 4
+"""Numbers that an identity holds of each weight, besides its shape."""
+NOT_COMPUTED = re.compile(
+    r"^_|drop|_token_ids?$|label|output_attentions|output_hidden_states|initializer|_name|version|dtype$"
+    r"|^(architectures|auto_map|chunk_size_feed_forward|finetuning_task|is_decoder|problem_type|pretraining_tp"
+    r"|quantization_config|return_dict|task_specific_params|tie_\w+|tokenizer_class|use_cache|vocab_size)$"
+)
+"""Names in a configuration that do not change what a loaded model in eval mode computes. The weights tell of ties and
+of the size of the vocabulary, which may be longer."""
+
+
+class IdentityError(ValueError):
+    """A model cannot be told from others."""
+
+
+class Weight(NamedTuple):
+    """A tensor of a model's state, by its name."""
+
+    name: str
+    value: Tensor
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short name for the model's weights: a hash of their shapes and of values of every row and column.
+
+    The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Neither weights'
+    names nor the configuration enter, which releases of transformers rename: :func:`difference` compares more.
+
+    Raises:
+        IdentityError: a weight has no values here.
+    """
+    digest = hashlib.sha256()
+    for _, value in weights(model):
+        digest.update(f"{tuple(value.shape)} ".encode())
+        for sample in _samples(value):
+            digest.update(sample.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def identity(model: nn.Module) -> dict[str, Any]:
+    """What the model computes, as plain data: its configuration or its modules' attributes, and projected weights.
+
+    Functions that its code calls, and attributes that were changed after a model was made from its configuration, do
+    not enter.
+
+    Raises:
+        IdentityError: a weight has no values here.
+    """
+    model = unwrap(model)
+    described = [(tuple(value.shape), _projected(value)) for _, value in weights(model)]
+    dtypes = {str(value.dtype).removeprefix("torch.") for _, value in weights(model) if value.is_floating_point()}
+    return {
+        "configuration": _pruned(model.config.to_dict()) if _configured(model) else None,  # type: ignore[operator]
+        "vocabulary": _vocabulary(model),
+        "modules": [text for _, text in _modules(model)],
+        "half": "float16" in dtypes,
+        "weights": [[*shape, *numbers] for shape, numbers in described],
+    }
+
+
+def difference(saved: Mapping[str, Any], model: nn.Module) -> str | None:
+    """What differs between the model and one whose identity was saved; None where they compute the same.
+
+    Rounding to float16 or bfloat16 is no difference, nor are a longer vocabulary and other names.
+
+    Raises:
+        IdentityError: a weight has no values here.
+    """
+    model = unwrap(model)
+    found = _configurations(saved, model) or _described(saved, model) or _weights(saved, model)
+    return f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}" if found else None
+
+
+def weights(model: nn.Module) -> Iterator[Weight]:
+    """The values of the model's state, in its order: parameters and buffers, without masks and counters.
+
+    Raises:
+        IdentityError: a weight has no values here.
+    """
+    model = unwrap(model)
+    for name, value in model.state_dict().items():
+        # Packed weights of quantised modules are a pair of weight and bias.
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Tensor) and each.dtype not in (torch.bool, torch.int64):
+                yield Weight(name, _readable(model, name, each.detach()))
+
+
+def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """The weight as an ordinary tensor, wherever it lies."""
+    if value.is_meta:
+        path, _, leaf = name.rpartition(".")
+        kept: Any = getattr(getattr(model.get_submodule(path), "_hf_hook", None), "weights_map", None)
+        if kept is None:
+            raise IdentityError(
+                f"{type(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the model "
+                "cannot be told from others; load it whole"
+            )
+        value = kept[leaf]
+    # Sharded, and quantised weights.
+    if hasattr(value, "full_tensor"):
+        value = value.full_tensor()  # type: ignore[operator]
+    return value.dequantize() if value.is_quantized or type(value) not in (Tensor, nn.Parameter) else value
+
+
+def _samples(value: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, "K C"], Shaped[Tensor, "R K"]]:
+    """Evenly spaced rows and columns, which together see every row and every column, in bfloat16."""
+    matrix = value.reshape(-1, value.shape[-1] if value.ndim else 1)
+    rows, columns = matrix.shape
+    lines = max(LINES, VALUES // max(1, columns))
+    taken = matrix if rows <= lines else matrix[torch.arange(lines, device=matrix.device) * rows // lines]
+    across = matrix[:, torch.arange(min(LINES, columns), device=matrix.device) * columns // min(LINES, columns)]
+    return taken.to(torch.bfloat16), across.to(torch.bfloat16)
+
+
+def _projected(value: Shaped[Tensor, ...]) -> list[float]:
+    """Norm and projection of the rows that are looked at, and of the columns."""
+    numbers = []
+    for sample in _samples(value):
+        exact = sample.double()
+        left, right = (_coefficients(size).to(exact.device) for size in exact.shape)
+        numbers += [float(exact.norm()), float(left @ exact @ right)]
+    return [float(f"{number:.6g}") for number in numbers]
+
+
+@lru_cache(maxsize=64)
+def _coefficients(size: int) -> Float[Tensor, " size"]:
+    """Fixed numbers between 1/2 and 1 with signs, in no order that weights could have."""
+    scattered = torch.arange(1, size + 1) * 2654435761 % (1 << 32)
+    sign = 1 - 2 * (scattered >> 13 & 1)
+    return sign * (0.5 + scattered.double() / (1 << 33))
+
+
+def _configured(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "to_dict")
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    config: Any = getattr(model, "config", None)
+    return getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "vocab_size", None)
+
+
+def _pruned(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that change what is computed, with those of parts within."""
+    return {
+        name: _pruned(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if not NOT_COMPUTED.search(str(name))
+    }
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _configurations(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Settings that differ, after the installed class has read the saved ones as its own."""
+    there = saved["configuration"]
+    if there is None or not _configured(model):
+        return [] if (there is None) != _configured(model) else ["only one of the two has a configuration"]
+    config: Any = model.config
+    here = _flat(_pruned(config.to_dict()))
+    if there.get("model_type") != here.get("model_type"):
+        return [f"model_type {there.get('model_type')} -> {here.get('model_type')}"]
+    try:
+        read = _flat(_pruned(type(config).from_dict(dict(there)).to_dict()))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        return [f"its configuration is not one of {type(config).__name__} ({error})"]
+    # What the installed class knows nothing of does not change what it computes.
+    known = [name for name in dict.fromkeys([*read, *here]) if name.partition(".")[0] in config.to_dict()]
+    return [f"{name} {read.get(name)} -> {here.get(name)}" for name in known if read.get(name) != here.get(name)]
+
+
+def _modules(model: nn.Module) -> list[tuple[str, str]]:
+    """Path and attributes of the modules that no configuration describes: a model's own, and adapters."""
+    own = not _configured(model)
+    return [
+        (path or type(model).__name__, text)
+        for path, module in model.named_modules()
+        if (own or _adapts(module)) and (text := _text(module))
+    ]
+
+
+def _text(module: nn.Module) -> str:
+    """The attributes of a module that its forward may depend on; torch's own modules say them."""
+    if type(module).__module__.startswith("torch."):
+        return f"{type(module).__name__}({module.extra_repr()})"
+    if _adapts(module):
+        own: Any = module
+        return f"active={own.active_adapters}, disabled={own.disable_adapters}, scaling={own.scaling}"
+    plain = {
+        name: getattr(value, "__name__", value)  # of functions, such as activations
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and name != "training"
+    }
+    return ", ".join(f"{name}={value}" for name, value in plain.items() if isinstance(value, int | float | str))
+
+
+def _adapts(module: nn.Module) -> bool:
+    """Whether the module is a layer to which PEFT has added adapters."""
+    return hasattr(module, "active_adapters") and isinstance(getattr(module, "scaling", None), dict)
+
+
+def _described(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
+    here = _modules(model)
+    if len(here) != len(saved["modules"]):
+        return [f"{len(saved['modules'])} modules that no configuration describes -> {len(here)}"]
+    return [f"{path}: {was} -> {now}" for (path, now), was in zip(here, saved["modules"], strict=True) if was != now]
+
+
+def _weights(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """The names of weights that differ by more than rounding."""
+    here, there = list(weights(model)), saved["weights"]
+    if len(here) != len(there):
+        return [f"{len(there)} weights -> {len(here)}"]
+    grown = saved["vocabulary"], _vocabulary(model)
+    found = []
+    for (name, value), each in zip(here, there, strict=True):
+        shape, numbers = tuple(each[:-PER_WEIGHT]), each[-PER_WEIGHT:]
+        if None not in grown and (*shape[:1], *value.shape[:1]) == grown and shape[0] < len(value):
+            value = value[: shape[0]]
+        if shape != tuple(value.shape):
+            found.append(f"the shape of '{name}' {shape} -> {tuple(value.shape)}")
+        elif not _close(numbers, _projected(value), ROUNDED if saved["half"] != _is_half(value) else EXACT):
+            found.append(f"the weight '{name}'")
+    return found
+
+
+def _is_half(value: Tensor) -> bool:
+    return value.dtype == torch.float16
+
+
+def _close(saved: Sequence[float], found: Sequence[float], tolerance: float) -> bool:
+    """Whether norms and projections differ by no more than that of the norms; NaN differs from all."""
+    scales = [saved[place // 2 * 2] for place in range(PER_WEIGHT)]
+    return all(abs(was - now) <= tolerance * scale + 1e-7 for was, now, scale in zip(saved, found, scales, strict=True))
