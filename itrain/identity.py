@@ -6,6 +6,7 @@ Tensor letters: R rows, C columns, K rows or columns that are looked at.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -24,6 +25,8 @@ VALUES = 1 << 16
 EXACT, ROUNDED = 1e-4, 5e-3
 """How far projections of equal weights may differ, relative to the norm of what is projected: where both enter in
 bfloat16 from the same or a higher precision, and where one was in float16 before."""
+LARGEST = 1 << 24
+"""The largest number in a configuration that was saved."""
 PER_WEIGHT = 4
 """Numbers that an identity holds of each weight, besides its shape."""
 NOT_COMPUTED = re.compile(
@@ -76,7 +79,7 @@ def identity(model: nn.Module) -> dict[str, Any]:
     described = [(tuple(value.shape), _projected(value)) for _, value in weights(model)]
     dtypes = {str(value.dtype).removeprefix("torch.") for _, value in weights(model) if value.is_floating_point()}
     return {
-        "configuration": _pruned(model.config.to_dict()) if _configured(model) else None,  # type: ignore[operator]
+        "configuration": _settings(model),
         "vocabulary": _vocabulary(model),
         "modules": [text for _, text in _modules(model)],
         "half": "float16" in dtypes,
@@ -90,9 +93,10 @@ def difference(saved: Mapping[str, Any], model: nn.Module) -> str | None:
     Rounding to float16 or bfloat16 is no difference, nor are a longer vocabulary and other names.
 
     Raises:
-        IdentityError: a weight has no values here.
+        IdentityError: a weight has no values here, or what was saved is damaged.
     """
     model = unwrap(model)
+    _require_whole(saved)
     found = _configurations(saved, model) or _described(saved, model) or _weights(saved, model)
     return f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}" if found else None
 
@@ -142,7 +146,7 @@ def _projected(value: Shaped[Tensor, ...]) -> list[float]:
     """Norm and projection of the rows that are looked at, and of the columns."""
     numbers = []
     for sample in _samples(value):
-        exact = sample.double()
+        exact = sample.double().nan_to_num(0, 1, -1)
         left, right = (_coefficients(size).to(exact.device) for size in exact.shape)
         numbers += [float(exact.norm()), float(left @ exact @ right)]
     return [float(f"{number:.6g}") for number in numbers]
@@ -156,8 +160,45 @@ def _coefficients(size: int) -> Float[Tensor, " size"]:
     return sign * (0.5 + scattered.double() / (1 << 33))
 
 
-def _configured(model: nn.Module) -> bool:
-    return hasattr(getattr(model, "config", None), "to_dict")
+def _require_whole(saved: Mapping[str, Any]) -> None:
+    """Refuse what is no identity: exports are written by others.
+
+    Raises:
+        IdentityError: naming the part that is damaged.
+    """
+    settings, rows, texts = (saved.get(part) for part in ("configuration", "weights", "modules"))
+    sound = {
+        "configuration": settings is None or (isinstance(settings, dict) and _are_small(settings)),
+        "modules": isinstance(texts, list),
+        "weights": isinstance(rows, list)
+        and all(isinstance(row, list) and len(row) >= PER_WEIGHT and _are_numbers(row) for row in rows),
+    }
+    for part, is_sound in sound.items():
+        if not is_sound:
+            raise IdentityError(f"the {part} in the base model's identity are damaged")
+
+
+def _are_numbers(values: Sequence[object]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
+
+def _are_small(settings: Mapping[str, Any]) -> bool:
+    """Whether no number is so large that a configuration of it could take all memory."""
+    return all(
+        _are_small(value) if isinstance(value, dict) else not isinstance(value, int) or abs(value) <= LARGEST
+        for value in settings.values()
+    )
+
+
+def _settings(model: nn.Module) -> dict[str, Any] | None:
+    """The settings of a model's configuration that change what is computed, as JSON holds them; None without one."""
+    config: Any = getattr(model, "config", None)
+    return _settings_of(config) if hasattr(config, "to_dict") else None
+
+
+def _settings_of(config: Any) -> dict[str, Any]:
+    # Text for what JSON does not hold, such as infinity.
+    return json.loads(json.dumps(_pruned(config.to_dict()), default=str), parse_constant=str)
 
 
 def _vocabulary(model: nn.Module) -> int | None:
@@ -183,25 +224,28 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _configurations(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
     """Settings that differ, after the installed class has read the saved ones as its own."""
-    there = saved["configuration"]
-    if there is None or not _configured(model):
-        return [] if (there is None) != _configured(model) else ["only one of the two has a configuration"]
+    there, own = saved["configuration"], _settings(model)
+    if there is None or own is None:
+        return [] if there is own else ["only one of the two has a configuration"]
+    if there.get("model_type") != own.get("model_type"):
+        return [f"model_type {there.get('model_type')} -> {own.get('model_type')}"]
+    if there == own:
+        return []
     config: Any = model.config
-    here = _flat(_pruned(config.to_dict()))
-    if there.get("model_type") != here.get("model_type"):
-        return [f"model_type {there.get('model_type')} -> {here.get('model_type')}"]
     try:
-        read = _flat(_pruned(type(config).from_dict(dict(there)).to_dict()))
+        # Another release may have other names and defaults.
+        read = type(config).from_dict(_pruned(there))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        return [f"its configuration is not one of {type(config).__name__} ({error})"]
+        raise IdentityError(f"the saved configuration is none of {type(config).__name__} ({error})") from error
+    was, now = _flat(_settings_of(read)), _flat(own)
     # What the installed class knows nothing of does not change what it computes.
-    known = [name for name in dict.fromkeys([*read, *here]) if name.partition(".")[0] in config.to_dict()]
-    return [f"{name} {read.get(name)} -> {here.get(name)}" for name in known if read.get(name) != here.get(name)]
+    known = [name for name in dict.fromkeys([*was, *now]) if name.partition(".")[0] in own]
+    return [f"{name} {was.get(name)} -> {now.get(name)}" for name in known if was.get(name) != now.get(name)]
 
 
 def _modules(model: nn.Module) -> list[tuple[str, str]]:
     """Path and attributes of the modules that no configuration describes: a model's own, and adapters."""
-    own = not _configured(model)
+    own = _settings(model) is None
     return [
         (path or type(model).__name__, text)
         for path, module in model.named_modules()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -162,22 +163,68 @@ def _sample(weight: Tensor) -> bytes:
 
 
 def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> BaseModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
     _require_reachable(source, name)
+    precision = dtype if dtype == "auto" else getattr(torch, dtype)
+    # Mismatched weights are refused below, by name.
+    how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         revision = revision or "main"
         config = AutoConfig.from_pretrained(source, revision=revision)
         row = ARCHITECTURES.get(config.model_type)
         auto = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
-        model = auto.from_pretrained(
-            source, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
-        )
+        model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
+        if row is not None and not row.causal and _lacks_head_only(model, found):
+            # An encoder's activations are of use without a head. One drawn at random must not answer.
+            how["add_pooling_layer"] = False
+            model, found = AutoModel.from_pretrained(source, revision=revision, dtype=precision, **how)
+            warnings.warn(
+                f"model '{name}': its files have no language-model head, so it has activations and no answers",
+                stacklevel=2,
+            )
         tokenizer = _load_tokenizer(source, revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model '{name}' cannot be loaded: {reason}") from error
+    _require_weights(model, found, name)
     return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=None if Path(source).is_dir() else revision)
+
+
+def _lacks_head_only(model: nn.Module, found: Mapping[str, Any]) -> bool:
+    """Whether the weights that the files lack are those of the head, and no others."""
+    inside = f"{getattr(model, 'base_model_prefix', '')}."
+    return bool(found["missing_keys"]) and not any(each.startswith(inside) for each in found["missing_keys"])
+
+
+def _require_weights(model: nn.Module, found: Mapping[str, Any], name: str) -> None:
+    """Refuse a model some of whose weights were drawn at random, or that leaves weights of its modules in the files.
+
+    Weights of modules that it does not have, such as other heads, are left there.
+
+    Raises:
+        ModelError: naming the first such weight.
+    """
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"model '{name}': its files lack '{missing[0]}'{more}, which would be drawn at random; they are damaged, "
+            "or of a model without this part"
+        )
+    if mismatched := sorted(found["mismatched_keys"], key=str):
+        key, there, here = mismatched[0]
+        raise ModelError(
+            f"model '{name}': its files have '{key}' in the shape {tuple(there)}, its config.json says {tuple(here)}"
+        )
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    owners = {path for path, module in model.named_modules() if list(module.parameters(recurse=False))}
+    for key in sorted(found["unexpected_keys"]):
+        owner = key.rpartition(".")[0]
+        if owner in owners or prefix + owner in owners:
+            raise ModelError(
+                f"model '{name}': its files have '{key}', for which {type(model).__name__} has no place, so it would "
+                "compute something else than the model that was saved; its config.json is not that model's"
+            )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from itrain import __version__
 from itrain.factories import FactoryError, class_path, describe, find_class, rebuild
-from itrain.identity import difference
+from itrain.identity import IdentityError, difference
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
@@ -132,8 +132,11 @@ def require_model(model: nn.Module, folder: str | Path) -> None:
         ExportError: it differs from what the export says; the message says in what.
     """
     base = read_config(folder)["base_model"]
-    if "identity" in base:
-        found = difference(base["identity"], model)
+    if isinstance(base.get("identity"), dict):
+        try:
+            found = difference(base["identity"], model)
+        except IdentityError as error:
+            raise ExportError(f"'{folder}': {error}") from error
     else:
         now = fingerprint(model)
         known = base["fingerprint"] in {now, *earlier_fingerprints(model)}

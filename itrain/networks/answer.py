@@ -39,7 +39,7 @@ def answer_only(model: Any, at: Answers, candidates: Int[Tensor, " candidates"] 
     Raises:
         ValueError: the model has no language-model head.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = head_of(model)
     if head is None:
         name = type(model).__name__
         raise ValueError(f"{name} has no language-model head, so it has no logits at answer tokens; load it with one")
@@ -52,6 +52,11 @@ def answer_only(model: Any, at: Answers, candidates: Int[Tensor, " candidates"] 
     else:
         # After the hooks of others and of sites, which see all.
         stack.callback(head.register_forward_hook(lambda head, args, logits: logits[..., candidates]).remove)
+
+
+def head_of(model: Any) -> nn.Module | None:
+    """The model's language-model head, if it has one."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def each_answer(output: Any, lanes: Sequence[Lane]) -> list[Tensor]:

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from itrain.architectures import locate
+from itrain.architectures import locate, unwrap
 from itrain.inputs import ModelInputs
-from itrain.networks.answer import Answers, answer_only, answers, each_answer
+from itrain.networks.answer import Answers, answer_only, answers, each_answer, head_of
 from itrain.networks.base import ROWS, Network
 from itrain.networks.forward import Forward, cache_arguments, cache_of
 from itrain.networks.lane import Edits, Lane
@@ -70,8 +70,10 @@ class HookedNetwork(Network):
         if stop_early:
             for each in reads:
                 each.until = reads
+        # A model without a head has no answers, and activations all the same.
+        at = None if head_of(unwrap(self.model)) is None else answers([lane])
         with suppress(AllRead):
-            self.run(inputs.arguments, reads, answers([lane]))
+            self.run(inputs.arguments, reads, at)
         return {each.site: each.read for each in reads if each.read is not None}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
