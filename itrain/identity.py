@@ -1,27 +1,18 @@
-"""Identity: what a model computes, portable between processes, precisions and releases of the libraries.
-
-Tensor letters: R rows, C columns, K rows or columns that are looked at.
-"""
+"""Identity: what a model computes, portable between processes, precisions and releases of the libraries."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
+from itrain.weights import projected, weights
 
-LINES = 16
-"""Rows and columns of a weight that are looked at, evenly spaced; more of small ones."""
-VALUES = 1 << 16
-"""A weight is looked at whole if it has no more values than this."""
 EXACT, ROUNDED = 1e-4, 5e-3
 """How far projections of equal weights may differ, relative to the norm of what is projected: where both enter in
 bfloat16 from the same or a higher precision, and where one was in float16 before."""
@@ -30,8 +21,8 @@ LARGEST = 1 << 24
 PER_WEIGHT = 4
 """Numbers that an identity holds of each weight, besides its shape."""
 NOT_COMPUTED = re.compile(
-    r"^_|drop|_token_ids?$|label|output_attentions|output_hidden_states|initializer|_name|version|dtype$"
-    r"|^(architectures|auto_map|chunk_size_feed_forward|finetuning_task|is_decoder|problem_type|pretraining_tp"
+    r"^_|drop|_token_ids?$|label|output_attentions|output_hidden_states|initializer|version|dtype$"
+    r"|^(architectures|auto_map|chunk_size_feed_forward|finetuning_task|name_or_path|problem_type|pretraining_tp"
     r"|quantization_config|return_dict|task_specific_params|tie_\w+|tokenizer_class|use_cache|vocab_size)$"
 )
 """Names in a configuration that do not change what a loaded model in eval mode computes. The weights tell of ties and
@@ -39,31 +30,7 @@ of the size of the vocabulary, which may be longer."""
 
 
 class IdentityError(ValueError):
-    """A model cannot be told from others."""
-
-
-class Weight(NamedTuple):
-    """A tensor of a model's state, by its name."""
-
-    name: str
-    value: Tensor
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short name for the model's weights: a hash of their shapes and of values of every row and column.
-
-    The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Neither weights'
-    names nor the configuration enter, which releases of transformers rename: :func:`difference` compares more.
-
-    Raises:
-        IdentityError: a weight has no values here.
-    """
-    digest = hashlib.sha256()
-    for _, value in weights(model):
-        digest.update(f"{tuple(value.shape)} ".encode())
-        for sample in _samples(value):
-            digest.update(sample.contiguous().view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """What was saved of a model's identity is damaged."""
 
 
 def identity(model: nn.Module) -> dict[str, Any]:
@@ -73,16 +40,16 @@ def identity(model: nn.Module) -> dict[str, Any]:
     not enter.
 
     Raises:
-        IdentityError: a weight has no values here.
+        WeightError: a weight has no values here.
     """
     model = unwrap(model)
-    described = [(tuple(value.shape), _projected(value)) for _, value in weights(model)]
+    described = [(tuple(value.shape), projected(value)) for _, value in weights(model)]
     dtypes = {str(value.dtype).removeprefix("torch.") for _, value in weights(model) if value.is_floating_point()}
     return {
         "configuration": _settings(model),
         "vocabulary": _vocabulary(model),
         "modules": [text for _, text in _modules(model)],
-        "half": "float16" in dtypes,
+        "precisions": sorted(dtypes),
         "weights": [[*shape, *numbers] for shape, numbers in described],
     }
 
@@ -93,71 +60,13 @@ def difference(saved: Mapping[str, Any], model: nn.Module) -> str | None:
     Rounding to float16 or bfloat16 is no difference, nor are a longer vocabulary and other names.
 
     Raises:
-        IdentityError: a weight has no values here, or what was saved is damaged.
+        IdentityError: what was saved is damaged.
+        WeightError: a weight has no values here.
     """
     model = unwrap(model)
     _require_whole(saved)
     found = _configurations(saved, model) or _described(saved, model) or _weights(saved, model)
     return f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}" if found else None
-
-
-def weights(model: nn.Module) -> Iterator[Weight]:
-    """The values of the model's state, in its order: parameters and buffers, without masks and counters.
-
-    Raises:
-        IdentityError: a weight has no values here.
-    """
-    model = unwrap(model)
-    for name, value in model.state_dict().items():
-        # Packed weights of quantised modules are a pair of weight and bias.
-        for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, Tensor) and each.dtype not in (torch.bool, torch.int64):
-                yield Weight(name, _readable(model, name, each.detach()))
-
-
-def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
-    """The weight as an ordinary tensor, wherever it lies."""
-    if value.is_meta:
-        path, _, leaf = name.rpartition(".")
-        kept: Any = getattr(getattr(model.get_submodule(path), "_hf_hook", None), "weights_map", None)
-        if kept is None:
-            raise IdentityError(
-                f"{type(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the model "
-                "cannot be told from others; load it whole"
-            )
-        value = kept[leaf]
-    # Sharded, and quantised weights.
-    if hasattr(value, "full_tensor"):
-        value = value.full_tensor()  # type: ignore[operator]
-    return value.dequantize() if value.is_quantized or type(value) not in (Tensor, nn.Parameter) else value
-
-
-def _samples(value: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, "K C"], Shaped[Tensor, "R K"]]:
-    """Evenly spaced rows and columns, which together see every row and every column, in bfloat16."""
-    matrix = value.reshape(-1, value.shape[-1] if value.ndim else 1)
-    rows, columns = matrix.shape
-    lines = max(LINES, VALUES // max(1, columns))
-    taken = matrix if rows <= lines else matrix[torch.arange(lines, device=matrix.device) * rows // lines]
-    across = matrix[:, torch.arange(min(LINES, columns), device=matrix.device) * columns // min(LINES, columns)]
-    return taken.to(torch.bfloat16), across.to(torch.bfloat16)
-
-
-def _projected(value: Shaped[Tensor, ...]) -> list[float]:
-    """Norm and projection of the rows that are looked at, and of the columns."""
-    numbers = []
-    for sample in _samples(value):
-        exact = sample.double().nan_to_num(0, 1, -1)
-        left, right = (_coefficients(size).to(exact.device) for size in exact.shape)
-        numbers += [float(exact.norm()), float(left @ exact @ right)]
-    return [float(f"{number:.6g}") for number in numbers]
-
-
-@lru_cache(maxsize=64)
-def _coefficients(size: int) -> Float[Tensor, " size"]:
-    """Fixed numbers between 1/2 and 1 with signs, in no order that weights could have."""
-    scattered = torch.arange(1, size + 1) * 2654435761 % (1 << 32)
-    sign = 1 - 2 * (scattered >> 13 & 1)
-    return sign * (0.5 + scattered.double() / (1 << 33))
 
 
 def _require_whole(saved: Mapping[str, Any]) -> None:
@@ -231,12 +140,15 @@ def _configurations(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
         return [f"model_type {there.get('model_type')} -> {own.get('model_type')}"]
     if there == own:
         return []
+    from huggingface_hub.errors import StrictDataclassError
+
     config: Any = model.config
     try:
         # Another release may have other names and defaults.
         read = type(config).from_dict(_pruned(there))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise IdentityError(f"the saved configuration is none of {type(config).__name__} ({error})") from error
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
+        reason = str(error).splitlines()[0]
+        raise IdentityError(f"the saved configuration is none of {type(config).__name__}: {reason}") from error
     was, now = _flat(_settings_of(read)), _flat(own)
     # What the installed class knows nothing of does not change what it computes.
     known = [name for name in dict.fromkeys([*was, *now]) if name.partition(".")[0] in own]
@@ -285,7 +197,7 @@ def _weights(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
     here, there = list(weights(model)), saved["weights"]
     if len(here) != len(there):
         return [f"{len(there)} weights -> {len(here)}"]
-    grown = saved["vocabulary"], _vocabulary(model)
+    grown, half = (saved.get("vocabulary"), _vocabulary(model)), "float16" in saved.get("precisions", ())
     found = []
     for (name, value), each in zip(here, there, strict=True):
         shape, numbers = tuple(each[:-PER_WEIGHT]), each[-PER_WEIGHT:]
@@ -293,7 +205,7 @@ def _weights(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
             value = value[: shape[0]]
         if shape != tuple(value.shape):
             found.append(f"the shape of '{name}' {shape} -> {tuple(value.shape)}")
-        elif not _close(numbers, _projected(value), ROUNDED if saved["half"] != _is_half(value) else EXACT):
+        elif not _close(numbers, projected(value), ROUNDED if half != _is_half(value) else EXACT):
             found.append(f"the weight '{name}'")
     return found
 

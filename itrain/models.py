@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from itrain.architectures import ARCHITECTURES, unwrap
-from itrain.identity import fingerprint, identity
+from itrain.identity import identity
+from itrain.weights import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -173,12 +174,13 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
         revision = revision or "main"
         config = AutoConfig.from_pretrained(source, revision=revision)
         row = ARCHITECTURES.get(config.model_type)
-        auto = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
+        auto: Any = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
         model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
         if row is not None and not row.causal and _lacks_head_only(model, found):
             # An encoder's activations are of use without a head. One drawn at random must not answer.
             how["add_pooling_layer"] = False
-            model, found = AutoModel.from_pretrained(source, revision=revision, dtype=precision, **how)
+            encoder: Any = AutoModel
+            model, found = encoder.from_pretrained(source, revision=revision, dtype=precision, **how)
             warnings.warn(
                 f"model '{name}': its files have no language-model head, so it has activations and no answers",
                 stacklevel=2,

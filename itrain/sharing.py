@@ -20,6 +20,7 @@ from itrain.identity import IdentityError, difference
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
+from itrain.weights import WeightError
 
 WEIGHTS = "intervention.safetensors"
 CONFIG = "intervention_config.json"
@@ -135,7 +136,7 @@ def require_model(model: nn.Module, folder: str | Path) -> None:
     if isinstance(base.get("identity"), dict):
         try:
             found = difference(base["identity"], model)
-        except IdentityError as error:
+        except (IdentityError, WeightError) as error:
             raise ExportError(f"'{folder}': {error}") from error
     else:
         now = fingerprint(model)

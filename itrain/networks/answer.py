@@ -33,13 +33,19 @@ def answers(lanes: Sequence[Lane]) -> Answers | None:
     return torch.cat(rows)[:, None].to(tokens[0].device, non_blocking=True), torch.cat(tokens)
 
 
-def answer_only(model: Any, at: Answers, candidates: Int[Tensor, " candidates"] | None, stack: ExitStack) -> None:
+def answer_only(
+    model: Any, at: Answers, candidates: Int[Tensor, " candidates"] | None, stack: ExitStack, *, asked: bool = True
+) -> None:
     """Have the model's head compute nothing but the logits at the answer tokens, or the candidates' among them.
+
+    A model without a head is run as it is where no answer is ``asked`` for, but activations alone.
 
     Raises:
         ValueError: the model has no language-model head.
     """
-    head = head_of(model)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None and not asked:
+        return
     if head is None:
         name = type(model).__name__
         raise ValueError(f"{name} has no language-model head, so it has no logits at answer tokens; load it with one")
@@ -52,11 +58,6 @@ def answer_only(model: Any, at: Answers, candidates: Int[Tensor, " candidates"] 
     else:
         # After the hooks of others and of sites, which see all.
         stack.callback(head.register_forward_hook(lambda head, args, logits: logits[..., candidates]).remove)
-
-
-def head_of(model: Any) -> nn.Module | None:
-    """The model's language-model head, if it has one."""
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def each_answer(output: Any, lanes: Sequence[Lane]) -> list[Tensor]:

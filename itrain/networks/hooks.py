@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from itrain.architectures import locate, unwrap
+from itrain.architectures import locate
 from itrain.inputs import ModelInputs
-from itrain.networks.answer import Answers, answer_only, answers, each_answer, head_of
+from itrain.networks.answer import Answers, answer_only, answers, each_answer
 from itrain.networks.base import ROWS, Network
 from itrain.networks.forward import Forward, cache_arguments, cache_of
 from itrain.networks.lane import Edits, Lane
@@ -70,10 +70,8 @@ class HookedNetwork(Network):
         if stop_early:
             for each in reads:
                 each.until = reads
-        # A model without a head has no answers, and activations all the same.
-        at = None if head_of(unwrap(self.model)) is None else answers([lane])
         with suppress(AllRead):
-            self.run(inputs.arguments, reads, at)
+            self.run(inputs.arguments, reads, answers([lane]))
         return {each.site: each.read for each in reads if each.read is not None}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
@@ -166,7 +164,8 @@ class HookedNetwork(Network):
             if any(block.training for each in planned for block in each.route.inside):
                 recompute_alike(planned, stack)
             if at is not None:
-                answer_only(self._forward.model, at, candidates, stack)
+                asked = not planned or any(each.edit is not None for each in planned)
+                answer_only(self._forward.model, at, candidates, stack, asked=asked)
             # A compiled graph was traced without these hooks and would skip them in silence.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             output = model(**self._forward.arguments(arguments))

@@ -48,6 +48,8 @@ def obstacle(model: nn.Module) -> str | None:
         return "the model's weights are trained"
     if any(module.training for module in model.modules()):
         return "the model is not in eval mode"
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return "weights of the model are offloaded"
     if len({parameter.device for parameter in model.parameters()}) > 1 or _is_split(model):
         return "the model's weights are spread over several devices"
     hooked = next((name for name, module in model.named_modules() if _hooks_of_others(module)), None)
@@ -178,6 +180,8 @@ def precision(model: nn.Module) -> torch.dtype:
     """What the model computes in: its weights' type, or autocast's."""
     weight = next(model.parameters(), None)
     device, dtype = ("cpu", torch.float32) if weight is None else (weight.device.type, weight.dtype)
+    if device == "meta":
+        return dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itrain.architectures import architecture, blocks, locate
-from itrain.identity import fingerprint
 from itrain.inputs import ModelInputs
 from itrain.networks.base import ROWS, Network
 from itrain.networks.hooks import HookedNetwork
@@ -29,6 +28,7 @@ from itrain.networks.replay.levels import Choice, choose
 from itrain.networks.replay.plan import AGAIN, Plan
 from itrain.networks.replay.stores import Sizes, Stores, keep
 from itrain.sites import Site
+from itrain.weights import fingerprint
 
 Replay = Literal["auto", "on", "off"]
 IDLE = 1.0
