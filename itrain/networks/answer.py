@@ -52,6 +52,7 @@ def answer_only(
     stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at)).remove)
     if candidates is None:
         return
+    candidates = candidates.clone() if candidates.is_inference() else candidates
     if type(head) is nn.Linear and not head._forward_hooks and "forward" not in head.__dict__:
         head.__dict__["forward"] = partial(_some_logits, head, candidates)
         stack.callback(head.__dict__.pop, "forward")
