@@ -150,7 +150,7 @@ def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
 def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
     """Load the model, and make its task and data; nothing is sampled yet.
 
-    Where the weights equal those of ``like``, its network is reused, with its cache.
+    Where the model computes what that of ``like`` does, its network is reused, with its cache.
     """
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -159,7 +159,8 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
         base_model = BaseModel(model=base_model)
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
-    if like is not None and like.base_model.fingerprint == base_model.fingerprint:
+    same = like is not None and like.base_model.fingerprint == base_model.fingerprint
+    if like is not None and same and like.base_model.identity == base_model.identity:
         base_model, network = like.base_model, like.network
     else:
         network = open_network(base_model)

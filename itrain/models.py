@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from itrain.architectures import ARCHITECTURES, unwrap
+from itrain.identity import identity
+from itrain.weights import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +30,7 @@ ANSWER = "answer.json"
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 """Files of which a folder with a tokenizer has some."""
 SAMPLED = 256
-"""Values of each weight that enter a fingerprint."""
+"""Values of each weight that entered a fingerprint of itrain 0.1."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -45,9 +49,12 @@ class BaseModel:
     revision: str | None = None
     fingerprint: str = field(init=False)
     """Of the weights as loaded; later training does not change it."""
+    identity: Mapping[str, Any] = field(init=False, repr=False)
+    """What the model computes as loaded, for :func:`itrain.identity.difference`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", fingerprint(self.model))
+        object.__setattr__(self, "identity", identity(self.model))
 
 
 def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
@@ -129,27 +136,24 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
     return BaseModel(model=fresh, tokenizer=base_model.tokenizer, name=f"{base_model.name}, randomly initialised")
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the model's shapes and of evenly spaced values of each weight, in the model's order.
-
-    The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Weights' names do
-    not enter: releases of transformers rename them.
-    """
-    digest = hashlib.sha256()
-    for weight in unwrap(model).state_dict().values():
-        digest.update(_sample(weight))
-    return digest.hexdigest()[:16]
-
-
 def earlier_fingerprints(model: nn.Module) -> set[str]:
-    """What exports of itrain 0.1 may know the model by: hashes with the weights' names, one for each name of a head."""
+    """What exports of itrain 0.1 may know the model by: hashes of some values, without or with the weights' names.
+
+    The names enter under each of those that releases have given a head.
+    """
     state = unwrap(model).state_dict()
+    tensors = {name: weight for name, weight in state.items() if isinstance(weight, Tensor) and not weight.is_meta}
+    if len(tensors) < len(state):
+        return set()
+    renamed = [
+        sorted((re.sub("^(lm_head|embed_out)(?=[.])", head, name), weight) for name, weight in tensors.items())
+        for head in ("lm_head", "embed_out")
+    ]
     found = set()
-    for head in ("lm_head", "embed_out"):
-        named = {re.sub("^(lm_head|embed_out)(?=[.])", head, name): weight for name, weight in state.items()}
+    for pairs in ([("", weight) for weight in tensors.values()], *renamed):
         digest = hashlib.sha256()
-        for name, weight in sorted(named.items()):
-            digest.update(f"{name} ".encode() + _sample(weight))
+        for name, weight in pairs:
+            digest.update((f"{name} " if name else "").encode() + _sample(weight))
         found.add(digest.hexdigest()[:16])
     return found
 
@@ -162,22 +166,69 @@ def _sample(weight: Tensor) -> bytes:
 
 
 def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> BaseModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
     _require_reachable(source, name)
+    precision = dtype if dtype == "auto" else getattr(torch, dtype)
+    # Mismatched weights are refused below, by name.
+    how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         revision = revision or "main"
         config = AutoConfig.from_pretrained(source, revision=revision)
         row = ARCHITECTURES.get(config.model_type)
-        auto = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
-        model = auto.from_pretrained(
-            source, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
-        )
+        auto: Any = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
+        model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
+        if row is not None and not row.causal and _lacks_head_only(model, found):
+            # An encoder's activations are of use without a head. One drawn at random must not answer.
+            how["add_pooling_layer"] = False
+            encoder: Any = AutoModel
+            model, found = encoder.from_pretrained(source, revision=revision, dtype=precision, **how)
+            warnings.warn(
+                f"model '{name}': its files have no language-model head, so it has activations and no answers",
+                stacklevel=2,
+            )
         tokenizer = _load_tokenizer(source, revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model '{name}' cannot be loaded: {reason}") from error
+    _require_weights(model, found, name)
     return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=None if Path(source).is_dir() else revision)
+
+
+def _lacks_head_only(model: nn.Module, found: Mapping[str, Any]) -> bool:
+    """Whether the weights that the files lack are those of the head, and no others."""
+    inside = f"{getattr(model, 'base_model_prefix', '')}."
+    return bool(found["missing_keys"]) and not any(each.startswith(inside) for each in found["missing_keys"])
+
+
+def _require_weights(model: nn.Module, found: Mapping[str, Any], name: str) -> None:
+    """Refuse a model some of whose weights were drawn at random, or that leaves weights of its modules in the files.
+
+    Weights of modules that it does not have, such as other heads, are left there.
+
+    Raises:
+        ModelError: naming the first such weight.
+    """
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"model '{name}': its files lack '{missing[0]}'{more}, which would be drawn at random; they are damaged, "
+            "or of a model without this part"
+        )
+    if mismatched := sorted(found["mismatched_keys"], key=str):
+        key, there, here = mismatched[0]
+        raise ModelError(
+            f"model '{name}': its files have '{key}' in the shape {tuple(there)}, its config.json says {tuple(here)}"
+        )
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    owners = {path for path, module in model.named_modules() if list(module.parameters(recurse=False))}
+    for key in sorted(found["unexpected_keys"]):
+        owner = key.rpartition(".")[0]
+        if owner in owners or prefix + owner in owners:
+            raise ModelError(
+                f"model '{name}': its files have '{key}', for which {type(model).__name__} has no place, so it would "
+                "compute something else than the model that was saved; its config.json is not that model's"
+            )
 
 
 @torch.no_grad()

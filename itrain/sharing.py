@@ -16,9 +16,11 @@ from torch.nn.utils import parametrize
 
 from itrain import __version__
 from itrain.factories import FactoryError, class_path, describe, find_class, rebuild
+from itrain.identity import IdentityError, difference
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
+from itrain.weights import WeightError
 
 WEIGHTS = "intervention.safetensors"
 CONFIG = "intervention_config.json"
@@ -66,6 +68,7 @@ def export(
             "revision": base_model.revision,
             "type": getattr(getattr(base_model.model, "config", None), "model_type", type(base_model.model).__name__),
             "fingerprint": base_model.fingerprint,
+            "identity": dict(base_model.identity),
         },
         "metrics": dict(metrics or {}),
         "versions": {"itrain": __version__}
@@ -124,16 +127,25 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Training:
 
 
 def require_model(model: nn.Module, folder: str | Path) -> None:
-    """Refuse a base model, as it was loaded, that an export was not trained on.
+    """Refuse a base model, as it was loaded, that does not compute what the one computes that an export was trained on.
 
     Raises:
-        ExportError: the model's fingerprint is not the one that the export names.
+        ExportError: it differs from what the export says; the message says in what.
     """
-    base, found = read_config(folder)["base_model"], fingerprint(model)
-    if base["fingerprint"] not in {found, *earlier_fingerprints(model)}:
+    base = read_config(folder)["base_model"]
+    if isinstance(base.get("identity"), dict):
+        try:
+            found = difference(base["identity"], model)
+        except (IdentityError, WeightError) as error:
+            raise ExportError(f"'{folder}': {error}") from error
+    else:
+        now = fingerprint(model)
+        known = base["fingerprint"] in {now, *earlier_fingerprints(model)}
+        found = None if known else f"fingerprint {base['fingerprint']} -> {now}"
+    if found is not None:
         raise ExportError(
-            f"'{folder}' was trained on {base['name']} ({base['type']}, fingerprint {base['fingerprint']}); "
-            f"this model has the fingerprint {found}, so its activations mean something else"
+            f"'{folder}' was trained on {base['name']} ({base['type']}); this model is another one, whose activations "
+            f"mean something else: {found}"
         )
 
 

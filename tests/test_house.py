@@ -28,6 +28,8 @@ ROOMS = [
         "itrain.interventions",
     },
     {"itrain.inputs", "itrain.architectures", "itrain.factories", "itrain.files"},
+    {"itrain.weights"},
+    {"itrain.identity"},
     {"itrain.networks", "itrain.models", "itrain.adapters", "itrain.tasks"},
     {"itrain.data"},
     {"itrain.responses"},

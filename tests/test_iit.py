@@ -299,6 +299,24 @@ def test_adapters_change_nothing_at_first_and_leave_sites_where_they_were(model_
     assert torch.equal(plain(inputs), adapted(inputs))
 
 
+def test_tied_weights_are_trained_under_both_of_their_names_or_not_at_all() -> None:
+    def tied(*parts: str) -> dict[str, bool]:
+        module = InterchangeInterventionTraining(
+            network=HookedNetwork(tiny_model("gpt2"), trainable=True),
+            sites="layer0.block_output@last",
+            intervention=BLOCKS,
+            parts=parts,
+        )
+        return {name: each.requires_grad for name, each in module.network.model.named_parameters()}
+
+    head, embedding = "lm_head", "transformer.wte"
+    for one, other in ((head, embedding), (embedding, head)):
+        with pytest.raises(ValueError, match=f"'{one}' shares its weight '{one}.weight' with '{other}.weight', which"):
+            tied(one)
+    trained = tied(head, embedding)
+    assert [name for name, trains in trained.items() if trains] == ["transformer.wte.weight"]
+
+
 def test_adapters_of_a_bf16_model_are_in_fp32() -> None:
     model = tiny_model("llama").bfloat16()
     add_lora(model, rank=2, alpha=4, targets=["q_proj"])
@@ -387,7 +405,7 @@ def test_an_export_holds_the_trained_model_and_belongs_to_the_untrained_one(tmp_
         assert torch.equal(restored.network.model.state_dict()[name], value)
     inputs = Bits().inputs([{"a": 1, "b": 0}, {"a": 1, "b": 1}])
     assert torch.equal(restored.network(inputs), module.eval().network(inputs))
-    with pytest.raises(ExportError, match="fingerprint"):
+    with pytest.raises(ExportError, match="this model is another one"):
         load(tmp_path, network(seed=1))
 
 

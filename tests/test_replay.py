@@ -21,9 +21,11 @@ from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
 from itrain.networks.replay.eligible import obstacle
+from itrain.networks.replay.plan import AGAIN
+from itrain.networks.replay.stores import TokenStore
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
-from tests.models import ALL_TYPES, CAUSAL_TYPES, hook_count, tiny_config, tiny_inputs, tiny_model
+from tests.models import ALL_TYPES, CAUSAL_TYPES, HIDDEN, VOCABULARY, hook_count, tiny_config, tiny_inputs, tiny_model
 from tests.replaying import (
     EDITED,
     HERE,
@@ -234,17 +236,48 @@ def test_modules_are_named_by_path_too() -> None:
 
 @pytest.mark.parametrize("part", ["hidden", "before"])
 def test_the_comparison_with_hooks_catches_what_is_corrupt(part: str) -> None:
+    """What was kept is dropped, and as much is skipped as before."""
     network, base = make_network(tiny_model("gpt2")), examples()
     expected = answer_and_gradients(network, HERE, base)
     plan = network.plan([[Site.parse(HERE[0])]])
     (plan.hidden if part == "hidden" else plan.earlier.store).parts[0].add_(0.1)
-    plan.agreed.clear()
+    plan.since = AGAIN
+    with pytest.warns(UserWarning, match="changed without a trace .answer or gradient differs from plain hooks by"):
+        found = answer_and_gradients(network, HERE, base)
+    assert distance(found, expected) < 1e-5
+    assert distance(answer_and_gradients(network, HERE, base), expected) < 1e-5
+    assert replayed(network, HERE, "suffix")
+
+
+def test_what_differs_from_the_start_is_lowered_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, base = make_network(tiny_model("gpt2")), examples()
+    expected = answer_and_gradients(network.hooked, HERE, base)
+    gather = TokenStore.gather
+    monkeypatch.setattr(TokenStore, "gather", lambda *given: [each + 0.1 for each in gather(*given)])
     with pytest.warns(UserWarning, match="answer or gradient differs from plain hooks by .* of its norm") as said:
         found = answer_and_gradients(network, HERE, base)
     lowered = [re.search(r"lowered from '(\w+)' to '(\w+)'", str(each.message)).groups() for each in said]
-    levels = ["suffix", "recompute", "prefix", "stop"] if part == "hidden" else ["suffix", "recompute"]
-    assert lowered == list(pairwise(levels))
+    assert lowered == list(pairwise(["suffix", "recompute", "prefix", "stop"]))
     assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["squares", "fixed weights"])
+def test_a_gradient_that_is_0_but_for_rounding_is_no_difference(kind: str) -> None:
+    """That of logits' squares where the head is orthonormal, and that of any sum where nothing of it reaches them."""
+    model = tiny_model("llama")
+    weights = torch.arange(1.0, VOCABULARY + 1).cos()[:, None]
+    head = torch.linalg.qr(torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(0))).Q
+    if kind == "fixed weights":
+        head = head - weights @ (weights.T @ head) / weights.square().sum()
+    with torch.no_grad():
+        model.lm_head.weight.copy_(head)
+    network = make_network(model)
+    for padding in PADDINGS:
+        for sites in (["layer0.block_output@word"], ["layer1.block_output@last"], ["layer0.attention_output@2"]):
+            for _ in range(2):
+                answer_and_gradients(network, sites, examples(padding), examples(padding, seed=1))
+            assert replayed(network, sites, "suffix")
 
 
 def test_the_comparison_leaves_random_edits_their_numbers() -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from itrain.inputs import ModelInputs
 from itrain.networks.choose import make_network
-from itrain.networks.replay.eligible import state
+from itrain.networks.replay.eligible import State
 from itrain.sites import Site
 from tests.models import tiny_config, tiny_inputs, tiny_model
 from tests.replaying import (
@@ -86,7 +86,7 @@ def test_what_is_kept_serves_other_positions_and_layers() -> None:
     mixed_up(network)
     for group in groups[2:]:
         expected = answer_and_gradients(network.hooked, group, base, source)
-        network.plan([sites[2]]).agreed |= {("suffix", False, True)}
+        network.plan([sites[2]]).agreed["suffix", False, True] = base.length
         assert distance(answer_and_gradients(network, group, base, source), expected) > 1e-3
 
 
@@ -296,7 +296,8 @@ def test_a_model_is_looked_at_once_where_it_does_not_change(monkeypatch: pytest.
     """And again after that, so that what has changed by then is noticed."""
     network, base = make_network(tiny_model("llama")), examples()
     looks: list[None] = []
-    monkeypatch.setattr("itrain.networks.replay.network.state", lambda model: looks.append(None) or state(model))
+    holds = State.holds
+    monkeypatch.setattr(State, "holds", lambda state: looks.append(None) or holds(state))
     with network.unchanged():
         for _ in range(2):
             answer_and_gradients(network, HERE, base)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from itrain.identity import identity
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
@@ -63,6 +64,7 @@ def test_an_export_names_what_it_belongs_to(model: nn.Module, tmp_path: Path) ->
         "revision": "main",
         "type": "llama",
         "fingerprint": fingerprint(model),
+        "identity": identity(model),
     }
     assert {"itrain", "torch"} <= set(config["versions"])
 
@@ -102,13 +104,14 @@ def test_another_model_is_refused(model: nn.Module, tmp_path: Path) -> None:
     other = tiny_model("llama")
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight.add_(1)
-    with pytest.raises(ExportError, match=r"was trained on some/llama .*this model has the fingerprint"):
+    message = r"was trained on some/llama .*another one, .*: the weight 'model.layers.1.mlp.up_proj.weight'$"
+    with pytest.raises(ExportError, match=message):
         load(tmp_path, other)
 
 
 def test_a_model_of_another_size_is_refused(model: nn.Module, tmp_path: Path) -> None:
     export(search_on(model), tmp_path, base_model=BaseModel(model=model))
-    with pytest.raises(ExportError, match="fingerprint"):
+    with pytest.raises(ExportError, match="model_type llama -> gpt2"):
         load(tmp_path, tiny_model("gpt2"))
 
 
@@ -160,6 +163,7 @@ def test_a_fingerprint_does_not_depend_on_the_names_of_weights(model: nn.Module)
     full, earlier = fingerprint(model), earlier_fingerprints(model)
     model.embed_out = model._modules.pop("lm_head")
     assert fingerprint(model) == full and earlier_fingerprints(model) == earlier
+    assert len(earlier) == 3
     with torch.no_grad():
         next(model.parameters()).mul_(2)
     assert fingerprint(model) != full and not earlier_fingerprints(model) & earlier

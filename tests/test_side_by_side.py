@@ -136,6 +136,21 @@ def test_windows_are_kept(model_type: str) -> None:
     assert ("suffix", False, True) in network.plan(members).agreed
 
 
+@pytest.mark.parametrize("window", [8, 12, 40])
+def test_windows_are_kept_where_later_texts_are_longer(window: int) -> None:
+    """GPT-Neo's count places in a row, of which members beside each other take more than a text has tokens."""
+    config = tiny_config("gpt_neo")
+    config.window_size = window
+    torch.manual_seed(0)
+    network = make_network(AutoModelForCausalLM.from_config(config).eval())
+    members = [[Site.parse(f"layer0.block_output@{place}")] for place in ("-2", "last", "-1", "-3")]
+    for length in (4, 6, 8, 12):
+        base, source = (tiny_inputs((length, length), answer=True, seed=seed) for seed in (0, 1))
+        expected = answers_and_gradients(network.hooked, members, base, source, together=False)
+        assert distance(answers_and_gradients(network, members, base, source), expected) < 1e-5
+    assert ("suffix", window == 40, True) in network.plan(members).agreed
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_inputs_may_have_no_mask(model_type: str) -> None:
     members, network = members_of(model_type), make_network(tiny_model(model_type), replay="on")

@@ -200,11 +200,15 @@ class ModelInputs:
             raise PositionError(f"site '{site}': the activation there has {length} tokens, fewer than the inputs")
         key = (site.position, length)
         if key not in self._indices:
-            index, valid = token_indices(self._find(site, length))
-            # Not blocking: a blocking copy would wait for all that the accelerator has still to do.
-            index = index.to(self.device, non_blocking=True)
-            valid = None if valid is None else valid.to(self.device, non_blocking=True)
-            self._indices[key] = TokenIndices(index, valid)
+            # Kept for steps with gradients, which tensors of inference mode do not serve.
+            with torch.inference_mode(False):
+                index, valid = token_indices(
+                    [(start.clone(), stop.clone()) for start, stop in self._find(site, length)]
+                )
+                # Not blocking: a blocking copy would wait for all that the accelerator has still to do.
+                index = index.to(self.device, non_blocking=True)
+                valid = None if valid is None else valid.to(self.device, non_blocking=True)
+                self._indices[key] = TokenIndices(index, valid)
         return self._indices[key]
 
     def earliest(self, site: Site) -> Int[Tensor, " batch"]:

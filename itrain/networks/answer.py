@@ -33,19 +33,26 @@ def answers(lanes: Sequence[Lane]) -> Answers | None:
     return torch.cat(rows)[:, None].to(tokens[0].device, non_blocking=True), torch.cat(tokens)
 
 
-def answer_only(model: Any, at: Answers, candidates: Int[Tensor, " candidates"] | None, stack: ExitStack) -> None:
+def answer_only(
+    model: Any, at: Answers, candidates: Int[Tensor, " candidates"] | None, stack: ExitStack, *, asked: bool = True
+) -> None:
     """Have the model's head compute nothing but the logits at the answer tokens, or the candidates' among them.
+
+    A model without a head is run as it is where no answer is ``asked`` for, but activations alone.
 
     Raises:
         ValueError: the model has no language-model head.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None and not asked:
+        return
     if head is None:
         name = type(model).__name__
         raise ValueError(f"{name} has no language-model head, so it has no logits at answer tokens; load it with one")
     stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at)).remove)
     if candidates is None:
         return
+    candidates = candidates.clone() if candidates.is_inference() else candidates
     if type(head) is nn.Linear and not head._forward_hooks and "forward" not in head.__dict__:
         head.__dict__["forward"] = partial(_some_logits, head, candidates)
         stack.callback(head.__dict__.pop, "forward")

@@ -164,9 +164,14 @@ class HookedNetwork(Network):
             if any(block.training for each in planned for block in each.route.inside):
                 recompute_alike(planned, stack)
             if at is not None:
-                answer_only(self._forward.model, at, candidates, stack)
+                asked = not planned or any(each.edit is not None for each in planned)
+                answer_only(self._forward.model, at, candidates, stack, asked=asked)
             # A compiled graph was traced without these hooks and would skip them in silence.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if torch.is_grad_enabled():
+                # Tensors that were made in inference mode could not be saved for the backward pass.
+                made = {name for name, each in arguments.items() if isinstance(each, Tensor) and each.is_inference()}
+                arguments = {name: each.clone() if name in made else each for name, each in arguments.items()}
             output = model(**self._forward.arguments(arguments))
         for each in planned:
             if not each.done:
@@ -184,7 +189,8 @@ class HookedNetwork(Network):
             moved = isinstance(columns, Tensor) and columns.device != next(known.location.module.parameters()).device
             if module is known.location.module and not moved:
                 return known
-        location = locate(self.model, site)
+        with torch.inference_mode(False):  # columns serve steps with gradients too
+            location = locate(self.model, site)
         module = location.module
         path = next((name for name, each in self.model.named_modules() if each is module), None)
         inside = tuple(each for each in self.model.modules() if module in set(each.modules()))

@@ -281,14 +281,23 @@ def _disturb(activation: Tensor) -> Tensor:
 def _train_parts(model: nn.Module, parts: Sequence[str], *, others: bool) -> None:
     """Train the weights at and inside the paths; freeze all others, unless ``others`` stay as they are."""
     model = unwrap(model)
-    named = dict(model.named_parameters())
+    # Tied weights under each of their names.
+    named = dict(model.named_parameters(remove_duplicate=False))
     paths = [path for path, _ in model.named_modules() if path] + list(named)
     if not others:
         model.requires_grad_(False)
+    trained: dict[str, str] = {}
     for part in parts:
         inside = [name for name in named if fnmatchcase(name, part) or fnmatchcase(name, f"{part}.*")]
         if not inside:
             near = difflib.get_close_matches(part, paths, n=1, cutoff=0.0)[0]
             raise ValueError(f"parts: {type(model).__name__} has no weights at '{part}'; did you mean '{near}'?")
-        for name in inside:
-            named[name].requires_grad_(True)
+        trained |= dict.fromkeys(inside, part)
+    for name, part in trained.items():
+        tied = next((each for each in named if named[each] is named[name] and each not in trained), None)
+        if tied is not None:
+            raise ValueError(
+                f"parts: '{part}' shares its weight '{name}' with '{tied}', which would be trained too; name both, or "
+                "load the model with untied weights"
+            )
+        named[name].requires_grad_(True)

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterator, Mapping
+from copy import copy
+from typing import Any
 
-from itrain.architectures import blocks
+import torch
+from torch import Tensor, nn
+
+# torch has no public names for the hooks of all modules.
+from torch.nn.modules import module as hooks_of_all
+
+from itrain.architectures import blocks, unwrap
 from itrain.inputs import ModelInputs
 
 TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 """Arguments of a model's forward that say no more than which tokens an example has."""
+INTERNAL = frozenset(vars(nn.Module()))
+"""The attributes of a module that are torch's own."""
+HELD = (
+    "_modules",
+    "_parameters",
+    "_buffers",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""Those among them whose contents a run depends on."""
+EVERYWHERE: tuple[Mapping[int, Any], ...] = (
+    hooks_of_all._global_forward_hooks,
+    hooks_of_all._global_forward_pre_hooks,
+    hooks_of_all._global_backward_hooks,
+    hooks_of_all._global_backward_pre_hooks,
+)
+"""The hooks that are called for all modules."""
 
 
 def obstacle(model: nn.Module) -> str | None:
@@ -22,21 +48,44 @@ def obstacle(model: nn.Module) -> str | None:
         return "the model's weights are trained"
     if any(module.training for module in model.modules()):
         return "the model is not in eval mode"
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return "weights of the model are offloaded"
     if len({parameter.device for parameter in model.parameters()}) > 1 or _is_split(model):
         return "the model's weights are spread over several devices"
-    if hooked := next((name for name, module in model.named_modules() if _hooks_of_others(module)), None):
+    hooked = next((name for name, module in model.named_modules() if _hooks_of_others(module)), None)
+    if hooked is not None:
         return f"other code has hooks on the model's module '{hooked}'"
-    return None
+    return "other code has hooks on all modules" if hooks_everywhere() else None
 
 
-def unfit(inputs: ModelInputs, *, causal: bool, all_tokens: bool = False) -> str | None:
+def shortest_changing(model: nn.Module) -> int | None:
+    """From how many tokens on the model's rotary embedding depends on the longest text of a run; None: it never does.
+
+    transformers calls such embeddings ``dynamic`` and ``longrope``.
+    """
+    config: Any = getattr(unwrap(model), "config", None)
+    if not hasattr(config, "get_text_config"):
+        return None
+    own = config.get_text_config()
+    limits = [
+        each.get("original_max_position_embeddings") or own.max_position_embeddings
+        for each in _rotary_settings(getattr(own, "rope_parameters", None))
+        if "dynamic" in each["rope_type"] or each["rope_type"] == "longrope"
+    ]
+    return min(limits, default=None)
+
+
+def unfit(inputs: ModelInputs, *, causal: bool, all_tokens: bool = False, changing: int | None = None) -> str | None:
     """Why the inputs cannot be replayed; None where they can.
 
     Args:
         inputs: what the model is given.
         causal: whether a token sees only itself and those before it.
         all_tokens: whether edits or the answer take in all tokens, padding among them.
+        changing: from how many tokens on a run's longest text changes what the model computes; None: it never does.
     """
+    if changing is not None and inputs.length >= changing:
+        return f"the rotary embedding depends on the longest text of a run from {changing} tokens on"
     if others := inputs.arguments.keys() - TEXT:
         return f"the model is given '{min(others)}' besides tokens"
     left, right = inputs.padding
@@ -56,30 +105,88 @@ def inexact(reason: str) -> ValueError:
     return ValueError(f"replay would not be exact: {reason}")
 
 
-def state(model: nn.Module) -> tuple[object, ...]:
-    """What differs after the model's weights, precision, mode, modules or hooks have changed.
+class State:
+    """A model as it is: modules, forwards, hooks, attributes, configurations, weights and the precision of a run.
 
-    It is compared in every step, so it looks at no values. Weights changed in place through ``.data`` go unnoticed.
+    ``holds`` says whether all that is the same still, without looking at the values of a weight: a write through
+    ``.data`` leaves no trace. The references that are kept go with the state.
+
+    Args:
+        model: the model, wrappers included.
     """
-    modules = modules_of(model)
-    named = [owned for module in modules for owned in (module._parameters, module._buffers) if owned]
-    tensors = [tensor for owned in named for tensor in owned.values() if tensor is not None]
-    weights = [
-        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.requires_grad) for tensor in tensors
-    ]
-    modes = [(id(each), each.training, len(each._forward_hooks), len(each._forward_pre_hooks)) for each in modules]
-    return precision(model), weights, modes
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._precision = model, precision(model)
+        self._modules = modules_of(model)
+        self._classes = [type(module) for module in self._modules]
+        self._forwards = {kind: kind.forward for kind in self._classes}
+        self._everywhere = hooks_everywhere()
+        self._live: list[Any] = []
+        self._tensors: list[Tensor] = []
+        seen: set[int] = set()
+        for module in self._modules:
+            own = vars(module)
+            self._live += [own, *(own[name] for name in HELD)]
+            self._tensors += [*module._parameters.values(), *module._buffers.values()]
+            for name in own.keys() - INTERNAL:
+                self._watch(own[name], seen)
+        self._copies = [copy(each) for each in self._live]
+        # Tensors of other classes may have no memory of their own.
+        self._tensors = [each for each in self._tensors if type(each) in (Tensor, nn.Parameter)]
+        self._marks = self._marked()
+
+    def holds(self) -> bool:
+        """Whether the model is as it was."""
+        try:
+            same = self._live == self._copies
+        except (RuntimeError, TypeError, ValueError):
+            # Tensors and arrays that are compared are not the same object, and do not tell by a single truth value.
+            return False
+        return (
+            same
+            and self._classes == [type(module) for module in self._modules]
+            and all(kind.forward is forward for kind, forward in self._forwards.items())
+            and self._everywhere == (hooks_everywhere() if any(EVERYWHERE) else [])
+            and self._marks == self._marked()
+            and self._precision == precision(self._model)
+        )
+
+    def _watch(self, value: Any, seen: set[int]) -> None:
+        """Have what a container or a configuration holds compared, and what those within it hold."""
+        if isinstance(value, Tensor):
+            self._tensors.append(value)
+            return
+        # Of other objects the identity is compared: what they refer to could be anything, such as a data set.
+        held = value if isinstance(value, dict | list | set) else vars(value) if hasattr(value, "to_dict") else None
+        if held is None or id(held) in seen or isinstance(value, type | nn.Module):
+            return
+        seen.add(id(held))
+        self._live.append(held)
+        for each in held.values() if isinstance(held, dict) else held:
+            self._watch(each, seen)
+
+    def _marked(self) -> list[tuple[int, int, bool]]:
+        return [
+            (each.data_ptr(), 0 if each.is_inference() else each._version, each.requires_grad) for each in self._tensors
+        ]
+
+
+def hooks_everywhere() -> list[Any]:
+    """The hooks that others have put on all modules; torch's own count operations."""
+    return [hook for table in EVERYWHERE for hook in table.values() if not hook.__module__.startswith("torch.")]
 
 
 def precision(model: nn.Module) -> torch.dtype:
     """What the model computes in: its weights' type, or autocast's."""
-    weight = next(model.parameters())
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    weight = next(model.parameters(), None)
+    device, dtype = ("cpu", torch.float32) if weight is None else (weight.device.type, weight.dtype)
+    if device == "meta":
+        return dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """What ``model.modules()`` gives, in another order and a quarter of the time, which every step takes."""
+    """What ``model.modules()`` gives, in another order and a quarter of the time."""
     found, seen = [model], {model}
     for module in found:
         for child in module._modules.values():
@@ -93,7 +200,21 @@ def _is_split(model: nn.Module) -> bool:
     return isinstance(model, nn.DataParallel) or any(hasattr(weight, "device_mesh") for weight in model.parameters())
 
 
+def _rotary_settings(settings: object) -> Iterator[Mapping[str, Any]]:
+    """Settings of rotary embeddings: the model's or, within them, those of each kind of layer."""
+    if isinstance(settings, Mapping):
+        if isinstance(settings.get("rope_type"), str):
+            yield settings
+        for each in settings.values():
+            yield from _rotary_settings(each)
+
+
 def _hooks_of_others(module: nn.Module) -> bool:
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    hooks = (
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+    )
     # transformers leaves hooks behind that collect hidden states when asked for them, and else do nothing.
     return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)

@@ -5,6 +5,7 @@ Tensor letters: B batch, S sequence, P positions, D hidden.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,13 +22,19 @@ from itrain.networks.base import ROWS, Network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import Edits
 from itrain.networks.replay.budget import Budget, BudgetError, in_words
-from itrain.networks.replay.eligible import inexact, obstacle, state, unfit
+from itrain.networks.replay.comparison import StaleError, alike
+from itrain.networks.replay.eligible import State, inexact, obstacle, shortest_changing, unfit
 from itrain.networks.replay.levels import Choice, choose
-from itrain.networks.replay.plan import Plan
+from itrain.networks.replay.plan import AGAIN, Plan
 from itrain.networks.replay.stores import Sizes, Stores, keep
 from itrain.sites import Site
+from itrain.weights import fingerprint
 
 Replay = Literal["auto", "on", "off"]
+IDLE = 1.0
+"""Seconds without a run after which the weights' values are looked at, as after ``AGAIN`` runs."""
+PATIENCE = 100
+"""How many times as long as such a look takes the network has to be idle, so that looks take a hundredth at most."""
 
 
 class ReplayNetwork(Network):
@@ -38,6 +45,17 @@ class ReplayNetwork(Network):
     one. Then the model's own forward runs on the tokens from the batch's first edited one on, its lower blocks replaced
     by what was kept. Before less than all is first run, answer and gradient are compared with those of plain hooks, as
     they are again after the model has changed. Whatever cannot be replayed exactly runs under plain hooks.
+
+    What was kept is dropped when the model has changed:
+
+    * before the next run after a change of weights, buffers, modules, their classes, forwards, hooks, attributes or
+      configurations, adapters among them;
+    * after a write without a trace, through ``.data`` or to tensors of inference mode: in the next ``prepare``, after a
+      second without a run, or after 500 runs. Values of every row and column are looked at, but not all of them;
+    * after any other change, such as of a function that a forward calls: by a comparison with plain hooks, every 500
+      runs and where texts are longer than all before.
+
+    Changes that are noticed late are warned of, since results may have been the earlier model's.
 
     Args:
         hooked: runs the model.
@@ -71,8 +89,10 @@ class ReplayNetwork(Network):
             self.eval()
         self.budget = Budget(budget_gib, None if folder is None else Path(folder))
         self.stores = Stores(hooked, self.budget)
-        self._state: object = None
+        self._state: State | None = None
         self._looked = False
+        self._reads = self._looks = 0
+        self._last = self._patience = 0.0
         self._look()
 
     @property
@@ -91,9 +111,13 @@ class ReplayNetwork(Network):
             self._look()
         if self._reason is not None:
             return self.hooked.read(inputs, wanted)
-        reason = unfit(inputs, causal=self._causal) if self.keeps else None
+        reason = unfit(inputs, causal=self._causal, changing=self._changing) if self.keeps else None
         if reason is not None and self.strict:
             raise inexact(reason)
+        self._reads += 1
+        if self._reads > AGAIN:
+            self._reads = 0
+            self._compare_readings(inputs, wanted)
         kept = [site for site in wanted if self.keeps and reason is None and site.position is not None]
         found = {}
         for site in kept:
@@ -118,10 +142,17 @@ class ReplayNetwork(Network):
             plan = self._plans.get(groups) or self.plan(groups)
         if plan is None:
             return self.hooked.edit_each(inputs, members, rows=rows)
-        reason = unfit(inputs, causal=self._causal, all_tokens=plan.edits_all_tokens or inputs.answer is None)
-        if reason is not None and self.strict:
-            raise inexact(reason)
-        return (plan if reason is None else self.hooked).edit_each(inputs, members, rows=rows)
+        all_tokens = plan.edits_all_tokens or inputs.answer is None
+        reason = unfit(inputs, causal=self._causal, all_tokens=all_tokens, changing=self._changing)
+        if reason is not None:
+            if self.strict:
+                raise inexact(reason)
+            return self.hooked.edit_each(inputs, members, rows=rows)
+        try:
+            return plan.edit_each(inputs, members, rows=rows)
+        except StaleError as stale:
+            self._drop(str(stale))
+            return self.edit_each(inputs, members, rows=rows)
 
     def generate(
         self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
@@ -178,7 +209,7 @@ class ReplayNetwork(Network):
         self._expect(uses if self.uses is None else self.uses)
         if not groups:
             return "blocks up to the sites that are read; what is read is cached"
-        self._look()
+        self._look(closely=True)
         below = {} if self._reason else {tuple(group): self._below(group) for group in groups}
         depths = {group: depth for group, depth in below.items() if depth is not None}
         if len(depths) < len(below) or self._reason is not None:
@@ -188,7 +219,12 @@ class ReplayNetwork(Network):
         self._plans.clear()
         plans = [plan for group in depths if (plan := self.plan([group]))]
         unfitting = (
-            unfit(each, causal=self._causal, all_tokens=plan.edits_all_tokens or each.answer is None)
+            unfit(
+                each,
+                causal=self._causal,
+                all_tokens=plan.edits_all_tokens or each.answer is None,
+                changing=self._changing,
+            )
             for plan in plans
             for each in bases
         )
@@ -229,22 +265,58 @@ class ReplayNetwork(Network):
         finally:
             self._looked = False
 
-    def _look(self) -> None:
+    def _look(self, *, closely: bool = False) -> None:
         """Look whether the model has changed, and forget what was kept of it before.
+
+        Args:
+            closely: at the weights' values too, however short a time has passed since the last such look.
 
         Raises:
             ValueError: it cannot be replayed, and the network is strict.
         """
         if self.training and not self.trainable:
             self.eval()
-        seen = self._state if self._looked else state(self.hooked.model)
-        if seen != self._state:
+        if self._state is None or not (self._looked or self._state.holds()):
             self.forget()
             row = architecture(self.model)
             self._causal = row is not None and row.causal
-            self._state, self._reason = seen, obstacle(self.model)
-        if self._reason is not None and self.strict:
-            raise inexact(self._reason)
+            self._state, self._reason = State(self.model), obstacle(self.model)
+            self._changing = shortest_changing(self.model)
+            self._values: str | None = None
+        if self._reason is not None:
+            if self.strict:
+                raise inexact(self._reason)
+            return
+        last, self._last = self._last, time.perf_counter()
+        self._looks += 1
+        if closely or self._values is None or self._looks > AGAIN or self._last - last > self._patience:
+            self._look_at_values()
+
+    def _look_at_values(self) -> None:
+        before, self._values, self._looks = self._values, fingerprint(self.model), 0
+        self._patience = max(IDLE, PATIENCE * (time.perf_counter() - self._last))
+        if before is not None and before != self._values:
+            self._drop("its weights have other values")
+
+    def _drop(self, reason: str) -> None:
+        """Forget what was kept of a model that has changed without a trace, and say so."""
+        self.forget()
+        warnings.warn(
+            f"the model has changed without a trace ({reason}), as by a write through .data or a replaced function: "
+            "what was kept of its runs is dropped, and results since the change may be the earlier model's",
+            stacklevel=2,
+        )
+
+    def _compare_readings(self, inputs: ModelInputs, sites: Sequence[Site]) -> None:
+        """Read one example again, under plain hooks, and drop all if it is not what was kept of it."""
+        one = inputs.take(torch.tensor([0]))
+        for site in sites:
+            store = self.stores.of(site)
+            if site.position is None or (spans := store.find(one.keys)) is None:
+                continue
+            (kept,) = store.gather(spans, one.slots(site)[0], one.device)
+            if not alike(kept, self.hooked.read(one, [site])[site], self.model):
+                return self._drop(f"other activations at '{site}'")
 
     @property
     def _device(self) -> torch.device:

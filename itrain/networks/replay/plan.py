@@ -22,7 +22,7 @@ from itrain.networks.forward import Forward, cache_arguments
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import Edits, Lane
 from itrain.networks.replay.budget import BudgetError
-from itrain.networks.replay.comparison import Difference, Run, difference, failure
+from itrain.networks.replay.comparison import Difference, Run, StaleError, difference, failure
 from itrain.networks.replay.compiled import CompileError, compiled, compiling, unedited
 from itrain.networks.replay.forwards import Forwards, forwards, only_at, resumed, watched
 from itrain.networks.replay.levels import Choice, Level
@@ -30,6 +30,9 @@ from itrain.networks.replay.prefix import Before, Recorder, flat, unflat
 from itrain.networks.replay.rows import Rows, lie_beside, runs, text_arguments
 from itrain.networks.replay.stores import Earlier, TokenStore, keep
 from itrain.sites import Site
+
+AGAIN = 500
+"""Runs after which examples are compared with plain hooks again: that takes about a hundredth of the time of all."""
 
 Spans = list[Int[Tensor, "batch 2"]]
 """The examples' rows in each of the stores that a level needs: first row and count."""
@@ -67,11 +70,20 @@ class Plan:
         self.compiled = unedited(self.blocks, hooked.model, sites, self.below) if compile else {}
         self.beside = True
         """Whether members may lie side by side in a row."""
-        self.agreed: set[tuple[Level, bool, bool]] = set()
-        """The levels that did what plain hooks do, with members side by side or not, with gradients or not."""
+        self.agreed: dict[tuple[Level, bool, bool], int] = {}
+        """The levels that did what plain hooks do, with members side by side or not, with gradients or not, and for how
+        many tokens."""
+        self.since = 0
+        """Runs since the last comparison."""
+        self.fresh = not (hidden.used or earlier.store.used)
+        """Whether all that is kept is of the model as it was at the first comparison."""
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int) -> list[Tensor]:
-        """Each member's answer, replayed where that is exact; what it takes is kept of the examples before."""
+        """Each member's answer, replayed where that is exact; what it takes is kept of the examples before.
+
+        Raises:
+            StaleError: what was kept is not what the model puts out any more.
+        """
         while True:
             starts = tuple(self._start(inputs, edits) for edits in members)
             suffix = any(starts)
@@ -84,7 +96,10 @@ class Plan:
             beside = self.beside and len(set(starts)) > 1 and lie_beside(self.forward, inputs)
             at_once = max(1, rows // inputs.batch_size)
             replay = partial(self._replay, inputs, kept, runs(starts, inputs.length, at_once=at_once, beside=beside))
-            if (level, beside, torch.is_grad_enabled()) in self.agreed:
+            agreed = self.agreed.get((level, beside, torch.is_grad_enabled()), -1)
+            # Longer texts may be the first that a window cuts.
+            if inputs.length <= agreed and self.since < AGAIN:
+                self.since += 1
                 return replay(members)
             self._compare(level, beside, replay, inputs, members)
 
@@ -204,12 +219,18 @@ class Plan:
         """Note that the level does what plain hooks do, with gradients or without as it is, or skip less.
 
         Raises:
+            StaleError: it does not, and something was kept before.
             CompileError: it does not, and blocks are compiled.
             ValueError: it does not, and the plan is strict.
         """
         found = difference(self.hooked, inputs, members, replay)
+        self.since = 0
         if found is None:
-            self.agreed.add((level, beside, torch.is_grad_enabled()))
+            key = level, beside, torch.is_grad_enabled()
+            self.agreed[key] = max(inputs.length, self.agreed.get(key, 0))
+            self.fresh = False
+        elif not self.fresh:
+            raise StaleError(found.reason)
         elif beside:
             self.beside = False
             warnings.warn(f"members are replayed in turn, not side by side: {found.reason}", stacklevel=2)

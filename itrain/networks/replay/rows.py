@@ -145,9 +145,10 @@ def _filled(order: Sequence[int], lengths: Sequence[int], width: int) -> tuple[i
 def lie_beside(forward: Forward, inputs: ModelInputs) -> bool:
     """Whether the model can be told where each token stands and which others it sees."""
     mask = inputs.arguments.get("attention_mask")
+    # Windows count places in a row, which holds earlier tokens and up to twice the longest member's own.
     return (
         "position_ids" in forward.names
-        and takes_any_mask(forward.model, inputs.length)
+        and takes_any_mask(forward.model, 3 * inputs.length)
         and (mask is None or mask.ndim == 2)
     )
 

@@ -1,0 +1,119 @@
+"""Weights: the values of a model's state, wherever they lie, and what is looked at of them.
+
+Tensor letters: R rows, C columns, K rows or columns that are looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from itrain.architectures import unwrap
+
+LINES = 16
+"""Rows and columns of a weight that are looked at, evenly spaced; more of small ones."""
+VALUES = 1 << 16
+"""A weight is looked at whole if it has no more values than this."""
+
+
+class WeightError(ValueError):
+    """A weight has no values that could be looked at."""
+
+
+class Weight(NamedTuple):
+    """A tensor of a model's state, by its name."""
+
+    name: str
+    value: Tensor
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short name for the model's weights: a hash of their shapes and of values of every row and column.
+
+    The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Neither weights'
+    names nor the configuration enter, which releases of transformers rename: :mod:`itrain.identity` compares more.
+
+    Raises:
+        WeightError: a weight has no values here.
+    """
+    digest = hashlib.sha256()
+    for _, value in weights(model):
+        digest.update(f"{tuple(value.shape)} ".encode())
+        for sample in _samples(value):
+            digest.update(sample.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def weights(model: nn.Module) -> Iterator[Weight]:
+    """The values of the model's state, in its order: parameters and buffers, without masks and counters.
+
+    Raises:
+        WeightError: a weight has no values here.
+    """
+    model = unwrap(model)
+    for name, value in model.state_dict().items():
+        # Packed weights of quantised modules are a pair of weight and bias.
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Tensor) and each.dtype not in (torch.bool, torch.int64):
+                yield Weight(name, _readable(model, name, each))
+
+
+def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """The weight as an ordinary tensor, wherever it lies."""
+    if nn.parameter.is_lazy(value):
+        raise WeightError(f"{type(model).__name__}: the weight '{name}' is not initialised; run the model once")
+    value = value.detach()
+    if value.is_meta:
+        path, _, leaf = name.rpartition(".")
+        kept: Any = getattr(getattr(model.get_submodule(path), "_hf_hook", None), "weights_map", None)
+        if kept is None:
+            raise WeightError(
+                f"{type(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the model "
+                "cannot be told from others; load it whole"
+            )
+        value = kept[leaf]
+    if hasattr(value, "full_tensor"):  # sharded
+        value = value.full_tensor()  # type: ignore[operator]
+    if type(value) in (Tensor, nn.Parameter) and not value.is_quantized:
+        return value
+    try:
+        return value.dequantize()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        kind = type(value).__name__
+        raise WeightError(
+            f"{type(model).__name__}: the weight '{name}' is a {kind}, which does not give its values: {error}"
+        ) from error
+
+
+def _samples(value: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, "K C"], Shaped[Tensor, "R K"]]:
+    """Evenly spaced rows and columns, which together see every row and every column, in bfloat16."""
+    matrix = value.reshape(-1, value.shape[-1] if value.ndim else 1)
+    rows, columns = matrix.shape
+    lines = max(LINES, VALUES // max(1, columns))
+    taken = matrix if rows <= lines else matrix[torch.arange(lines, device=matrix.device) * rows // lines]
+    across = matrix[:, torch.arange(min(LINES, columns), device=matrix.device) * columns // min(LINES, columns)]
+    return taken.to(torch.bfloat16), across.to(torch.bfloat16)
+
+
+def projected(value: Shaped[Tensor, ...]) -> list[float]:
+    """Norm and projection of the rows that are looked at, and of the columns."""
+    numbers = []
+    for sample in _samples(value):
+        exact = sample.double().nan_to_num(0, 1, -1)
+        left, right = (_coefficients(size).to(exact.device) for size in exact.shape)
+        numbers += [float(exact.norm()), float(left @ exact @ right)]
+    return [float(f"{number:.6g}") for number in numbers]
+
+
+@lru_cache(maxsize=64)
+def _coefficients(size: int) -> Float[Tensor, " size"]:
+    """Fixed numbers between 1/2 and 1 with signs, in no order that weights could have."""
+    scattered = torch.arange(1, size + 1) * 2654435761 % (1 << 32)
+    sign = 1 - 2 * (scattered >> 13 & 1)
+    return sign * (0.5 + scattered.double() / (1 << 33))
