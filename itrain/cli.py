@@ -101,8 +101,7 @@ def _command(verb: str, words: list[str]) -> int:
         return _generate(words)
     if verb == "sweep":
         return _sweep(words)
-    configuration = config.compose(words)
-    config.check(configuration)
+    configuration = config.request(words)
     if verb == "show":
         print(OmegaConf.to_yaml(configuration), end="", flush=True)
         return 0
@@ -149,8 +148,7 @@ def _generate(words: Sequence[str]) -> int:
     from itrain import experiment
 
     prompts, overrides = _split(words, "prompt=")
-    configuration = config.compose(overrides)
-    config.check(configuration)
+    configuration = config.request(overrides)
     if not prompts or configuration.export is None:
         raise ConfigError('generate needs export=<folder> and prompt="<text>", once or several times')
     experiment.generate(configuration, prompts)
@@ -169,8 +167,7 @@ def _sweep(words: list[str]) -> int:
         configuration = config.of_folder(folder, words[1:])
         config.check(configuration)
         return _run_sweep(configuration, folder)
-    configuration = config.compose(words, sweeps=True)
-    config.check(configuration)
+    configuration = config.request(words, sweeps=True)
     if configuration.export is not None:
         raise ConfigError("export=<folder> is for 'test', not for 'sweep'")
     with run_folder(configuration) as folder:

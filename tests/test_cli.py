@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import itrain
 from itrain import cli, run_folder
-from itrain.config import ConfigError, compose
+from itrain.config import ConfigError, compose, request
 
 ROOT = Path(__file__).parents[1]
 RANKS = (
@@ -144,7 +144,7 @@ def test_list_answers_without_torch(elsewhere: Path) -> None:
 def test_show_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", "recipe=mine", "intervention.rank=4"]) == 0
     shown = OmegaConf.create(capsys.readouterr().out)
-    assert shown == compose(["recipe=mine", "intervention.rank=4"])
+    assert shown == request(["recipe=mine", "intervention.rank=4"])
 
 
 def test_a_run_gets_a_folder_with_its_configuration(run_with: Callable[[Experiment], None]) -> None:
