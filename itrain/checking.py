@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from itrain.overrides import check_site
-from itrain.owned import refuse_owned
+from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned
 from itrain.signatures import Call, ConfigError, calls_in, check_calls, check_kind
 
 Node = Mapping[str, Any]
@@ -28,6 +29,9 @@ _KINDS = {
     "logger": "lightning.pytorch.loggers.Logger",
     "sweep": "itrain.sweeps.grid.Grid",
 }
+_PROBING = "itrain.training.probing.ProbeTraining"
+_SWEPT = ("itrain.training.alignment.AlignmentSearch", "itrain.training.tracing.CausalTracing")
+"""The trainings whose interventions a sweep compares."""
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -69,6 +73,9 @@ def check_parts(plain: Node) -> None:
     if not callbacks:
         plain = {**plain, "trainer": {key: value for key, value in plain["trainer"].items() if key != "callbacks"}}
     check_calls(Configuration, plain)
+    for key in ("name", "output", "ckpt", "export"):
+        if plain.get(key) == "":
+            raise ConfigError(f"{key} is empty; add {key}=<{'name' if key == 'name' else 'path'}>, or leave it out")
     if not 0 <= plain["seed"] <= _LARGEST_SEED:
         raise ConfigError(f"seed: expected 0 to {_LARGEST_SEED}, not {plain['seed']}")
     calls = {call.place: call for call in calls_in(plain)}
@@ -76,9 +83,14 @@ def check_parts(plain: Node) -> None:
         if plain.get(group) is None:
             continue
         if group not in calls:
-            raise ConfigError(f"{group}: needs _target_, the path of a class or function")
+            raise ConfigError(
+                f"{group}: needs _target_, the path of a class or function; {group}=<choice> chooses one that has it"
+            )
         if (plain[group].get("_partial_") is True) != (group in COMPLETED):
             raise ConfigError(f"{group}._partial_: leave it out; itrain knows which parts a run completes")
+    for part in COMPLETED:
+        if part in calls:
+            _check_completed(calls[part])
     for place, call in calls.items():
         refuse_owned(place, call.node)
         if place in _KINDS:
@@ -86,6 +98,19 @@ def check_parts(plain: Node) -> None:
     for place in callbacks:
         check_kind(calls[place], get_object("lightning.pytorch.Callback"))
     _check_sites(plain, calls["training"])
+
+
+def _check_completed(call: Call) -> None:
+    """Check that a class takes what the run gives it, and that nothing else is left without a value."""
+    owned = OWNED.get(call.place, {})
+    if call.place in ("data", "network") and call.parameters is not None:
+        for name in owned:
+            if name not in call.accepts and not call.takes_anything:
+                raise ConfigError(f"{call.place}: {call.target.__name__} takes no '{name}', which the run gives it")
+    given = {*owned, *FILLED.get(call.place, ()), call.given_later, *call.node}
+    for name in call.required:
+        if name not in given:
+            raise ConfigError(f"{call.at(name)} has no value; add {call.at(name)}=<value>")
 
 
 def _callbacks(trainer: Node) -> list[str]:
@@ -106,9 +131,8 @@ def _check_sites(plain: Node, training: Call) -> None:
     site = plain["site"]
     sites = site if isinstance(site, list) else [] if site is None else [site]
     if plain.get("sweep") is not None:
-        for place, method in plain["sweep"]["methods"].items():
-            if not isinstance(method, dict) or "_target_" not in method:
-                raise ConfigError(f"sweep.methods.{place}: expected a mapping with _target_, the path of a class")
+        refuse_in_sweeps(plain["trainer"])
+        _check_sweep(plain["sweep"], training)
     else:
         asked = training.accepts
         if not sites and "sites" in asked:
@@ -119,3 +143,19 @@ def _check_sites(plain: Node, training: Call) -> None:
             )
     for each in sites:
         check_site(each)
+
+
+def _check_sweep(sweep: Node, training: Call) -> None:
+    """Check that a sweep's methods are interventions and probes, for a training that takes interventions."""
+    intervention, probing = get_object(_KINDS["intervention"]), get_object(_PROBING)
+    for name, method in sweep["methods"].items():
+        place = f"sweep.methods.{name}"
+        if not isinstance(method, dict) or "_target_" not in method:
+            raise ConfigError(f"{place}: expected a mapping with _target_, the path of a class")
+        (call, *_) = calls_in(method, place)
+        if not (inspect.isclass(call.target) and issubclass(call.target, (intervention, probing))):
+            raise ConfigError(f"{place}: {call.target.__name__} is neither an intervention nor a probe training")
+    known = [get_object(path) for path in _SWEPT]
+    if training.target not in known:
+        names = " or ".join(each.__name__ for each in known)
+        raise ConfigError(f"training: a sweep runs {names}, not {training.target.__name__}; training=alignment")

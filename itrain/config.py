@@ -21,7 +21,7 @@ from itrain.checking import COMPLETED, Node, check_parts
 from itrain.checking import Configuration as Configuration
 from itrain.files import read_yaml
 from itrain.overrides import choices, chooses, edit_site, for_hydra, in_site, launches, parse
-from itrain.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, versions
+from itrain.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded, versions
 from itrain.saved import CONFIGURATION, configuration_of_run, find_checkpoint
 from itrain.signatures import ConfigError as ConfigError
 from itrain.signatures import brief, nearest
@@ -38,8 +38,13 @@ def recipe_files() -> dict[str, Path]:
 
 def group_choices() -> dict[str, list[str]]:
     """The groups of the configuration and the choices in each, without recipes."""
+    return {group: list(files) for group, files in group_files().items()}
+
+
+def group_files() -> dict[str, dict[str, Path]]:
+    """The groups of the configuration, and in each its choices by name, without recipes."""
     folders = sorted(path for path in _shipped("configs").iterdir() if path.is_dir())
-    return {folder.name: sorted(_name(file, folder) for file in folder.rglob("*.yaml")) for folder in folders}
+    return {folder.name: {_name(file, folder): file for file in sorted(folder.rglob("*.yaml"))} for folder in folders}
 
 
 def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
@@ -58,6 +63,8 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
     parsed = [parse(text) for text in overrides]
     if not sweeps and (stray := [o for o in parsed if o.key_or_group.split(".")[0] in ("sweep", "launcher")]):
         raise ConfigError(f"'{stray[0].input_line}' is for 'itrain sweep'")
+    for override in parsed:
+        refuse_recorded(override)
     chosen = {o.key_or_group: choices(o, groups) for o in parsed if chooses(o, groups)}
     recipes = chosen.get("recipe", [])
 
@@ -224,7 +231,12 @@ def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) 
     node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": words}
     homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
     if isinstance(node["methods"], dict):
+        for method in node["methods"].values():
+            if isinstance(method, dict):
+                method.setdefault("_partial_", True)
         return node
+    if not isinstance(node["methods"], list):
+        raise ConfigError(f"sweep.methods: expected names in brackets, or classes by name, not {node['methods']}")
     for name in node["methods"]:
         if name not in homes:
             raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")

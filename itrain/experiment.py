@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
@@ -111,6 +112,8 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
             before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
+        if parts.trainer.global_step == 0:
+            raise RunError("no step was taken: a limit of the trainer (max_steps, max_time, limit_train_batches) is 0")
         _keep_best(parts)
     results = _test(parts, folder, before)
     _export(cfg, folder, parts, results)
@@ -160,8 +163,12 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
     base_model = instantiate(cfg.model)
-    if not isinstance(base_model, BaseModel):
+    if isinstance(base_model, nn.Module):
         base_model = BaseModel(model=base_model)
+    if not isinstance(base_model, BaseModel):
+        raise RunError(
+            f"model: {cfg.model._target_} makes a {type(base_model).__name__}, and no nn.Module or BaseModel"
+        )
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     if like is not None and like.base_model.fingerprint == base_model.fingerprint:
@@ -187,8 +194,9 @@ def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
 
 
 def _build(cfg: DictConfig, folder: Path) -> Parts:
-    if cfg.trainer.get("max_epochs") == 0:
-        raise RunError("trainer.max_epochs=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
+    for limit in ("max_epochs", "max_steps"):
+        if cfg.trainer.get(limit) == 0:
+            raise RunError(f"trainer.{limit}=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
     training = instantiate(cfg.training, _convert_="all")
     opened = open_model(cfg, folder, trainable=training.func.trains_model)
     if cfg.export is not None:
@@ -260,6 +268,8 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:
+    if parts.trainer.limit_test_batches == 0:
+        raise RunError("trainer.limit_test_batches=0 tests nothing; leave it out")
     (figures,) = parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
     return figures
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, open_dict
 
@@ -33,6 +34,17 @@ _PACKAGES = (
 _SECONDS = 10
 
 
+def refuse_recorded(override: Override) -> None:
+    """Refuse an override of what a run writes down itself.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    key = override.key_or_group
+    if key.split(".")[0] in RECORDED or key.startswith("sweep.words"):
+        raise ConfigError(f"{key}: a run writes it down itself; leave it out")
+
+
 def leave_out_unread(config: DictConfig, overrides: Sequence[str]) -> None:
     """Set the parts to null that the training does not read: an intervention of probes, a site of LoRA.
 
@@ -45,16 +57,12 @@ def leave_out_unread(config: DictConfig, overrides: Sequence[str]) -> None:
     for part, argument in (("site", "sites"), ("intervention", "intervention")):
         if not sweeps and argument in training.accepts:
             continue
-        for text in overrides:
-            override = parse(text)
-            if (
-                override.key_or_group.split(".")[0] == part
-                and not text.startswith("~")
-                and override.value() is not None
-            ):
+        for override in map(parse, overrides):
+            asked = override.key_or_group.split(".")[0] == part and override.type is not OverrideType.DEL
+            if asked and override.value() is not None:
                 who = "a sweep" if sweeps else training.target.__name__
                 remedy = remedies[part] if sweeps else "leave it out"
-                raise ConfigError(f"'{text}' has no effect: {who} takes no {part}; {remedy}")
+                raise ConfigError(f"'{override.input_line}' has no effect: {who} takes no {part}; {remedy}")
         config[part] = None
 
 

@@ -103,6 +103,12 @@ class Call:
         return [key for key, parameter in (self.parameters or {}).items() if parameter.kind in named]
 
     @property
+    def takes_anything(self) -> bool:
+        """Whether it takes keywords that it does not name."""
+        kinds = [parameter.kind for parameter in (self.parameters or {}).values()]
+        return inspect.Parameter.VAR_KEYWORD in kinds
+
+    @property
     def required(self) -> list[str]:
         return [key for key in self.accepts if (self.parameters or {})[key].default is inspect.Parameter.empty]
 
@@ -164,7 +170,7 @@ def _check_keys(call: Call, calls: Sequence[Call]) -> None:
     accepts = call.accepts
     if (later := call.given_later) and later in call.node:
         raise ConfigError(f"{call.at(later)}: the run gives it to {call.target.__name__}; leave it out")
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in call.parameters.values()):
+    if not call.takes_anything:
         for key in call.node:
             if key not in accepts and key not in _SPECIAL:
                 who = f"{call.target.__name__} takes no '{key}'" if call.place else "no such key"
