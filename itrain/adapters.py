@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from itrain.architectures import unwrap
+from itrain.bounds import require_at_least
 from itrain.precision import FullPrecision
 
 
@@ -38,6 +39,7 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         raise ValueError(f"{type(model).__name__} has LoRA adapters already; load the model without them")
     linear = {path: module for path, module in model.named_modules() if _is_linear(module)}
     known = f"{type(model).__name__}; it has {', '.join(sorted({path.rpartition('.')[2] for path in linear}))}"
+    require_at_least(1, rank=rank)
     if not targets:
         raise ValueError(f"LoRA: no targets are given; choose linear modules of {known}")
     for target in targets:

@@ -9,48 +9,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
-from traceback import walk_tb
 
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from itrain import config
+from itrain import __version__, config
+from itrain.help import VERBS, help_on, list_all, list_group
 from itrain.run_folder import rank, run_folder
 from itrain.saved import last_checkpoint
 from itrain.signatures import ConfigError, nearest
-
-HELP = """\
-usage: itrain <verb> [key=value ...]        (or python -m itrain ...)
-
-verbs
-  fit       train and evaluate; write checkpoint, export, metrics and figure to outputs/<recipe>/<time>/
-  sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps and controls
-  report    one page for one or several finished sweeps: report <folder> [<folder> ...] [output=<file>]
-  dashboard lay out finished sweeps in W&B: dashboard <folder> [...] [entity=<team>] [project=<name>] [output=<file>]
-  test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
-  export    write the portable weights of a checkpoint
-  generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
-  show      print the resolved configuration without running it
-  list      list recipes and the choices for each part
-
-examples
-  itrain fit recipe=das_gender
-  itrain fit recipe=das_gender intervention.rank=4 site.layer=3 trainer.max_epochs=3
-  itrain sweep recipe=das_vs_probe_gender sweep.layers=[2,4]
-  itrain sweep recipe=das_vs_probe_gender launcher=joblib launcher.n_jobs=2
-  itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
-  itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00
-  itrain fit recipe=path/to/my_recipe.yaml model=hf model.name=path/to/model
-  itrain test ckpt=outputs/das_gender/2025-01-31_12-00-00
-  itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
-
-Everything after the verb is Hydra's syntax: key=value, group=choice, +key=value, ~key. Recipes in ./recipes add to
-the recipes that ship with itrain and take precedence over them. --quiet prints results only; --debug (or
-ITRAIN_DEBUG=1) keeps the traceback of every error.
-"""
-
-VERBS = ("fit", "sweep", "report", "dashboard", "test", "export", "generate", "show", "list")
+from itrain.telling import RunFailed, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,9 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return main([*words, *bar])
     debug = "--debug" in words or os.environ.get("ITRAIN_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="replace")  # A terminal that knows fewer characters must not end a run.
     if not words or {"-h", "--help"} & set(words):
-        print(HELP, end="", file=sys.stdout if words else sys.stderr)
+        print(help_on(words[0] if words else ""), end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
+    if words == ["--version"]:
+        print(f"itrain {__version__}")
+        return 0
     try:
         return _command(words[0], words[1:])
     except KeyboardInterrupt:
@@ -81,11 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         # Every process of a run finds the same error; one reports it.
         return _say(str(error), 2) if rank() == 0 else 2
-    except Exception as error:
-        told = error.__cause__ if isinstance(error, InstantiationException) else error
-        if debug or not _is_explained(told):
-            raise
-        return _say(" ".join(str(told).split()), 1)
+    except RunFailed as error:
+        if debug and error.__cause__ is not None:
+            raise error.__cause__ from None
+        return _say(str(error), 1)
 
 
 def _command(verb: str, words: list[str]) -> int:
@@ -104,32 +78,24 @@ def _command(verb: str, words: list[str]) -> int:
         return _generate(words)
     if verb == "sweep":
         return _sweep(words)
-    configuration = config.compose(words)
-    config.check(configuration)
+    configuration = config.request(words)
     if verb == "show":
         print(OmegaConf.to_yaml(configuration), end="", flush=True)
         return 0
     if configuration.export is not None and verb != "test":
         raise ConfigError(f"export=<folder> is for 'test', not for '{verb}'")
+    if verb != "fit" and (configuration.export is None) == (configuration.ckpt is None):
+        wanted = "ckpt=<run folder or .ckpt>" + (" or export=<folder>" if verb == "test" else "")
+        both = "not both" if configuration.ckpt else "there is nothing to " + verb
+        raise ConfigError(f"'{verb}' needs {wanted}; {both}")
     return _run(verb, configuration)
 
 
 def _list(words: Sequence[str]) -> int:
-    if words:
-        raise ConfigError(f"'list' takes nothing, not '{words[0]}'")
-    recipes, groups = config.recipe_files(), config.group_choices()
-    width = max(map(len, (*recipes, *groups)))
-    lines = ["recipes"]
-    lines += [f"  {name:{width}}  {_first_comment(file)}".rstrip() for name, file in sorted(recipes.items())]
-    lines += ["", "choices"]
-    lines += [f"  {group:{width}}  {', '.join(choices)}" for group, choices in groups.items()]
-    print("\n".join(lines), flush=True)
+    if len(words) > 1:
+        raise ConfigError(f"'list' takes one group, not also '{words[1]}'")
+    print("\n".join(list_group(words[0]) if words else list_all()), flush=True)
     return 0
-
-
-def _first_comment(file: Path) -> str:
-    with file.open(encoding="utf-8") as lines:
-        return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
 
 
 def _report(words: Sequence[str]) -> int:
@@ -177,11 +143,13 @@ def _generate(words: Sequence[str]) -> int:
     from itrain import experiment
 
     prompts, overrides = _split(words, "prompt=")
-    configuration = config.compose(overrides)
-    config.check(configuration)
+    configuration = config.request(overrides)
     if not prompts or configuration.export is None:
         raise ConfigError('generate needs export=<folder> and prompt="<text>", once or several times')
-    experiment.generate(configuration, prompts)
+    if configuration.ckpt is not None:
+        raise ConfigError("ckpt=<checkpoint> is not for 'generate'; export it first: itrain export ckpt=<checkpoint>")
+    with one_line(configuration):
+        experiment.generate(configuration, prompts)
     return 0
 
 
@@ -197,10 +165,10 @@ def _sweep(words: list[str]) -> int:
         configuration = config.of_folder(folder, words[1:])
         config.check(configuration)
         return _run_sweep(configuration, folder)
-    configuration = config.compose(words, sweeps=True)
-    config.check(configuration)
-    if configuration.export is not None:
-        raise ConfigError("export=<folder> is for 'test', not for 'sweep'")
+    configuration = config.request(words, sweeps=True)
+    for key in ("export", "ckpt"):
+        if configuration[key] is not None:
+            raise ConfigError(f"{key}=<path> is not for 'sweep', which trains from the start; leave it out")
     with run_folder(configuration) as folder:
         return _run_sweep(configuration, folder)
 
@@ -209,7 +177,8 @@ def _run_sweep(configuration: DictConfig, folder: Path) -> int:
     from itrain.sweeps.run import sweep
 
     try:
-        sweep(configuration, folder)
+        with one_line(configuration):
+            sweep(configuration, folder)
     except (KeyboardInterrupt, SystemExit) as stop:
         if not _is_interrupt(stop):
             raise
@@ -224,7 +193,8 @@ def _run(verb: str, configuration: DictConfig) -> int:
     try:
         with run_folder(configuration) as folder:
             try:
-                result = getattr(experiment, verb)(configuration, folder)
+                with one_line(configuration):
+                    result = getattr(experiment, verb)(configuration, folder)
             finally:
                 # Asked before the folder of a failed run is removed.
                 checkpoint = last_checkpoint(folder)
@@ -248,19 +218,3 @@ def _say(message: str, code: int) -> int:
     who = f"itrain (process {rank()})" if rank() else "itrain"
     print(f"{who}: {message}", file=sys.stderr)
     return code
-
-
-def _is_explained(error: BaseException | None) -> bool:
-    """Whether a message is for the user: Lightning's about the trainer's settings, and itrain's own.
-
-    itrain raises ordinary exceptions, so what counts is where one was raised. The kinds that bugs raise (TypeError,
-    KeyError, AttributeError, ...) keep their traceback wherever they come from.
-    """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    if isinstance(error, MisconfigurationException):
-        return True
-    if not isinstance(error, ValueError | RuntimeError) or error.__traceback__ is None:
-        return False
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    return f"{frame.f_globals.get('__name__')}.".startswith(("itrain.", "lightning.pytorch.trainer."))

@@ -3,56 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields, replace
 from functools import cache
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from itrain.checking import COMPLETED, Node, check_parts
+from itrain.checking import Configuration as Configuration
 from itrain.files import read_yaml
-from itrain.overrides import check_site, choices, chooses, edit_site, for_hydra, in_site, launches, parse
+from itrain.overrides import choices, chooses, edit_site, for_hydra, in_site, launches, parse
+from itrain.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded, versions
 from itrain.saved import CONFIGURATION, configuration_of_run, find_checkpoint
 from itrain.signatures import ConfigError as ConfigError
-from itrain.signatures import brief, check_calls, nearest
-
-Node = Mapping[str, Any]
+from itrain.signatures import brief, nearest
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
 """The methods that a sweep compares by default."""
-
-_BUILT = ("model", "network", "task", "data", "intervention", "training", "trainer", "logger", "launcher", "sweep")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configuration:
-    """The top-level keys of a configuration."""
-
-    name: str
-    seed: int
-    output: str
-    site: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
-    model: Node
-    network: Node
-    data: Node
-    training: Node
-    trainer: Node
-    task: Node | None = None
-    intervention: Node | None = None
-    logger: Node | None = None
-    launcher: Node | None = None
-    sweep: Node | None = None
-    threads: int | None = None
-    ckpt: str | None = None
-    export: str | None = None
 
 
 def recipe_files() -> dict[str, Path]:
@@ -63,8 +38,13 @@ def recipe_files() -> dict[str, Path]:
 
 def group_choices() -> dict[str, list[str]]:
     """The groups of the configuration and the choices in each, without recipes."""
+    return {group: list(files) for group, files in group_files().items()}
+
+
+def group_files() -> dict[str, dict[str, Path]]:
+    """The groups of the configuration, and in each its choices by name, without recipes."""
     folders = sorted(path for path in _shipped("configs").iterdir() if path.is_dir())
-    return {folder.name: sorted(_name(file, folder) for file in folder.rglob("*.yaml")) for folder in folders}
+    return {folder.name: {_name(file, folder): file for file in sorted(folder.rglob("*.yaml"))} for folder in folders}
 
 
 def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
@@ -77,18 +57,14 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
     Raises:
         ConfigError: an override is malformed, or a recipe, a choice, a file or a value is missing.
     """
-    files, overrides = recipe_files(), list(overrides)
-    for index, text in enumerate(overrides):
-        if text.startswith("recipe=") and text.endswith((".yaml", ".yml")):
-            file = Path(text.removeprefix("recipe=")).expanduser()
-            if not file.is_file():
-                raise ConfigError(f"recipe: there is no file '{file}'")
-            files[file.stem] = file
-            overrides[index] = f"recipe={file.stem}"
+    files = recipe_files()
+    overrides = [_by_name(text, files) for text in overrides]
     groups = {**group_choices(), "recipe": list(files)}
     parsed = [parse(text) for text in overrides]
     if not sweeps and (stray := [o for o in parsed if o.key_or_group.split(".")[0] in ("sweep", "launcher")]):
         raise ConfigError(f"'{stray[0].input_line}' is for 'itrain sweep'")
+    for override in parsed:
+        refuse_recorded(override)
     chosen = {o.key_or_group: choices(o, groups) for o in parsed if chooses(o, groups)}
     recipes = chosen.get("recipe", [])
 
@@ -96,22 +72,22 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
     _register(files, recipes, store)
     base = {} if recipes else configuration_of_run(parsed)
     if base:
-        store.store(name="_base", node={key: node for key, node in base.items() if key not in chosen})
-    arguments = [for_hydra(o, groups, replaces=not base) for o in parsed if not in_site(o)]
+        kept = {key: node for key, node in base.items() if key not in chosen and key not in RECORDED}
+        store.store(name="_base", node=kept)
     try:
         with initialize_config_dir(str(_shipped("configs")), version_base="1.3"):
+            if recipes and (others := _replaced(parsed, groups)):
+                _register(files, recipes, store, without=others)
+                # What is to be deleted in them is gone.
+                parsed = [o for o in parsed if not (o.type is OverrideType.DEL and _part_of(o) in others)]
+            arguments = [for_hydra(o, groups, replaces=not base) for o in parsed if not in_site(o)]
             config = hydra_compose("_base" if base else "config", arguments, return_hydra_config=True)
-        picked = [config.hydra.runtime.choices.get(group) for group in ("intervention", "task")]
         with open_dict(config):
-            del config["hydra"]
             if config.get("name") is None:
-                config.name = "+".join(recipes) or "_".join(filter(None, picked)) or "run"
-            for field in fields(Configuration):
-                if field.default is not MISSING and config.get(field.name) in (None, {}):
-                    config[field.name] = field.default
+                config.name = "+".join(recipes) or _default_name(config)
+            del config["hydra"]
             edit_site(config, [o for o in parsed if in_site(o)])
-            if checkpoint := config.get("ckpt"):
-                config.ckpt = str(find_checkpoint(Path(checkpoint)))
+            _settle(config)
             # A single fit ignores the grid and the launcher of a recipe.
             config.launcher = config.launcher if sweeps else None
             grid = config.get("sweep") or OmegaConf.create()
@@ -133,21 +109,24 @@ def check(config: DictConfig | Node) -> None:
     Raises:
         ConfigError: naming the key at fault and the nearest right one.
     """
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    assert isinstance(plain, Mapping)
+    plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     if plain.get("launcher"):
         _require_plugin(plain["launcher"])
-    check_calls(Configuration, plain)
-    for group in _BUILT:
-        if plain.get(group) is not None and "_target_" not in plain[group]:
-            raise ConfigError(f"{group}: needs _target_, the path of a class or function")
-    site = plain["site"]
-    sites = site if isinstance(site, list) else [] if site is None else [site]
-    training = get_object(plain["training"]["_target_"])
-    if not sites and "sites" in signature(training).parameters:
-        raise ConfigError(f"site: none is given; at least one site is needed for {training.__name__}")
-    for site in sites:
-        check_site(site)
+    check_parts(plain)
+
+
+def request(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
+    """The checked configuration that a command line asks for, with all that acts written out.
+
+    Raises:
+        ConfigError: as :func:`compose` and :func:`check` do, or an override sets what nothing would read.
+    """
+    config = compose(overrides, sweeps=sweeps)
+    check(config)
+    leave_out_unread(config, overrides)
+    fill_in_defaults(config)
+    config.versions, config.commit = versions(), commit()
+    return config
 
 
 def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -164,6 +143,71 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     if overrides:
         config.launcher = compose(overrides, sweeps=True).launcher
     return config
+
+
+def _by_name(text: str, files: dict[str, Path]) -> str:
+    """A word that names a recipe's file as one that names the recipe, which joins the others."""
+    if not (text.startswith("recipe=") and text.endswith((".yaml", ".yml"))):
+        return text
+    file = Path(text.removeprefix("recipe=")).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"recipe: there is no file '{file}'")
+    files[file.stem] = file
+    return f"recipe={file.stem}"
+
+
+def _settle(config: DictConfig) -> None:
+    """Give a configuration all its keys, mark the parts whose construction a run completes, and find its checkpoint."""
+    for field in fields(Configuration):
+        if field.default is not MISSING and config.get(field.name) in (None, {}):
+            config[field.name] = field.default
+    for part in COMPLETED:
+        if "_target_" in (config.get(part) or {}) and "_partial_" not in config[part]:
+            config[part]["_partial_"] = True
+    if checkpoint := config.get("ckpt"):
+        config.ckpt = str(find_checkpoint(Path(checkpoint)))
+
+
+def _part_of(override: Override) -> str | None:
+    """The part in which an override sets something, None where it is the whole part."""
+    part, dot, _ = override.key_or_group.partition(".")
+    return part if dot else None
+
+
+def _replaced(parsed: Sequence[Override], groups: Mapping[str, object]) -> list[str]:
+    """The groups whose settings in the recipes do not count, since the command line chooses another class.
+
+    Settings of a recipe belong to the class that it chooses: a rank is no rank of another intervention.
+    """
+    of_recipe = hydra_compose("config", [str(o.input_line) for o in parsed if o.key_or_group == "recipe"])
+    found = []
+    for override in parsed:
+        group = override.key_or_group
+        if group not in groups or group == "recipe":
+            continue
+        value = None if override.type is OverrideType.DEL else override.value()
+        chosen = None if value is None else _target_of(group, str(value[-1] if isinstance(value, list) else value))
+        if chosen != (of_recipe.get(group) or {}).get("_target_"):
+            found.append(group)
+    return found
+
+
+def _target_of(group: str, choice: str) -> str | None:
+    """The class or function that a choice names, itself or through another choice that it begins with."""
+    node = read_yaml(_shipped("configs") / group / f"{choice}.yaml")
+    inherited = node.get("defaults", ())
+    return node.get("_target_") or (_target_of(group, inherited[0]) if inherited else None)
+
+
+def _default_name(config: DictConfig) -> str:
+    """The name of a run without a recipe: its choices, or the names of the user's own classes."""
+    names = []
+    for group in ("intervention", "task"):
+        choice, target = config.hydra.runtime.choices.get(group), (config.get(group) or {}).get("_target_")
+        if target is not None:
+            known = choice is not None and _target_of(group, choice) == target
+            names.append(choice if known else str(target).rpartition(".")[2])
+    return "_".join(names) or "run"
 
 
 def _require_plugin(launcher: Node) -> None:
@@ -187,7 +231,12 @@ def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) 
     node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": words}
     homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
     if isinstance(node["methods"], dict):
+        for method in node["methods"].values():
+            if isinstance(method, dict):
+                method.setdefault("_partial_", True)
         return node
+    if not isinstance(node["methods"], list):
+        raise ConfigError(f"sweep.methods: expected names in brackets, or classes by name, not {node['methods']}")
     for name in node["methods"]:
         if name not in homes:
             raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")
@@ -209,13 +258,15 @@ def _name(file: Path, folder: Path) -> str:
     return file.relative_to(folder).with_suffix("").as_posix()
 
 
-def _register(files: Mapping[str, Path], chosen: Sequence[str], store: ConfigStore) -> None:
-    """Make the recipes Hydra's group ``recipe``, in place of those of an earlier call."""
+def _register(
+    files: Mapping[str, Path], chosen: Sequence[str], store: ConfigStore, *, without: Sequence[str] = ()
+) -> None:
+    """Make the recipes Hydra's group ``recipe``, in place of those of an earlier call, without some of their keys."""
     recipes: dict[str, Any] = {}
     for name, file in files.items():
         try:
             stat = file.stat()
-            node = _recipe(name, file, stat.st_mtime_ns, stat.st_size)
+            recipe = _recipe(name, file, stat.st_mtime_ns, stat.st_size)
         except (ConfigError, OSError):
             # ./recipes may hold files that are not itrain's.
             if name in chosen:
@@ -225,7 +276,8 @@ def _register(files: Mapping[str, Path], chosen: Sequence[str], store: ConfigSto
         group = recipes
         for folder in folders:
             group = group.setdefault(folder, {})
-        group[f"{leaf}.yaml"] = node
+        kept = {key: value for key, value in recipe.node.items_ex(resolve=False) if key not in without}
+        group[f"{leaf}.yaml"] = replace(recipe, node=OmegaConf.create(kept)) if without else recipe
     store.repo["recipe"] = recipes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import get_object, instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
@@ -25,10 +26,11 @@ from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
+from itrain.owned import additions, refuse_owned
 from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import print_generations, show_generations
 from itrain.reports.silence import silence_others
-from itrain.reports.terminal import announce, show
+from itrain.reports.terminal import announce, announce_best, show
 from itrain.sharing import export as write_export
 from itrain.sharing import load, load_weights, require_model
 from itrain.sites import Site
@@ -42,6 +44,7 @@ from itrain.training.interchange import count_features
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
+_LEAST = {"gradient_clip_val": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
 GENERATED = 64
 """The most tokens that are generated after a typed prompt."""
 
@@ -69,20 +72,21 @@ class Opened:
         base_model = with_random_weights(self.base_model, seed=self.data.seed)
         return replace(self, base_model=base_model, network=self.open_network(base_model))
 
-    def module(
-        self, training: Callable[..., Training], sites: Sequence[Site], *, intervention: Any = None, join: bool = False
-    ) -> Training:
+    def module(self, training: Callable[..., Training], sites: Sequence[Site], *, intervention: Any = None) -> Training:
         """The training module at the sites; the run gives those arguments that only it knows."""
+        given: Mapping[str, Any] = getattr(training, "keywords", {})
+        join = bool(given.get("join_positions", False))
         known: dict[str, Callable[[], Any]] = {
             "network": lambda: self.network,
             "sites": lambda: sites,
             "hidden_sizes": lambda: count_features(self.network, sites, self.data.example(), join_positions=join),
-            "intervention": lambda: intervention,
+            **({} if intervention is None else {"intervention": lambda: intervention}),
             "classes": lambda: {variable: len(self.task.values(variable)) for variable in self.task.variables},
             "control": lambda: self.task.control is not None,
         }
         asked = inspect.signature(training).parameters
-        return training(**{name: make() for name, make in known.items() if name in asked})
+        known = {name: make for name, make in known.items() if name in asked}
+        return training(**additions("training", given, known))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,9 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
             before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
+        if parts.trainer.global_step == 0:
+            raise RunError("no step was taken: a limit of the trainer (max_steps, max_time, limit_train_batches) is 0")
+        _keep_best(parts)
     results = _test(parts, folder, before)
     _export(cfg, folder, parts, results)
     _draw(folder, results)
@@ -155,8 +162,12 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
     base_model = instantiate(cfg.model)
-    if not isinstance(base_model, BaseModel):
+    if isinstance(base_model, nn.Module):
         base_model = BaseModel(model=base_model)
+    if not isinstance(base_model, BaseModel):
+        raise RunError(
+            f"model: {cfg.model._target_} makes a {type(base_model).__name__}, and no nn.Module or BaseModel"
+        )
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     same = like is not None and like.base_model.fingerprint == base_model.fingerprint
@@ -166,7 +177,8 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
         network = open_network(base_model)
     task = instantiate(cfg.task, _convert_="all")
     task.bind(base_model.tokenizer)
-    data = instantiate(cfg.data, _convert_="all")(task=task, network=network, seed=cfg.seed)
+    known = {"task": lambda: task, "network": lambda: network, "seed": lambda: cfg.seed}
+    data = instantiate(cfg.data, _convert_="all")(**additions("data", cfg.data, known))
     return Opened(
         base_model=base_model, network=network, task=task, data=data, open_network=open_network, threads=threads
     )
@@ -177,32 +189,21 @@ def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
     if cfg.logger is None:
         return None
     asked = inspect.signature(get_object(cfg.logger._target_)).parameters
-    known = {"save_dir": str(folder)} if "save_dir" in asked and "save_dir" not in cfg.logger else {}
-    return instantiate(cfg.logger, **known, _convert_="all")
+    known = {"save_dir": lambda: str(folder)} if "save_dir" in asked else {}
+    return instantiate(cfg.logger, **additions("logger", cfg.logger, known), _convert_="all")
 
 
 def _build(cfg: DictConfig, folder: Path) -> Parts:
-    if cfg.trainer.get("max_epochs") == 0:
-        raise RunError("trainer.max_epochs=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
+    for limit in ("max_epochs", "max_steps"):
+        if cfg.trainer.get(limit) == 0:
+            raise RunError(f"trainer.{limit}=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
     training = instantiate(cfg.training, _convert_="all")
     opened = open_model(cfg, folder, trainable=training.func.trains_model)
     if cfg.export is not None:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
     sites = _sites(cfg.site)
-    module = opened.module(
-        training,
-        sites,
-        intervention=instantiate(cfg.intervention, _convert_="all"),
-        join=bool(cfg.training.get("join_positions", False)),
-    )
-    callbacks: list[lightning.Callback] = [
-        ModelCheckpoint(dirpath=folder / CHECKPOINTS, filename="last", save_top_k=1, enable_version_counter=False),
-    ]
-    if cfg.trainer.get("enable_progress_bar", True):
-        callbacks.append(RichProgressBar())
-    trainer = instantiate(cfg.trainer, _convert_="all")(
-        default_root_dir=folder, callbacks=callbacks, logger=_loggers(cfg, folder), enable_model_summary=False
-    )
+    module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
+    trainer = make_trainer(cfg, folder)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     # As the fit will run them, so that statistics and room are worked out for its precision.
@@ -211,12 +212,49 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer, threads=opened.threads)
 
 
+def make_trainer(cfg: DictConfig, folder: Path) -> lightning.Trainer:
+    """The trainer of a run: the configured callbacks beside the run's own checkpoint and progress bar."""
+    factory = trainer_factory(cfg)
+    given = {**factory.keywords, "callbacks": None}
+    callbacks = list_callbacks(factory.keywords.get("callbacks"))
+    if given.get("enable_checkpointing") is not False:
+        own = {"dirpath": folder / CHECKPOINTS, "filename": "last", "save_top_k": 1}
+        callbacks.append(ModelCheckpoint(**own, enable_version_counter=False))
+    if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+        callbacks.append(RichProgressBar())
+    known: dict[str, Callable[[], Any]] = {
+        "default_root_dir": lambda: folder,
+        "callbacks": lambda: callbacks,
+        "logger": lambda: _loggers(cfg, folder),
+        "enable_model_summary": lambda: False,
+    }
+    return factory(**additions("trainer", given, known))
+
+
+def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
+    """The configured trainer, without what a run adds.
+
+    Raises:
+        ValueError: a number is out of range that Lightning takes without a word.
+    """
+    factory = instantiate(cfg.trainer, _convert_="all")
+    for name, least in _LEAST.items():
+        if (value := factory.keywords.get(name)) is not None and value < least:
+            raise RunError(f"trainer.{name}={value}: give {least} or more, or null")
+    refuse_owned("trainer", factory.keywords)
+    return factory
+
+
+def list_callbacks(callbacks: Any) -> list[lightning.Callback]:
+    """The configured callbacks, which are one, a list, or a mapping by name in which null leaves one out."""
+    given = callbacks.values() if isinstance(callbacks, Mapping) else callbacks
+    return [each for each in (given if isinstance(given, Iterable) else [given]) if each is not None]
+
+
 def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:
     """The base model's network; its cache beyond the limit goes to the run's folder unless it names another."""
-    settings: dict[str, Any] = {"trainable": trainable, "folder": folder}
-    return instantiate(cfg.network)(
-        model=base_model.model, **{key: value for key, value in settings.items() if key not in cfg.network}
-    )
+    known = {"model": lambda: base_model.model, "trainable": lambda: trainable, "folder": lambda: folder}
+    return instantiate(cfg.network)(**additions("network", cfg.network, known))
 
 
 def _sites(site: Any) -> list[Site]:
@@ -230,6 +268,8 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:
+    if parts.trainer.limit_test_batches == 0:
+        raise RunError("trainer.limit_test_batches=0 tests nothing; leave it out")
     (figures,) = parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
     return figures
 
@@ -251,7 +291,20 @@ def _load(cfg: DictConfig, parts: Parts) -> None:
         return
     if cfg.ckpt is None:
         raise RunError("nothing to test: give ckpt=<run folder or .ckpt> or export=<folder>")
-    parts.module.load_state_dict(torch.load(cfg.ckpt, map_location="cpu", weights_only=True)["state_dict"])
+    _load_checkpoint(parts.module, cfg.ckpt)
+
+
+def _load_checkpoint(module: Training, file: str) -> None:
+    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def _keep_best(parts: Parts) -> None:
+    """Take the weights of the best checkpoint, where a configured callback has kept one, for test and export."""
+    for callback in parts.trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            _load_checkpoint(parts.module, callback.best_model_path)
+            announce_best(Path(callback.best_model_path), callback.monitor, float(callback.best_model_score or 0))
+            return
 
 
 @rank_zero_only

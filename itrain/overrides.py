@@ -24,6 +24,8 @@ def parse(text: str) -> Override:
         ConfigError: the word is malformed, gives several values, or sets Hydra itself.
     """
     key, equals, value = text.partition("=")
+    if not key.strip("+~ "):
+        raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3")
     if key in _PATHS and equals and value[:1] not in ("'", '"') and value != "null":
         # Hydra's grammar takes names such as epoch=3.ckpt in quotes only.
         text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
@@ -32,6 +34,10 @@ def parse(text: str) -> Override:
     except HydraException:
         raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3") from None
     if override.is_sweep_override():
+        if key == "seed":
+            raise ConfigError(
+                f"'{text}' gives several values; several seeds are sweep.seeds=[{value}] of 'itrain sweep'"
+            )
         raise ConfigError(f"'{text}' gives several values; a list is written in brackets: {key}=[{value}]")
     if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
         raise ConfigError(f"'{text}': Hydra's own settings have no effect here; the folder of runs is output=<folder>")
@@ -114,6 +120,8 @@ def check_site(site: str | Mapping[str, Any]) -> None:
     for key in site if isinstance(site, Mapping) else ():
         if key not in known:
             raise ConfigError(f"site.{key}: a site has no '{key}'{nearest(key, known)}")
+    if isinstance(site, Mapping) and "component" not in site:
+        raise ConfigError("site.component has no value; add site.component=<component>, for example block_output")
     try:
         Site.parse(site)
     except (ValueError, TypeError) as error:

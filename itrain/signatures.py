@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import math
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,10 +30,42 @@ def check_calls(top: Callable[..., Any], node: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the key at fault and the nearest right one.
     """
-    calls = [Call(place="", target=top, node=node), *_calls(node, "")]
+    _check_finite(node, "")
+    calls = [Call(place="", target=top, node=node), *calls_in(node)]
     for call in calls:
+        if inspect.isabstract(call.target):
+            raise ConfigError(
+                f"{call.place}._target_: {call.target.__name__} is abstract; name a class derived from it"
+            )
         _check_keys(call, calls)
         _check_values(call)
+
+
+def calls_in(node: Any, place: str = "") -> Iterator[Call]:
+    """The constructor calls that a configuration asks for, outer ones first.
+
+    Raises:
+        ConfigError: a class or function cannot be imported.
+    """
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from calls_in(item, f"{place}[{index}]")
+    elif isinstance(node, dict):
+        if "_target_" in node:
+            yield Call(place=place, target=_locate(node["_target_"], place), node=node)
+        for key, item in node.items():
+            yield from calls_in(item, f"{place}.{key}" if place else str(key))
+
+
+def check_kind(call: Call, kind: type) -> None:
+    """Refuse a class that is of another kind than its place asks for, or a function that says it returns another.
+
+    Raises:
+        ConfigError: naming the place and the kind.
+    """
+    made = call.target if inspect.isclass(call.target) else call.returns
+    if inspect.isclass(made) and not issubclass(made, kind):
+        raise ConfigError(f"{call.place}._target_: {call.target.__name__} makes no {kind.__name__}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -69,11 +102,35 @@ class Call:
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         return [key for key, parameter in (self.parameters or {}).items() if parameter.kind in named]
 
+    @property
+    def takes_anything(self) -> bool:
+        """Whether it takes keywords that it does not name."""
+        kinds = [parameter.kind for parameter in (self.parameters or {}).values()]
+        return inspect.Parameter.VAR_KEYWORD in kinds
+
+    @property
+    def required(self) -> list[str]:
+        return [key for key in self.accepts if (self.parameters or {})[key].default is inspect.Parameter.empty]
+
     def at(self, key: str) -> str:
         return f"{self.place}.{key}" if self.place else key
 
+    @property
+    def given_later(self) -> str | None:
+        """The argument that whoever completes a partial call gives by its position."""
+        first = next(iter((self.parameters or {}).values()), None)
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return first.name if self.node.get("_partial_") and first and first.kind in positional else None
+
+    @property
+    def returns(self) -> Any:
+        """What a function says that it returns."""
+        return self._evaluated(getattr(self.target, "__annotations__", {}).get("return"))
+
     def annotation(self, key: str) -> Any:
-        annotation = (self.parameters or {})[key].annotation
+        return self._evaluated((self.parameters or {})[key].annotation)
+
+    def _evaluated(self, annotation: Any) -> Any:
         if not isinstance(annotation, str):
             return annotation
         function = self.target.__init__ if inspect.isclass(self.target) else self.target
@@ -82,17 +139,6 @@ class Call:
         except Exception:
             # A name that is imported for the type checker only.
             return Any
-
-
-def _calls(value: Any, place: str) -> Iterator[Call]:
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _calls(item, f"{place}[{index}]")
-    elif isinstance(value, dict):
-        if "_target_" in value:
-            yield Call(place=place, target=_locate(value["_target_"], place), node=value)
-        for key, item in value.items():
-            yield from _calls(item, f"{place}.{key}" if place else str(key))
 
 
 def _locate(path: Any, place: str) -> Callable[..., Any]:
@@ -122,7 +168,9 @@ def _check_keys(call: Call, calls: Sequence[Call]) -> None:
     if call.parameters is None:
         return
     accepts = call.accepts
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in call.parameters.values()):
+    if (later := call.given_later) and later in call.node:
+        raise ConfigError(f"{call.at(later)}: the run gives it to {call.target.__name__}; leave it out")
+    if not call.takes_anything:
         for key in call.node:
             if key not in accepts and key not in _SPECIAL:
                 who = f"{call.target.__name__} takes no '{key}'" if call.place else "no such key"
@@ -141,8 +189,19 @@ def _suggestion(key: str, call: Call, calls: Sequence[Call]) -> str:
     return f", did you mean '{meant[0]}'?" if meant else f"; there is {', '.join(call.accepts) or 'nothing to set'}"
 
 
+def _check_finite(value: Any, place: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{place}: expected a finite number, not {value}")
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            inside = f"{place}[{key}]" if isinstance(value, list) else f"{place}.{key}" if place else str(key)
+            _check_finite(item, inside)
+
+
 def _check_values(call: Call) -> None:
     for key in call.accepts:
+        if key in call.node and "_target_" in (call.node[key] if isinstance(call.node[key], dict) else ()):
+            _check_part(call, key)
         if key not in call.node or _holds_target(call.node[key]):
             continue
         value, annotation = call.node[key], call.annotation(key)
@@ -152,6 +211,23 @@ def _check_values(call: Call) -> None:
             close = difflib.get_close_matches(str(value), words, 1)
             hint = f", did you mean '{close[0]}'?" if close else ""
             raise ConfigError(f"{call.at(key)}: expected {_describe(annotation)}, not {json.dumps(value)}{hint}")
+
+
+def _check_part(call: Call, key: str) -> None:
+    """Check that an argument that is built is of the annotated kind, or a factory of it where one is asked for."""
+    options = _options(call.annotation(key))
+    factories = [get_args(option) for option in options if get_origin(option) is Callable and get_args(option)]
+    classes = [option for option in options if inspect.isclass(option) and option is not NoneType]
+    (part, *_) = calls_in(call.node[key], call.at(key))
+    if factories and not classes:
+        if part.node.get("_partial_") is not True:
+            raise ConfigError(
+                f"{part.place}: add {part.place}._partial_=true; {call.target.__name__} completes the call"
+            )
+        if inspect.isclass(kind := factories[0][-1]):
+            check_kind(part, kind)
+    elif len(classes) == len(options) - (NoneType in options) == 1 and get_origin(classes[0]) is None:
+        check_kind(part, classes[0])
 
 
 def _holds_target(value: Any) -> bool:

@@ -10,6 +10,9 @@ from torch import nn
 SMALL = 2_000_000
 """Weights below which a model's operations are too short to be shared among threads."""
 
+MOST = 16
+"""Threads for each of the CPU's; torch dies without a word where the system gives it no more of them."""
+
 
 def choose_threads(model: nn.Module, asked: int | None = None) -> str:
     """Set torch's threads, and return the line that says how many and why.
@@ -19,11 +22,12 @@ def choose_threads(model: nn.Module, asked: int | None = None) -> str:
     otherwise: by ``asked`` or by OMP_NUM_THREADS.
 
     Raises:
-        ValueError: fewer than one thread is asked for.
+        ValueError: fewer than one thread is asked for, or more than the machine can have use for.
     """
     if asked is not None:
-        if asked < 1:
-            raise ValueError(f"threads={asked}: give 1 or more, or null for a choice by the model's size")
+        most = MOST * (os.cpu_count() or 1)
+        if not 1 <= asked <= most:
+            raise ValueError(f"threads={asked}: give 1 to {most}, or null for a choice by the model's size")
         torch.set_num_threads(asked)
         return f"{asked} (threads={asked})"
     if os.environ.get("OMP_NUM_THREADS"):

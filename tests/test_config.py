@@ -107,7 +107,7 @@ def test_the_command_line_wins_over_the_recipe_which_wins_over_the_defaults() ->
         ("intervention._target_=nowhere.DAS", "cannot import 'nowhere.DAS': No module named 'nowhere'"),
         ("model._target_=os.path", "'os.path' is neither a class nor a function"),
         ("~model._target_", "model: needs _target_"),
-        ("~model", "model has no value"),
+        ("~model", "model: none is given; choose one with model=<choice>"),
         ("rank=4", "rank: no such key, did you mean 'intervention.rank'?"),
         ("seeds=1", "seeds: no such key, did you mean 'seed'?"),
         ("interventon=das", "interventon: no such key, did you mean 'intervention'?"),
@@ -134,11 +134,11 @@ def test_a_wrong_request_is_named_in_one_line(override: str, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("group", ["task", "intervention", "logger"])
-def test_a_part_that_is_not_needed_can_be_left_out(group: str) -> None:
-    composed = compose([f"{group}=null"])
+@pytest.mark.parametrize("words", [["logger=null"], ["intervention=null", "training=probing"]])
+def test_a_part_that_is_not_needed_can_be_left_out(words: list[str]) -> None:
+    composed = compose(words)
     check(composed)
-    assert composed[group] is None
+    assert composed[words[0].removesuffix("=null")] is None
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def whole(part: Mapping[str, Any]) -> dict[str, Any]:
     [
         {"size": 3},
         {"_args_": [3], "rank": 2},
-        {"_partial_": True, "rank": 2},
+        {"size": 3, "make": {"_target_": here("Optimizer"), "_partial_": True}},
         {"size": 3, "folder": "a/b", "mode": "exact", "weights": {"a": 1}},
         {"size": 3, "make": {"_target_": here("Optimizer"), "_partial_": True, "lr": 1, "betas": [0.1, 1]}},
         {"size": 3, "parts": [{"_target_": here("Part"), "size": 1}]},
@@ -290,7 +290,8 @@ def test_what_fits_the_signature_passes(part: dict[str, Any]) -> None:
     ("part", "message"),
     [
         ({}, "model.size has no value; add model.size=<value>"),
-        ({"_partial_": True, "sze": 1}, "model.sze: Part takes no 'sze', did you mean 'model.size'?"),
+        ({"sze": 1}, "model.sze: Part takes no 'sze', did you mean 'model.size'?"),
+        ({"_partial_": True, "rank": 2}, "model._partial_: leave it out"),
         ({"size": "3"}, 'model.size: expected an integer, not "3"'),
         ({"size": True}, "model.size: expected an integer, not true"),
         ({"size": 3, "mode": "exakt"}, "expected fast or exact, not \"exakt\", did you mean 'exact'?"),
@@ -300,7 +301,7 @@ def test_what_fits_the_signature_passes(part: dict[str, Any]) -> None:
             {"size": 3, "make": {"_target_": here("Optimizer"), "_partial_": True, "betas": [1, "x"]}},
             'model.make.betas: expected a list of (a number), not [1, "x"]',
         ),
-        ({"size": 3, "make": {"_target_": here("Optimizer")}}, "model.make.parameters has no value"),
+        ({"size": 3, "make": {"_target_": here("Optimizer")}}, "model.make: add model.make._partial_=true"),
         ({"size": 3, "parts": [{"_target_": here("Part"), "size": 1, "rnk": 2}]}, "model.parts[0].rnk: Part takes no"),
         ({"size": 3, "other": 1, "zzz": 2}, "there is size, rank, mode"),
     ],

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from itrain.bounds import require_at_least
 from itrain.data.loading import BatchSampler, Loader, ResumableLoader, Share
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
@@ -98,6 +99,8 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        require_at_least(0, num_workers=num_workers)
         self.network, self.sizes = network, dict(sizes)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.num_workers = seed, num_workers

@@ -28,6 +28,8 @@ class Blocks(Intervention, ABC):
 
     def __init__(self, hidden_size: int, *, blocks: int | Mapping[str, int]) -> None:
         super().__init__()
+        if not blocks and not isinstance(blocks, int):
+            raise ValueError("blocks is empty; give each variable its number of coordinates")
         self.blocks = {"": blocks} if isinstance(blocks, int) else dict(blocks)
         self.hidden_size, self.rank = hidden_size, sum(self.blocks.values())
         require_rank(min(self.blocks.values()), hidden_size)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from itrain.bounds import require_at_least
 from itrain.interventions.base import Intervention
 from itrain.interventions.featurizers import Rotation, interchange
 from itrain.interventions.masking import FixedMask, require_temperatures
@@ -51,6 +52,7 @@ class BoundlessDAS(Intervention):
         if not 0 < start <= 1:
             raise ValueError(f"start is a share of the coordinates, above 0 and up to 1; got {start}")
         require_temperatures(temperature)
+        require_at_least(0, boundary_lr=boundary_lr, boundary_weight=boundary_weight)
         self.hidden_size = self.rank = hidden_size
         self.hot, self.cold = temperature
         self.boundary_lr, self.boundary_weight = boundary_lr, boundary_weight

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from itrain.bounds import require_share
 from itrain.interventions.base import Intervention, require_rank
 
 
@@ -82,6 +83,7 @@ class LinearDiscriminant(Directions):
 
     def __init__(self, hidden_size: int, *, rank: int = 1, shrinkage: float = 1e-3) -> None:
         super().__init__(hidden_size, rank=rank)
+        require_share(shrinkage=shrinkage)
         self.shrinkage = shrinkage
 
     def find(

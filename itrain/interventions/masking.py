@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from itrain.bounds import require_at_least
 from itrain.interventions.base import Intervention
 from itrain.interventions.featurizers import Featurizer, Identity, interchange
 
@@ -111,6 +112,7 @@ class Mask(Intervention):
         sparsity: float = 1e-3,
     ) -> None:
         super().__init__()
+        require_at_least(0, sparsity=sparsity)
         self.featurizer = featurizer(hidden_size)
         self.hidden_size, self.rank = hidden_size, min(hidden_size, self.featurizer.num_features)
         self.fits_activations = self.featurizer.fits_activations

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from itrain.bounds import require_at_least
 from itrain.networks.base import Network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import Replay, ReplayNetwork, obstacle
@@ -28,6 +29,8 @@ def make_network(
     Raises:
         ValueError: replay is ``on`` and would not be exact, or ``compile`` is set and nothing is replayed.
     """
+    require_at_least(0, budget_gib=budget_gib)
+    require_at_least(1, uses=uses)
     hooked = HookedNetwork(model, trainable=trainable)
     reason = "replay is off" if replay == "off" else obstacle(model) if replay == "auto" else None
     if reason is None:

@@ -70,6 +70,14 @@ def announce(
         Console().print(f"{name:8}{line}", highlight=False, soft_wrap=True, markup=False)
 
 
+@rank_zero_only
+def announce_best(file: Path, monitor: str, score: float) -> None:
+    """Print which weights are tested and exported, where they are not the last ones."""
+    if not is_quiet():
+        line = f"the best checkpoint's are tested and exported, {monitor} {score:.4g}: {file}"
+        Console().print(f"{'weights':8}{line}", highlight=False, soft_wrap=True, markup=False)
+
+
 def _state(model: nn.Module) -> str:
     trained = [parameter.requires_grad for parameter in model.parameters()]
     return "all trained" if all(trained) else "partly trained" if any(trained) else "frozen"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from itrain.architectures import blocks, locate
+from itrain.bounds import require_at_least
 from itrain.experiment import Opened
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
@@ -54,8 +55,10 @@ class Grid:
         for name in ("methods", "layers", "positions", "components", "ranks", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"sweep.{name} is empty")
-        if isinstance(self.layers, str) and self.layers != "all" and not re.fullmatch(r"every\(\d+\)", self.layers):
+        if isinstance(self.layers, str) and not re.fullmatch(r"all|every\([1-9]\d*\)", self.layers):
             raise ValueError(f"sweep.layers: '{self.layers}' is none of all, every(2), or a list such as [3,5]")
+        require_at_least(1, **{"sweep.ranks": min(self.ranks), "sweep.patience": self.patience})
+        require_at_least(0, **{"sweep.seeds": min(self.seeds)})
         if any(self.width(component) < 1 for component in self.components):
             raise ValueError(f"sweep.window: a window has 1 layer or more; got {self.window}")
         probes = [name for name, method in self.methods.items() if is_training(method)]

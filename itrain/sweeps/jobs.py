@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader
 
 from itrain.architectures import blocks
 from itrain.data.splits import SplitDataModule
-from itrain.experiment import Opened
+from itrain.experiment import Opened, trainer_factory
+from itrain.owned import refuse_in_sweeps
 from itrain.results.columns import FEATURES, IIA, RANDOM_MODEL
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
-from itrain.training.interchange import count_features
 from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
 
@@ -131,8 +131,8 @@ def _member(cfg: DictConfig, opened: Opened, grid: Grid, fit: Fit) -> AlignmentS
     training = instantiate(cfg.training, _convert_="all")
     if training.func not in (AlignmentSearch, CausalTracing):
         raise ValueError(f"training: a sweep runs AlignmentSearch or CausalTracing, not {training.func.__name__}")
-    sizes = count_features(opened.network, fit.sites, opened.data.example())
-    return training(network=opened.network, sites=fit.sites, intervention=intervention, hidden_sizes=sizes)
+    member: Any = opened.module(training, fit.sites, intervention=intervention)
+    return member
 
 
 def _fitted(
@@ -208,11 +208,13 @@ class Curves(lightning.Callback):
 
 
 def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.Trainer:
+    """The trainer of a fit of a sweep, which shows no progress and writes nothing."""
     if cfg.trainer.get("devices", 1) not in (1, "1") or cfg.trainer.get("strategy", "auto") != "auto":
         raise ValueError("trainer: a sweep runs on one device; to use more, start a sweep for each part of the layers")
+    factory = trainer_factory(cfg)
+    refuse_in_sweeps(factory.keywords)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    node = {**{str(key): value for key, value in cfg.trainer.items()}, **quiet}
-    return instantiate(node, _convert_="all")(callbacks=list(callbacks), logger=False)
+    return factory(**quiet, callbacks=list(callbacks), logger=False)
 
 
 def _described(fit: Fit, grid: Grid) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from random import Random
 import torch
 from torch import nn
 
+from itrain.bounds import require_at_least
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, Task
@@ -86,6 +87,7 @@ class DigitsPVR(Task):
 
 def pvr_cnn(*, block_size: int = 32) -> nn.Sequential:
     """An untrained network for the task: an ``encoder`` to four blocks of features, a ``decoder`` to the ten digits."""
+    require_at_least(1, block_size=block_size)
     encoder = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, Literal
 
 from itrain import tiny_world
+from itrain.bounds import require_share, require_some
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks.base import Pair, Split, TextTask
 
@@ -58,6 +59,8 @@ class EntityAttributes(TextTask):
         ):
             if value not in known:
                 raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
+        require_some(attributes=attributes)
+        require_share(isolating=isolating)
         self.facts, self.templates = tiny_world.FACTS[entities]
         for attribute in attributes or ():
             if attribute not in self.templates:

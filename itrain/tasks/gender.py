@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from itrain import tiny_world
+from itrain.bounds import require_share, require_some
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks.base import Pair, Split, TextTask
 
@@ -65,6 +66,9 @@ class Gender(TextTask):
             raise ValueError(
                 f"templates: '{templates}' is none of {', '.join(TEMPLATES)}; or give a list of format strings"
             )
+        require_some(templates=templates, male_names=male_names, female_names=female_names)
+        require_some(verbs=verbs, connectives=connectives)
+        require_share(changing=changing)
         self.templates = TEMPLATES[templates] if isinstance(templates, str) else tuple(templates)
         self.given_names = {"male": male_names, "female": female_names}
         self.names = {

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from itrain.bounds import require_at_least
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, Task
@@ -49,6 +50,7 @@ class HierarchicalEquality(Task):
         objects_seed: int = 0,
     ) -> None:
         self.variables = VARIABLES[hypothesis]
+        require_at_least(10, objects=objects)  # so that each split has two that differ
         self.vectors = _draw(objects, torch.Generator().manual_seed(objects_seed))
         self.causal_model = CausalModel(
             inputs=dict.fromkeys("wxyz", range(objects)),
@@ -98,6 +100,7 @@ class HierarchicalEquality(Task):
 
 def mlp(*, hidden_size: int = 16, num_layers: int = 3) -> nn.Sequential:
     """An untrained network for the task: ReLU layers ``hidden1``, ``hidden2``, ..., and the two classes' ``scores``."""
+    require_at_least(1, hidden_size=hidden_size, num_layers=num_layers)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for layer in range(num_layers):
         linear = nn.Linear(hidden_size if layer else 4 * OBJECT, hidden_size)
@@ -121,6 +124,8 @@ def trained_mlp(
         seed: of its start and of the objects.
         steps, batch_size, learning_rate: of Adam, whose rate falls linearly to 0.
     """
+    require_at_least(1, steps=steps, batch_size=batch_size)
+    require_at_least(0, learning_rate=learning_rate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = mlp(hidden_size=hidden_size, num_layers=num_layers)

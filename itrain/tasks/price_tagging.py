@@ -8,6 +8,7 @@ from random import Random
 from typing import Literal
 
 from itrain import tiny_world
+from itrain.bounds import require_share
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks.base import Pair, Split, TextTask
 
@@ -41,6 +42,7 @@ class PriceTagging(TextTask):
             raise ValueError(f"variable: '{variable}' is none of above, below")
         self.variables = (variable,)
         other = "below" if variable == "above" else "above"
+        require_share(changing=changing)
         self.changing = changing
         numbers = [int(number) for number in tiny_world.NUMBERS]
         self.causal_model = CausalModel(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from itrain import tiny_world
+from itrain.bounds import require_some
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks.base import Split
 from itrain.tasks.responses import ResponseTask
@@ -37,6 +38,7 @@ class ResponseStyle(ResponseTask):
         entities_seed: int = 0,
     ) -> None:
         facts, templates = tiny_world.THINGS, tiny_world.THING_TEMPLATES
+        require_some(attributes=attributes)
         for attribute in attributes or ():
             if attribute not in templates:
                 raise ValueError(f"attributes: '{attribute}' is none of {', '.join(templates)}")

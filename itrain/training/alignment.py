@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
 from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
@@ -56,6 +57,7 @@ class AlignmentSearch(Training):
     ) -> None:
         super().__init__()
         self.remember(locals())
+        require_at_least(0, isolate_weight=isolate_weight)
         self.optimizer, self.warmup = optimizer, warmup
         self.isolate_weight, self.loss_over = isolate_weight, loss_over
         self.interchange = Interchange(

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from itrain.adapters import add_lora
 from itrain.architectures import unwrap
+from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
@@ -98,6 +99,9 @@ class InterchangeInterventionTraining(Training):
     ) -> None:
         super().__init__()
         self.remember(locals())
+        require_at_least(0, task_weight=task_weight, source_weight=source_weight, readout_weight=readout_weight)
+        weights = interchange_weights if isinstance(interchange_weights, Mapping) else {"": interchange_weights}
+        require_at_least(0, interchange_weights=min(weights.values(), default=0))
         self.optimizer, self.warmup = optimizer, warmup
         self.task_weight, self.interchange_weights = task_weight, interchange_weights
         self.source_weight, self.readout_weight = source_weight, readout_weight

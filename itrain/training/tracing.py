@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
+from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
@@ -63,6 +64,7 @@ class CausalTracing(Training):
     ) -> None:
         super().__init__()
         self.remember(locals())
+        require_at_least(0, noise=noise)
         self.interchange = Restoration(
             network,
             corrupted=Site.parse(corrupted),

@@ -1,0 +1,161 @@
+"""The check of a configuration: its keys, the kinds of its parts, and what each of them needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.utils import get_object
+
+from itrain.overrides import check_site
+from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned
+from itrain.signatures import Call, ConfigError, calls_in, check_calls, check_kind
+
+Node = Mapping[str, Any]
+
+_BUILT = ("model", "network", "task", "data", "intervention", "training", "trainer", "logger", "launcher", "sweep")
+_NEEDED = ("model", "network", "task", "data", "training", "trainer")
+COMPLETED = ("network", "data", "intervention", "training", "trainer")
+"""The parts whose construction the run completes."""
+_KINDS = {
+    "network": "itrain.networks.base.Network",
+    "task": "itrain.tasks.base.Task",
+    "data": "itrain.data.splits.SplitDataModule",
+    "intervention": "itrain.interventions.base.Intervention",
+    "training": "itrain.training.base.Training",
+    "trainer": "lightning.pytorch.Trainer",
+    "logger": "lightning.pytorch.loggers.Logger",
+    "sweep": "itrain.sweeps.grid.Grid",
+}
+_PROBING = "itrain.training.probing.ProbeTraining"
+_SWEPT = ("itrain.training.alignment.AlignmentSearch", "itrain.training.tracing.CausalTracing")
+"""The trainings whose interventions a sweep compares."""
+_LARGEST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """The top-level keys of a configuration."""
+
+    name: str
+    seed: int
+    output: str
+    site: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
+    model: Node
+    network: Node
+    data: Node
+    training: Node
+    trainer: Node
+    task: Node | None = None
+    intervention: Node | None = None
+    logger: Node | None = None
+    launcher: Node | None = None
+    sweep: Node | None = None
+    threads: int | None = None
+    ckpt: str | None = None
+    export: str | None = None
+    versions: Mapping[str, str] | None = None
+    commit: str | None = None
+
+
+def check_parts(plain: Node) -> None:
+    """Check a configuration as plain data, without building anything.
+
+    Raises:
+        ConfigError: naming the key at fault and the nearest right one.
+    """
+    for group in _NEEDED:
+        if plain.get(group) is None:
+            raise ConfigError(f"{group}: none is given; choose one with {group}=<choice>")
+    callbacks = _callbacks(plain["trainer"])
+    if not callbacks:
+        plain = {**plain, "trainer": {key: value for key, value in plain["trainer"].items() if key != "callbacks"}}
+    check_calls(Configuration, plain)
+    for key in ("name", "output", "ckpt", "export"):
+        if plain.get(key) == "":
+            raise ConfigError(f"{key} is empty; add {key}=<{'name' if key == 'name' else 'path'}>, or leave it out")
+    if not 0 <= plain["seed"] <= _LARGEST_SEED:
+        raise ConfigError(f"seed: expected 0 to {_LARGEST_SEED}, not {plain['seed']}")
+    calls = {call.place: call for call in calls_in(plain)}
+    for group in _BUILT:
+        if plain.get(group) is None:
+            continue
+        if group not in calls:
+            raise ConfigError(
+                f"{group}: needs _target_, the path of a class or function; {group}=<choice> chooses one that has it"
+            )
+        if (plain[group].get("_partial_") is True) != (group in COMPLETED):
+            raise ConfigError(f"{group}._partial_: leave it out; itrain knows which parts a run completes")
+    for part in COMPLETED:
+        if part in calls:
+            _check_completed(calls[part])
+    for place, call in calls.items():
+        refuse_owned(place, call.node)
+        if place in _KINDS:
+            check_kind(call, get_object(_KINDS[place]))
+    for place in callbacks:
+        check_kind(calls[place], get_object("lightning.pytorch.Callback"))
+    _check_sites(plain, calls["training"])
+
+
+def _check_completed(call: Call) -> None:
+    """Check that a class takes what the run gives it, and that nothing else is left without a value."""
+    owned = OWNED.get(call.place, {})
+    if call.place in ("data", "network") and call.parameters is not None:
+        for name in owned:
+            if name not in call.accepts and not call.takes_anything:
+                raise ConfigError(f"{call.place}: {call.target.__name__} takes no '{name}', which the run gives it")
+    given = {*owned, *FILLED.get(call.place, ()), call.given_later, *call.node}
+    for name in call.required:
+        if name not in given:
+            raise ConfigError(f"{call.at(name)} has no value; add {call.at(name)}=<value>")
+
+
+def _callbacks(trainer: Node) -> list[str]:
+    """The places of the configured callbacks: one, a list, or a mapping by name in which null leaves one out."""
+    given, place = trainer.get("callbacks"), "trainer.callbacks"
+    if isinstance(given, dict) and "_target_" not in given:
+        entries = {f"{place}.{name}": node for name, node in given.items()}
+    else:
+        entries = {f"{place}[{i}]": node for i, node in enumerate(given)} if isinstance(given, list) else {place: given}
+    for where, node in entries.items():
+        if node is not None and not (isinstance(node, dict) and "_target_" in node):
+            raise ConfigError(f"{where}: expected a mapping with _target_, the path of a callback, or null")
+    return [where for where, node in entries.items() if node is not None]
+
+
+def _check_sites(plain: Node, training: Call) -> None:
+    """Check what a training is given besides its own settings: sites that can be read, and an intervention."""
+    site = plain["site"]
+    sites = site if isinstance(site, list) else [] if site is None else [site]
+    if plain.get("sweep") is not None:
+        refuse_in_sweeps(plain["trainer"])
+        _check_sweep(plain["sweep"], training)
+    else:
+        asked = training.accepts
+        if not sites and "sites" in asked:
+            raise ConfigError(f"site: none is given; at least one site is needed for {training.target.__name__}")
+        if plain.get("intervention") is None and "intervention" in training.required:
+            raise ConfigError(
+                f"intervention: none is given; {training.target.__name__} needs one: intervention=<choice>"
+            )
+    for each in sites:
+        check_site(each)
+
+
+def _check_sweep(sweep: Node, training: Call) -> None:
+    """Check that a sweep's methods are interventions and probes, for a training that takes interventions."""
+    intervention, probing = get_object(_KINDS["intervention"]), get_object(_PROBING)
+    for name, method in sweep["methods"].items():
+        place = f"sweep.methods.{name}"
+        if not isinstance(method, dict) or "_target_" not in method:
+            raise ConfigError(f"{place}: expected a mapping with _target_, the path of a class")
+        (call, *_) = calls_in(method, place)
+        if not (inspect.isclass(call.target) and issubclass(call.target, (intervention, probing))):
+            raise ConfigError(f"{place}: {call.target.__name__} is neither an intervention nor a probe training")
+    known = [get_object(path) for path in _SWEPT]
+    if training.target not in known:
+        names = " or ".join(each.__name__ for each in known)
+        raise ConfigError(f"training: a sweep runs {names}, not {training.target.__name__}; training=alignment")

@@ -1,0 +1,211 @@
+"""What the command line says about itself: the help of each verb, and the lists of recipes and choices."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+
+from itrain import config
+from itrain.files import read_yaml
+from itrain.signatures import ConfigError, nearest
+
+_SYNTAX = """\
+Everything after the verb is Hydra's syntax: key=value, group=choice, +key=value, ~key. Recipes in ./recipes add to
+the recipes that ship with itrain and take precedence over them. --quiet prints results only; --debug (or
+ITRAIN_DEBUG=1) keeps the traceback of every error.
+"""
+
+HELP = f"""\
+usage: itrain <verb> [key=value ...]        (or python -m itrain ...)
+
+verbs
+  fit       train and evaluate; write checkpoint, export, metrics and figure to outputs/<recipe>/<time>/
+  sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps and controls
+  report    one page for one or several finished sweeps: report <folder> [<folder> ...] [output=<file>]
+  dashboard lay out finished sweeps in W&B: dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>]
+  test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
+  export    write the portable weights of a checkpoint
+  generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
+  show      print the resolved configuration without running it
+  list      list recipes and the choices for each part; list <part> says what each choice is
+
+itrain <verb> --help says what a verb takes; itrain --version prints the version.
+
+examples
+  itrain fit recipe=das_gender
+  itrain fit recipe=das_gender intervention.rank=4 site.layer=3 trainer.max_epochs=3
+  itrain sweep recipe=das_vs_probe_gender sweep.layers=[2,4]
+  itrain sweep recipe=das_vs_probe_gender launcher=joblib launcher.n_jobs=2
+  itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
+  itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00
+  itrain fit recipe=path/to/my_recipe.yaml model=hf model.name=path/to/model
+  itrain test ckpt=outputs/das_gender/2025-01-31_12-00-00
+  itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
+
+{_SYNTAX}"""
+
+_OF_VERBS: Mapping[str, str] = {
+    "fit": """\
+usage: itrain fit [recipe=<name or file>] [key=value ...]
+
+Trains, tests, and writes to <output>/<name>/<time>/: config.yaml, metrics.csv, metrics.json, checkpoints/, export/,
+figure.png. ckpt=<run folder or .ckpt> goes on from a checkpoint, with the configuration of its run.
+
+keys
+  <part>=<choice>, <part>.<argument>=<value>
+             parts are model, network, task, data, intervention, training, trainer and logger: itrain list <part>
+  site       where: layer2.block_output@name, a list of them, or site.layer=3 site.position=last
+  name       of the run's folder; without it, the recipe's
+  output     the folder of all runs: outputs
+  seed       of the data, their order and the start
+  threads    of the CPU
+trainer.callbacks are Lightning's or your own, by name; trainer=early_stopping is an example. If one of them is a
+ModelCheckpoint with a monitor, the best checkpoint's weights are tested and exported, else the last ones.
+
+examples
+  itrain fit recipe=das_gender
+  itrain fit recipe=das_gender intervention.rank=4 training.optimizer.lr=1e-3 seed=1
+  itrain fit recipe=das_gender trainer=early_stopping trainer.callbacks.early_stopping.patience=3
+  itrain fit ckpt=outputs/das_gender/2025-01-31_12-00-00 trainer.max_epochs=20
+""",
+    "sweep": """\
+usage: itrain sweep [recipe=<name or file>] [sweep.<key>=<value> ...] [key=value ...]
+       itrain sweep resume=<folder> [launcher=<choice> ...]
+
+Fits each method at each layer and position, and writes one table, heat maps and report.html.
+
+keys
+  sweep.methods      names of interventions and probing
+  sweep.layers       all, every(2), or [2,4]
+  sweep.positions    all, or [name,last]
+  sweep.components   [block_output], of each layer
+  sweep.window       layers that are edited together
+  sweep.ranks        [1], of the methods that have one
+  sweep.seeds        [0]; each gives its own data, model and start
+  sweep.patience     epochs without a lower validation loss after which a fit stops
+  sweep.random_model fits once more on a randomly initialised model, as a control
+  launcher           joblib, slurm or ray; the other keys are those of fit, without site and intervention
+
+examples
+  itrain sweep recipe=das_vs_probe_gender
+  itrain sweep recipe=das_gender sweep.methods=[das,probing] sweep.layers="every(2)" sweep.seeds=[0,1,2]
+  itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
+""",
+    "report": """\
+usage: itrain report <folder> [<folder> ...] [output=<file>]
+
+Writes one page for one or several finished sweeps: report.html in the folder of a single one, else here.
+
+example
+  itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00 output=both.html
+""",
+    "dashboard": """\
+usage: itrain dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>] [output=<file>]
+
+Lays out the runs of finished sweeps as a W&B workspace: maps, their difference, curves and controls. Saves it to W&B;
+with output=<file> it only writes the definition.
+
+examples
+  itrain dashboard outputs/das_vs_probe_gender/2025-01-31_12-00-00 entity=my-team
+  itrain dashboard outputs/das_vs_probe_gender/2025-01-31_12-00-00 output=dashboard.json
+""",
+    "test": """\
+usage: itrain test ckpt=<run folder or .ckpt> [key=value ...]
+       itrain test export=<folder> [key=value ...]
+
+Tests the weights of a checkpoint or an export, with the configuration they were trained with; other keys change it.
+
+examples
+  itrain test ckpt=outputs/das_gender/2025-01-31_12-00-00
+  itrain test export=outputs/das_gender/2025-01-31_12-00-00/export data.test_pairs=1024 seed=1
+""",
+    "export": """\
+usage: itrain export ckpt=<run folder or .ckpt> [key=value ...]
+
+Writes the portable weights of a checkpoint, and prints their folder.
+
+example
+  itrain export ckpt=outputs/das_gender/2025-01-31_12-00-00
+""",
+    "generate": """\
+usage: itrain generate export=<folder> prompt="<text>" [prompt="<text>" ...] [key=value ...]
+
+Continues prompts with the model as it was before and as it is after the training of an export.
+
+example
+  itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
+""",
+    "show": """\
+usage: itrain show [key=value ...]
+
+Prints the configuration that `itrain fit` with the same words would run, with every default that acts. Nothing runs.
+
+example
+  itrain show recipe=das_gender intervention.rank=4
+""",
+    "list": """\
+usage: itrain list [<part>]
+
+Lists the recipes and the choices for each part, or says in a line what each choice for one part is.
+
+examples
+  itrain list
+  itrain list intervention
+  itrain list recipe
+""",
+}
+
+VERBS = ("fit", "sweep", "report", "dashboard", "test", "export", "generate", "show", "list")
+
+
+def help_on(verb: str) -> str:
+    """The help of a verb, or of all where there is no such verb."""
+    return f"{_OF_VERBS[verb]}\n{_SYNTAX}" if verb in _OF_VERBS else HELP
+
+
+def list_all() -> list[str]:
+    """Recipes with a line each, and the choices of each part."""
+    recipes, groups = config.recipe_files(), config.group_choices()
+    width = max(map(len, (*recipes, *groups)))
+    lines = ["recipes", *_lines({name: _first_comment(file) for name, file in sorted(recipes.items())}, width)]
+    return [*lines, "", "choices", *_lines({group: ", ".join(names) for group, names in groups.items()}, width)]
+
+
+def list_group(group: str) -> list[str]:
+    """The choices of a part with a line each.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    if group in ("recipe", "recipes"):
+        return _lines({name: _first_comment(file) for name, file in sorted(config.recipe_files().items())})
+    files = config.group_files()
+    if group not in files:
+        raise ConfigError(f"there is no part '{group}'{nearest(group, [*files, 'recipe'])}")
+    return _lines({name: _first_comment(file) or _described(group, name) for name, file in files[group].items()})
+
+
+def _lines(said: Mapping[str, str], width: int | None = None) -> list[str]:
+    width = max(map(len, said), default=0) if width is None else width
+    return [f"  {name:{width}}  {text}".rstrip() for name, text in said.items()]
+
+
+def _first_comment(file: Path) -> str:
+    try:
+        lines: Sequence[str] = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        return f"(cannot be read: {error})"
+    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+
+
+def _described(group: str, choice: str) -> str:
+    """The name of a model, or the first sentence about the class that is chosen."""
+    node: Mapping[str, Any] = read_yaml(config.group_files()[group][choice])
+    if "name" in node:
+        return f"{node['name']}, {node.get('dtype', 'auto')}"
+    target = get_object(node["_target_"]) if "_target_" in node else None
+    return (inspect.getdoc(target) or "").split("\n\n")[0].replace("\n", " ")

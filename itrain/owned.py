@@ -1,0 +1,96 @@
+"""Arguments that a run gives to the parts it builds: one list, which the check and the building both read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from itrain.signatures import ConfigError
+
+_MODEL = "the run gives its base model; choose it with model=<choice>"
+
+_TRAINING = {
+    "network": _MODEL,
+    "sites": "set site=<site>",
+    "intervention": "choose it with intervention=<choice>",
+    "hidden_sizes": "they are read from the model; leave it out",
+    "classes": "they are counted from the task's values; leave it out",
+}
+
+OWNED: Mapping[str, Mapping[str, str]] = {
+    "network": {
+        "model": _MODEL,
+        "trainable": "the training decides it; training=iit and training=lora train the model",
+    },
+    "data": {
+        "task": "choose it with task=<choice>",
+        "network": _MODEL,
+        "seed": "the run's seed is used; set seed=<n>",
+    },
+    "training": _TRAINING,
+    "sweep.methods": {**_TRAINING, "sites": "set sweep.layers and sweep.positions", "rank": "set sweep.ranks=[<n>]"},
+    "trainer": {
+        "logger": "choose it with logger=<choice>, beside metrics.csv, which every run writes",
+        "default_root_dir": "set output=<folder>",
+        "overfit_batches": "splits are read in batches by a sampler of their own; use trainer.limit_train_batches=<n>",
+        "use_distributed_sampler": "examples are divided among processes by a sampler of itrain's own; leave it out",
+    },
+}
+"""By part, the arguments that a configuration cannot set, each with the remedy."""
+
+FILLED: Mapping[str, frozenset[str]] = {
+    "network": frozenset({"folder"}),
+    "training": frozenset({"control"}),
+    "sweep.methods": frozenset({"control"}),
+    "trainer": frozenset({"callbacks", "enable_model_summary"}),
+    "logger": frozenset({"save_dir"}),
+}
+"""By part, the arguments that the run fills in where the configuration says nothing or null."""
+
+
+IN_SWEEPS: Mapping[str, str] = {
+    "callbacks": "the fits of a sweep have none; leave them out, or use sweep.patience=<n>",
+    "enable_checkpointing": "a sweep keeps figures and no checkpoints; leave it out",
+    "enable_model_summary": "a sweep trains several models at a time; leave it out",
+}
+"""Arguments of the trainer that a sweep cannot honour, each with the remedy."""
+
+
+def owner(place: str) -> str:
+    """The part whose arguments stand at a place."""
+    return "sweep.methods" if place.startswith("sweep.methods.") else place
+
+
+def refuse_owned(place: str, node: Mapping[str, Any]) -> None:
+    """Refuse arguments that the run gives itself.
+
+    Raises:
+        ConfigError: naming the argument and what to set instead.
+    """
+    for name, remedy in OWNED.get(owner(place), {}).items():
+        if name in node:
+            raise ConfigError(f"{place}.{name}: {remedy}")
+
+
+def additions(part: str, node: Mapping[str, Any], known: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What the run adds to a part's arguments: those that it owns, and the others that the configuration leaves out.
+
+    Raises:
+        ConfigError: the configuration sets an argument that the run owns.
+    """
+    refuse_owned(part, node)
+    owned, filled = OWNED.get(part, {}), FILLED.get(part, frozenset())
+    if stray := known.keys() - owned - filled:
+        raise AssertionError(f"{part}: {stray} is neither in OWNED nor in FILLED")
+    return {name: make() for name, make in known.items() if name in owned or node.get(name) is None}
+
+
+def refuse_in_sweeps(trainer: Mapping[str, Any]) -> None:
+    """Refuse arguments of the trainer that a sweep cannot honour; null and false ask for nothing.
+
+    Raises:
+        ConfigError: naming the argument and the remedy.
+    """
+    for name, remedy in IN_SWEEPS.items():
+        if trainer.get(name):
+            raise ConfigError(f"trainer.{name}: {remedy}")
