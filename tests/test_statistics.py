@@ -89,10 +89,21 @@ def test_seeds_that_differ_by_more_than_their_pairs_explain_widen_the_interval()
 
 
 def test_repeated_pairs_count_once() -> None:
-    estimate = estimated(fits([0.5], 256, pairs_distinct_changing=36), IIA)
-    assert estimate.interval == pytest.approx(over_pairs(0.5, 36)) and estimate.over == "36 different pairs"
-    unknown = estimated(fits([0.5], 256, pairs_distinct_changing=float("nan")), IIA)
-    assert unknown.interval == pytest.approx(over_pairs(0.5, 256)) and unknown.over == "256 pairs"
+    """Of the label-changing pairs, as many as of all."""
+    counts = {"pairs_preserving": 64, "data/pairs_distinct": 36.0}
+    estimate = estimated(fits([0.5], 192, **counts), IIA)
+    assert estimate.interval == pytest.approx(over_pairs(0.5, 27)) and estimate.over == "27 different pairs"
+    for distinct in (256.0, float("nan")):
+        all_of_them = estimated(fits([0.5], 192, **{**counts, "data/pairs_distinct": distinct}), IIA)
+        assert all_of_them.interval == pytest.approx(over_pairs(0.5, 192)) and all_of_them.over == "192 pairs"
+    probes = pandas.DataFrame({"probe_accuracy": [0.5], "examples": 64.0, "data/bases_distinct": 20.0})
+    assert estimated(probes, "probe_accuracy").interval == pytest.approx(over_pairs(0.5, 20))
+
+
+def test_figures_of_the_data_are_lines_of_a_run() -> None:
+    summary = summarise_run({"test/my_error": 2.0, "data/pairs_distinct": 36.0, "data/bases_trained_on": 4.0})
+    assert summary.lines == ["different test pairs: 36", "test bases that are bases of training pairs too: 4"]
+    assert [list(table.rows) for table in summary.tables] == [["my error"]]
 
 
 def test_a_figure_without_pairs_that_all_seeds_share_has_no_interval() -> None:

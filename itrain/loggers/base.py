@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itrain.loggers.runs import Identity, figure_name, identify_fit, identify_run, shortened
-from itrain.results.columns import COMMAND, CURVE, FEATURES
+from itrain.results.columns import COMMAND, CURVE, FEATURES, TEST
 from itrain.results.run import RunSummary, summarise_run
 from itrain.results.summary import SweepSummary
 
@@ -107,6 +107,11 @@ def begin_run(loggers: Sequence[Logger], configuration: Mapping[str, Any], job_t
 def legible(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics under names that are short enough for an axis."""
     return {shortened(name): value for name, value in metrics.items()}
+
+
+def before_the_test(summary: RunSummary) -> dict[str, float]:
+    """The final figures that no test has logged: of the start and of the data."""
+    return {name: value for name, value in legible(summary.results).items() if not name.startswith(f"{TEST}/")}
 
 
 @rank_zero_only

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from itrain.results.columns import (
     COMMAND,
     COMPONENT,
+    DATA,
     GAP,
     LAYER,
     METHOD,
@@ -123,7 +124,7 @@ def figure_name(column: str) -> str:
     """The name that a column of a sweep's table has as a figure: that of a single fit, where fits report it."""
     if column == RANK_FOUND:
         return TEST_RANK
-    return column if column in _AS_THEY_ARE or column.startswith(RANDOM_MODEL) else f"{TEST}/{column}"
+    return column if column in _AS_THEY_ARE or column.startswith((RANDOM_MODEL, DATA)) else f"{TEST}/{column}"
 
 
 def versions() -> dict[str, str]:

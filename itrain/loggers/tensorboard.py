@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.image import imread
 
-from itrain.loggers.base import FinishedFit, legible, require_package
+from itrain.loggers.base import FinishedFit, before_the_test, legible, require_package
 from itrain.loggers.runs import Identity, identify_results
 from itrain.results.best import BEST, best_table
 from itrain.results.run import RunSummary
@@ -44,6 +44,7 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_image("figure", imread(figure), dataformats="HWC")
         for name, table in summary.named_tables.items():
             self.experiment.add_text(name, _markdown(table.columns, table.lines))
+        self.log_metrics(before_the_test(summary))
         # Lightning has ended the run by now: nothing else would write what is still in the queue.
         self.experiment.close()
 

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itrain.loggers.base import FinishedFit, legible, require_package
+from itrain.loggers.base import FinishedFit, before_the_test, legible, require_package
 from itrain.loggers.runs import RESULTS, Identity, identify_results
 from itrain.results.best import BEST, best_table
 from itrain.results.run import RunSummary
@@ -73,7 +73,7 @@ class Trackio(Logger):
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
         tables = {name: self.trackio.Table(dataframe=table.frame()) for name, table in summary.named_tables.items()}
-        self.experiment.log({"figure": self.trackio.Image(figure), **tables})
+        self.experiment.log({"figure": self.trackio.Image(figure), **tables, **before_the_test(summary)})
 
     def log_fit(self, fit: FinishedFit) -> None:
         identity = fit.identity

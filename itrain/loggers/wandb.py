@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from wandb.errors import UsageError
 
-from itrain.loggers.base import FinishedFit, digest, legible
+from itrain.loggers.base import FinishedFit, before_the_test, digest, legible
 from itrain.loggers.runs import RESULTS, Identity, identify_results
 from itrain.results.best import BEST, best_table
 from itrain.results.columns import EPOCH, VALIDATION
@@ -99,7 +99,7 @@ class Wandb(WandbLogger):
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
         tables = {name: wandb.Table(dataframe=table.frame()) for name, table in summary.named_tables.items()}
-        self.experiment.log({"figure": wandb.Image(str(figure)), **tables})
+        self.experiment.log({"figure": wandb.Image(str(figure)), **tables, **before_the_test(summary)})
         export = figure.parent / "export"
         if export.is_dir():
             self.experiment.log_artifact(_artifact(self.experiment.id, EXPORT, [export]))

@@ -26,8 +26,10 @@ PROBE_ACCURACY, CONTROL_ACCURACY, MAJORITY_ACCURACY = "probe_accuracy", "control
 SELECTIVITY, ANSWER_PROBABILITY = "selectivity", "answer_probability"
 GAP, RANK_FOUND, SECONDS, FLAG = "gap", "rank_found", "seconds", "flag"
 PAIRS_CHANGING, PAIRS_PRESERVING = "pairs_changing", "pairs_preserving"
-DISTINCT = {PAIRS_CHANGING: "pairs_distinct_changing", PAIRS_PRESERVING: "pairs_distinct_preserving"}
-"""The columns with the numbers of pairs that differ from each other, where a table has them."""
+DATA = "data/"
+"""Prefix of the figures of the test data itself."""
+PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON = "pairs_distinct", "bases_distinct", "bases_trained_on"
+"""How many test pairs, and how many of their bases, are different ones; how many bases were trained on."""
 EXAMPLES, CONTROL_EXAMPLES = "examples", "control_examples"
 ANSWER_SPREAD = "answer_spread"
 """The standard deviation over examples of the answer's probability."""
@@ -77,7 +79,7 @@ TRAIN_LOSS = "train/loss"
 _SHARES = ("iia", "iia_changing", "iia_preserving", "cause", "isolate", "disentangle", "answer")
 KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
-    | {*DISTINCT.values(), ANSWER_SPREAD, FEATURES}
+    | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )

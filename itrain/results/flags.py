@@ -60,9 +60,8 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     needed = [IIA, PROBE_ACCURACY, RANDOM_MODEL + IIA, RANDOM_MODEL + PROBE_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, RANK]
     table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = [LAYER, COMPONENT, POSITION, SEED]
-    control = (
-        without_void(table).query(f"{METHOD} == '{RANDOM_SUBSPACE}'").groupby([*place, RANK], dropna=False)[IIA].first()
-    )
+    genuine = without_void(table)
+    control: Any = genuine[genuine[METHOD] == RANDOM_SUBSPACE].groupby([*place, RANK], dropna=False)[IIA].first()
     table = table.assign(**{FULL_RANK: is_full_rank(table)})
     ceiling = table[table[METHOD] == FULL_VECTOR].groupby(place)[IIA].first()
 

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 from itrain.results.columns import (
     ANSWER_PROBABILITY,
     ANSWER_SPREAD,
+    BASES_DISTINCT,
     CONTROL_ACCURACY,
     COUNTED,
-    DISTINCT,
+    DATA,
     EXAMPLES,
+    PAIRS_CHANGING,
+    PAIRS_DISTINCT,
+    PAIRS_PRESERVING,
     PROBE_ACCURACY,
     RANK_FOUND,
     SELECTIVITY,
@@ -175,14 +179,14 @@ def _difference(fits: pandas.DataFrame, upper: str, lower: str) -> Sampled | Non
 
 def _share(fits: pandas.DataFrame, figure: str) -> Sampled | None:
     counted, what = COUNTED.get(figure, ("", ""))
-    different = _counts(fits, DISTINCT.get(counted, ""))
-    counts, shares = different or _counts(fits, counted), [float(share) for share in fits[figure]]
+    counts, shares = _counts(fits, counted), [float(share) for share in fits[figure]]
     if not counts or not all(0 <= share <= 1 for share in shares):
         return None
+    different = _different(fits, counted, counts)
+    what, counts = (what, counts) if different == counts else (f"different {what}", different)
     # Each seed has the same weight in the mean, however many pairs it has.
     ends = over_pairs(fmean(shares), len(counts) * harmonic_mean(counts))
     spread = fmean(share * (1 - share) / max(count - 1, 1) for share, count in zip(shares, counts, strict=True))
-    what = f"different {what}" if different else what
     odds = _over_odds(shares, counts) if len(shares) > 2 else None
     return Sampled(ends=ends, variance=spread, count=sum(counts), what=what, over_odds=odds)
 
@@ -209,6 +213,21 @@ def _counts(fits: pandas.DataFrame, column: str) -> list[float]:
     """The number of pairs or examples of each fit; empty where it is not known of all of them."""
     counts = [float(count) for count in fits[column]] if column in fits else []
     return counts if all(isfinite(count) and count > 0 for count in counts) else []
+
+
+def _different(fits: pandas.DataFrame, column: str, counts: list[float]) -> list[float]:
+    """How many of the counted pairs or examples are different ones; repeated ones tell nothing new.
+
+    Of label-changing pairs, as many as of all pairs; where the table does not say, all of them.
+    """
+    if column == PAIRS_CHANGING:
+        known, others = _counts(fits, DATA + PAIRS_DISTINCT), _counts(fits, PAIRS_PRESERVING)
+        others = others or [0.0] * len(counts)
+        shares = [each / (count + other) for each, count, other in zip(known, counts, others, strict=False)]
+    else:
+        known = _counts(fits, DATA + BASES_DISTINCT) if column == EXAMPLES else []
+        shares = [each / count for each, count in zip(known, counts, strict=False)]
+    return [count * min(share, 1.0) for count, share in zip(counts, shares, strict=True)] if shares else counts
 
 
 def _student(freedom: int) -> float:

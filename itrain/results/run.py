@@ -13,11 +13,13 @@ from itrain.metrics import RULES
 from itrain.results.columns import (
     ANSWER_PROBABILITY,
     ANSWER_SPREAD,
+    BASES_DISTINCT,
+    BASES_TRAINED_ON,
     BEFORE,
     CONTROL_ACCURACY,
     CONTROL_EXAMPLES,
     CONTROLS,
-    DISTINCT,
+    DATA,
     EXACT_MATCH,
     EXAMPLES,
     FULL_VECTOR,
@@ -27,6 +29,7 @@ from itrain.results.columns import (
     MAJORITY_ACCURACY,
     MODEL_ACCURACY,
     PAIRS_CHANGING,
+    PAIRS_DISTINCT,
     PAIRS_PRESERVING,
     PROBE_ACCURACY,
     RANDOM_SUBSPACE,
@@ -47,14 +50,15 @@ if TYPE_CHECKING:
 Results = Mapping[str, float]
 
 INTERVALS = "95% intervals"
-OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {
-    PAIRS_CHANGING,
-    PAIRS_PRESERVING,
-    *DISTINCT.values(),
-}
+OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
 OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
-IN_LINES = frozenset({MODEL_ACCURACY, TEST_RANK, f"{TEST}/{TASK_ACCURACY}", f"{BEFORE}/{TASK_ACCURACY}"})
+OF_DATA = {
+    DATA + PAIRS_DISTINCT: "different test pairs",
+    DATA + BASES_DISTINCT: "different test bases",
+    DATA + BASES_TRAINED_ON: "test bases that are bases of training pairs too",
+}
+IN_LINES = frozenset({MODEL_ACCURACY, TEST_RANK, f"{TEST}/{TASK_ACCURACY}", f"{BEFORE}/{TASK_ACCURACY}", *OF_DATA})
 """The figures that have lines of their own."""
 
 
@@ -110,6 +114,8 @@ class RunSummary:
     """None where there is no figure to draw."""
     curve: Curve | None
     """None where nothing was trained step by step."""
+    results: Results
+    """The final figures themselves."""
 
     @property
     def named_tables(self) -> dict[str, Table]:
@@ -127,14 +133,18 @@ def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
     """
     kind = next((kind for kind in KINDS if kind.fits(results)), None)
     if kind is None:
-        shown = {key: value for key, value in results.items() if key != MODEL_ACCURACY}
+        shown = {key: value for key, value in results.items() if key not in {MODEL_ACCURACY, *OF_DATA}}
         tables, bars = [_plain_table(shown, title="test figures")], _plain_bars(shown)
     else:
         tables, bars = [kind.table(results)], kind.bars(results)
         own = {key: value for key, value in results.items() if not kind.shows(key) and key not in IN_LINES}
         tables += [_plain_table(own, title="other test figures")] if own else []
     return RunSummary(
-        tables=tables, lines=_lines(results), bars=bars, curve=None if metrics is None else read_curve(metrics)
+        tables=tables,
+        lines=_lines(results),
+        bars=bars,
+        curve=None if metrics is None else read_curve(metrics),
+        results=results,
     )
 
 
@@ -194,8 +204,10 @@ def _pairs_bars(results: Results) -> Bars:
 
 
 def _at(results: Results, place: str) -> dict[str, float]:
-    """The figures of a place, by their names there."""
-    return {key.removeprefix(f"{place}/"): value for key, value in results.items() if key.startswith(f"{place}/")}
+    """The figures of a place, by their names there, and those of the data."""
+    return {
+        key.removeprefix(f"{place}/"): value for key, value in results.items() if key.startswith((f"{place}/", DATA))
+    }
 
 
 def _count(figures: Mapping[str, float]) -> str:
@@ -363,7 +375,7 @@ def _lines(results: Results) -> list[str]:
         lines.append(f"task accuracy: {results[f'{TEST}/{TASK_ACCURACY}']:.3f}{before}")
     if MODEL_ACCURACY in results:
         lines.append(f"base model accuracy on sampled test inputs: {results[MODEL_ACCURACY]:.3f}")
-    return lines
+    return lines + [f"{title}: {results[figure]:.0f}" for figure, title in OF_DATA.items() if figure in results]
 
 
 def _decimals(value: float | None) -> str:

@@ -20,7 +20,7 @@ from itrain.architectures import blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened, trainer_factory
 from itrain.owned import refuse_in_sweeps
-from itrain.results.columns import FEATURES, IIA, RANDOM_MODEL
+from itrain.results.columns import DATA, FEATURES, IIA, RANDOM_MODEL
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
@@ -53,7 +53,9 @@ class CohortJob:
             again = {fit.name: _member(cfg, twin, grid, fit) for fit in from_model}
             _set_beside(found, _fitted(cfg, twin, grid, again))
         seconds = (time.perf_counter() - start) / len(members)
-        return [{**_described(fit, grid), **found[fit.name], "seconds": seconds} for fit in self.fits]
+        sizes = {name: float(max(member.interchange.hidden_sizes)) for name, member in members.items()}
+        shared = {"seconds": seconds, **_of_data(opened.data)}
+        return [{**_described(fit, grid), **found[fit.name], FEATURES: sizes[fit.name], **shared} for fit in self.fits]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,8 @@ class ProbeJob:
         if twin is not None:
             _set_beside(found, self._fitted(cfg, twin, grid))
         seconds = (time.perf_counter() - start) / len(self.fits)
-        return [{**_described(fit, grid), **found[fit.name], "seconds": seconds} for fit in self.fits]
+        shared = {"seconds": seconds, **_of_data(opened.data)}
+        return [{**_described(fit, grid), **found[fit.name], **shared} for fit in self.fits]
 
     def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid) -> dict[str, Figures]:
         """The figures of each probe, averaged over variables."""
@@ -160,11 +163,15 @@ def _fitted(
     for name in members:
         place = f"{name}/test/"
         figures: Figures = {key.removeprefix(place): value for key, value in tested.items() if key.startswith(place)}
-        figures[FEATURES] = float(max(members[name].interchange.hidden_sizes))
         if trained:
             figures["gap"] = trained[place + IIA] - figures[IIA]
         found[name] = {**figures, **beside, **({"curve": curves.of(name)} if name in learning else {})}
     return found
+
+
+def _of_data(data: SplitDataModule) -> dict[str, float]:
+    """The figures about the test data itself, such as how many of its pairs are different ones."""
+    return {figure: value for figure, value in data.figures().items() if figure.startswith(DATA)}
 
 
 def _training_pairs(data: SplitDataModule) -> DataLoader[Any]:
