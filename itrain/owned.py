@@ -34,7 +34,6 @@ OWNED: Mapping[str, Mapping[str, str]] = {
         "logger": "choose it with logger=<choice>, beside metrics.csv, which every run writes",
         "default_root_dir": "set output=<folder>",
         "overfit_batches": "splits are read in batches by a sampler of their own; use trainer.limit_train_batches=<n>",
-        "use_distributed_sampler": "examples are divided among processes by a sampler of itrain's own; leave it out",
     },
 }
 """By part, the arguments that a configuration cannot set, each with the remedy."""

@@ -113,7 +113,6 @@ intervention.hidden_size=5              | intervention.hidden_size: the run give
 trainer.logger=false                    | trainer.logger: choose it with logger=<choice>
 trainer.default_root_dir=x              | trainer.default_root_dir: set output=<folder>
 trainer.overfit_batches=1               | use trainer.limit_train_batches=<n>
-trainer.use_distributed_sampler=false   | trainer.use_distributed_sampler: examples are divided
 trainer.callbacks=early_stopping        | trainer.callbacks: expected a mapping with _target_
 trainer.callbacks=[3]                   | trainer.callbacks[0]: expected a mapping with _target_
 trainer.callbacks={a:3}                 | trainer.callbacks.a: expected a mapping with _target_
