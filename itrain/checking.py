@@ -29,6 +29,7 @@ _KINDS = {
     "logger": "lightning.pytorch.loggers.Logger",
     "sweep": "itrain.sweeps.grid.Grid",
 }
+_CALLBACK = "lightning.pytorch.Callback"
 _PROBING = "itrain.training.probing.ProbeTraining"
 _SWEPT = ("itrain.training.alignment.AlignmentSearch", "itrain.training.tracing.CausalTracing")
 """The trainings whose interventions a sweep compares."""
@@ -69,35 +70,31 @@ def check_parts(plain: Node) -> None:
     for group in _NEEDED:
         if plain.get(group) is None:
             raise ConfigError(f"{group}: none is given; choose one with {group}=<choice>")
+    for group in _BUILT:
+        if plain.get(group) is not None and not (isinstance(plain[group], dict) and "_target_" in plain[group]):
+            choice = f"; {group}=<choice> chooses one that has it"
+            raise ConfigError(f"{group}: needs _target_, the path of a class or function{choice}")
     callbacks = _callbacks(plain["trainer"])
     if not callbacks:
         plain = {**plain, "trainer": {key: value for key, value in plain["trainer"].items() if key != "callbacks"}}
+    calls = {call.place: call for call in calls_in(plain)}
+    for place, call in calls.items():
+        refuse_owned(place, call.node)
+        kind = _CALLBACK if place in callbacks else _KINDS.get(place)
+        if kind is not None:
+            check_kind(call, get_object(kind))
+        if place in _BUILT and (call.node.get("_partial_") is True) != (place in COMPLETED):
+            raise ConfigError(f"{place}._partial_: leave it out; itrain knows which parts a run completes")
     check_calls(Configuration, plain)
     for key in ("name", "output", "ckpt", "export"):
         if plain.get(key) == "":
             raise ConfigError(f"{key} is empty; add {key}=<{'name' if key == 'name' else 'path'}>, or leave it out")
     if not 0 <= plain["seed"] <= _LARGEST_SEED:
         raise ConfigError(f"seed: expected 0 to {_LARGEST_SEED}, not {plain['seed']}")
-    calls = {call.place: call for call in calls_in(plain)}
-    for group in _BUILT:
-        if plain.get(group) is None:
-            continue
-        if group not in calls:
-            raise ConfigError(
-                f"{group}: needs _target_, the path of a class or function; {group}=<choice> chooses one that has it"
-            )
-        if (plain[group].get("_partial_") is True) != (group in COMPLETED):
-            raise ConfigError(f"{group}._partial_: leave it out; itrain knows which parts a run completes")
     for part in COMPLETED:
         if part in calls:
             _check_completed(calls[part])
-    for place, call in calls.items():
-        refuse_owned(place, call.node)
-        if place in _KINDS:
-            check_kind(call, get_object(_KINDS[place]))
-    for place in callbacks:
-        check_kind(calls[place], get_object("lightning.pytorch.Callback"))
-    _check_sites(plain, calls["training"])
+    _check_parts_of(plain, calls["training"])
 
 
 def _check_completed(call: Call) -> None:
@@ -126,7 +123,7 @@ def _callbacks(trainer: Node) -> list[str]:
     return [where for where, node in entries.items() if node is not None]
 
 
-def _check_sites(plain: Node, training: Call) -> None:
+def _check_parts_of(plain: Node, training: Call) -> None:
     """Check what a training is given besides its own settings: sites that can be read, and an intervention."""
     site = plain["site"]
     sites = site if isinstance(site, list) else [] if site is None else [site]

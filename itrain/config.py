@@ -267,10 +267,10 @@ def _register(
         try:
             stat = file.stat()
             recipe = _recipe(name, file, stat.st_mtime_ns, stat.st_size)
-        except (ConfigError, OSError):
+        except (ConfigError, OSError) as error:
             # ./recipes may hold files that are not itrain's.
             if name in chosen:
-                raise
+                raise ConfigError(brief(error)) from error
             continue
         *folders, leaf = name.split("/")
         group = recipes

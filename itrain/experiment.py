@@ -194,9 +194,11 @@ def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
 
 
 def _build(cfg: DictConfig, folder: Path) -> Parts:
-    for limit in ("max_epochs", "max_steps"):
+    for limit in ("max_epochs", "max_steps", "limit_train_batches"):
         if cfg.trainer.get(limit) == 0:
             raise RunError(f"trainer.{limit}=0 trains nothing; use 1 or more, or `itrain test` to evaluate")
+    if cfg.trainer.get("limit_test_batches") == 0:
+        raise RunError("trainer.limit_test_batches=0 tests nothing; leave it out")
     training = instantiate(cfg.training, _convert_="all")
     opened = open_model(cfg, folder, trainable=training.func.trains_model)
     if cfg.export is not None:
@@ -268,8 +270,6 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:
-    if parts.trainer.limit_test_batches == 0:
-        raise RunError("trainer.limit_test_batches=0 tests nothing; leave it out")
     (figures,) = parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
     return figures
 

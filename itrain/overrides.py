@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -15,6 +16,7 @@ from itrain.signatures import ConfigError, brief, nearest
 from itrain.sites import Site
 
 _PATHS = ("ckpt", "export", "output")
+_CALL = re.compile(r"every\(.*\)")
 
 
 def parse(text: str) -> Override:
@@ -26,8 +28,8 @@ def parse(text: str) -> Override:
     key, equals, value = text.partition("=")
     if not key.strip("+~ "):
         raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3")
-    if key in _PATHS and equals and value[:1] not in ("'", '"') and value != "null":
-        # Hydra's grammar takes names such as epoch=3.ckpt in quotes only.
+    if (key in _PATHS or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
+        # Hydra's grammar takes names such as epoch=3.ckpt and every(2) in quotes only, which a shell removes.
         text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
     try:
         override = OverridesParser.create().parse_override(text)

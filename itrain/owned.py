@@ -28,12 +28,12 @@ OWNED: Mapping[str, Mapping[str, str]] = {
         "seed": "the run's seed is used; set seed=<n>",
     },
     "training": _TRAINING,
+    "training.probe": {"num_classes": "it is counted from the task's values; leave it out"},
     "sweep.methods": {**_TRAINING, "sites": "set sweep.layers and sweep.positions", "rank": "set sweep.ranks=[<n>]"},
     "trainer": {
         "logger": "choose it with logger=<choice>, beside metrics.csv, which every run writes",
         "default_root_dir": "set output=<folder>",
         "overfit_batches": "splits are read in batches by a sampler of their own; use trainer.limit_train_batches=<n>",
-        "use_distributed_sampler": "examples are divided among processes by a sampler of itrain's own; leave it out",
     },
 }
 """By part, the arguments that a configuration cannot set, each with the remedy."""
@@ -48,12 +48,17 @@ FILLED: Mapping[str, frozenset[str]] = {
 """By part, the arguments that the run fills in where the configuration says nothing or null."""
 
 
-IN_SWEEPS: Mapping[str, str] = {
-    "callbacks": "the fits of a sweep have none; leave them out, or use sweep.patience=<n>",
-    "enable_checkpointing": "a sweep keeps figures and no checkpoints; leave it out",
-    "enable_model_summary": "a sweep trains several models at a time; leave it out",
+_ONE_DEVICE = "a sweep runs on one device; to use more, start a sweep for each part of the layers"
+
+IN_SWEEPS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "callbacks": ((None, [], {}), "the fits of a sweep have none; leave them out, or use sweep.patience=<n>"),
+    "enable_checkpointing": ((None, False), "a sweep keeps figures and no checkpoints; leave it out"),
+    "enable_model_summary": ((None, False), "a sweep trains several models at a time; leave it out"),
+    "devices": ((None, 1, "1"), _ONE_DEVICE),
+    "num_nodes": ((None, 1), _ONE_DEVICE),
+    "strategy": ((None, "auto"), _ONE_DEVICE),
 }
-"""Arguments of the trainer that a sweep cannot honour, each with the remedy."""
+"""Arguments of the trainer that a sweep honours in some values only, each with these values and the remedy."""
 
 
 def owner(place: str) -> str:
@@ -86,11 +91,11 @@ def additions(part: str, node: Mapping[str, Any], known: Mapping[str, Callable[[
 
 
 def refuse_in_sweeps(trainer: Mapping[str, Any]) -> None:
-    """Refuse arguments of the trainer that a sweep cannot honour; null and false ask for nothing.
+    """Refuse arguments of the trainer that a sweep cannot honour.
 
     Raises:
         ConfigError: naming the argument and the remedy.
     """
-    for name, remedy in IN_SWEEPS.items():
-        if trainer.get(name):
+    for name, (honoured, remedy) in IN_SWEEPS.items():
+        if trainer.get(name) not in honoured:
             raise ConfigError(f"trainer.{name}: {remedy}")

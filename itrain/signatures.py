@@ -10,7 +10,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -239,14 +239,18 @@ def _holds_target(value: Any) -> bool:
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value of a YAML file can stand for an argument of this type; unknown types take anything."""
     try:
-        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
         # As JSON: strict for scalars, while a list may stand for a tuple and text for a path or an enum.
-        adapter.validate_json(json.dumps(value), strict=True)
+        _adapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError:
         return False
     except Exception:
         return True
     return True
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

@@ -16,9 +16,9 @@ MODULES = {
 }
 
 ROOMS = [
+    {"itrain.bounds"},
     {
         "itrain.sites",
-        "itrain.bounds",
         "itrain.signatures",
         "itrain.causal_model",
         "itrain.tiny_world",
