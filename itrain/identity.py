@@ -42,15 +42,16 @@ def identity(model: nn.Module) -> dict[str, Any]:
     Raises:
         WeightError: a weight has no values here.
     """
-    model = unwrap(model)
-    described = [(tuple(value.shape), projected(value)) for _, value in weights(model)]
-    dtypes = {str(value.dtype).removeprefix("torch.") for _, value in weights(model) if value.is_floating_point()}
+    model, rows, precisions = unwrap(model), [], set()
+    for _, value in weights(model):
+        rows.append([*value.shape, *projected(value)])
+        precisions.add(str(value.dtype).removeprefix("torch."))
     return {
         "configuration": _settings(model),
         "vocabulary": _vocabulary(model),
         "modules": [text for _, text in _modules(model)],
-        "precisions": sorted(dtypes),
-        "weights": [[*shape, *numbers] for shape, numbers in described],
+        "precisions": sorted(precisions),
+        "weights": rows,
     }
 
 

@@ -18,7 +18,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
 from itrain.networks.replay.plan import AGAIN
 from itrain.sites import Site
-from tests.models import tiny_config, tiny_inputs, tiny_model
+from tests.models import CAUSAL_TYPES, tiny_config, tiny_inputs, tiny_model
 from tests.replaying import HERE, answer_and_gradients, distance, examples, replayed
 
 LOW = "model.layers.0."
@@ -236,14 +236,16 @@ def test_another_function_that_forwards_call_is_noticed_by_comparison(monkeypatc
     assert off(network) < 1e-5 and replayed(network, HERE, "suffix")
 
 
-def test_what_is_not_changed_is_not_dropped() -> None:
-    """A look costs what was kept only where it must."""
-    network = warm(tiny_model("llama"))
-    kept = [store.used for store in network.stores]
+@pytest.mark.parametrize("model_type", CAUSAL_TYPES)
+def test_what_is_not_changed_is_not_dropped(model_type: str) -> None:
+    """A model's own runs, and looks at it, leave what was kept."""
+    network = warm(tiny_model(model_type))
+    kept = list(network.stores)
     network._patience, network._looks, network._reads = 0, AGAIN, AGAIN
     network.plan([[SITE]]).since = AGAIN  # type: ignore[union-attr]
     assert off(network) < 1e-5
-    assert [store.used for store in network.stores] == kept and any(kept)
+    assert all(now is then for now, then in zip(network.stores, kept, strict=True))
+    assert all(store.used for store in kept)
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])

@@ -157,8 +157,10 @@ class State:
             self._tensors.append(value)
             return
         # Of other objects the identity is compared: what they refer to could be anything, such as a data set.
-        held = value if isinstance(value, dict | list | set) else vars(value) if hasattr(value, "to_dict") else None
-        if held is None or id(held) in seen or isinstance(value, type | nn.Module):
+        held = value if isinstance(value, dict | list | set) else None
+        if hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, type | nn.Module):
+            held = vars(value)
+        if held is None or id(held) in seen:
             return
         seen.add(id(held))
         self._live.append(held)
@@ -173,7 +175,8 @@ class State:
 
 def hooks_everywhere() -> list[Any]:
     """The hooks that others have put on all modules; torch's own count operations."""
-    return [hook for table in EVERYWHERE for hook in table.values() if not hook.__module__.startswith("torch.")]
+    hooks = [hook for table in EVERYWHERE for hook in table.values()]
+    return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("torch.")]
 
 
 def precision(model: nn.Module) -> torch.dtype:

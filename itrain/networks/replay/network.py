@@ -115,7 +115,7 @@ class ReplayNetwork(Network):
         if reason is not None and self.strict:
             raise inexact(reason)
         self._reads += 1
-        if self._reads > AGAIN:
+        if self._reads > AGAIN and self.keeps and reason is None:
             self._reads = 0
             self._compare_readings(inputs, wanted)
         kept = [site for site in wanted if self.keeps and reason is None and site.position is not None]
@@ -207,9 +207,9 @@ class ReplayNetwork(Network):
         What was kept for other edits is dropped, but for keys and values that serve these as well.
         """
         self._expect(uses if self.uses is None else self.uses)
+        self._look(closely=True)
         if not groups:
             return "blocks up to the sites that are read; what is read is cached"
-        self._look(closely=True)
         below = {} if self._reason else {tuple(group): self._below(group) for group in groups}
         depths = {group: depth for group, depth in below.items() if depth is not None}
         if len(depths) < len(below) or self._reason is not None:
@@ -310,9 +310,9 @@ class ReplayNetwork(Network):
     def _compare_readings(self, inputs: ModelInputs, sites: Sequence[Site]) -> None:
         """Read one example again, under plain hooks, and drop all if it is not what was kept of it."""
         one = inputs.take(torch.tensor([0]))
-        for site in sites:
+        for site in (site for site in sites if site.position is not None):
             store = self.stores.of(site)
-            if site.position is None or (spans := store.find(one.keys)) is None:
+            if (spans := store.find(one.keys)) is None:
                 continue
             (kept,) = store.gather(spans, one.slots(site)[0], one.device)
             if not alike(kept, self.hooked.read(one, [site])[site], self.model):
