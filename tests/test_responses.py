@@ -191,7 +191,7 @@ def test_prompts_that_a_split_repeats_are_counted_once(embedded, tmp_path: Path)
         split: write(tmp_path / f"{split}.jsonl", ROWS[index : index + 1] * 3) for index, split in enumerate(SPLITS)
     }
     module = data(Instructions(file=files, prompt="{question}", response="{answer}"), embedded)
-    assert len(module.datasets["test"]) == 3 and module.figures() == {"data/prompts_distinct": 1}
+    assert len(module.datasets["test"]) == 3 and module.figures() == {"data/bases_distinct": 1}
 
 
 def test_a_data_set_is_read_with_its_splits(embedded, tmp_path: Path) -> None:

@@ -211,13 +211,17 @@ def test_the_gap_is_the_training_pairs_figure_minus_the_test_s(tmp_path: Path) -
     """Whole vectors at the first layer answer as the source, whose bits are rendered as their opposites in the test."""
 
     class Shifted(Bits):
+        def __init__(self) -> None:
+            super().__init__()
+            self.causal_model.inputs["shifted"] = [False, True]
+
         def sample(self, random: Random, split: Split) -> Pair:
             pair = super().sample(random, split)
             sources = {name: {**source, "shifted": split == "test"} for name, source in pair.sources.items()}
-            return Pair(base=pair.base, sources=sources)
+            return Pair(base={**pair.base, "shifted": False}, sources=sources)
 
         def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
-            shifted = torch.tensor([[float(setting.get("shifted", False))] for setting in settings])
+            shifted = torch.tensor([[float(setting["shifted"])] for setting in settings])
             return ModelInputs(arguments={"bits": (super().inputs(settings).arguments["bits"] - shifted).abs()})
 
     task, network = Shifted(), HookedNetwork(Planted())

@@ -217,6 +217,12 @@ def test_spans_are_right_where_tokens_are_bytes(trim: bool) -> None:
     assert spans["name"] == "Ã ©"
 
 
+def test_spans_are_right_where_a_normaliser_changes_the_letters() -> None:
+    for name in ("Ádá", "A\u0301da\u0301", "ADA"):
+        tokens, spans = rendered(Saw("{name} saw {other} [MASK]"), bert(), name=name)
+        assert tokens[1] == spans["name"] == "ada" and spans["other"] == "bob"
+
+
 def test_format_specifications_and_conversions_act() -> None:
     tokens, spans = rendered(Saw("{name} saw {n:03d}"), words())
     assert tokens[-1] == "007" and spans == {"name": "Ada", "n": "007"}

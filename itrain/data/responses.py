@@ -128,8 +128,8 @@ class ResponseDataModule(SplitDataModule[ResponseBatch]):
         return lines | shown(self.task.tokenizer, first.inputs, response)
 
     def figures(self) -> dict[str, float]:
-        """``data/prompts_distinct``: how many of the test prompts are different ones."""
-        return {"data/prompts_distinct": float(len(self.datasets["test"].examples.inputs.keys.unique()))}
+        """``data/bases_distinct``: how many of the test prompts are different ones."""
+        return {"data/bases_distinct": float(len(self.datasets["test"].examples.inputs.keys.unique()))}
 
     def text(self, tokens: Int[Tensor, " tokens"]) -> str:
         """A response or a generation as text, up to its end token."""
