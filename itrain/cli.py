@@ -101,7 +101,7 @@ def _command(verb: str, words: list[str]) -> int:
         return _generate(words)
     if verb == "sweep":
         return _sweep(words)
-    configuration = config.compose(words)
+    configuration = config.compose(words, tests=verb in ("test", "export"))
     config.check(configuration)
     if verb == "show":
         print(OmegaConf.to_yaml(configuration), end="", flush=True)
@@ -149,7 +149,7 @@ def _generate(words: Sequence[str]) -> int:
     from itrain import experiment
 
     prompts, overrides = _split(words, "prompt=")
-    configuration = config.compose(overrides)
+    configuration = config.compose(overrides, tests=True)
     config.check(configuration)
     if not prompts or configuration.export is None:
         raise ConfigError('generate needs export=<folder> and prompt="<text>", once or several times')

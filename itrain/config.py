@@ -13,6 +13,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from itrain.files import read_yaml
 from itrain.overrides import check_site, choices, chooses, edit_site, for_hydra, in_site, launches, parse
-from itrain.saved import CONFIGURATION, configuration_of_run, find_checkpoint
+from itrain.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
 from itrain.signatures import ConfigError as ConfigError
 from itrain.signatures import brief, check_calls, nearest
 
@@ -53,6 +54,7 @@ class Configuration:
     threads: int | None = None
     ckpt: str | None = None
     export: str | None = None
+    trust: Sequence[str] = ()
 
 
 def recipe_files() -> dict[str, Path]:
@@ -67,12 +69,13 @@ def group_choices() -> dict[str, list[str]]:
     return {folder.name: sorted(_name(file, folder) for file in folder.rglob("*.yaml")) for folder in folders}
 
 
-def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
+def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = False) -> DictConfig:
     """The resolved configuration that overrides in Hydra's syntax ask for.
 
     ``key=value`` may also add a key that no file lists; :func:`check` tells whether the constructor knows it. With
-    ``ckpt=`` or ``export=`` and no recipe, overrides apply to the configuration of that run. With ``sweeps`` the
-    configuration has a grid, with its methods written out.
+    ``ckpt=`` or ``export=`` and no recipe, overrides apply to the configuration of that run, which is data: its classes
+    come from itrain or from packages named in ``trust``. With ``sweeps`` the configuration has a grid, with its methods
+    written out; with ``tests`` a run gives only what its figures depend on.
 
     Raises:
         ConfigError: an override is malformed, or a recipe, a choice, a file or a value is missing.
@@ -94,10 +97,11 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
 
     store = ConfigStore.instance()
     _register(files, recipes, store)
-    base = {} if recipes else configuration_of_run(parsed)
+    base = {} if recipes else _base(parsed, chosen, tests=tests)
     if base:
-        store.store(name="_base", node={key: node for key, node in base.items() if key not in chosen})
-    arguments = [for_hydra(o, groups, replaces=not base) for o in parsed if not in_site(o)]
+        store.store(name="_base", node=base)
+    kept = [o for o in parsed if not (base and o.key_or_group in chosen and o.key_or_group in base)]
+    arguments = [for_hydra(o, groups, replaces=not base) for o in kept if not in_site(o)]
     try:
         with initialize_config_dir(str(_shipped("configs")), version_base="1.3"):
             config = hydra_compose("_base" if base else "config", arguments, return_hydra_config=True)
@@ -105,7 +109,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
         with open_dict(config):
             del config["hydra"]
             if config.get("name") is None:
-                config.name = "+".join(recipes) or "_".join(filter(None, picked)) or "run"
+                config.name = "+".join(recipes) or "_".join(filter(None, picked)) or ("test" if base else "run")
             for field in fields(Configuration):
                 if field.default is not MISSING and config.get(field.name) in (None, {}):
                     config[field.name] = field.default
@@ -141,6 +145,7 @@ def check(config: DictConfig | Node) -> None:
     for group in _BUILT:
         if plain.get(group) is not None and "_target_" not in plain[group]:
             raise ConfigError(f"{group}: needs _target_, the path of a class or function")
+    require_inside(plain["name"])
     site = plain["site"]
     sites = site if isinstance(site, list) else [] if site is None else [site]
     training = get_object(plain["training"]["_target_"])
@@ -151,19 +156,36 @@ def check(config: DictConfig | Node) -> None:
 
 
 def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that a folder's run or sweep was started with; overrides may change the launcher.
+    """The configuration that a folder's sweep was started with; overrides may change what changes no result.
 
     Raises:
-        ConfigError: there is none, or an override changes something else.
+        ConfigError: there is none, it names what is not trusted, or an override changes something else.
     """
-    if others := [text for text in overrides if not launches(text)]:
+    typed = [parse(text).key_or_group.split(".")[0] for text in overrides]
+    free = ("launcher", "logger", "trust")
+    if others := [text for text, key in zip(overrides, typed, strict=True) if key not in free]:
         raise ConfigError(f"a resumed sweep keeps its configuration; leave out '{others[0]}', or start a new sweep")
-    if not (folder / CONFIGURATION).is_file():
-        raise ConfigError(f"resume: there is no {CONFIGURATION} in '{folder}'")
-    config = OmegaConf.create(read_yaml(folder / CONFIGURATION))
-    if overrides:
-        config.launcher = compose(overrides, sweeps=True).launcher
+    given = compose(overrides, sweeps=True) if overrides else OmegaConf.create()
+    config = OmegaConf.create(configuration_of_sweep(folder, typed, given.get("trust") or ()))
+    for key in free:
+        config[key] = given.get(key) if key in typed else config.get(key)
     return config
+
+
+def _base(parsed: Sequence[Override], chosen: Mapping[str, Sequence[str]], *, tests: bool) -> dict[str, Any]:
+    """What a saved run gives a new one, with what was chosen in its groups on top."""
+    trust = next((o.value() for o in parsed if o.key_or_group == "trust"), None) or ()
+    picked = {group: _choice(group, names[0]) if len(names) == 1 else {} for group, names in chosen.items()}
+    trainer = _choice("trainer", "default")
+    taken = configuration_of_run(parsed, picked, tests=tests, trust=trust, trainer=trainer)
+    return {"output": read_yaml(_shipped("configs") / "config.yaml")["output"], **taken} if taken else {}
+
+
+def _choice(group: str, name: str) -> dict[str, Any]:
+    """What a choice in a group says, with what it inherits."""
+    node = read_yaml(_shipped("configs") / group / f"{name}.yaml")
+    inherited = [_choice(group, each) for each in node.pop("defaults", ()) if isinstance(each, str)]
+    return {key: value for each in (*inherited, node) for key, value in each.items()}
 
 
 def _require_plugin(launcher: Node) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
+from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.loggers.base import log_run
@@ -29,7 +30,7 @@ from itrain.reports.generations import print_generations, show_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, show
 from itrain.sharing import export as write_export
-from itrain.sharing import load, load_weights, require_model
+from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.tasks.responses import Prompts
@@ -107,7 +108,9 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
         with isolate_rng():  # or the fit would differ from Trainer.fit alone
             before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
-        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
+        # Lightning before 2.6 has no such argument; what it unpickles has been read without code by then.
+        safely = {"weights_only": True} if "weights_only" in inspect.signature(parts.trainer.fit).parameters else {}
+        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt, **safely)
     results = _test(parts, folder, before)
     _export(cfg, folder, parts, results)
     _draw(folder, results)
@@ -132,10 +135,12 @@ def export(cfg: DictConfig, folder: Path) -> Path:
 
 def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
     """Print continuations of prompts, before and after the training of an export."""
-    base_model = instantiate(cfg.model)
-    module = load(cfg.export, base_model.model)
+    base_model = _base_model(cfg)
+    module = load(cfg.export, base_model.model, trust=cfg.trust)
     if not isinstance(module, Finetuning):
         raise RunError(f"'{cfg.export}' is of {type(module).__name__}, which trains no responses to generate")
+    if base_model.tokenizer is None:
+        raise RunError(f"'{cfg.export}' was trained on a model without a tokenizer, which no prompt can be given to")
     task = Prompts(texts=prompts)
     task.bind(base_model.tokenizer)
     inputs = task.inputs(task.settings("test"))
@@ -155,9 +160,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     """
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
-    base_model = instantiate(cfg.model)
-    if not isinstance(base_model, BaseModel):
-        base_model = BaseModel(model=base_model)
+    base_model = _base_model(cfg)
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     if like is not None and like.base_model.fingerprint == base_model.fingerprint:
@@ -170,6 +173,11 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     return Opened(
         base_model=base_model, network=network, task=task, data=data, open_network=open_network, threads=threads
     )
+
+
+def _base_model(cfg: DictConfig) -> BaseModel:
+    made = instantiate(cfg.model)
+    return made if isinstance(made, BaseModel) else BaseModel(model=made)
 
 
 def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
@@ -188,13 +196,16 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     opened = open_model(cfg, folder, trainable=training.func.trains_model)
     if cfg.export is not None:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
-    sites = _sites(cfg.site)
-    module = opened.module(
-        training,
-        sites,
-        intervention=instantiate(cfg.intervention, _convert_="all"),
-        join=bool(cfg.training.get("join_positions", False)),
-    )
+    elif cfg.ckpt is not None:
+        require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
+    with nullcontext() if cfg.export is None else limited_to(cfg.export):
+        module = opened.module(
+            training,
+            _sites(cfg.site),
+            intervention=instantiate(cfg.intervention, _convert_="all"),
+            join=bool(cfg.training.get("join_positions", False)),
+        )
+    module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     callbacks: list[lightning.Callback] = [
         ModelCheckpoint(dirpath=folder / CHECKPOINTS, filename="last", save_top_k=1, enable_version_counter=False),
     ]
@@ -251,7 +262,11 @@ def _load(cfg: DictConfig, parts: Parts) -> None:
         return
     if cfg.ckpt is None:
         raise RunError("nothing to test: give ckpt=<run folder or .ckpt> or export=<folder>")
-    parts.module.load_state_dict(torch.load(cfg.ckpt, map_location="cpu", weights_only=True)["state_dict"])
+    try:
+        parts.module.load_state_dict(read_checkpoint(cfg.ckpt)["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"'{cfg.ckpt}' does not fit {type(parts.module).__name__}: {reason}") from error
 
 
 @rank_zero_only

@@ -129,11 +129,11 @@ def test_weights_of_another_shape_are_refused(model: nn.Module, tmp_path: Path) 
         (lambda folder: change(folder, format=99), "has format 99; this itrain reads format 2"),
         (
             lambda folder: change(folder, intervention={"class": "os.system", "arguments": {}}),
-            "os.system, which is no intervention",
+            "os.system as its intervention, which no file may name",
         ),
         (
             lambda folder: change(folder, intervention={"class": "gone.X", "arguments": {}}),
-            "gone.X, which cannot be imported",
+            "gone.X as its intervention, and 'gone' is not trusted",
         ),
     ],
 )
