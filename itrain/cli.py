@@ -19,6 +19,7 @@ from itrain import config
 from itrain.run_folder import rank, run_folder
 from itrain.saved import last_checkpoint
 from itrain.signatures import ConfigError, nearest
+from itrain.trust import printable
 
 HELP = """\
 usage: itrain <verb> [key=value ...]        (or python -m itrain ...)
@@ -218,7 +219,7 @@ def _is_interrupt(stop: BaseException) -> bool:
 
 def _say(message: str, code: int) -> int:
     who = f"itrain (process {rank()})" if rank() else "itrain"
-    print(f"{who}: {message}", file=sys.stderr)
+    print(f"{who}: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -61,6 +61,11 @@ def require_harmless(
         packages = sorted({str(path).split(".")[0] for _, path in untrusted})
         raise TrustError(f"{place} names {shown(path)} ({key}), {not_trusted(packages)}")
     _require_fitting(plain, place, trust)
+    methods = (plain.get("sweep") or {}).get("methods")
+    for name in methods if isinstance(methods, Mapping) else ():
+        if not re.fullmatch(r"[\w+-][\w .+-]*", str(name)):
+            # Files are named after methods.
+            raise TrustError(f"{place}: {shown(name)} is no name of a method; use letters, digits, '_', '+' and '-'")
 
 
 def _is_trusted(path: Any, trust: Sequence[str]) -> bool:

@@ -33,6 +33,10 @@ class TrustError(ValueError):
     """A file names what is not trusted, asks for too much, or is damaged; the message is one line."""
 
 
+_FACTORIES = ("itrain.models.", "itrain.tasks.", "itrain.networks.")
+"""The modules of itrain whose functions make models and networks; what others return has been read from files."""
+
+
 def find(path: Any, kinds: tuple[type, ...], *, role: str, trust: Sequence[str], place: str) -> Any:
     """The class or function at a path that was read from a file; nothing is imported of packages that are not trusted.
 
@@ -63,7 +67,7 @@ def find(path: Any, kinds: tuple[type, ...], *, role: str, trust: Sequence[str],
     defined = f"{getattr(found, '__module__', None)}."
     if not (inspect.isclass(found) or inspect.isroutine(found)) or not defined.startswith(f"{home}."):
         raise TrustError(f"{place} names {path}, which is no {role} defined in {home}")
-    if not any(issubclass(each, kinds) for each in _made_by(found)):
+    if not any(issubclass(each, kinds) for each in _made_by(found, owned=home == "itrain")):
         hint = "" if inspect.isclass(found) else "; annotate what the function returns" if home in trust else ""
         raise TrustError(f"{place} names {path}, which is no {role}{hint}")
     return found
@@ -218,10 +222,12 @@ def _walk(path: str) -> Any:
     return found
 
 
-def _made_by(found: Any) -> list[type]:
-    """The class, or those of what a function says that it returns."""
+def _made_by(found: Any, *, owned: bool) -> list[type]:
+    """The class, or that of what a function says that it returns."""
     if inspect.isclass(found):
         return [found]
+    if owned and (found.__qualname__.startswith("_") or not f"{found.__module__}.".startswith(_FACTORIES)):
+        return []
     try:
         returned = typing.get_type_hints(found).get("return")
     except (NameError, TypeError, AttributeError):

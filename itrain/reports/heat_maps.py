@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itrain.reports.colours import SCALE
+from itrain.reports.text import drawn
 from itrain.results.columns import IIA, PROBE_ACCURACY
 from itrain.results.maps import HeatMap, differences
 from itrain.results.summary import SweepSummary
@@ -86,9 +87,9 @@ def _draw_map(axes: Axes, each: HeatMap) -> AxesImage:
             if cell is not None:
                 colour = "black" if cell.estimate.value > (low + high) / 2 else "white"
                 axes.text(column, row, cell.estimate.short, ha="center", va="center", color=colour, fontsize=7)
-    axes.set_title(f"{each.method}\n{each.caption}", fontsize=9)
+    axes.set_title(drawn(f"{each.method}\n{each.caption}"), fontsize=9)
     labels = [f"{position}\n{token}" if token else position for position, token in each.positions.items()]
-    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(len(rows)), list(map(str, rows)))
+    axes.set_xticks(range(len(labels)), list(map(drawn, labels)), rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), [drawn(str(layer)) for layer in rows])
     axes.tick_params(labelbottom=True)
     return image
