@@ -87,7 +87,8 @@ def configuration_of_run(
         taken = {key: value for key, value in found.items() if key in kept}
         if tests or export:
             _leave_to_test(taken)
-            picked = {"trainer": trainer, **picked}
+            if "trainer" in taken and "trainer" not in picked:
+                taken["trainer"] = settled(taken["trainer"], trainer, "trainer") or taken["trainer"]
         for group in (group for group in picked if group in taken):
             together = settled(taken.pop(group), picked[group], group)
             taken |= {} if together is None else {group: together}
