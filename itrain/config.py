@@ -167,7 +167,8 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
         raise ConfigError(f"a resumed sweep keeps its configuration; leave out '{others[0]}', or start a new sweep")
     given = compose(overrides, sweeps=True) if overrides else OmegaConf.create()
     config = OmegaConf.create(configuration_of_sweep(folder, typed, given.get("trust") or ()))
-    for key in free:
+    config.trust = given.get("trust") or []
+    for key in ("launcher", "logger"):
         config[key] = given.get(key) if key in typed else config.get(key)
     return config
 
