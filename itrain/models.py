@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from itrain.architectures import ARCHITECTURES, unwrap
+from itrain.trust import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,16 +166,22 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
     _require_reachable(source, name)
     try:
         revision = revision or "main"
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        # Or transformers would ask whether it may run the model's own code.
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         row = ARCHITECTURES.get(config.model_type)
         auto = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
         model = auto.from_pretrained(
-            source, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
+            source,
+            revision=revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         tokenizer = _load_tokenizer(source, revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"model '{name}' cannot be loaded: {reason}") from error
+    except Exception as error:  # damaged files raise of every kind
+        reason = printable(next(iter(str(error).strip().splitlines()), ""))
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise ModelError(f"model '{name}' cannot be loaded: {kind}{reason}") from error
     return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=None if Path(source).is_dir() else revision)
 
 
@@ -212,7 +219,8 @@ def _load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
     # AutoTokenizer splits text as the model's type usually does, even where the saved tokenizer says otherwise.
     saved = get_tokenizer_config(source, revision=revision).get("tokenizer_class")
     generic = saved in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, revision=revision)
+    made = PreTrainedTokenizerFast if generic else AutoTokenizer
+    return made.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def _require_reachable(source: str, name: str) -> None:
