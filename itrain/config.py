@@ -175,7 +175,7 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 def _base(parsed: Sequence[Override], chosen: Mapping[str, Sequence[str]], *, tests: bool) -> dict[str, Any]:
     """What a saved run gives a new one, with what was chosen in its groups on top."""
-    trust = next((o.value() for o in parsed if o.key_or_group == "trust"), None) or ()
+    trust: Any = next((o.value() for o in parsed if o.key_or_group == "trust"), None) or ()
     picked = {group: _choice(group, names[0]) if len(names) == 1 else {} for group, names in chosen.items()}
     trainer = _choice("trainer", "default")
     taken = configuration_of_run(parsed, picked, tests=tests, trust=trust, trainer=trainer)

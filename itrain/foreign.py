@@ -43,7 +43,7 @@ def require_harmless(
     require_names(trust)
     _require_references(taken, place)
     try:
-        plain: Any = OmegaConf.to_container(OmegaConf.create(taken), resolve=True)
+        plain: Any = OmegaConf.to_container(OmegaConf.create(dict(taken)), resolve=True)
     except OmegaConfBaseException as error:
         raise TrustError(f"{place}: {brief(error)}") from error
     require_plain(plain, place)

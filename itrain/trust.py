@@ -79,7 +79,7 @@ def require_names(trust: Sequence[str]) -> None:
     Raises:
         TrustError: naming it.
     """
-    if isinstance(trust, str):
+    if isinstance(trust, str) or not isinstance(trust, Sequence):
         raise TrustError(f"trust takes a list of packages: trust=['{trust}']")
     for name in trust:
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):

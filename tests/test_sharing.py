@@ -208,7 +208,7 @@ def test_a_model_in_a_folder_is_never_looked_for_on_the_hub(
     configuration: Any = OmegaConf.to_container(compose(["recipe=das_gender", "model=hf", "model.name=models/tiny"]))
     saved = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(saved | {"configuration": configuration}))
-    with pytest.raises(ConfigError, match="model.name has no value; add model.name=<value>"):
+    with pytest.raises(ConfigError, match=r"model.name has no value; add model.name=<value>"):
         compose([f"export={folder}"])
     assert compose([f"export={folder}", "model.name=there"]).model.name == "there"
 
