@@ -57,6 +57,7 @@ class Configuration:
     threads: int | None = None
     ckpt: str | None = None
     export: str | None = None
+    trust: Sequence[str] = ()
     versions: Mapping[str, str] | None = None
     commit: str | None = None
 

@@ -20,6 +20,7 @@ from itrain.run_folder import rank, run_folder
 from itrain.saved import last_checkpoint
 from itrain.signatures import ConfigError, nearest
 from itrain.telling import RunFailed, one_line
+from itrain.trust import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +79,7 @@ def _command(verb: str, words: list[str]) -> int:
         return _generate(words)
     if verb == "sweep":
         return _sweep(words)
-    configuration = config.request(words)
+    configuration = config.request(words, tests=verb in ("test", "export"))
     if verb == "show":
         print(OmegaConf.to_yaml(configuration), end="", flush=True)
         return 0
@@ -143,7 +144,7 @@ def _generate(words: Sequence[str]) -> int:
     from itrain import experiment
 
     prompts, overrides = _split(words, "prompt=")
-    configuration = config.request(overrides)
+    configuration = config.request(overrides, tests=True)
     if not prompts or configuration.export is None:
         raise ConfigError('generate needs export=<folder> and prompt="<text>", once or several times')
     if configuration.ckpt is not None:
@@ -216,5 +217,5 @@ def _is_interrupt(stop: BaseException) -> bool:
 
 def _say(message: str, code: int) -> int:
     who = f"itrain (process {rank()})" if rank() else "itrain"
-    print(f"{who}: {message}", file=sys.stderr)
+    print(f"{who}: {printable(message)}", file=sys.stderr)
     return code

@@ -22,7 +22,7 @@ from itrain.checking import Configuration as Configuration
 from itrain.files import read_yaml
 from itrain.overrides import choices, chooses, edit_site, for_hydra, in_site, launches, parse
 from itrain.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded, versions
-from itrain.saved import CONFIGURATION, configuration_of_run, find_checkpoint
+from itrain.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
 from itrain.signatures import ConfigError as ConfigError
 from itrain.signatures import brief, nearest
 
@@ -47,12 +47,13 @@ def group_files() -> dict[str, dict[str, Path]]:
     return {folder.name: {_name(file, folder): file for file in sorted(folder.rglob("*.yaml"))} for folder in folders}
 
 
-def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
+def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = False) -> DictConfig:
     """The resolved configuration that overrides in Hydra's syntax ask for.
 
     ``key=value`` may also add a key that no file lists; :func:`check` tells whether the constructor knows it. With
-    ``ckpt=`` or ``export=`` and no recipe, overrides apply to the configuration of that run. With ``sweeps`` the
-    configuration has a grid, with its methods written out.
+    ``ckpt=`` or ``export=`` and no recipe, overrides apply to the configuration of that run, which is data: its classes
+    come from itrain or from packages named in ``trust``. With ``sweeps`` the configuration has a grid, with its methods
+    written out; with ``tests`` a run gives only what its figures depend on.
 
     Raises:
         ConfigError: an override is malformed, or a recipe, a choice, a file or a value is missing.
@@ -70,21 +71,22 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
 
     store = ConfigStore.instance()
     _register(files, recipes, store)
-    base = {} if recipes else configuration_of_run(parsed)
+    base = {} if recipes else _base(parsed, chosen, tests=tests)
     if base:
-        kept = {key: node for key, node in base.items() if key not in chosen and key not in RECORDED}
-        store.store(name="_base", node=kept)
+        store.store(name="_base", node=base)
     try:
         with initialize_config_dir(str(_shipped("configs")), version_base="1.3"):
             if recipes and (others := _replaced(parsed, groups)):
                 _register(files, recipes, store, without=others)
                 # What is to be deleted in them is gone.
                 parsed = [o for o in parsed if not (o.type is OverrideType.DEL and _part_of(o) in others)]
-            arguments = [for_hydra(o, groups, replaces=not base) for o in parsed if not in_site(o)]
+            settled = [o for o in parsed if base and o.key_or_group in chosen and o.key_or_group in base]
+            asked = [o for o in parsed if not in_site(o) and o not in settled]
+            arguments = [for_hydra(o, groups, replaces=not base) for o in asked]
             config = hydra_compose("_base" if base else "config", arguments, return_hydra_config=True)
         with open_dict(config):
             if config.get("name") is None:
-                config.name = "+".join(recipes) or _default_name(config)
+                config.name = "+".join(recipes) or ("test" if base else _default_name(config))
             del config["hydra"]
             edit_site(config, [o for o in parsed if in_site(o)])
             _settle(config)
@@ -112,16 +114,17 @@ def check(config: DictConfig | Node) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     if plain.get("launcher"):
         _require_plugin(plain["launcher"])
+    require_inside(plain["name"])
     check_parts(plain)
 
 
-def request(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
+def request(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = False) -> DictConfig:
     """The checked configuration that a command line asks for, with all that acts written out.
 
     Raises:
         ConfigError: as :func:`compose` and :func:`check` do, or an override sets what nothing would read.
     """
-    config = compose(overrides, sweeps=sweeps)
+    config = compose(overrides, sweeps=sweeps, tests=tests)
     check(config)
     leave_out_unread(config, overrides)
     fill_in_defaults(config)
@@ -130,18 +133,20 @@ def request(overrides: Sequence[str], *, sweeps: bool = False) -> DictConfig:
 
 
 def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that a folder's run or sweep was started with; overrides may change the launcher.
+    """The configuration that a folder's sweep was started with; overrides may change what changes no result.
 
     Raises:
-        ConfigError: there is none, or an override changes something else.
+        ConfigError: there is none, it names what is not trusted, or an override changes something else.
     """
-    if others := [text for text in overrides if not launches(text)]:
+    typed = [parse(text).key_or_group.split(".")[0] for text in overrides]
+    free = ("launcher", "logger", "trust")
+    if others := [text for text, key in zip(overrides, typed, strict=True) if key not in free]:
         raise ConfigError(f"a resumed sweep keeps its configuration; leave out '{others[0]}', or start a new sweep")
-    if not (folder / CONFIGURATION).is_file():
-        raise ConfigError(f"resume: there is no {CONFIGURATION} in '{folder}'")
-    config = OmegaConf.create(read_yaml(folder / CONFIGURATION))
-    if overrides:
-        config.launcher = compose(overrides, sweeps=True).launcher
+    given = compose(overrides, sweeps=True) if overrides else OmegaConf.create()
+    config = OmegaConf.create(configuration_of_sweep(folder, typed, given.get("trust") or ()))
+    config.trust = given.get("trust") or []
+    for key in ("launcher", "logger"):
+        config[key] = given.get(key) if key in typed else config.get(key)
     return config
 
 
@@ -208,6 +213,23 @@ def _default_name(config: DictConfig) -> str:
             known = choice is not None and _target_of(group, choice) == target
             names.append(choice if known else str(target).rpartition(".")[2])
     return "_".join(names) or "run"
+
+
+def _base(parsed: Sequence[Override], chosen: Mapping[str, Sequence[str]], *, tests: bool) -> dict[str, Any]:
+    """What a saved run gives a new one, with what was chosen in its groups on top."""
+    trust: Any = next((o.value() for o in parsed if o.key_or_group == "trust"), None) or ()
+    picked = {group: _choice(group, names[0]) if len(names) == 1 else {} for group, names in chosen.items()}
+    trainer = _choice("trainer", "default")
+    taken = configuration_of_run(parsed, picked, tests=tests, trust=trust, trainer=trainer)
+    taken = {key: node for key, node in taken.items() if key not in RECORDED}
+    return {"output": read_yaml(_shipped("configs") / "config.yaml")["output"], **taken} if taken else {}
+
+
+def _choice(group: str, name: str) -> dict[str, Any]:
+    """What a choice in a group says, with what it inherits."""
+    node = read_yaml(_shipped("configs") / group / f"{name}.yaml")
+    inherited = [_choice(group, each) for each in node.pop("defaults", ()) if isinstance(each, str)]
+    return {key: value for each in (*inherited, node) for key, value in each.items()}
 
 
 def _require_plugin(launcher: Node) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.loggers.base import begin_run, log_run
@@ -32,7 +33,7 @@ from itrain.reports.generations import print_generations, show_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.sharing import export as write_export
-from itrain.sharing import load, load_weights, require_model
+from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.tasks.responses import Prompts
@@ -111,7 +112,9 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
         with isolate_rng():  # or the fit would differ from Trainer.fit alone
             before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
-        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt)
+        # Lightning before 2.6 has no such argument; what it unpickles has been read without code by then.
+        safely = {"weights_only": True} if "weights_only" in inspect.signature(parts.trainer.fit).parameters else {}
+        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt, **safely)
         if parts.trainer.global_step == 0:
             raise RunError("no step was taken: a limit of the trainer (max_steps, max_time, limit_train_batches) is 0")
         _keep_best(parts)
@@ -140,10 +143,12 @@ def export(cfg: DictConfig, folder: Path) -> Path:
 
 def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
     """Print continuations of prompts, before and after the training of an export."""
-    base_model = instantiate(cfg.model)
-    module = load(cfg.export, base_model.model)
+    base_model = _base_model(cfg)
+    module = load(cfg.export, base_model.model, trust=cfg.trust)
     if not isinstance(module, Finetuning):
         raise RunError(f"'{cfg.export}' is of {type(module).__name__}, which trains no responses to generate")
+    if base_model.tokenizer is None:
+        raise RunError(f"'{cfg.export}' was trained on a model without a tokenizer, which no prompt can be given to")
     task = Prompts(texts=prompts)
     task.bind(base_model.tokenizer)
     inputs = task.inputs(task.settings("test"))
@@ -161,13 +166,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     """
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
-    base_model = instantiate(cfg.model)
-    if isinstance(base_model, nn.Module):
-        base_model = BaseModel(model=base_model)
-    if not isinstance(base_model, BaseModel):
-        raise RunError(
-            f"model: {cfg.model._target_} makes a {type(base_model).__name__}, and no nn.Module or BaseModel"
-        )
+    base_model = _base_model(cfg)
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     same = like is not None and like.base_model.fingerprint == base_model.fingerprint
@@ -182,6 +181,13 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     return Opened(
         base_model=base_model, network=network, task=task, data=data, open_network=open_network, threads=threads
     )
+
+
+def _base_model(cfg: DictConfig) -> BaseModel:
+    made = instantiate(cfg.model)
+    if not isinstance(made, nn.Module | BaseModel):
+        raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, and no nn.Module or BaseModel")
+    return made if isinstance(made, BaseModel) else BaseModel(model=made)
 
 
 def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
@@ -203,8 +209,12 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     opened = open_model(cfg, folder, trainable=training.func.trains_model)
     if cfg.export is not None:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
+    elif cfg.ckpt is not None:
+        require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
     sites = _sites(cfg.site)
-    module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
+    with nullcontext() if cfg.export is None else limited_to(cfg.export):
+        module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
+    module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
@@ -295,7 +305,11 @@ def _load(cfg: DictConfig, parts: Parts) -> None:
 
 
 def _load_checkpoint(module: Training, file: str) -> None:
-    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+    try:
+        module.load_state_dict(read_checkpoint(file)["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"'{file}' does not fit {type(module).__name__}: {reason}") from error
 
 
 def _keep_best(parts: Parts) -> None:

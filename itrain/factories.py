@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from itrain.sites import Site
-
-Kind = TypeVar("Kind")
+from itrain.trust import TrustError, find
 
 
 class FactoryError(ValueError):
@@ -38,18 +39,22 @@ def describe(name: str, value: Any) -> Any:
     return {"class": class_path(cls), "arguments": {key: describe(key, each) for key, each in arguments.items()}}
 
 
-def rebuild(name: str, value: Any, place: str) -> Any:
+def rebuild(name: str, value: Any, place: str, *, trust: Sequence[str] = ()) -> Any:
     """The argument that :func:`describe` described; messages name ``place``, where it was read.
 
     Raises:
-        FactoryError: the class cannot be imported, or is not a module or an optimizer.
+        FactoryError: a class is not trusted, cannot be imported, or is not a module or an optimizer; or a site cannot
+            be read.
     """
     if name == "sites":
-        return [Site.parse(site) for site in value]
-    if isinstance(value, dict) and value.keys() == {"class", "arguments"}:
-        arguments = {key: rebuild(key, each, place) for key, each in value["arguments"].items()}
-        cls: Any = find_class(value["class"], name, Optimizer if name == "optimizer" else nn.Module, place)
-        return functools.partial(cls, **arguments)
+        try:
+            return [Site.parse(site) for site in value]
+        except (TypeError, ValueError) as error:
+            raise FactoryError(f"{place}: {error}") from error
+    if isinstance(value, dict) and value.keys() == {"class", "arguments"} and isinstance(value["arguments"], dict):
+        arguments = {key: rebuild(key, each, place, trust=trust) for key, each in value["arguments"].items()}
+        kind = Optimizer if name == "optimizer" else nn.Module
+        return functools.partial(find_class(value["class"], name, kind, place, trust=trust), **arguments)
     return value
 
 
@@ -57,17 +62,48 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def find_class(path: str, role: str, kind: type[Kind], place: str) -> type[Kind]:
+def find_class(path: Any, role: str, kind: type, place: str, *, trust: Sequence[str] = ()) -> Any:
     """The class at an import path.
 
     Raises:
-        FactoryError: it cannot be imported, or is not of this kind.
+        FactoryError: it is not trusted, cannot be imported, or is not of this kind.
     """
-    module, _, name = path.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise FactoryError(f"'{place}' needs the {role} {path}, which cannot be imported here") from error
-    if not (isinstance(cls, type) and issubclass(cls, kind)):
-        raise FactoryError(f"'{place}' names {path}, which is no {role}")
-    return cls
+        return find(path, (kind,), role=role, trust=trust, place=f"'{place}'")
+    except TrustError as error:
+        raise FactoryError(str(error)) from error
+
+
+class Limited(TorchFunctionMode):
+    """Refuses to make tensors, within the context, that are far larger than the weights of a file need.
+
+    Sizes in a file are numbers like others, while memory is taken before its weights can be compared with the module.
+
+    Raises:
+        FactoryError: more is asked for.
+    """
+
+    def __init__(self, elements: int, place: str) -> None:
+        super().__init__()
+        self.left, self.place = SPARE + 8 * elements, place
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        settings = kwargs or {}
+        if func in _MAKERS:
+            try:
+                size = func(*args, **{**settings, "device": "meta", "pin_memory": False}).numel()
+            except RuntimeError as error:
+                raise FactoryError(f"'{self.place}' asks for a tensor that cannot be made: {error}") from error
+            self.left -= size
+            if self.left < 0:
+                raise FactoryError(f"'{self.place}' asks for tensors that are far larger than its weights")
+        return func(*args, **settings)
+
+
+SPARE = 2**24
+"""Elements that may always be made, for example of models that are small."""
+_MAKERS: frozenset[Callable[..., Tensor]] = frozenset(
+    (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange, torch.linspace)
+)

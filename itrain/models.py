@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from itrain.architectures import ARCHITECTURES, unwrap
 from itrain.identity import identity
+from itrain.trust import printable
 from itrain.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -171,10 +172,11 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     # Mismatched weights are refused below, by name.
-    how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     try:
         revision = revision or "main"
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        # Or transformers would ask whether it may run the model's own code.
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         row = ARCHITECTURES.get(config.model_type)
         auto: Any = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
         model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
@@ -188,9 +190,10 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
                 stacklevel=2,
             )
         tokenizer = _load_tokenizer(source, revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model '{name}' cannot be loaded: {reason}") from error
+    except Exception as error:  # damaged files raise of every kind
+        reason = printable(next(iter(str(error).strip().splitlines()), ""))
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise ModelError(f"model '{name}' cannot be loaded: {kind}{reason}") from error
     _require_weights(model, found, name)
     return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=None if Path(source).is_dir() else revision)
 
@@ -269,7 +272,8 @@ def _load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase | Non
     # AutoTokenizer splits text as the model's type usually does, even where the saved tokenizer says otherwise.
     saved = get_tokenizer_config(source, revision=revision).get("tokenizer_class")
     generic = saved in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, revision=revision)
+    made = PreTrainedTokenizerFast if generic else AutoTokenizer
+    tokenizer = made.from_pretrained(source, revision=revision, trust_remote_code=False)
     return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 

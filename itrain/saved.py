@@ -1,42 +1,44 @@
-"""Configurations that runs, sweeps and exports have left in their folders."""
+"""Configurations that runs, sweeps and exports have left in their folders: data, whoever wrote them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
 from itrain.files import read_yaml
+from itrain.foreign import require_harmless
 from itrain.signatures import ConfigError
+from itrain.trust import TrustError, read_json, require_plain, require_yaml, shown
 
 CONFIGURATION = "config.yaml"
 """The file of a run's folder that holds the resolved configuration."""
+EXPORT_CONFIGURATION = "intervention_config.json"
+"""The file of an export that holds, among others, the configuration of its run."""
+
+TESTED = ("model", "network", "task", "data", "intervention", "training", "trainer", "site", "seed")
+"""What a test takes of a configuration that it finds; all else is typed or has its default."""
+WAYS = (
+    "_target_",
+    "_partial_",
+    "precision",
+    "limit_test_batches",
+    "deterministic",
+    "max_epochs",
+    "inference_mode",
+    "enable_progress_bar",
+)
+"""What a test takes of a trainer: what its figures depend on, not where they are worked out."""
+MACHINE = ("accelerator", "devices", "strategy", "num_nodes")
+"""What a trainer says of the machine."""
+JOBLIB = "hydra_plugins.hydra_joblib_launcher.config.JobLibLauncherConf"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint below a run's folder."""
     return max(folder.rglob("*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name == "last.ckpt"), default=None)
-
-
-def configuration_of_run(overrides: Sequence[Override]) -> dict[str, Any]:
-    """The configuration of the run of ``ckpt=`` or ``export=``; empty where neither is given or nothing is known."""
-    asked = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in ("ckpt", "export") and o.value()}
-    if export := asked.get("export"):
-        file = Path(export) / "intervention_config.json"
-        if not file.is_file():
-            raise ConfigError(f"export: there is no {file.name} in '{export}'")
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        if "configuration" not in saved:
-            raise ConfigError(f"export: '{file}' holds no configuration; add recipe=<the recipe it was trained with>")
-        return saved["configuration"] | {"ckpt": None, "export": None}
-    if checkpoint := asked.get("ckpt"):
-        for folder in (Path(checkpoint), *Path(checkpoint).resolve().parents[:2]):
-            if (folder / CONFIGURATION).is_file():
-                return read_yaml(folder / CONFIGURATION) | {"ckpt": None, "export": None}
-    return {}
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -49,3 +51,157 @@ def find_checkpoint(path: Path) -> Path:
     if file is None or not file.is_file():
         raise ConfigError(f"ckpt: there is no checkpoint at '{path}'")
     return file.resolve()
+
+
+def configuration_of_run(
+    overrides: Sequence[Override],
+    picked: Mapping[str, Mapping[str, Any]],
+    *,
+    tests: bool,
+    trust: Sequence[str],
+    trainer: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The configuration of the run of ``ckpt=`` or ``export=``, with choices on top; empty where neither is given.
+
+    Args:
+        overrides: what was typed.
+        picked: what was chosen, by group.
+        tests: take only what a test needs, as of an export in any case.
+        trust: packages whose classes the configuration may name.
+        trainer: the usual trainer, on which a test runs unless another is chosen.
+
+    Raises:
+        ConfigError: there is none, or it names or asks for what no file may.
+    """
+    asked = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in ("ckpt", "export") and o.value()}
+    if not asked:
+        return {}
+    try:
+        if export := asked.get("export"):
+            place, found = _of_export(Path(export))
+            kept = TESTED
+        else:
+            place, found = _of_checkpoint(find_checkpoint(Path(asked["ckpt"])))
+            left = ("ckpt", "export", "trust", "launcher", "sweep")
+            kept = (*TESTED, "name") if tests else tuple(key for key in found if key not in left)
+        taken = {key: value for key, value in found.items() if key in kept}
+        if tests or export:
+            _leave_to_test(taken)
+            if "trainer" in taken and "trainer" not in picked:
+                taken["trainer"] = settled(taken["trainer"], trainer, "trainer") or taken["trainer"]
+        for group in (group for group in picked if group in taken):
+            together = settled(taken.pop(group), picked[group], group)
+            taken |= {} if together is None else {group: together}
+        require_harmless(taken, place, trust=trust, typed={str(o.key_or_group) for o in overrides})
+        return taken
+    except TrustError as error:
+        raise ConfigError(str(error)) from error
+
+
+def configuration_of_sweep(folder: Path, typed: Collection[str], trust: Sequence[str]) -> dict[str, Any]:
+    """The configuration of the sweep in a folder, without the groups that were typed anew.
+
+    Raises:
+        ConfigError: there is none, it is that of a fit, or it names or asks for what no file may.
+    """
+    file = folder / CONFIGURATION
+    if not file.is_file():
+        raise ConfigError(f"resume: there is no {CONFIGURATION} in '{folder}'")
+    try:
+        for path in (*folder.iterdir(), *(folder / "jobs").glob("*")):
+            if path.is_symlink():
+                raise TrustError(f"resume: '{path}' is a link; a sweep writes into its own folder only")
+        found = _read(file)
+        if not found.get("sweep"):
+            raise TrustError(f"resume: '{folder}' is the folder of a fit; to go on: itrain fit ckpt={folder}")
+        found = {key: value for key, value in found.items() if key not in (*typed, "trust", "ckpt", "export")}
+        launcher = found.get("launcher")
+        if launcher and not (launcher.get("_target_") == JOBLIB and launcher.keys() <= {"_target_", "n_jobs"}):
+            raise TrustError(
+                "resume: a launcher can run any command, so it is not taken from a file; add the sweep's own "
+                "(launcher=slurm ...), or launcher=null"
+            )
+        require_harmless(found, f"'{file}'", trust=trust, typed=typed)
+        return found
+    except TrustError as error:
+        raise ConfigError(str(error)) from error
+
+
+def settled(saved: Mapping[str, Any] | None, chosen: Mapping[str, Any], group: str) -> dict[str, Any] | None:
+    """A group of a saved run with a choice on top: what the choice says, and else what the run had.
+
+    A choice of trainer says on which machine the run goes on, and nothing else. None where the choice is of another
+    class, and so replaces the group.
+    """
+    if not isinstance(saved, Mapping) or saved.get("_target_") != chosen.get("_target_"):
+        return None
+    if group == "trainer":
+        saved = {key: value for key, value in saved.items() if key not in MACHINE}
+        chosen = {key: value for key, value in chosen.items() if key in MACHINE}
+    return {**saved, **{key: value for key, value in chosen.items() if value != "???"}}
+
+
+def require_inside(name: str) -> None:
+    """Refuse the name of a run whose folder would not lie in the output folder.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("~") or "\0" in name:
+        raise ConfigError(f"name: {shown(name)} leaves the output folder; runs are put below output=<folder>")
+
+
+def _of_export(folder: Path) -> tuple[str, dict[str, Any]]:
+    file = folder / EXPORT_CONFIGURATION
+    if not file.is_file():
+        raise TrustError(f"export: there is no {file.name} in '{folder}'")
+    saved = read_json(file)
+    found = saved.get("configuration") if isinstance(saved, dict) else None
+    if not isinstance(found, dict):
+        raise TrustError(f"export: '{file}' holds no configuration; add recipe=<the recipe it was trained with>")
+    base = saved.get("base_model")
+    name = (found.get("model") or {}).get("name") if isinstance(found.get("model"), dict) else None
+    if isinstance(base, dict) and base.get("folder") and isinstance(name, str) and not Path(name).expanduser().is_dir():
+        # Or a stranger's model of that name would be fetched from the hub.
+        found["model"]["name"] = "???"
+    return f"'{file}'", found
+
+
+def _of_checkpoint(file: Path) -> tuple[str, dict[str, Any]]:
+    """Its own configuration, which it keeps wherever it is moved, or that of the folder that it lies in."""
+    from itrain.checkpoints import ORIGIN, read_checkpoint
+
+    found = read_checkpoint(file)[ORIGIN].get("configuration")
+    homes = file.parents[:2]
+    if isinstance(found, dict):
+        place = f"'{file}'"
+    else:
+        there = next((home / CONFIGURATION for home in homes if (home / CONFIGURATION).is_file()), None)
+        if there is None:
+            raise TrustError(
+                f"ckpt: '{file}' does not say how it was trained; add recipe=<the recipe it was trained with>"
+            )
+        place, found = f"'{there}'", _read(there)
+    output, name = found.get("output"), found.get("name")
+    # A run that goes on is put beside the one that it continues, and nowhere else that a file says.
+    beside = (
+        isinstance(output, str)
+        and isinstance(name, str)
+        and Path(output, name).resolve() in [home.parent for home in homes]
+    )
+    return place, found if beside else {key: value for key, value in found.items() if key != "output"}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    require_yaml(file)
+    found = read_yaml(file)
+    require_plain(found, f"'{file}'")
+    return found
+
+
+def _leave_to_test(taken: dict[str, Any]) -> None:
+    """Take of trainer, network and data what figures depend on."""
+    for group in ("trainer", "network", "data"):
+        if isinstance(node := taken.get(group), dict):
+            left = ("folder", "num_workers") if group != "trainer" else tuple(key for key in node if key not in WAYS)
+            taken[group] = {key: value for key, value in node.items() if key not in left}

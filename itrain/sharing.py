@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from itrain import __version__
-from itrain.factories import FactoryError, class_path, describe, find_class, rebuild
+from itrain.factories import FactoryError, Limited, class_path, describe, find_class, rebuild
 from itrain.identity import IdentityError, difference
+from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
+from itrain.trust import TrustError, find, packages_of, printable, read_json, require_names, shown
 from itrain.weights import WeightError
 
 WEIGHTS = "intervention.safetensors"
 CONFIG = "intervention_config.json"
 FORMAT = 2
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Precisions in which weights are read; they are cast to that of the module."""
+UNEVEN = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""How far R R^T may be from 1 for rounding alone, where it is more than 1e-3."""
+OWN = "custom"
+"""The name of a base model that was given as a module."""
 
 
 class ExportError(ValueError):
@@ -52,7 +61,7 @@ def export(
 
     Raises:
         ExportError: the intervention or probe was not given as a class or a partial of one, so its arguments are
-            unknown.
+            unknown; or a weight is not finite.
     """
     folder = Path(folder)
     try:
@@ -69,15 +78,19 @@ def export(
             "type": getattr(getattr(base_model.model, "config", None), "model_type", type(base_model.model).__name__),
             "fingerprint": base_model.fingerprint,
             "identity": dict(base_model.identity),
+            **({"folder": True} if Path(base_model.name).expanduser().is_dir() else {}),
         },
         "metrics": dict(metrics or {}),
         "versions": {"itrain": __version__}
         | {package: version(package) for package in ("torch", "transformers", "lightning")},
         "configuration": configuration,
     }
-    text = json.dumps(config)
+    if needed := packages_of(config):
+        config["trust"] = needed
+    text, weights = json.dumps(config), _materialised(training.exported)
+    _require_finite(weights, f"the export to '{folder}'")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_materialised(training.exported), folder / WEIGHTS)
+    save_file(weights, folder / WEIGHTS)
     (folder / CONFIG).write_text(text + "\n")
     return folder
 
@@ -86,44 +99,114 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The description of an export.
 
     Raises:
-        ExportError: the folder holds no export, or one of another format.
+        ExportError: the folder holds no export, a damaged one, or one of another format.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ExportError(f"'{folder}' is not an export: it has no {name}")
     try:
-        config = json.loads((folder / CONFIG).read_text())
-    except json.JSONDecodeError as error:
-        raise ExportError(f"'{folder / CONFIG}' is damaged: {error}") from error
+        config = read_json(folder / CONFIG)
+    except TrustError as error:
+        raise ExportError(str(error)) from error
+    if not isinstance(config, dict):
+        raise ExportError(f"'{folder / CONFIG}' is damaged: it holds no object")
     if config.get("format") != FORMAT:
-        raise ExportError(f"'{folder}' has format {config.get('format')}; this itrain reads format {FORMAT}")
+        raise ExportError(
+            f"'{folder}' has format {printable(str(config.get('format')))}; this itrain reads format {FORMAT}"
+        )
+    base = config.get("base_model")
+    if not isinstance(base, dict) or not all(isinstance(base.get(key), str) for key in ("name", "type", "fingerprint")):
+        raise ExportError(f"'{folder / CONFIG}' is damaged: it does not say what its base model is")
     return config
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> Training:
+def read_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight of an export, from the header of its file; no weight is read.
+
+    Raises:
+        ExportError: the file is damaged, for example shorter than its header says.
+    """
+    try:
+        with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"'{Path(folder) / WEIGHTS}' is damaged: {printable(str(error))}") from error
+
+
+def limited_to(folder: str | Path) -> Limited:
+    """A context in which no module can be made that is far larger than an export's weights."""
+    elements = sum(torch.Size(shape).numel() for shape in read_shapes(folder).values())
+    return Limited(elements, str(folder))
+
+
+def load(folder: str | Path, model: nn.Module | None = None, *, trust: Sequence[str] = ()) -> Training:
     """Load an export onto its base model, ready to be tested or run.
+
+    The export is data: its classes come from itrain, or from packages that are trusted by name.
 
     Args:
         folder: the export.
         model: the base model it belongs to; None loads the one that the export names.
+        trust: packages of one's own whose classes the export may name, for example ``["my_package"]``.
 
     Raises:
-        ExportError: the model is not the one that it was trained on, or the weights do not fit.
+        ExportError: the export is damaged, names what is not trusted, the model is not the one that it was trained on,
+            or the weights do not fit.
     """
     config = read_config(folder)
-    base = config["base_model"]
-    model = model if model is not None else load_pretrained(name=base["name"], revision=base["revision"]).model
-    require_model(model, folder)
     try:
-        cls: Any = find_class(config["training"], "training", Training, str(folder))
+        require_names(trust)
+        cls: Any = find_class(config.get("training"), "training", Training, str(folder), trust=trust)
         names = set(inspect.signature(cls).parameters) & set(config)
-        arguments = {name: rebuild(name, config[name], str(folder)) for name in names}
+        arguments = {name: rebuild(name, config[name], str(folder), trust=trust) for name in names}
+    except (FactoryError, TrustError) as error:
+        raise ExportError(str(error)) from error
+    limits = limited_to(folder)
+    model = model if model is not None else _base_model(config, folder, trust)
+    require_model(model, folder)
+    network = HookedNetwork(model, trainable=cls.trains_model)
+    try:
+        with limits:
+            training = cls(network=network, **arguments)
     except FactoryError as error:
         raise ExportError(str(error)) from error
-    training = cls(network=HookedNetwork(model, trainable=cls.trains_model), **arguments)
+    except TypeError as error:
+        raise ExportError(f"'{folder}' does not fit {cls.__name__}: {printable(str(error))}") from error
     load_weights(training, folder)
     return training.eval()
+
+
+def _base_model(config: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> nn.Module:
+    """The base model that an export names."""
+    base, run = config["base_model"], config.get("configuration")
+    name, revision = base["name"], base.get("revision")
+    if name == OWN:
+        if not isinstance(run, dict) or not isinstance(run.get("model"), dict):
+            raise ExportError(f"'{folder}' was trained on a module of one's own ({base['type']}): load(folder, model)")
+        return _made_anew(run, folder, trust)
+    if base.get("folder") and not Path(name).expanduser().is_dir():
+        # Or a stranger's model of that name would be fetched from the hub.
+        raise ExportError(f"'{folder}' was trained on the model in '{name}', which is not here: load(folder, model)")
+    if revision is not None and not isinstance(revision, str):
+        raise ExportError(f"'{folder}' is damaged: {shown(revision)} is no revision of a model")
+    return load_pretrained(name=name, revision=revision).model
+
+
+def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> nn.Module:
+    """The base model as the configuration of a run makes it."""
+    node, seed = run["model"], run.get("seed", 0)
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        make = find(node.get("_target_"), (nn.Module, BaseModel), role="model", trust=trust, place=f"'{folder}'")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = make(**arguments)
+    except TrustError as error:
+        raise ExportError(f"{error}, or give the model: load(folder, model)") from error
+    except TypeError as error:
+        raise ExportError(f"'{folder}': its model cannot be made: {printable(str(error))}") from error
+    return made.model if isinstance(made, BaseModel) else made
 
 
 def require_model(model: nn.Module, folder: str | Path) -> None:
@@ -153,26 +236,62 @@ def load_weights(training: Training, folder: str | Path) -> None:
     """Load the weights of an export into a training module.
 
     Raises:
-        ExportError: a weight is missing, unknown, or of another shape.
+        ExportError: the file is damaged, or a weight is missing, unknown, of another shape or kind, not finite, or has
+            rows that are not orthonormal where they must be.
     """
-    module = training.exported
-    weights, expected = load_file(Path(folder) / WEIGHTS), _materialised(module)
-    if different := sorted(set(weights) ^ set(expected)):
-        place = "the export" if different[0] in weights else "the model"
-        raise ExportError(f"'{folder}': the weight '{different[0]}' is in {place} only")
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            shape, needed = tuple(weight.shape), tuple(expected[name].shape)
+    module, shapes = training.exported, read_shapes(folder)
+    expected = _materialised(module)
+    if different := sorted(set(shapes) ^ set(expected)):
+        place = "the export" if different[0] in shapes else "the model"
+        raise ExportError(f"'{folder}': the weight {shown(different[0])} is in {place} only")
+    for name, shape in shapes.items():
+        if shape != expected[name].shape:
+            needed = tuple(expected[name].shape)
             raise ExportError(f"'{folder}': '{name}' has the shape {shape}; {needed} is needed here")
+    weights = load_file(Path(folder) / WEIGHTS)
+    for name, weight in weights.items():
+        wanted = expected[name].dtype
+        if weight.dtype != wanted and not (weight.dtype in FLOATS and wanted in FLOATS):
+            raise ExportError(f"'{folder}': '{name}' is of {weight.dtype}; {wanted} is needed here")
+    _require_finite(weights, f"'{folder}'")
+    places = {name: _place(module, name) for name in weights}
+    for name, (owner, leaf) in places.items():
+        if _is_orthonormal(owner, leaf):
+            _require_orthonormal(weights[name], f"'{folder}': '{name}'")
     with torch.no_grad():
-        for name, weight in weights.items():
-            path, _, leaf = name.rpartition(".")
-            owner = module.get_submodule(path)
+        for name, (owner, leaf) in places.items():
+            there = getattr(owner, leaf)
             if parametrize.is_parametrized(owner, leaf):
-                setattr(owner, leaf, weight.to(getattr(owner, leaf).device))
+                setattr(owner, leaf, weights[name].to(there.device, there.dtype))
             else:
-                getattr(owner, leaf).copy_(weight)
+                there.copy_(weights[name])
     training.fitted.fill_(True)
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path), leaf
+
+
+def _is_orthonormal(owner: nn.Module, leaf: str) -> bool:
+    if not parametrize.is_parametrized(owner, leaf):
+        return False
+    (*_, last) = cast(Any, owner.parametrizations)[leaf]
+    return isinstance(last, OrthonormalRows)
+
+
+def _require_finite(weights: Mapping[str, Tensor], place: str) -> None:
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise ExportError(f"{place}: the weight '{name}' is not finite; the training that made it went wrong")
+
+
+def _require_orthonormal(rows: Tensor, place: str) -> None:
+    """Refuse rows that setting them would turn into others, without a word."""
+    exact = rows.double()
+    apart = float((exact @ exact.T - torch.eye(len(exact), dtype=exact.dtype)).abs().max())
+    if apart > UNEVEN.get(rows.dtype, 1e-3):
+        raise ExportError(f"{place} has rows that are not orthonormal (R R^T is {apart:.2g} from 1); it is damaged")
 
 
 def _materialised(module: nn.Module) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
@@ -233,10 +234,12 @@ def test_a_recipe_that_names_a_missing_choice_is_refused(recipes: Path) -> None:
 
 def test_a_checkpoint_brings_the_configuration_of_its_run(tmp_path: Path) -> None:
     run = tmp_path / "outputs" / "plain" / "then"
-    saved = compose(["recipe=plain", "trainer=ddp_cpu", "intervention.rank=4", "training.optimizer.lr=1e-5"])
+    saved = compose(
+        ["recipe=plain", "trainer=ddp_cpu", "trainer.max_epochs=3", "intervention.rank=4", "training.optimizer.lr=1e-5"]
+    )
     checkpoint = run / "checkpoints" / "epoch=1-step=2.ckpt"
     checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
+    torch.save({"state_dict": {}}, checkpoint)
     (run / "config.yaml").write_text(OmegaConf.to_yaml(saved))
     for path in (run, checkpoint):
         composed = compose([f"ckpt={path}", "seed=3", "trainer=cpu"])
@@ -244,7 +247,7 @@ def test_a_checkpoint_brings_the_configuration_of_its_run(tmp_path: Path) -> Non
         assert composed.ckpt == str(checkpoint)
         assert (composed.name, composed.seed) == ("plain", 3)
         assert (composed.intervention.rank, composed.training.optimizer.lr) == (4, 1e-5)
-        assert composed.trainer == compose(["trainer=cpu"]).trainer
+        assert composed.trainer == compose(["trainer=cpu", "trainer.max_epochs=3"]).trainer
     assert "rank" not in compose([f"ckpt={run}", "recipe=plain"]).intervention
 
 

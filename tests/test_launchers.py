@@ -154,7 +154,7 @@ def test_what_is_missing_is_run_by_another_launcher(launcher: Mapping[str, Any],
     for file in ("seed0 layer2.json", "seed0 probing.json"):
         Path("copy/jobs", file).unlink()
     Path("copy/results.parquet").unlink()
-    assert main(["sweep", "resume=copy", by(launcher)]) == 0
+    assert main(["sweep", "resume=copy", by(launcher), NOTES]) == 0
     assert_same(Path("copy"), finished)
 
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from itrain.config import ConfigError, compose
 from itrain.identity import identity
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS, FullRotationDAS
-from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
+from itrain.models import BaseModel, ModelError, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import CONFIG, WEIGHTS, ExportError, export, load, read_config
 from itrain.sites import Site
+from itrain.tasks.hierarchical_equality import trained_mlp
 from itrain.training.alignment import AlignmentSearch
 from tests.models import tiny_model
+from tests.planted import HIDDEN, Planted
 
 SITE = Site.parse("layer0.block_output@last")
 RANK_3 = partial(DAS, rank=3)
@@ -132,11 +139,11 @@ def test_weights_of_another_shape_are_refused(model: nn.Module, tmp_path: Path) 
         (lambda folder: change(folder, format=99), "has format 99; this itrain reads format 2"),
         (
             lambda folder: change(folder, intervention={"class": "os.system", "arguments": {}}),
-            "os.system, which is no intervention",
+            "os.system as its intervention, which no file may name",
         ),
         (
             lambda folder: change(folder, intervention={"class": "gone.X", "arguments": {}}),
-            "gone.X, which cannot be imported",
+            "gone.X as its intervention, and 'gone' is not trusted",
         ),
     ],
 )
@@ -179,3 +186,80 @@ def test_a_saved_model_is_found_again_by_its_folder(model: nn.Module, tmp_path: 
     model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
     found = load_pretrained(name=str(tmp_path / "model"))
     assert found.fingerprint == fingerprint(model) and found.tokenizer is None
+
+
+# --- base models that are no names of a hub
+
+
+def tiny_export(model: nn.Module, folder: Path, site: str, **settings: Any) -> Path:
+    base_model = BaseModel(model=model, **{key: settings.pop(key) for key in ("name",) if key in settings})
+    search = AlignmentSearch(
+        network=HookedNetwork(model), sites=[Site.parse(site)], intervention=DAS, hidden_sizes=settings.pop("sizes")
+    )
+    return export(search, folder, base_model=base_model, **settings)
+
+
+def test_a_model_in_a_folder_is_never_looked_for_on_the_hub(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models/tiny").mkdir(parents=True)
+    folder = tiny_export(model, tmp_path / "export", str(SITE), name="models/tiny", sizes=[16])
+    Path("models/tiny").rmdir()
+    with pytest.raises(ExportError, match=r"trained on the model in 'models/tiny', which is not here: load\(folder, m"):
+        load(folder)
+    assert load(folder, model).sites == (SITE,)
+    configuration: Any = OmegaConf.to_container(compose(["recipe=das_gender", "model=hf", "model.name=models/tiny"]))
+    saved = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(saved | {"configuration": configuration}))
+    with pytest.raises(ConfigError, match=r"model.name has no value; add model.name=<value>"):
+        compose([f"export={folder}"])
+    assert compose([f"export={folder}", "model.name=there"]).model.name == "there"
+
+
+def test_a_module_of_one_s_own_is_asked_for_or_made_as_its_run_made_it(tmp_path: Path) -> None:
+    site, made = "module:hidden1.output", {"hidden_size": 4, "num_layers": 1, "steps": 2}
+    model = trained_mlp(**made)
+    with pytest.raises(ExportError, match=r"on a module of one's own \(Sequential\): load\(folder, model\)"):
+        load(tiny_export(model, tmp_path / "without", site, sizes=[4]))
+    paths = {"itrain": "itrain.tasks.hierarchical_equality.trained_mlp", "own": "tests.planted.Planted"}
+    configurations = {name: {"seed": 0, "model": {"_target_": path}} for name, path in paths.items()}
+    configurations["itrain"]["model"] |= made  # type: ignore[operator]
+    folder = tiny_export(model, tmp_path / "itrain", site, sizes=[4], configuration=configurations["itrain"])
+    assert str(load(folder).sites[0]) == site and "trust" not in read_config(folder)
+    own = tiny_export(
+        Planted(), tmp_path / "own", "module:embed.output", sizes=[HIDDEN], configuration=configurations["own"]
+    )
+    assert read_config(own)["trust"] == ["tests"]
+    with pytest.raises(ExportError, match=r"'tests' is not trusted.*or give the model"):
+        load(own)
+    assert load(own, trust=["tests"]).sites and load(own, Planted()).sites
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: os.truncate(folder / "model.safetensors", 900), "SafetensorError"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "SafetensorError"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": "x"}'),
+            "hidden_size",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                '{"model_type": "x", "auto_map": {"AutoConfig": "e.X"}}'
+            ),
+            "custom code",
+        ),
+    ],
+    ids=["cut off", "empty", "no JSON", "wrong type", "code of its own"],
+)
+def test_a_damaged_folder_of_a_model_is_one_line(
+    damage: Callable[[Path], Any], said: str, model: nn.Module, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    damage(tmp_path / "model")
+    with pytest.raises(ModelError) as caught:
+        load_pretrained(name=str(tmp_path / "model"))
+    assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -303,3 +304,40 @@ def test_seeds_share_what_one_model_shows(tmp_path: Path) -> None:
     assert second.opened.data.seed == 1
     other = replace(first, opened=first.opened.random_twin)
     assert open_part(first.cfg, tmp_path, 1, other).opened.network is not other.opened.network
+
+
+def change_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**rows[0], "layer": 5}, *rows[1:]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda rows: "{}", "holds no rows of fits"),
+        (lambda rows: json.dumps(rows)[:-9], "is damaged"),
+        (lambda rows: json.dumps(rows[1:]), "holds other fits"),
+        (lambda rows: json.dumps(change_first(rows)), "holds other fits"),
+    ],
+    ids=["empty", "cut off", "a row less", "rows of other fits"],
+)
+def test_a_file_of_a_job_that_holds_other_fits_is_refused_by_name(
+    damage: Callable[[list[dict[str, Any]]], str], said: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, "copy")
+    file = Path("copy/jobs/seed0 layer2.json")
+    file.write_text(damage(json.loads(file.read_text())))
+    assert main(["sweep", "resume=copy"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "seed0 layer2.json" in error and said in error
+    if said != "holds other fits":
+        assert main(["report", "copy"]) == 2
+        assert "seed0 layer2.json" in capsys.readouterr().err
+
+
+def test_rows_of_no_job_of_the_sweep_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, "copy")
+    shutil.copy("copy/jobs/seed0 layer2.json", "copy/jobs/seed7 layer2.json")
+    assert main(["report", "copy"]) == 2
+    assert "the jobs of the sweep have" in capsys.readouterr().err
+    assert main(["sweep", "resume=copy"]) == 1
+    assert "'seed7 layer2.json' is of no job" in capsys.readouterr().err.replace(f"{Path('copy').absolute()}/jobs/", "")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itrain.reports.colours import DASHES, GREY, stroke_of
+from itrain.reports.text import drawn, listed
 from itrain.results.columns import FIGURES, IIA, RANK_FOUND, spoken
 from itrain.results.curves import Line, Plot
 from itrain.results.summary import SweepSummary
@@ -43,9 +44,9 @@ def _save(plots: Sequence[Plot], label: str, path: Path) -> None:
         _draw(place, plot)
     for place in axes.flat[len(plots) :]:
         place.set_axis_off()
-    figure.supylabel(label, fontsize=9)
+    figure.supylabel(drawn(label), fontsize=9)
     if sample := " or ".join(dict.fromkeys(plot.sample for plot in plots if plot.sample)):
-        figure.supxlabel(f"a point: {sample}; a vertical line: its 95% interval", fontsize=8)
+        figure.supxlabel(drawn(f"a point: {sample}; a vertical line: its 95% interval"), fontsize=8)
     if plots[0].best is None:
         named = {line.get_label(): line for place in axes.flat for line in place.get_legend_handles_labels()[0]}
         figure.legend(named.values(), named, loc="outside upper center", ncols=5, fontsize=9, frameon=False)
@@ -57,10 +58,10 @@ def _draw(axes: Axes, plot: Plot) -> None:
     for line in plot.lines:
         named = plot.best in (None, line)
         _stroke(axes, line, colour=stroke_of(line.stroke)[0] if named else GREY, named=named)
-    axes.set_title(plot.title, fontsize=9)
+    axes.set_title(drawn(plot.title), fontsize=9)
     axes.set(xlim=plot.ends, ylim=(-0.03 * plot.top, 1.05 * plot.top))
-    axes.set_xlabel(plot.axis, fontsize=8)
-    axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
+    axes.set_xlabel(drawn(plot.axis), fontsize=8)
+    axes.set_xticks(list(plot.ticks), list(map(drawn, plot.ticks.values())))
     axes.tick_params(labelsize=8, labelbottom=True)
     axes.grid(axis="y", linewidth=0.4)
     if plot.best is not None:
@@ -77,7 +78,7 @@ def _stroke(axes: Axes, line: Line, *, colour: str, named: bool) -> None:
         linewidth=1.8 if named else 0.7,
         marker="o" if any(point.interval for point in line.points) or len(x) == 1 else None,
         markersize=4,
-        label=line.name if named else None,
+        label=listed(line.name) if named else None,
     )
     for point in line.points:
         if point.interval is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itrain.reports.colours import BLUE, GREY, ORANGE
+from itrain.reports.text import drawn, listed
 from itrain.results.history import Curve
 from itrain.results.run import Bars, summarise_run
 
@@ -60,16 +61,16 @@ def _draw_bars(axes: Axes, bars: Bars) -> None:
         whiskers = (
             {"xerr": [*zip(*reach, strict=True)], "error_kw": {"elinewidth": 0.9, "capsize": 2.5}} if any(ends) else {}
         )
-        drawn = axes.barh(
-            [place + middle for place in places], values, height=height, color=colour, label=label, **whiskers
+        bar = axes.barh(
+            [place + middle for place in places], values, height=height, color=colour, label=listed(label), **whiskers
         )
-        axes.bar_label(drawn, fmt="%.2f" if bars.shares else "%.5g", padding=3)
+        axes.bar_label(bar, fmt="%.2f" if bars.shares else "%.5g", padding=3)
     for place, mark in enumerate(bars.marks):
         label = "" if place else "most frequent class"
         axes.vlines(mark, place - 0.45, place + 0.45, "k", "dotted", label=label)
     values = [value for each in bars.series.values() for value in each]
-    axes.set_yticks(places, bars.names)
-    axes.set(xlim=_limits(values, shares=bars.shares), xlabel=bars.axis)
+    axes.set_yticks(places, list(map(drawn, bars.names)))
+    axes.set(xlim=_limits(values, shares=bars.shares), xlabel=drawn(bars.axis))
     if len(bars.series) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, reverse=True)
 
@@ -86,12 +87,12 @@ def _limits(values: Sequence[float], *, shares: bool) -> tuple[float, float]:
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     axes.plot(*zip(*curve.losses, strict=True), color=GREY)
-    axes.set(xlabel="step", ylabel=curve.loss)
+    axes.set(xlabel="step", ylabel=drawn(curve.loss))
     if curve.validation:
         steps, values = zip(*curve.validation, strict=True)
         right = axes.twinx()
         right.plot(steps, values, color=BLUE, marker="o", markersize=3)
-        right.set_ylabel(curve.figure, color=BLUE)
+        right.set_ylabel(drawn(curve.figure), color=BLUE)
         if all(0 <= value <= 1 for value in values):
             right.set_ylim(0, 1.05)
 

@@ -10,9 +10,9 @@ from jaxtyping import Int
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
+from itrain.reports.text import plain
 from itrain.training.finetuning import Generations
 
 FILE = "generations.jsonl"
@@ -40,5 +40,5 @@ def print_generations(columns: Mapping[str, Sequence[str]]) -> None:
     """Print prompts and what follows them as a table."""
     table = Table(*columns, title="greedy generations", box=SIMPLE_HEAD)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(plain, row))
     Console().print(table)

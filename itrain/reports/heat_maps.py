@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itrain.reports.colours import DIFFERENCES, SCALE, colour_of
+from itrain.reports.text import drawn
 from itrain.results.columns import IIA, PROBE_ACCURACY
 from itrain.results.maps import HeatMap
 from itrain.results.summary import SweepSummary
@@ -90,10 +91,10 @@ def _draw_map(axes: Axes, each: HeatMap) -> AxesImage:
             if cell is not None:
                 _, colour = colour_of(min(max((cell.estimate.value - low) / (high - low), 0), 1), scale)
                 axes.text(column, row, cell.estimate.short, ha="center", va="center", color=colour, fontsize=7)
-    axes.set_title(_title(each), fontsize=9)
+    axes.set_title(drawn(_title(each)), fontsize=9)
     labels = [f"{position}\n{token}" if token else position for position, token in each.positions.items()]
-    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(len(rows)), list(map(str, rows)))
+    axes.set_xticks(range(len(labels)), list(map(drawn, labels)), rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), [drawn(str(layer)) for layer in rows])
     axes.tick_params(labelbottom=True)
     return image
 

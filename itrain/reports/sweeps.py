@@ -8,17 +8,18 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from itrain.reports.terminal import is_quiet
+from itrain.reports.text import plain
 from itrain.results.best import Best, by_figure, heads_beside
 from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION
 from itrain.results.intervals import Estimate
 from itrain.results.maps import HeatMap
 from itrain.results.peaks import LEAST
 from itrain.results.summary import SweepSummary
+from itrain.trust import printable
 
 
 class SweepProgress:
@@ -26,7 +27,7 @@ class SweepProgress:
 
     def __init__(self, *, quiet: bool) -> None:
         columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-        self.progress = Progress(TextColumn("{task.description}"), *columns, disable=quiet or is_quiet())
+        self.progress = Progress(TextColumn("{task.description}", markup=False), *columns, disable=quiet or is_quiet())
         self.task = self.progress.add_task("fits", total=None)
         self.best: dict[str, tuple[float, int, str]] = {}
 
@@ -42,7 +43,7 @@ class SweepProgress:
     def say(self, line: str) -> None:
         """Print a line above the progress."""
         if not self.progress.disable:
-            self.progress.console.print(line, highlight=False)
+            self.progress.console.print(plain(line))
 
     def expect(self, fits: int) -> None:
         """Set the number of all fits."""
@@ -57,7 +58,7 @@ class SweepProgress:
                     # Of equal ones the lowest layer, and there the first.
                     self.best[figure] = max(self.best.get(figure, found), found, key=lambda each: each[:2])
         value, _, name = next((self.best[figure] for figure in FIGURES if figure in self.best), (0.0, 0, ""))
-        description = f"fits, best {value:.2f} ({name})" if value >= LEAST else "fits"
+        description = f"fits, best {value:.2f} ({printable(name)})" if value >= LEAST else "fits"
         self.progress.update(self.task, advance=len(rows), description=description)
 
 
@@ -68,20 +69,20 @@ def show_sweep(summary: SweepSummary, report: Path | None = None) -> None:
         console.print(_map_table(each))
     if example.tokens:
         named = ", ".join(f"{position} {token}" for position, token in example.tokens.items())
-        console.print(f"tokens of '{example.text}': {named}", highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(f"tokens of '{example.text}': {named}"), soft_wrap=True)
     for figure, rows in by_figure(summary.best).items():
         console.print(_best_table(figure, rows))
     for flag, fits in summary.flags.items():
         named = "; ".join(name for _, name in fits)
-        console.print(f"{flag}: {named}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{len(summary.frame)} fits; folder: {summary.folder}", highlight=False, soft_wrap=True)
+        console.print(plain(f"{flag}: {named}"), soft_wrap=True)
+    console.print(plain(f"{len(summary.frame)} fits; folder: {summary.folder}"), soft_wrap=True)
     if report is not None:
-        console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(f"report: {report}"), soft_wrap=True)
 
 
 def _map_table(each: HeatMap) -> Table:
-    title = escape(f"{each.method}: {each.caption}")
-    table = Table("layer", *map(escape, each.positions), title=title, box=SIMPLE_HEAD)
+    title = plain(f"{each.method}: {each.caption}", "table.title")
+    table = Table("layer", *(Column(plain(position)) for position in each.positions), title=title, box=SIMPLE_HEAD)
     for layer, cells in each.rows.items():
         table.add_row(str(layer), *("" if cell is None else cell.estimate.short for cell in cells))
     return table
@@ -94,15 +95,15 @@ def _best_table(figure: str, rows: Sequence[Best]) -> Table:
     for row in rows:
         compared = [each.short if isinstance(each, Estimate) else each or "" for each in map(row.beside.get, heads)]
         lines.append([row.method, row.site, row.value.short, row.value.between("-"), *compared])
-    table = Table(title=f"best sites: {figure}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=plain(f"best sites: {figure}", "table.title"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     # A word that gets no room would be cut.
     table.add_column("method", min_width=_longest([line[0] for line in lines]))
     for head in ("best site", "", "95%"):
         table.add_column(head, no_wrap=True)
     for head, *cells in zip(heads, *(line[4:] for line in lines), strict=True):
-        table.add_column(head, justify="right", width=_longest([head, *cells]))
+        table.add_column(plain(head), justify="right", width=_longest([head, *cells]))
     for line in lines:
-        table.add_row(*map(escape, line))
+        table.add_row(*map(plain, line))
     return table
 
 

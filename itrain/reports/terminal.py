@@ -10,12 +10,12 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from itrain.data.splits import SplitDataModule
 from itrain.models import BaseModel
+from itrain.reports.text import plain
 from itrain.results.run import Table as FiguresTable
 from itrain.results.run import summarise_run
 from itrain.training.base import Training
@@ -67,7 +67,7 @@ def announce(
         "folder": str(folder),
     }
     for name, line in lines.items():
-        Console().print(f"{name:8}{line}", highlight=False, soft_wrap=True, markup=False)
+        Console().print(plain(f"{name:8}{line}"), soft_wrap=True)
 
 
 @rank_zero_only
@@ -75,7 +75,7 @@ def announce_best(file: Path, monitor: str, score: float) -> None:
     """Print which weights are tested and exported, where they are not the last ones."""
     if not is_quiet():
         line = f"the best checkpoint's are tested and exported, {monitor} {score:.4g}: {file}"
-        Console().print(f"{'weights':8}{line}", highlight=False, soft_wrap=True, markup=False)
+        Console().print(plain(f"{'weights':8}{line}"), soft_wrap=True)
 
 
 def _state(model: nn.Module) -> str:
@@ -89,17 +89,17 @@ def show(results: Mapping[str, float], folder: Path) -> None:
     for table in summary.tables:
         console.print(_drawn(table))
     for line in summary.lines:
-        console.print(line, highlight=False)
-    console.print(f"folder: {folder}", highlight=False, soft_wrap=True)
+        console.print(plain(line))
+    console.print(plain(f"folder: {folder}"), soft_wrap=True)
 
 
 def _drawn(table: FiguresTable) -> Table:
     two_lines = any(upper for upper, _ in table.heads)
-    drawn = Table(title=table.title, box=SIMPLE_HEAD, padding=0 if two_lines else (0, 0, 0, 1))
+    drawn = Table(title=plain(table.title, "table.title"), box=SIMPLE_HEAD, padding=0 if two_lines else (0, 0, 0, 1))
     drawn.add_column("\n" if two_lines else "", no_wrap=two_lines)
     for upper, lower in table.heads:
         head, width = (f"{upper}\n{lower}", 9) if two_lines else (lower, len(lower))
-        drawn.add_column(head, justify="right", min_width=width)
+        drawn.add_column(plain(head), justify="right", min_width=width)
     for name, cells in table.rows.items():
-        drawn.add_row(escape(name), *cells)
+        drawn.add_row(*map(plain, (name, *cells)))
     return drawn

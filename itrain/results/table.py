@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from itrain.results.columns import CURVE, REQUIRED
+from itrain.results.columns import COMMAND, CURVE, METHOD, REQUIRED, SEED
 from itrain.results.flags import flagged
+from itrain.trust import require_yaml
 
 if TYPE_CHECKING:
     import pandas
@@ -57,6 +58,13 @@ def read_checked(folder: Path) -> pandas.DataFrame:
         raise ValueError(f"'{folder / RESULTS}' cannot be read: {error}") from error
     if missing := [name for name in REQUIRED if name not in frame]:
         raise ValueError(f"'{folder / RESULTS}' is not the table of a sweep: it has no column '{missing[0]}'")
+    if jobs := sorted((folder / JOBS).glob("*.json")):
+        count = sum(len(read_rows(file)) for file in jobs)
+        if count != len(frame):
+            raise ValueError(
+                f"'{folder / RESULTS}' has {len(frame)} fits, and the jobs of the sweep have {count}; to finish it: "
+                f"itrain sweep resume={folder}"
+            )
     return frame
 
 
@@ -65,11 +73,50 @@ def read_configuration(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
+        ValueError: its configuration is damaged.
     """
     missing = next((name for name in (RESULTS, CONFIGURATION) if not (folder / name).is_file()), None)
     if missing:
         raise FileNotFoundError(f"'{folder}' is not the folder of a finished sweep: there is no {missing} in it")
-    return yaml.safe_load((folder / CONFIGURATION).read_text(encoding="utf-8"))
+    require_yaml(folder / CONFIGURATION)
+    found = yaml.safe_load((folder / CONFIGURATION).read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"'{folder / CONFIGURATION}' is not the configuration of a sweep")
+    return found
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows that a job has left.
+
+    Raises:
+        ValueError: the file is damaged, or holds no rows of a sweep.
+    """
+    remedy = "remove it, and its job is run again"
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{file}' is damaged ({type(error).__name__}); {remedy}") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"'{file}' holds no rows of fits; {remedy}")
+    for row in rows:
+        if missing := [name for name in (METHOD, SEED, COMMAND) if name not in row]:
+            raise ValueError(f"'{file}' has a row without '{missing[0]}'; {remedy}")
+    return rows
+
+
+def require_rows(file: Path, fits: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a job's file that does not hold exactly these fits, given by the columns that tell them apart.
+
+    Raises:
+        ValueError: the file is damaged, or holds other fits.
+    """
+    rows = read_rows(file)
+    if len(rows) != len(fits) or any(
+        row.get(key) != fit[key] for row, fit in zip(rows, fits, strict=True) for key in fit
+    ):
+        raise ValueError(
+            f"'{file}' holds other fits than the {len(fits)} of its job; remove it, and its job is run again"
+        )
 
 
 def write(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -83,7 +130,7 @@ def collect(folder: Path) -> pandas.DataFrame:
     """Make the table and the curves of a sweep from the rows of its jobs, write both, and return the table."""
     import pandas
 
-    rows = [row for file in sorted((folder / JOBS).glob("*.json")) for row in json.loads(file.read_text())]
+    rows = [row for file in sorted((folder / JOBS).glob("*.json")) for row in read_rows(file)]
     curves = []
     for row in rows:
         settings = {key: value for key, value in row.items() if not isinstance(value, float | list)}

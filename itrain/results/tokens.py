@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from itrain.inputs import ModelInputs
 from itrain.sites import Site
+from itrain.trust import read_json
 
 TOKENS = "tokens.json"
 
@@ -46,13 +47,18 @@ def save_tokens(inputs: ModelInputs, sites: Sequence[Site], tokenizer: Tokenizer
 
 
 def read_tokens(folder: Path) -> Example:
-    """The example that a sweep has left in its folder."""
+    """The example that a sweep has left in its folder.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     file = folder / TOKENS
     if not file.is_file():
         return Example()
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
+    named = found.get("tokens") if isinstance(found, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(each, str) for each in (found.get("text"), *named.values())):
+        raise ValueError(f"'{file}' is damaged: it holds no text with its tokens")
     # Spaces around a word are left out; a token of spaces alone is shown as it is.
-    quoted = {
-        position: json.dumps(token.strip() or token, ensure_ascii=False) for position, token in found["tokens"].items()
-    }
+    quoted = {position: json.dumps(token.strip() or token, ensure_ascii=False) for position, token in named.items()}
     return Example(text=found["text"], tokens=quoted)

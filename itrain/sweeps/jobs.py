@@ -222,6 +222,13 @@ def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.T
     return factory(**quiet, callbacks=list(callbacks), logger=False)
 
 
+def identity(fit: Fit, grid: Grid) -> dict[str, Any]:
+    """The columns of a row that tell its fit from others."""
+    site = {key: value for key, value in asdict(fit.site).items() if value is not None}
+    site["window"] = grid.width(fit.site.component)
+    return {"method": fit.method, **site, "rank": fit.rank, "seed": fit.seed}
+
+
 def _described(fit: Fit, grid: Grid) -> dict[str, Any]:
     """The columns of a row besides its figures, among them the command that repeats the fit alone."""
     kept = (word for word in grid.words if not word.startswith(("sweep", "seed=", "logger")))
@@ -229,6 +236,4 @@ def _described(fit: Fit, grid: Grid) -> dict[str, Any]:
     sites = str(fit.site) if len(fit.sites) == 1 else f"[{','.join(map(str, fit.sites))}]"
     command += [f"{fit.group}={fit.method}", f"site={sites}", f"seed={fit.seed}"]
     command += [] if fit.rank is None else [f"intervention.rank={fit.rank}"]
-    site = {key: value for key, value in asdict(fit.site).items() if value is not None}
-    site["window"] = grid.width(fit.site.component)
-    return {"method": fit.method, **site, "rank": fit.rank, "seed": fit.seed, "command": shlex.join(command)}
+    return {**identity(fit, grid), "command": shlex.join(command)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -19,10 +18,10 @@ from itrain.reports.heat_maps import save_comparison, save_heat_maps
 from itrain.reports.html import REPORT, write_report
 from itrain.reports.sweeps import SweepProgress, show_sweep
 from itrain.results.summary import summarise
-from itrain.results.table import JOBS, collect, write
+from itrain.results.table import JOBS, collect, read_rows, require_rows, write
 from itrain.results.tokens import save_tokens
 from itrain.sweeps.grid import Grid
-from itrain.sweeps.jobs import CohortJob, ProbeJob, jobs_of, make_trainer
+from itrain.sweeps.jobs import CohortJob, ProbeJob, identity, jobs_of, make_trainer
 from itrain.sweeps.launching import Failure, attempt, launch, repeating
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
     missing = f"{len(failed)} of the jobs failed, and their fits are missing: {_told(failed)}"
     if not any((folder / JOBS).glob("*.json")):
         raise RunError(missing)
+    finished.require_known()
     frame = collect(folder)
     (summary,) = summarise([folder])
     heat_maps = save_heat_maps(summary)
@@ -78,7 +78,14 @@ class Part:
     jobs: Mapping[str, CohortJob | ProbeJob]
 
     def plan(self) -> dict[str, int]:
-        """The number of fits of each job. For the first seed, also write the tokens of an example, for pictures."""
+        """The number of fits of each job. For the first seed, also write the tokens of an example, for pictures.
+
+        Raises:
+            ValueError: rows that a job has left are damaged, or those of other fits.
+        """
+        for name, job in self.jobs.items():
+            if (file := _rows_of(self.folder, name)).is_file():
+                require_rows(file, [identity(fit, self.grid) for fit in job.fits])
         if self.cfg.seed == self.grid.seeds[0]:
             inputs, sites = self.opened.data.edited()[0], self.grid.sites(self.opened)
             save_tokens(inputs, sites, self.opened.base_model.tokenizer, self.folder)
@@ -111,11 +118,27 @@ class Finished:
     progress: SweepProgress
     log: SweepLog
     waiting: list[str] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    """The names of all jobs so far."""
+
+    def wait_for(self, name: str) -> None:
+        self.waiting.append(name)
+        self.known.add(name)
+
+    def require_known(self) -> None:
+        """Refuse rows of jobs that this sweep does not have.
+
+        Raises:
+            RunError: naming a file.
+        """
+        for file in sorted((self.folder / JOBS).glob("*.json")):
+            if file.stem not in self.known:
+                raise RunError(f"'{file}' is of no job of this sweep; remove it, and resume the sweep")
 
     def tell(self) -> None:
         for name in [name for name in self.waiting if _rows_of(self.folder, name).is_file()]:
             self.waiting.remove(name)
-            rows = json.loads(_rows_of(self.folder, name).read_text())
+            rows = read_rows(_rows_of(self.folder, name))
             self.progress.done(rows)
             self.log.fits(rows)
 
@@ -129,7 +152,7 @@ def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Fin
             finished.progress.say(f"threads {part.opened.threads}")
         finished.progress.expect(sum(part.plan().values()) * len(seeds))
         for name in part.jobs:
-            finished.waiting.append(name)
+            finished.wait_for(name)
             outcome = attempt(part.run, name=name)
             if isinstance(outcome, Failure):
                 failed[name] = outcome.message
@@ -147,7 +170,9 @@ def _run_launched(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished:
             raise RunError(found.message)
         plans[seed] = found
     finished.progress.expect(sum(sum(plan.values()) for plan in plans.values()))
-    finished.waiting.extend(name for plan in plans.values() for name in plan)
+    for plan in plans.values():
+        for name in plan:
+            finished.wait_for(name)
     finished.tell()
     calls = [{"seed": seed, "name": name} for seed, plan in plans.items() for name in plan if name in finished.waiting]
     if not calls:

@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from itrain.checkpoints import ORIGIN, read_checkpoint, require_origin
 from itrain.data.splits import SplitDataModule
 from itrain.factories import FactoryError, class_path, describe, rebuild
 from itrain.interventions.orthogonal import retract_after_steps
+from itrain.models import fingerprint
 from itrain.networks.base import Network
 from itrain.sites import Site
 from itrain.training.callbacks import FirstStepCheck, Preparation, Schedules
@@ -56,12 +58,17 @@ class Training(lightning.LightningModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {}
+        self.origin: dict[str, Any] = {}
+        """What checkpoints are bound to: the fingerprint of the base model as loaded, and the run's configuration."""
         self.register_buffer("fitted", torch.tensor(False))
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
         """Keep the constructor's arguments, given as its ``locals()``."""
         others = ("self", "network", "__class__")
         self.arguments = {name: value for name, value in arguments.items() if name not in others}
+        if self.trains_model:
+            # Before adapters are added; later there is no telling what the model was at the start.
+            self.origin["fingerprint"] = fingerprint(arguments["network"].model)
 
     @property
     @abstractmethod
@@ -155,6 +162,17 @@ class Training(lightning.LightningModule, ABC):
             retract_after_steps(optimizer, self)
         return with_linear_schedule(optimizer, self.trainer, self.warmup)
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.checkpoint_callbacks:
+            # Before the weights are divided among processes.
+            self._bind()
+
+    def _bind(self) -> str:
+        """The fingerprint of the base model as loaded."""
+        if "fingerprint" not in self.origin:
+            self.origin["fingerprint"] = fingerprint(self.network.model)
+        return self.origin["fingerprint"]
+
     def on_validation_start(self) -> None:
         self.begin("validation")
 
@@ -174,7 +192,7 @@ class Training(lightning.LightningModule, ABC):
         self.log_dict(self.figures("test"), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the constructor's arguments as plain data: loading runs no code from them."""
+        """Save the constructor's arguments as plain data, which loading runs no code from, and the origin."""
         known = {}
         for name, value in self.arguments.items():
             try:
@@ -183,6 +201,18 @@ class Training(lightning.LightningModule, ABC):
                 continue
         unknown = sorted({*inspect.signature(type(self)).parameters} - {"network", *known})
         checkpoint[ARGUMENTS] = {"class": class_path(type(self)), "arguments": known, "unknown": unknown}
+        self._bind()
+        checkpoint[ORIGIN] = self.origin
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another base model, unless the checkpoint replaces all of its weights.
+
+        Raises:
+            ValueError: naming both fingerprints.
+        """
+        weights = (f"network.{name}" for name, _ in self.network.named_parameters(remove_duplicate=False))
+        if checkpoint.get(ORIGIN) and not all(name in checkpoint["state_dict"] for name in weights):
+            require_origin(checkpoint, self._bind(), place="the checkpoint")
 
     @classmethod
     def load_from_checkpoint(
@@ -192,25 +222,34 @@ class Training(lightning.LightningModule, ABC):
         hparams_file: str | Path | None = None,
         strict: bool | None = None,
         weights_only: bool | None = True,
+        trust: Sequence[str] = (),
         **arguments: Any,
     ) -> Self:
         """The module of a checkpoint: ``AlignmentSearch.load_from_checkpoint(path, network=network)``.
 
-        Arguments that are not given are read from the checkpoint.
+        Arguments that are not given are read from the checkpoint, which is data: their classes come from itrain, from
+        the package of this class, or from packages that ``trust`` names.
 
         Raises:
-            ValueError: no network is given, or the checkpoint is of another class or lacks an argument.
+            ValueError: no network is given or it is of another base model, or the checkpoint is damaged, of another
+                class, lacks an argument, or names what is not trusted.
         """
+        place = f"'{checkpoint_path}'"
         # Mapped, not read: only the arguments are needed here, and a co-trained model's weights are large.
-        saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        saved = read_checkpoint(checkpoint_path)
         found = saved.get(ARGUMENTS, {"class": class_path(cls), "arguments": {}})
         if found["class"] != class_path(cls):
-            raise ValueError(f"'{checkpoint_path}' is a checkpoint of {found['class']}, not of {class_path(cls)}")
+            raise ValueError(f"{place} is a checkpoint of {found['class']}, not of {class_path(cls)}")
         if "network" in inspect.signature(cls).parameters and "network" not in arguments:
-            raise ValueError(f"'{checkpoint_path}' holds no base model: add network=make_network(model)")
-        known = {name: rebuild(name, each, str(checkpoint_path)) for name, each in found["arguments"].items()}
+            raise ValueError(f"{place} holds no base model: add network=make_network(model)")
+        trusted = [*trust, *({cls.__module__.split(".")[0]} - {"itrain"})]
+        known = {
+            name: rebuild(name, each, str(checkpoint_path), trust=trusted)
+            for name, each in found["arguments"].items()
+            if name not in arguments
+        }
         if lacks := [name for name in found.get("unknown", ()) if name not in arguments]:
-            raise ValueError(f"'{checkpoint_path}' does not hold the argument '{lacks[0]}'; add it to the call")
+            raise ValueError(f"{place} does not hold the argument '{lacks[0]}'; add it to the call")
         # By keyword: earlier releases do not have all of them.
         given = {"map_location": map_location, "hparams_file": hparams_file, "strict": strict}
         return super().load_from_checkpoint(

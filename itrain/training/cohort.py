@@ -211,6 +211,7 @@ class Cohort(Training):
         checkpoint["cohort"] = {"learning": list(self.learning), "best": dict(self.best)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.learning, self.best = list(checkpoint["cohort"]["learning"]), dict(checkpoint["cohort"]["best"])
 
     def _stop(self, name: str) -> None:

@@ -61,6 +61,7 @@ class Finetuning(Training):
         self.metrics: dict[str, Metric] = {}
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, SplitDataModule) and not isinstance(data, ResponseDataModule):
             raise ValueError(f"{type(self).__name__} learns from data=responses, not from {type(data).__name__}")
