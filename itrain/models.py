@@ -172,7 +172,12 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> Base
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     # Mismatched weights are refused below, by name.
-    how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    how = {
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        "trust_remote_code": False,
+    }
     try:
         revision = revision or "main"
         # Or transformers would ask whether it may run the model's own code.
