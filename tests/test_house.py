@@ -18,6 +18,7 @@ MODULES = {
 ROOMS = [
     {
         "itrain.sites",
+        "itrain.layouts",
         "itrain.signatures",
         "itrain.causal_model",
         "itrain.tiny_world",

@@ -5,7 +5,7 @@ Tensor letters: B batch, A answers, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from itrain.networks.lane import Lane
+
+READ = ("decoder_input_ids", "input_ids", "inputs_embeds")
+"""The arguments of which a model's head sees each token, the nearest to it first."""
 
 Answers = tuple[Int[Tensor, "rows 1"], Int[Tensor, "rows answers"]]
 """The rows and tokens that answer in a run, (lanes * B, 1) and (lanes * B, A)."""
@@ -33,8 +36,16 @@ def answers(lanes: Sequence[Lane]) -> Answers | None:
     return torch.cat(rows)[:, None].to(tokens[0].device, non_blocking=True), torch.cat(tokens)
 
 
-def answer_only(model: Any, at: Answers, candidates: Int[Tensor, " candidates"] | None, stack: ExitStack) -> None:
+def answer_only(
+    model: Any,
+    at: Answers,
+    candidates: Int[Tensor, " candidates"] | None,
+    arguments: Mapping[str, Any],
+    stack: ExitStack,
+) -> None:
     """Have the model's head compute nothing but the logits at the answer tokens, or the candidates' among them.
+
+    ``arguments`` are those of the run, whose text has as many tokens as the head must be given.
 
     Raises:
         ValueError: the model has no language-model head.
@@ -43,7 +54,8 @@ def answer_only(model: Any, at: Answers, candidates: Int[Tensor, " candidates"] 
     if head is None:
         name = type(model).__name__
         raise ValueError(f"{name} has no language-model head, so it has no logits at answer tokens; load it with one")
-    stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at)).remove)
+    tokens = next((arguments[name].shape[1] for name in READ if name in arguments), None)
+    stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at, tokens)).remove)
     if candidates is None:
         return
     if type(head) is nn.Linear and not head._forward_hooks and "forward" not in head.__dict__:
@@ -76,8 +88,13 @@ def each_answer(output: Any, lanes: Sequence[Lane]) -> list[Tensor]:
     return list(answer.split(inputs.batch_size))
 
 
-def _keep_rows(at: Answers, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _keep_rows(at: Answers, tokens: int | None, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Only what the head makes of the answer tokens: the vocabulary is a small model's widest layer."""
+    if tokens is not None and args[0].shape[1] != tokens:
+        raise ValueError(
+            f"the head is given {args[0].shape[1]} tokens where the text has {tokens}, so that the token that answers "
+            "cannot be told; take a model that puts no tokens of its own before or after the text"
+        )
     return (args[0][at], *args[1:])
 
 
