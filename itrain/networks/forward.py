@@ -118,8 +118,8 @@ def _refuse_soft_prompts(wrapped: nn.Module) -> None:
             kind = getattr(config.peft_type, "value", config.peft_type)
             raise ValueError(
                 f"{type(wrapper).__name__}: its adapter ({kind}) puts {config.num_virtual_tokens} virtual tokens "
-                "before the text, by which every position and answer would move; take the model without it, or an adapter of "
-                "weights such as LoRA"
+                "before the text, by which every position and answer would move; take the model without it, or an "
+                "adapter of weights such as LoRA"
             )
 
 

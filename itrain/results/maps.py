@@ -21,7 +21,9 @@ from itrain.results.columns import (
     RANDOM_MODEL,
     RUNS,
     SEED,
+    in_order,
     is_known,
+    named_layer,
     spoken,
     written,
 )
@@ -119,7 +121,7 @@ def maps_of(
         for column, title in figures_of(part).items():
             rows = {
                 layer: [_cell(method, column, title, fits.get((layer, position))) for position in positions]
-                for layer in sorted(part[LAYER].unique(), reverse=True)
+                for layer in reversed(in_order(part[LAYER].unique()))
             }
             beside = {run: float(part[f"{run}/{column}"].mean()) for run in RUNS if f"{run}/{column}" in part}
             yield HeatMap(
@@ -149,7 +151,7 @@ def _difference(probe: HeatMap, method: HeatMap) -> HeatMap:
             cell = None
             if upper is not None and lower is not None:
                 estimate = Estimate(value=upper.estimate.value - lower.estimate.value)
-                cell = Cell(estimate=estimate, name=f"layer {layer}, {position}")
+                cell = Cell(estimate=estimate, name=f"{named_layer(layer)}, {position}")
             rows.setdefault(layer, []).append(cell)
     return HeatMap(
         method=probe.method,
@@ -177,7 +179,7 @@ def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -
     flags = sorted({flag for flag in fits[FLAG] if flag})
     return Cell(
         estimate=estimate,
-        name=f"{method}, layer {first[LAYER]}, {first[POSITION]}",
+        name=f"{method}, {named_layer(first[LAYER])}, {first[POSITION]}",
         details=[*said, *(f"flag: {flag}" for flag in flags)],
         flagged=bool(flags),
         fits=[int(str(number)) for number in fits.index],

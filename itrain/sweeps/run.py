@@ -79,7 +79,7 @@ class Part:
     def plan(self) -> dict[str, int]:
         """The number of fits of each job. For the first seed, also write the tokens of an example, for pictures."""
         if self.cfg.seed == self.grid.seeds[0]:
-            inputs, sites = self.opened.data.edited()[0], self.grid.sites(self.opened)
+            inputs, sites = self.opened.data.edited()[0], self.grid.all_sites(self.opened)
             save_tokens(inputs, sites, self.opened.base_model.tokenizer, self.folder)
         return {name: len(job.fits) for name, job in self.jobs.items()}
 
