@@ -257,10 +257,9 @@ def _locate_module(model: nn.Module, site: Site) -> Location:
     try:
         module = model.get_submodule(path)
     except AttributeError as missing:
-        nearest = _nearest(path, (name for name, _ in model.named_modules() if name))
-        raise ValueError(
-            f"site '{site}': {type(model).__name__} has no module '{path}'; did you mean '{nearest}'?"
-        ) from missing
+        inside = [name for name, _ in model.named_modules() if name]
+        hint = f"did you mean '{_nearest(path, inside)}'?" if inside else "it has none at all"
+        raise ValueError(f"site '{site}': {type(model).__name__} has no module '{path}'; {hint}") from missing
     return Location(module, "input" if end == "input" else "output", None, _size(module, end), layout_of(module))
 
 
