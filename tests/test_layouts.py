@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, BertConfig, BertModel
 
-from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs, PositionError
 from itrain.interventions.ablation import Mean
 from itrain.interventions.controls import FullVector
@@ -22,26 +21,10 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.sites import Site
 from itrain.training.interchange import Interchange, count_features
 from itrain.training.tracing import Noise
-from tests.models import COMMON, HIDDEN, sites, tiny_inputs, tiny_model
+from tests.models import COMMON, HIDDEN, pairs, sites, tiny_inputs, tiny_model
 
 WHOLE = Site(layer=0, component="block_output")
 LENGTHS = (6, 4, 5)
-
-
-def pairs(base: ModelInputs, source: ModelInputs) -> CounterfactualBatch:
-    zeros = torch.zeros(base.batch_size, dtype=torch.long)
-    return CounterfactualBatch(
-        base=base,
-        sources={"x": source},
-        base_label=zeros,
-        counterfactual_label=zeros + 1,
-        contrast_label=zeros,
-        source_labels={"x": zeros},
-        variables={"x": zeros},
-        groups=(("x",),),
-        group=zeros,
-        isolates=zeros.bool(),
-    )
 
 
 # --- sites without a position, on texts of several lengths
@@ -88,6 +71,22 @@ def test_whole_texts_of_different_lengths_are_refused() -> None:
     module = Interchange(network, sites="module:model.layers.0.output", intervention=FullVector, hidden_sizes=[HIDDEN])
     with pytest.raises(PositionError, match="have 4 and 5 tokens there"):
         module(batch, module.trained)
+
+
+def test_whole_prompts_before_responses_are_replayed_alike() -> None:
+    def inputs(seed: int) -> ModelInputs:
+        given = tiny_inputs((6, 6), answer=True, seed=seed)
+        prompts, ends = torch.tensor([[0, 4], [0, 3]]), torch.tensor([6, 6])
+        return ModelInputs(arguments=given.arguments, answer=given.answer, tokens=prompts, stop=ends)
+
+    site = Site(layer=1, component="block_input")
+    found = []
+    for replay in ("on", "off"):
+        network = make_network(tiny_model("llama"), replay=replay)  # type: ignore[arg-type]
+        part = Interchange(network, sites=site, intervention=FullVector)
+        found += [part(pairs(inputs(0), inputs(1)), part.trained) for _ in range(3)]
+    assert all(torch.allclose(each, found[-1], atol=1e-5) for each in found)
+    assert not torch.allclose(found[-1], network(inputs(0)), atol=1e-3)
 
 
 def test_means_and_statistics_leave_padding_out() -> None:

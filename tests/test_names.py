@@ -18,9 +18,10 @@ from itrain.sharing import export, load
 from itrain.sites import Site, module_names
 from itrain.tasks.base import Pair, Split
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.interchange import Interchange
+from itrain.training.finetuning import LoRAFinetuning
+from itrain.training.interchange import Interchange, count_features
 from itrain.training.probing import ProbeTraining
-from tests.models import tiny_inputs, tiny_model
+from tests.models import pairs, tiny_inputs, tiny_model
 from tests.planted import Bits
 
 
@@ -68,6 +69,12 @@ def test_probes_of_sites_that_differ_in_a_dot_are_two() -> None:
     assert len(probes.probes) == 2 and len(set(map(id, probes.probes.values()))) == 2
     found = [prediction.name for prediction in probes.predictions(collate(Bits(), [Bits().sample(Random(0), "test")]))]
     assert found == [f"left {site}" for site in ALIKE]
+
+
+def test_adapters_of_modules_that_differ_in_a_dot_are_two() -> None:
+    module = LoRAFinetuning(network=HookedNetwork(Alike(), trainable=True), targets=["b", "a_b"], rank=1)
+    trained = [each for group in module.parameter_groups() for each in group["params"]]
+    assert len(trained) == 4 and len(module.exported.state_dict()) == 4
 
 
 @pytest.mark.parametrize(
@@ -158,6 +165,20 @@ def test_joined_positions_of_unknown_number_ask_for_sizes(position: str) -> None
     site = Site(layer=0, component="block_output", position=position)
     with pytest.raises(ValueError, match="how many positions are joined depends on the examples; give hidden_sizes="):
         Interchange(HookedNetwork(tiny_model("llama")), sites=site, intervention=DAS, join_positions=True)
+
+
+def test_joined_positions_of_another_number_than_was_counted_are_named() -> None:
+    network, site = HookedNetwork(tiny_model("llama")), Site.parse("layer0.block_output@all")
+    sizes = count_features(network, site, tiny_inputs((4, 4)), join_positions=True)
+    part = Interchange(network, sites=site, intervention=DAS, join_positions=True, hidden_sizes=sizes)
+    for length in (4, 5):
+        inputs = tiny_inputs((length, length), answer=True)
+        batch = pairs(inputs, inputs)
+        if length == 4:
+            assert torch.allclose(part(batch, part.trained), network(inputs), atol=1e-4)
+        else:
+            with pytest.raises(ValueError, match="have 80 features in these examples and had 64 in that which"):
+                part(batch, part.trained)
 
 
 def test_inputs_without_tokens_take_any_span_of_places() -> None:

@@ -47,7 +47,7 @@ class Grid:
 
     methods: Mapping[str, Callable[..., Intervention] | Callable[..., Training]]
     layers: str | Sequence[int] = "all"
-    positions: str | Sequence[str] = "all"
+    positions: str | Sequence[str | int] = "all"
     components: Sequence[str] = ("block_output",)
     sites: Sequence[SiteLike] = ()
     window: int | Mapping[str, int] = 1
@@ -65,7 +65,7 @@ class Grid:
             _require_once(name, getattr(self, name))
         for method in self.methods:
             # The fits of a layer, too, are kept under a name.
-            if not re.fullmatch(r"\w[\w -]*", method) or re.fullmatch(r"layer\d+", method):
+            if not re.fullmatch(r"\w[\w-]*", method) or re.fullmatch(r"layer\d+", method):
                 raise ValueError(f"sweep.methods: '{method}' is no name of a method; use letters, digits, '_' and '-'")
         self._require_layers()
         if any(self.width(component) < 1 for component in self.components):

@@ -134,6 +134,12 @@ class Interchange(nn.Module):
                 if site.position or site.layer is not None or (found is not None and found.ndim > 2):
                     batch.base.require_same_count(source, site)
                     self._require_alike(batch.base, site, rows)
+                if self.join_positions and found is not None and found[0].numel() != intervention.hidden_size:
+                    raise ValueError(
+                        f"site '{site}': the joined positions have {found[0].numel()} features in these examples and "
+                        f"had {intervention.hidden_size} in that which the intervention was made for; name positions "
+                        "of which every example has as many"
+                    )
                 edits.append((site, self.edit(intervention.edit_for(variable), found, rows)))
         return edits
 
