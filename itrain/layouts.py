@@ -1,6 +1,7 @@
 """How the activations of modules that are no transformer's lie, where their class tells it.
 
-Everything else takes (batch, places, features). Tensor letters: B batch, P places, F features, C channels.
+Everything else takes (batch, places, features), and so does an activation of three dimensions whose module does not
+tell. Tensor letters: B batch, P places, F features, C channels.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def layout_of(module: nn.Module) -> Layout | None:
     )
     if isinstance(attention, nn.RNNBase | nn.MultiheadAttention):
         return None if attention.batch_first else TimeFirst()
-    sizes = {size for each in module.modules() if (size := channels_of(each, "output")) is not None}
+    inside = [channels_of(each, end) for each in module.modules() for end in ("input", "output")]
+    sizes = {size for size in inside if size is not None}
     # Of three dimensions the last may be the features, as where a convolution cuts an image into tokens.
     return ChannelsFirst(4, frozenset(sizes)) if sizes else None
 

@@ -361,6 +361,8 @@ def test_a_block_of_convolutions_is_a_map_and_what_does_not_tell_is_refused() ->
     network = HookedNetwork(nn.Sequential(block, nn.ReLU(), nn.Flatten()))
     inputs = ModelInputs(arguments={"input": torch.randn(2, 1, 8, 8)})
     inside, relu, flat = sites("module:0.output", "module:1.output", "module:2.output")
+    (image,) = sites("module:0.input")
+    assert network.read(inputs, [image])[image].shape == (2, 64, 1)
     assert network.read(inputs, [inside])[inside].shape == (2, 36, 5) and network.hidden_size(inside, inputs) == 5
     assert network.hidden_size(flat, inputs) == 180
     with pytest.raises(ValueError, match=r"shape \(2, 5, 6, 6\), in which features cannot be told .* a convolution"):

@@ -49,17 +49,17 @@ def test_a_sweep_goes_over_the_modules_and_calls_of_ones_own_model(
     frame = read_results(folder)
     found = frame[frame.method == "full_vector"].set_index(["layer", "position"]).iia_changing_pairwise.to_dict()
     # The first bit alone decides on the pairs that the first call's whole state is swapped in, and not those later.
-    assert found[("cell.output", "step0")] == 1.0 > found[("cell.output", "step1")]
-    assert found[("cell.output", "step1")] == found[("head.input", "whole")], "the same state"
+    assert found[("cell.output", "step 0")] == 1.0 > found[("cell.output", "step 1")]
+    assert found[("cell.output", "step 1")] == found[("head.input", "(whole)")], "the same state"
     assert set(frame.component) == {"module"} and len(frame) == 9
     assert sorted(each.name for each in (folder / "jobs").iterdir()) == [
         f"seed0 {name}.json" for name in ("cell.output", "head.input", "probing")
     ]
-    assert "site=module:cell.output.step1 " in frame[frame.position == "step1"].command.iloc[0]
+    assert "site=module:cell.output.step1 " in frame[frame.position == "step 1"].command.iloc[0]
     (summary,) = summarise([folder])
     assert list(summary.maps[0].rows) == ["head.input", "cell.output"]
-    cell = next(each for each in summary.maps if each.method == "full vector").at("cell.output", "step1")  # type: ignore[arg-type]
-    assert cell is not None and cell.name == "full vector, cell.output, step1"
+    cell = next(each for each in summary.maps if each.method == "full vector").at("cell.output", "step 1")  # type: ignore[arg-type]
+    assert cell is not None and cell.name == "full vector, cell.output, step 1"
 
 
 def test_paths_are_ordered_by_their_numbers() -> None:
@@ -76,6 +76,14 @@ def test_components_may_be_heads() -> None:
     assert [site.head for site in found] == [0, 0, 3, 3]
     fit = Fit(group="intervention", method="das", site=found[2], sites=[found[2]], rank=1, seed=0)
     assert fit.place == ("attention_value_output.head3", "1", "0")
+
+
+def test_no_two_sites_have_one_place_in_the_table() -> None:
+    texts = [f"module:cell.output{rest}" for rest in ("", ".step1", "@step1", ".step1@step1", "@whole", "@first")]
+    texts += ["layer1.mlp_output", "layer1.mlp_output.step1", "layer1.mlp_output@whole", "layer1.query_output.head1"]
+    sites = [Site.parse(text) for text in texts]
+    places = {Fit(group="intervention", method="x", site=site, sites=[], rank=1, seed=0).place for site in sites}
+    assert len(places) == len(texts)
 
 
 def test_a_window_of_a_component_is_that_of_its_heads() -> None:

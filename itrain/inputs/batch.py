@@ -141,7 +141,6 @@ class ModelInputs:
         """Whether the rows hold nothing but the tokens that positions count: no padding and no response."""
         return self.tokens is None or not (self.stop is not None or any(self.padding))
 
-    @cached_property
     def padded_right(self) -> ModelInputs:
         """The same text, with padding on the right alone."""
         assert self.tokens is not None, "inputs without tokens have no padding"

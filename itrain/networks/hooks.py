@@ -58,8 +58,8 @@ class HookedNetwork(Network):
     ) -> dict[Site, Float[Tensor, "batch *places features"]]:
         """The activations at the sites, (B, P, D) where a site has a position or the texts are ragged; at least fp32.
 
-        Positions that an example lacks repeat its first one. ``stop_early`` ends the run as soon as all
-        is found: for modules that are known to be called once, since further calls would go unnoticed.
+        Positions that an example lacks repeat its first one. ``stop_early`` ends the run as soon as all is found: for
+        modules that are known to be called once, since further calls would go unnoticed.
 
         Raises:
             RuntimeError: a site of a trainable model runs without gradients although they are enabled.
@@ -214,7 +214,7 @@ class HookedNetwork(Network):
                 f"{name}: models of this type may count padding on the left as tokens; pad the texts on the right "
                 "(tokenizer.padding_side='right'), or name the token that answers"
             )
-        return inputs.padded_right
+        return inputs.padded_right()
 
     def _generate_by_length(
         self, prompts: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None

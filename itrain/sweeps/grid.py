@@ -18,8 +18,8 @@ from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
 from itrain.training.probing import ProbeTraining
 
-WHOLE = "whole"
-"""How a table calls the position of a site without one."""
+WHOLE = "(whole)"
+"""How a table calls the position of a site without one; no span can have the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +168,12 @@ class Fit:
         """Its component, layer and position in the table; of a module of one's own its path, and the call it means."""
         site = self.site
         of_head = "" if site.head is None else f".head{site.head}"
-        of_step = "" if site.step is None else f"step{site.step}"
         if site.layer is None:
-            at = f"@{site.position}" if of_step and site.position else site.position or ""
-            return "module", site.component.removeprefix("module:"), f"{of_step}{at}" or WHOLE
-        step = f".{of_step}" if of_step else ""
-        return f"{site.component}{of_head}{step}", str(site.layer), site.position or WHOLE
+            calls = [] if site.step is None else [f"step {site.step}"]
+            places = [site.position] if site.position else []
+            return "module", site.component.removeprefix("module:"), ", ".join([*calls, *places]) or WHOLE
+        of_step = "" if site.step is None else f".step{site.step}"
+        return f"{site.component}{of_head}{of_step}", str(site.layer), site.position or WHOLE
 
 
 def tokens_of(examples: ModelInputs) -> list[str]:
