@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from itrain.layouts import Layout, channels_of, layout_of
 from itrain.sites import Site
 
 End = Literal["input", "output"]
@@ -58,13 +59,14 @@ class Location(NamedTuple):
     """A site in a model: the features in some columns of a module's input or output.
 
     ``columns`` index the last dimension; None stands for all of it. ``hidden_size`` counts the site's features and is
-    None where the module does not tell.
+    None where the module does not tell. ``layout`` brings activations that are not (batch, ..., features) to that.
     """
 
     module: nn.Module
     end: End
     columns: slice | Tensor | None
     hidden_size: int | None
+    layout: Layout | None = None
 
 
 def _whole(columns: Tensor, num_heads: int, head_size: int) -> Tensor:
@@ -165,8 +167,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     FSDP2 and adapters injected by PEFT change the model in place and need nothing.
     """
+    return layers(model)[-1]
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The model's wrappers, from the outside, and the model itself."""
     inner: Any = model
+    found: list[nn.Module] = []
     while True:
+        found.append(inner)
         if hasattr(inner, "_orig_mod"):
             inner = inner._orig_mod
         elif isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -174,7 +183,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         elif hasattr(inner, "get_base_model"):
             inner = inner.get_base_model()
         else:
-            return inner
+            return found
 
 
 def architecture(model: nn.Module) -> Architecture | None:
@@ -248,11 +257,10 @@ def _locate_module(model: nn.Module, site: Site) -> Location:
     try:
         module = model.get_submodule(path)
     except AttributeError as missing:
-        nearest = _nearest(path, (name for name, _ in model.named_modules() if name))
-        raise ValueError(
-            f"site '{site}': {type(model).__name__} has no module '{path}'; did you mean '{nearest}'?"
-        ) from missing
-    return Location(module, "input" if end == "input" else "output", None, _size(module, end))
+        inside = [name for name, _ in model.named_modules() if name]
+        hint = f"did you mean '{_nearest(path, inside)}'?" if inside else "it has none at all"
+        raise ValueError(f"site '{site}': {type(model).__name__} has no module '{path}'; {hint}") from missing
+    return Location(module, "input" if end == "input" else "output", None, _size(module, end), layout_of(module))
 
 
 def _model_type(model: nn.Module) -> str:
@@ -271,6 +279,8 @@ def _size(module: nn.Module, end: str) -> int | None:
         return module.embedding_dim if end == "output" else None
     if isinstance(module, nn.RNNCellBase):
         return module.hidden_size if end == "output" else module.input_size
+    if (channels := channels_of(module, end)) is not None:
+        return channels
     names = ("in_features", "nx") if end == "input" else ("out_features", "nf")
     return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 

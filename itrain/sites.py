@@ -12,12 +12,21 @@ POSITION_TERM = re.compile(
     r"(?P<end>first|last)(?P<count>[1-9]\d*)?|(?P<index>-?\d+)|(?P<span>[a-z_]\w*)(?:\.(?P<edge>first|last))?"
 )
 
+RESERVED = re.compile(r"(?:first|last)\d*|all")
+"""What positions call tokens by themselves, so that no span can have the name."""
+
 _TABLED = re.compile(r"layer(?P<layer>\d+)\.(?P<component>[a-z_]+)")
 _MODULE = re.compile(r"(?P<component>module:[\w.]+\.(?:input|output))")
 _SUFFIX = re.compile(r"(?:\.head(?P<head>\d+))?(?:\.step(?P<step>\d+))?(?:@(?P<position>.+))?")
 _EXPECTED = (
     "expected layer<N>.<component>[.head<H>][.step<T>][@<position>], for example layer5.block_output@last, "
     "or module:<path>.input|output"
+)
+
+
+_POSITIONS = (
+    "use first, last, first3, an integer, all, a span of the task (name, name.first, name.last), or several joined by "
+    "'+'"
 )
 
 
@@ -28,8 +37,9 @@ class Site:
     ``component`` is a name of the table in :mod:`itrain.architectures`, or ``module:<path>.input|output`` for any
     module of the base model. ``position`` names tokens: ``first``, ``last`` (of the tokens that are not padding),
     ``first3``, an integer counted from either end, ``all``, a named span of the task (``name``, ``name.last``), or
-    several of these joined by ``+``. Without a position the whole activation is meant. ``head`` picks one attention
-    head, ``step`` one call of a module that is called repeatedly (a recurrent cell), counted from 0.
+    several of these joined by ``+``. Without a position the whole activation is meant: of a text all its own tokens, as
+    by ``all``, and never padding. ``head`` picks one attention head, ``step`` one call of a module that is called
+    repeatedly (a recurrent cell), counted from 0.
 
     Raises:
         ValueError: the text is no site; the message shows the part at fault and the form expected.
@@ -45,13 +55,17 @@ class Site:
         if self.component.startswith("module:") != (self.layer is None):
             raise ValueError(f"site {self}: a component of the table needs a layer, and 'module:<path>' has none")
         body = _MODULE if self.layer is None else _TABLED
-        if not re.fullmatch(body.pattern + _SUFFIX.pattern, str(self)):
+        found = re.fullmatch(body.pattern + _SUFFIX.pattern, str(self))
+        if not found or found["component"] != self.component:
             raise ValueError(f"site '{self}': {_EXPECTED}")
         for term in self.terms:
-            if not POSITION_TERM.fullmatch(term):
+            match = POSITION_TERM.fullmatch(term)
+            if not match:
+                raise ValueError(f"site '{self}': '{term}' is no position; {_POSITIONS}")
+            if match["span"] and RESERVED.fullmatch(match["span"]) and term != "all":
                 raise ValueError(
-                    f"site '{self}': '{term}' is no position; use first, last, first3, an integer, all, "
-                    "a span of the task (name, name.first, name.last), or several joined by '+'"
+                    f"site '{self}': '{term}' is no position: only a span of the task has .first and .last; "
+                    f"{_meant(match['span'], match['edge'])}"
                 )
 
     @classmethod
@@ -85,6 +99,24 @@ class Site:
         """The position's parts: ``name.last+2`` has the terms ``name.last`` and ``2``."""
         return () if self.position is None else tuple(self.position.split("+"))
 
+    @property
+    def count(self) -> int | None:
+        """How many tokens the position names in every example; None where that depends on the example."""
+        found = 0
+        for term in self.terms:
+            match = POSITION_TERM.fullmatch(term)
+            assert match is not None, "a site checks its terms"
+            if match["span"] and not match["edge"]:
+                return None
+            found += int(match["count"] or 1)
+        return found or None
+
+    @property
+    def one_token(self) -> str:
+        """A position of one token, for messages that ask for one."""
+        span = self.terms[0].split(".")[0] if self.terms else "all"
+        return f"{span}.last" if span.isidentifier() and not RESERVED.fullmatch(span) else "last"
+
     def at(self, position: str | None) -> Site:
         """The same activation at another position."""
         return replace(self, position=position)
@@ -95,6 +127,38 @@ class Site:
         step = "" if self.step is None else f".step{self.step}"
         position = "" if self.position is None else f"@{self.position}"
         return f"{layer}{self.component}{head}{step}{position}"
+
+
+def require_distinct(sites: Sequence[Site]) -> None:
+    """Refuse sites that are listed twice.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    for place, site in enumerate(sites):
+        if site in sites[:place]:
+            raise ValueError(f"site '{site}' is listed twice; leave one of them out")
+
+
+def module_names(names: Sequence[str]) -> list[str]:
+    """The names as those of modules, which may hold no dots; different names stay different.
+
+    A dot becomes ``_``, or ``:`` where that would give two of them one name.
+    """
+    plain = [name.replace(".", "_") for name in names]
+    other = dict(zip(plain, names, strict=True))
+    doubled = {each for each, name in zip(plain, names, strict=True) if other[each] != name}
+    return [name.replace(".", ":") if each in doubled else each for each, name in zip(plain, names, strict=True)]
+
+
+def _meant(name: str, edge: str | None) -> str:
+    """What to write for the first or the last of ``first3``, ``last3`` or ``all``."""
+    count = int(re.sub(r"\D", "", name) or 1)
+    if edge is None or count == 0:
+        return _POSITIONS
+    if name == "all" or name.startswith(edge):
+        return f"use '{edge}'"
+    return f"use '{count - 1}'" if edge == "last" else f"use '-{count}'"
 
 
 SiteLike: TypeAlias = Site | str | Mapping[str, object]

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from itrain.architectures import ARCHITECTURES
+from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.sites import Site
 
@@ -112,6 +113,23 @@ def tiny_inputs(
         answer=tokens[:, 1] - 1 if answer else None,
         tokens=tokens,
         spans=spans or {},
+    )
+
+
+def pairs(base: ModelInputs, source: ModelInputs) -> CounterfactualBatch:
+    """Pairs of which one variable, x, is interchanged; their labels mean nothing."""
+    zeros = torch.zeros(base.batch_size, dtype=torch.long)
+    return CounterfactualBatch(
+        base=base,
+        sources={"x": source},
+        base_label=zeros,
+        counterfactual_label=zeros + 1,
+        contrast_label=zeros,
+        source_labels={"x": zeros},
+        variables={"x": zeros},
+        groups=(("x",),),
+        group=zeros,
+        isolates=zeros.bool(),
     )
 
 

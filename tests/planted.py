@@ -32,6 +32,29 @@ class Planted(nn.Module):
         return self.head(self.embed(bits))
 
 
+class Cell(nn.Linear):
+    """Adds what it is given to a state."""
+
+    def forward(self, bit: Tensor, state: Tensor) -> Tensor:  # type: ignore[override]
+        return state + super().forward(bit)
+
+
+class Stepwise(Planted):
+    """The same answer from a cell that is called once for each bit, and takes up one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = Cell(2, HIDDEN, bias=False)
+        self.cell.weight = self.embed.weight
+        del self.embed
+
+    def forward(self, bits: Tensor) -> Tensor:
+        state = bits.new_zeros(len(bits), HIDDEN)
+        for bit in torch.diag_embed(bits).unbind(1):
+            state = self.cell(bit, state)
+        return self.head(state)
+
+
 class Bits(Task):
     """``both(a, b)``, with the hypothesis that ``variable`` is represented: a bit (right), or their parity (wrong)."""
 

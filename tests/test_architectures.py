@@ -288,7 +288,10 @@ def test_models_that_the_table_lacks_are_told_the_remedy():
         (nn.GRUCell(3, 6), "output", 6),
         (nn.GRUCell(3, 6), "input", 3),
         (nn.ReLU(), "output", None),
-        (nn.Conv2d(3, 5, 2), "output", None),
+        (nn.Conv2d(3, 5, 2), "output", 5),
+        (nn.Conv2d(3, 5, 2), "input", 3),
+        (nn.BatchNorm2d(4), "output", 4),
+        (nn.MaxPool2d(2), "output", None),
     ],
 )
 def test_modules_tell_their_size_or_nothing(module, end, size):

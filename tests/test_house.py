@@ -19,6 +19,7 @@ ROOMS = [
     {"itrain.bounds"},
     {
         "itrain.sites",
+        "itrain.layouts",
         "itrain.signatures",
         "itrain.trust",
         "itrain.causal_model",

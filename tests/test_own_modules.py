@@ -85,11 +85,11 @@ def convolutional() -> nn.Sequential:
 def test_whole_activations_of_a_convolution():
     network, inputs = HookedNetwork(convolutional()), ModelInputs(arguments={"input": torch.randn(2, 1, 3, 3)})
     (site,) = sites("module:0.output")
-    convolved = network.model[0](inputs.arguments["input"])
+    convolved = network.model[0](inputs.arguments["input"]).flatten(2).transpose(1, 2)
     assert (convolved < 0).any()
     assert torch.equal(network.read(inputs, [site])[site], convolved), "the ReLU that follows works in place"
-    source = torch.randn(2, 3, 2, 2)
-    before, expected = source.clone(), network.model[3](source.relu().flatten(1))
+    source = torch.randn(2, 4, 3)
+    before, expected = source.clone(), network.model[3](source.transpose(1, 2).relu().flatten(1))
     assert torch.allclose(network.edit(inputs, [(site, lambda _: source)]), expected)
     assert torch.equal(source, before)
 

@@ -61,10 +61,15 @@ def test_per_example_positions_after_a_call_with_an_integer_position(network):
 def test_positions_name_these_tokens_of_the_text(position, expected, left, network):
     shift = torch.tensor([0, 2 if left else 0])
     spans = {"name": torch.tensor([[1, 2], [1, 4]]) + shift[:, None]}
-    inputs, whole = tiny_inputs((6, 4), left=left, spans=spans), Site(layer=0, component="block_output")
-    site = whole.at(position)
-    full, found = network.read(inputs, [whole])[whole], network.read(inputs, [site])[site]
-    after = edited_activation(network, inputs, site, lambda base: base + 1)
+    inputs, site = (
+        tiny_inputs((6, 4), left=left, spans=spans),
+        Site(layer=0, component="block_output", position=position),
+    )
+    seen: list[Tensor] = []
+    network.model.model.layers[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    found = network.read(inputs, [site])[site]
+    network.edit(inputs, [(site, lambda base: base + 1)])
+    full, after = seen
     for example, tokens in enumerate(expected):
         places = [token + int(shift[example]) for token in tokens]
         assert torch.equal(found[example, : len(places)], full[example, places])

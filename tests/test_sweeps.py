@@ -166,7 +166,7 @@ def test_layers(layers: Any, expected: list[int], finished: Path) -> None:
     opened = open_model(OmegaConf.load(finished / "config.yaml"), finished)  # type: ignore[arg-type]
     opened.data.setup("fit")
     grid = Grid(methods={"das": DAS}, layers=layers, positions=["name"])
-    assert [site.layer for site in grid.sites(opened)] == expected
+    assert [site.layer for site in grid.all_sites(opened)] == expected
 
 
 def test_the_controls_of_a_fit_stand_in_its_row(finished: Path) -> None:

@@ -135,7 +135,10 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         _contrast(task, [base, *(model.run(source)[model.output] for source in pair.sources.values())], new)
         for base, new, pair in zip(outputs, counterfactuals, pairs, strict=True)
     ]
-    groups = sorted({tuple(pair.sources) for pair in pairs})
+    # By the task's order, so that {left, right} and {right, left} are one set.
+    order = {variable: place for place, variable in enumerate(names)}
+    together = [tuple(sorted(pair.sources, key=lambda each: (order.get(each, len(order)), each))) for pair in pairs]
+    groups = sorted(set(together))
     sources = {
         variable: [pair.sources.get(variable, pair.base) for pair in pairs]
         for variable in dict.fromkeys(variable for group in groups for variable in group)
@@ -152,7 +155,7 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         },
         variables={name: torch.tensor([_place(task, name, base[name]) for base in bases]) for name in names},
         groups=tuple(groups),
-        group=torch.tensor([groups.index(tuple(pair.sources)) for pair in pairs]),
+        group=torch.tensor([groups.index(each) for each in together]),
         isolates=torch.tensor([pair.isolates for pair in pairs]),
         types=None if task.control is None else torch.tensor([_hash(base[task.control]) for base in bases]),
         candidates=labels(task, task.outputs).unique() if _answers(task) == 1 else None,

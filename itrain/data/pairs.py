@@ -134,7 +134,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     def require(self, sites: Sequence[Site]) -> None:
         super().require(sites)
         for pairs in (dataset.examples for dataset in self.datasets.values()):
-            for site in sites:
+            # Whether a module without a position holds tokens is known once it is read.
+            for site in (site for site in sites if site.position or site.layer is not None):
                 for source in pairs.sources.values():
                     pairs.base.require_same_count(source, site)
 

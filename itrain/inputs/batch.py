@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from itrain.inputs.keys import example_keys
+from itrain.inputs.layout import MASK, moved, require_mask, tokens_of_mask
 from itrain.inputs.positions import PositionError, Range, TokenIndices, token_indices, token_ranges, token_slots
 from itrain.sites import Site
 
@@ -52,12 +53,16 @@ class ModelInputs:
     Args:
         arguments: the keyword arguments of the base model's forward, each with the batch first.
         answer: the token whose logits answer, (B,), or several, (B, A). None: the model's whole output is the answer.
-        tokens: first token that is no padding and one past the last, (B, 2), on the CPU. None: inputs without tokens.
+        tokens: first token that is no padding and one past the last, (B, 2), on the CPU. None: what the attention mask
+            of a text says, else all tokens of a text, or inputs without tokens.
         stop: one past the last token of all, (B,), on the CPU, where the text goes on after ``tokens``: positions count
             the tokens of a prompt, whatever response follows it. None: nothing follows.
         spans: named token spans as [start, stop), (B, 2) each, on the CPU, counted as ``tokens`` is.
         texts: what the examples say, for messages.
         candidates: the tokens or classes whose logits are the answer's, ascending; None: all of them.
+
+    Raises:
+        ValueError: the attention mask of a text does not tell padding from text.
     """
 
     arguments: Mapping[str, Tensor]
@@ -70,6 +75,12 @@ class ModelInputs:
     # Never handed on by replace(), whose result may have other spans or another device.
     _indices: dict[tuple[str | None, int], TokenIndices] = field(default_factory=dict, init=False, repr=False)
     _ranges: dict[tuple[str | None, int | None], list[Range]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if MASK in self.arguments:
+            require_mask(self.arguments, self.length)
+            if self.tokens is None:
+                self.tokens = tokens_of_mask(self.arguments, self.length, self.name)
 
     @property
     def batch_size(self) -> int:
@@ -125,6 +136,32 @@ class ModelInputs:
         """Whether there is no padding and the attention mask hides nothing."""
         return not any(self.padding) and bool(self.unmasked.all())
 
+    @cached_property
+    def all_own(self) -> bool:
+        """Whether the rows hold nothing but the tokens that positions count: no padding and no response."""
+        return self.tokens is None or not (self.stop is not None or any(self.padding))
+
+    def padded_right(self) -> ModelInputs:
+        """The same text, with padding on the right alone."""
+        assert self.tokens is not None, "inputs without tokens have no padding"
+        shift, end = self.extent
+        arguments = moved(self.arguments, -shift, self.length)
+        if MASK in arguments:
+            own = torch.arange(self.length) < (end - shift)[:, None]
+            arguments[MASK] = arguments[MASK] * own.to(arguments[MASK])
+        answer = self.answer
+        if answer is not None:
+            back = shift.to(self.device)
+            answer = answer - back.view(-1, *[1] * (answer.ndim - 1))
+        return replace(
+            self,
+            arguments=arguments,
+            answer=answer,
+            tokens=self.tokens - shift[:, None],
+            stop=None if self.stop is None else self.stop - shift,
+            spans={name: span - shift[:, None] for name, span in self.spans.items()},
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ModelInputs:
         """The batch on another device; the token layout stays on the CPU, where positions are worked out."""
         answer, candidates = (
@@ -168,12 +205,10 @@ class ModelInputs:
         tokens = whole if self.tokens is None else self.tokens
         width = int((tokens[:, 1] - tokens[:, 0]).max())
         shift = width - tokens[:, 1:]
-        place = torch.arange(width)
-        index = (place - shift).clamp(min=0).to(self.device)
-        inside = (place >= tokens[:, :1] + shift).long().to(self.device)
-        arguments = {name: value.take_along_dim(index, 1) for name, value in self.arguments.items()}
+        inside = (torch.arange(width) >= tokens[:, :1] + shift).long().to(self.device)
+        arguments = moved(self.arguments, shift[:, 0], width)
         return ModelInputs(
-            arguments={**arguments, "attention_mask": arguments.get("attention_mask", 1) * inside},
+            arguments={**arguments, MASK: arguments.get(MASK, 1) * inside},
             answer=torch.full((self.batch_size,), width - 1, device=self.device),
             tokens=tokens + shift,
             spans={name: span + shift for name, span in self.spans.items()},
@@ -194,10 +229,14 @@ class ModelInputs:
         """The tokens that the site's position names in an activation of ``length`` tokens, on the inputs' device.
 
         Raises:
-            PositionError: the position does not exist in some example, or the activation lacks tokens of the text.
+            PositionError: the position does not exist in some example, or the activation has not the text's tokens.
         """
-        if self.tokens is not None and int(self.extent[1].max()) > length:
-            raise PositionError(f"site '{site}': the activation there has {length} tokens, fewer than the inputs")
+        if self.tokens is not None and length != self.length:
+            than = "fewer" if length < self.length else "more"
+            raise PositionError(
+                f"site '{site}': the activation there has {length} tokens, {than} than the inputs, which have "
+                f"{self.length}, so that positions in it cannot be told"
+            )
         key = (site.position, length)
         if key not in self._indices:
             # Kept for steps with gradients, which tensors of inference mode do not serve.
@@ -215,6 +254,17 @@ class ModelInputs:
         """The earliest token that the site's position names, on the CPU."""
         return torch.stack([start for start, _ in self._find(site, self.length)]).amin(0)
 
+    def are_tokens(self, site: Site, activation: Tensor) -> bool:
+        """Whether what was read at the site is an activation of each token that the position names.
+
+        Without a position it need not be: the site may hold one activation an example, or one of no text.
+        """
+        if site.position is not None:
+            return True
+        if self.tokens is None or activation.ndim < 3:
+            return False
+        return activation.shape[1] == int((self.tokens[:, 1] - self.tokens[:, 0]).max())
+
     def slots(self, site: Site) -> tuple[Int[Tensor, "batch positions"], Int[Tensor, " batch"]]:
         """Which of an example's own tokens at the position each of the P is, and how many it has, on the CPU.
 
@@ -223,8 +273,11 @@ class ModelInputs:
         return token_slots(self._find(site, self.length))
 
     def present(self, site: Site) -> Bool[Tensor, "batch positions"]:
-        """Which of the P tokens at the position each example has, on the CPU; ragged spans leave some out."""
-        counts = [stop - start for start, stop in self._find(site, self.length)]
+        """Which of the P tokens at the position each example has, on the CPU; ragged spans leave some out.
+
+        It is asked of inputs with tokens: in others every example has the same places.
+        """
+        counts = [stop - start for start, stop in self._find(site)]
         return torch.cat([torch.arange(int(count.max())) < count[:, None] for count in counts], 1)
 
     def require(self, site: Site) -> None:
@@ -242,17 +295,16 @@ class ModelInputs:
         Raises:
             PositionError: naming the pair; paired by broadcasting it would give a number that means nothing.
         """
-        if self.tokens is None or source.tokens is None or site.position is None:
+        if self.tokens is None or source.tokens is None:
             return
         counts = [[stop - start for start, stop in inputs._find(site)] for inputs in (self, source)]
         ours, theirs = (torch.stack(terms, 1) for terms in counts)
         unequal = (ours != theirs).any(1).nonzero()
         if len(unequal):
             pair = int(unequal[0])
-            one = site.terms[0].split(".")[0]
             raise PositionError(
                 f"site '{site}': base {self.name(pair)} and source {source.name(pair)} have {int(ours[pair].sum())} "
-                f"and {int(theirs[pair].sum())} tokens there; name one token, for example '{one}.last'"
+                f"and {int(theirs[pair].sum())} tokens there; name one token, for example '{site.one_token}'"
             )
 
     def _find(self, site: Site, length: int | None = None) -> list[Range]:
@@ -260,15 +312,15 @@ class ModelInputs:
         # A step asks several times.
         key = site.position, length if self.tokens is None else None
         if key not in self._ranges:
-            self._ranges[key] = token_ranges(site, self._counted(length), self.spans, self.name)
+            if self.tokens is not None:
+                # Positions count the tokens of the prompt, whatever follows it.
+                counted = self.tokens[:, 0], self.tokens[:, 1]
+            else:
+                assert length is not None, "only inputs with tokens know their own length"
+                start = torch.zeros(self.batch_size, dtype=torch.long)
+                counted = start, start + length
+            self._ranges[key] = token_ranges(site, counted, self.spans, self.name)
         return self._ranges[key]
-
-    def _counted(self, length: int | None) -> Range:
-        """The tokens that positions count: those of the prompt, whatever follows it."""
-        if self.tokens is not None:
-            return self.tokens[:, 0], self.tokens[:, 1]
-        assert length is not None, "only inputs with tokens know their own length"
-        return torch.zeros(self.batch_size, dtype=torch.long), torch.full((self.batch_size,), length)
 
     def _own_tokens(self) -> tuple[Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]]:
         """Where each token stands from the example's first own one, and whether it is no padding."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from itrain.sites import POSITION_TERM, Site
+from itrain.sites import POSITION_TERM, RESERVED, Site
 
 Range = tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]
 """First token and one past the last, per example."""
@@ -32,7 +32,7 @@ class PositionError(ValueError):
 def token_ranges(
     site: Site, extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], name: Callable[[int], str]
 ) -> list[Range]:
-    """The range of each term of the site's position.
+    """The range of each term of the site's position; of a site without one, of all tokens.
 
     Args:
         site: the site.
@@ -41,11 +41,12 @@ def token_ranges(
         name: how messages speak of an example.
 
     Raises:
-        PositionError: a term does not exist in some example, or two terms name the same token.
+        PositionError: a term does not exist in some example, has the name of a span besides its own meaning, or two
+            terms name the same token.
     """
     first, end = extent
     ranges: list[Range] = []
-    for term in site.terms:
+    for term in site.terms or ("all",):
         start, stop = _term_range(term, extent, spans, site)
         outside = ((start < first) | (stop > end) | (start >= stop)).nonzero()
         if len(outside):
@@ -66,6 +67,10 @@ def token_ranges(
 def _term_range(term: str, extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], site: Site) -> Range:
     match, (first, end) = POSITION_TERM.fullmatch(term), extent
     assert match is not None, "a site checks its terms"
+    if term in spans and RESERVED.fullmatch(term) and site.terms:
+        raise PositionError(
+            f"site '{site}': the task names a span '{term}', which as a position means something else; rename the span"
+        )
     if match["end"]:
         count = int(match["count"] or 1)
         return (first, first + count) if match["end"] == "first" else (end - count, end)

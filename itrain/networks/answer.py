@@ -5,7 +5,7 @@ Tensor letters: B batch, A answers, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from itrain.networks.lane import Lane
+
+READ = ("decoder_input_ids", "input_ids", "inputs_embeds")
+"""The arguments of which a model's head sees each token, the nearest to it first."""
 
 Answers = tuple[Int[Tensor, "rows 1"], Int[Tensor, "rows answers"]]
 """The rows and tokens that answer in a run, (lanes * B, 1) and (lanes * B, A)."""
@@ -34,11 +37,18 @@ def answers(lanes: Sequence[Lane]) -> Answers | None:
 
 
 def answer_only(
-    model: Any, at: Answers, candidates: Int[Tensor, " candidates"] | None, stack: ExitStack, *, asked: bool = True
+    model: Any,
+    at: Answers,
+    candidates: Int[Tensor, " candidates"] | None,
+    arguments: Mapping[str, Any],
+    stack: ExitStack,
+    *,
+    asked: bool = True,
 ) -> None:
     """Have the model's head compute nothing but the logits at the answer tokens, or the candidates' among them.
 
-    A model without a head is run as it is where no answer is ``asked`` for, but activations alone.
+    ``arguments`` are those of the run, whose text has as many tokens as the head must be given. A model without a head
+    is run as it is where no answer is ``asked`` for, but activations alone.
 
     Raises:
         ValueError: the model has no language-model head.
@@ -49,7 +59,8 @@ def answer_only(
     if head is None:
         name = type(model).__name__
         raise ValueError(f"{name} has no language-model head, so it has no logits at answer tokens; load it with one")
-    stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at)).remove)
+    tokens = next((arguments[name].shape[1] for name in READ if name in arguments), None)
+    stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at, tokens)).remove)
     if candidates is None:
         return
     candidates = candidates.clone() if candidates.is_inference() else candidates
@@ -83,8 +94,13 @@ def each_answer(output: Any, lanes: Sequence[Lane]) -> list[Tensor]:
     return list(answer.split(inputs.batch_size))
 
 
-def _keep_rows(at: Answers, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _keep_rows(at: Answers, tokens: int | None, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Only what the head makes of the answer tokens: the vocabulary is a small model's widest layer."""
+    if tokens is not None and args[0].shape[1] != tokens:
+        raise ValueError(
+            f"the head is given {args[0].shape[1]} tokens where the text has {tokens}, so that the token that answers "
+            "cannot be told; take a model that puts no tokens of its own before or after the text"
+        )
     return (args[0][at], *args[1:])
 
 

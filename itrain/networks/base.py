@@ -35,7 +35,8 @@ class Network(nn.Module, ABC):
     def read(self, inputs: ModelInputs, sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch *places features"]]:
         """The activations at the sites, (B, P, D) where a site has a position; at least fp32.
 
-        Where spans are ragged, positions that an example lacks repeat its first one.
+        Where spans are ragged, positions that an example lacks repeat its first one. Without a position, the whole
+        activation: of a text all its own tokens, as by ``@all``, and of a map (B, places, channels).
         """
 
     def edit(self, inputs: ModelInputs, edits: Edits) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from itrain.architectures import architecture, unwrap
+from itrain.architectures import architecture, layers, unwrap
 
 CACHE = ("cache", "past_key_values")
 """The keys and values of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
@@ -35,6 +35,7 @@ class Forward:
         names: the arguments of its forward.
         caches: whether it keeps keys and values unless told otherwise.
         counts: whether it numbers its tokens, padding among them unless told otherwise.
+        right: whether padding is put on the right, since on the left it may be counted as tokens all the same.
     """
 
     wrapped: nn.Module
@@ -42,14 +43,23 @@ class Forward:
     names: frozenset[str]
     caches: bool
     counts: bool
+    right: bool
 
     @classmethod
     def of(cls, wrapped: nn.Module) -> Forward:
+        """The forward of a model.
+
+        Raises:
+            ValueError: the model is wrapped in soft prompts.
+        """
+        _refuse_soft_prompts(wrapped)
         model = unwrap(wrapped)
         row, names = architecture(model), _accepted(type(model))
         caches = row is not None and "use_cache" in names
         counts = row is not None and row.causal and "position_ids" in names
-        return cls(wrapped, model, names, caches, counts)
+        # What models of other types make of padding on the left is known of none of them, and encoders count it.
+        right = hasattr(getattr(model, "config", None), "model_type") and not (row is not None and row.causal)
+        return cls(wrapped, model, names, caches, counts, right)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments given and those that transformers would get wrong."""
@@ -58,7 +68,7 @@ class Forward:
             arguments.setdefault("use_cache", False)
         if self.counts and "attention_mask" in arguments and "position_ids" not in arguments:
             # GPT-2 and its kin number padding too unless told where the text starts.
-            arguments["position_ids"] = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            arguments["position_ids"] = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0).long()
         return arguments
 
 
@@ -98,6 +108,19 @@ def checkpoint_of(block: nn.Module) -> Callable[..., Any] | None:
     if not block.training or not getattr(block, "gradient_checkpointing", False):
         return None
     return getattr(block, CHECKPOINT, None)
+
+
+def _refuse_soft_prompts(wrapped: nn.Module) -> None:
+    """Refuse virtual tokens before the text, by which positions and answers would move."""
+    for wrapper in layers(wrapped):
+        config: Any = getattr(wrapper, "active_peft_config", None)
+        if getattr(config, "is_prompt_learning", False):
+            kind = getattr(config.peft_type, "value", config.peft_type)
+            raise ValueError(
+                f"{type(wrapper).__name__}: its adapter ({kind}) puts {config.num_virtual_tokens} virtual tokens "
+                "before the text, by which every position and answer would move; take the model without it, or an "
+                "adapter of weights such as LoRA"
+            )
 
 
 @cache

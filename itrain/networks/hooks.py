@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from itrain.architectures import locate
 from itrain.inputs import ModelInputs
+from itrain.inputs.layout import MASK
+from itrain.layouts import REMEDY
 from itrain.networks.answer import Answers, answer_only, answers, each_answer
 from itrain.networks.base import ROWS, Network
 from itrain.networks.forward import Forward, cache_arguments, cache_of
@@ -53,14 +56,16 @@ class HookedNetwork(Network):
     def read(
         self, inputs: ModelInputs, sites: Iterable[Site], *, stop_early: bool = False
     ) -> dict[Site, Float[Tensor, "batch *places features"]]:
-        """The activations at the sites, (B, P, D) where a site has a position; at least fp32.
+        """The activations at the sites, (B, P, D) where a site has a position or the texts are ragged; at least fp32.
 
-        Positions of ragged spans that an example lacks repeat its first one. ``stop_early`` ends the run as soon as all
-        is found: for modules that are known to be called once, since further calls would go unnoticed.
+        Positions that an example lacks repeat its first one. ``stop_early`` ends the run as soon as all is found: for
+        modules that are known to be called once, since further calls would go unnoticed.
 
         Raises:
             RuntimeError: a site of a trainable model runs without gradients although they are enabled.
         """
+        if self.call.right and not inputs.all_own:
+            inputs = self._padded_right(inputs, reads=True)
         lane = Lane(inputs=inputs, rows=inputs.batch_size)
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.model.parameters())
         reads = [
@@ -75,6 +80,8 @@ class HookedNetwork(Network):
         return {each.site: each.read for each in reads if each.read is not None}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
+        if self.call.right and not inputs.all_own:
+            inputs = self._padded_right(inputs)
         size = inputs.batch_size
         at_once = max(1, rows // size)
         found = []
@@ -104,10 +111,12 @@ class HookedNetwork(Network):
         self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
     ) -> Int[Tensor, "batch new"]:
         prompts = inputs.prompts()
+        if self.call.right and prompts.padding[0]:
+            return self._generate_by_length(prompts, edits, max_new_tokens=max_new_tokens, end=end)
         lane = Lane(inputs=prompts, edits=edits, rows=prompts.batch_size)
         planned = [Planned(lane=lane, site=site, route=self._route(site), edit=edit) for site, edit in edits]
         output = self.run({**prompts.arguments, "use_cache": True}, planned, answers([lane]))
-        forward, cache = Forward.of(self.model), cache_of(output)
+        forward, cache = self.call, cache_of(output)
         if cache is None:
             raise ValueError(f"{type(forward.model).__name__} keeps no keys and values to generate text from")
         tokens, mask = [output.logits[:, 0].argmax(-1)], prompts.arguments["attention_mask"]
@@ -130,7 +139,13 @@ class HookedNetwork(Network):
             module = type(location.module).__name__
             raise ValueError(f"site '{site}': {module} does not tell its size; pass an example input")
         with torch.no_grad():
-            return self.read(example, [site])[site].shape[-1]
+            shape = self.read(example, [site])[site].shape
+        if not 2 <= len(shape) <= 3:
+            raise ValueError(
+                f"site '{site}': the activation there has shape {tuple(shape)}, in which features cannot be told from "
+                f"places; {REMEDY}"
+            )
+        return shape[-1]
 
     def prepare(
         self,
@@ -156,27 +171,73 @@ class HookedNetwork(Network):
         """
         if self.training and not self.trainable:
             self.eval()
-        model = self.model
-        if self._forward is None or self._forward.wrapped is not model:
-            self._forward = Forward.of(model)
+        forward = self.call
         with ExitStack() as stack:
             install(planned, stack)
             if any(block.training for each in planned for block in each.route.inside):
                 recompute_alike(planned, stack)
             if at is not None:
                 asked = not planned or any(each.edit is not None for each in planned)
-                answer_only(self._forward.model, at, candidates, stack, asked=asked)
+                answer_only(forward.model, at, candidates, arguments, stack, asked=asked)
             # A compiled graph was traced without these hooks and would skip them in silence.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             if torch.is_grad_enabled():
                 # Tensors that were made in inference mode could not be saved for the backward pass.
                 made = {name for name, each in arguments.items() if isinstance(each, Tensor) and each.is_inference()}
                 arguments = {name: each.clone() if name in made else each for name, each in arguments.items()}
-            output = model(**self._forward.arguments(arguments))
+            output = self.model(**forward.arguments(arguments))
         for each in planned:
             if not each.done:
                 raise each.missing()
         return output
+
+    @property
+    def call(self) -> Forward:
+        """How the model is called, looked up again where another has taken its place."""
+        if self._forward is None or self._forward.wrapped is not self.model:
+            self._forward = Forward.of(self.model)
+        return self._forward
+
+    def _padded_right(self, inputs: ModelInputs, *, reads: bool = False) -> ModelInputs:
+        """The inputs with padding on the right alone; ``reads``: where the answer is of no interest.
+
+        Raises:
+            ValueError: the model cannot be told of padding, or its whole output is the answer, of which padding on
+                another side would move the tokens.
+        """
+        if not any(inputs.padding):
+            return inputs
+        name = type(self.call.model).__name__
+        if MASK in inputs.arguments and MASK not in self.call.names:
+            raise ValueError(
+                f"{name}: its forward takes no {MASK}, so it would take padding for text; take texts of equal length"
+            )
+        if not inputs.padding[0]:
+            return inputs
+        if inputs.answer is None and not reads:
+            raise ValueError(
+                f"{name}: models of this type may count padding on the left as tokens; pad the texts on the right "
+                "(tokenizer.padding_side='right'), or name the token that answers"
+            )
+        return inputs.padded_right()
+
+    def _generate_by_length(
+        self, prompts: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None
+    ) -> Int[Tensor, "batch new"]:
+        """The new tokens, from runs of prompts of one length each, which need no padding."""
+        lengths = prompts.extent[1] - prompts.extent[0]
+        found: dict[int, Tensor] = {}
+        for length in lengths.unique():
+            rows = (lengths == length).nonzero()[:, 0]
+            found |= zip(
+                rows.tolist(),
+                self.generate(prompts.take(rows), edits, max_new_tokens=max_new_tokens, end=end),
+                strict=True,
+            )
+        # Rows differ in length only where all of a run have ended.
+        return pad_sequence(
+            [found[row] for row in range(prompts.batch_size)], batch_first=True, padding_value=0 if end is None else end
+        )
 
     def _route(self, site: Site) -> Route:
         """The site's place in the model, looked up again where another module has taken it."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from itrain.architectures import Location
 from itrain.inputs import ModelInputs, TokenIndices
+from itrain.layouts import REMEDY
 from itrain.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
@@ -56,12 +57,9 @@ class Lane:
         """
         size, tokens = self.inputs.batch_size, None
         index: tuple[Any, ...] = (...,)
-        if site.position is not None:
-            if activation.ndim < 3 or len(activation) != self.rows:
-                raise ValueError(
-                    f"site '{site}': the activation there has shape {tuple(activation.shape)}, so it has no positions "
-                    f"in ({self.rows}, tokens, features); leave the position out"
-                )
+        if site.position is not None or not (self.inputs.all_own or self._is_whole(activation)):
+            if activation.ndim != 3 or len(activation) != self.rows:
+                raise self._unplaced(activation, site)
             tokens = self.inputs.indices(site, activation.shape[1] if self.shift is None else self.inputs.length)
             if self.shift is not None:
                 tokens = TokenIndices(tokens.index - self.shift, tokens.valid)
@@ -77,6 +75,24 @@ class Lane:
         if location.columns is not None:
             picked = picked[..., location.columns]
         return picked.to(torch.promote_types(picked.dtype, torch.float32)), Cells(index, tokens)
+
+    def _is_whole(self, activation: Tensor) -> bool:
+        """Whether an activation of padded texts has no padding: it is one of each example, or of the answers alone."""
+        answer = self.inputs.answer
+        answers = 0 if answer is None else answer.shape[1] if answer.ndim > 1 else 1
+        one = activation.ndim == 2 or (activation.ndim == 3 and activation.shape[1] == answers != self.inputs.length)
+        return one and len(activation) == self.rows
+
+    def _unplaced(self, activation: Tensor, site: Site) -> ValueError:
+        """The error of an activation in which no token can be found."""
+        seen = f"site '{site}': the activation there has shape {tuple(activation.shape)}"
+        if site.position is None:
+            return ValueError(
+                f"{seen}, in which padding cannot be told from text; take texts of equal length, or name a module "
+                f"whose activation is ({self.rows}, tokens, features)"
+            )
+        remedy = "leave the position out" + (f", or {REMEDY}" if activation.ndim > 3 else "")
+        return ValueError(f"{seen}, so it has no positions in ({self.rows}, tokens, features); {remedy}")
 
     def replace(self, activation: Tensor, cells: Cells, location: Location, new: Tensor) -> Tensor:
         """The activation with the features in these cells replaced, out of place."""

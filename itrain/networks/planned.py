@@ -74,18 +74,22 @@ class Planned:
                 "none would flow through what is read; checkpoint with use_reentrant=False or read under no_grad"
             )
         self.done = True
+        given, layout = activation, location.layout
+        if layout is not None:
+            activation = layout.by_place(activation)
         base, cells = lane.pick(activation, site, location)
         if self.edit is None:
             # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
             self.read = base.clone() if site.position is None else base
             if self.until and all(each.done for each in self.until):
                 raise AllRead
-            return activation
+            return given
         with torch.autocast(activation.device.type, enabled=False):
             new = self.edit(base)
         if new.shape != base.shape:
             raise ValueError(f"site '{site}': the edit made shape {tuple(new.shape)} of shape {tuple(base.shape)}")
-        return lane.replace(activation, cells, location, new.to(activation.dtype))
+        new = lane.replace(activation, cells, location, new.to(activation.dtype))
+        return new if layout is None else layout.back(new, given)
 
     def again(self) -> Planned:
         """The same for a second run of the module within one step, which does not end early."""

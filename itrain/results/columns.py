@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # --- settings of a fit: the columns of a sweep's table up to and including the command
@@ -89,6 +90,16 @@ KNOWN = frozenset(
 def is_known(key: str) -> bool:
     """Whether a column of a table, or a figure of a run, is one of itrain's own."""
     return any(part in KNOWN for part in key.split("/"))
+
+
+def in_order(layers: Iterable[Any]) -> list[Any]:
+    """Layers, or modules by their paths, from the first to the last: ``encoder.2`` before ``encoder.10``."""
+    return sorted(layers, key=lambda layer: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(layer))])
+
+
+def named_layer(layer: Any) -> str:
+    """How text speaks of a layer, or of a module that is named by its path."""
+    return str(layer) if isinstance(layer, str) and not layer.isdigit() else f"layer {layer}"
 
 
 def written(value: Any) -> str:

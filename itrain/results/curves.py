@@ -21,6 +21,8 @@ from itrain.results.columns import (
     RANK_FOUND,
     SEED,
     VALIDATION,
+    in_order,
+    named_layer,
     spoken,
 )
 from itrain.results.controls import without_void
@@ -102,7 +104,7 @@ def over_rank(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]], token
             if points:
                 lines.append(Line(name=method, stroke=stroke, points=points))
         steps = [f"{rank:g}" for rank in ranks]
-        yield _over_steps(f"{_named(str(position), tokens)}, layer {layer}", "rank", steps, lines)
+        yield _over_steps(f"{_named(str(position), tokens)}, {named_layer(layer)}", "rank", steps, lines)
 
 
 def boundaries(
@@ -113,13 +115,13 @@ def boundaries(
         return
     strokes = {position: stroke for stroke, position in enumerate(dict.fromkeys(frame[POSITION]))}
     for name, part in methods_of(frame.loc[frame[RANK_FOUND].notna()], apart):
-        layers = sorted(part[LAYER].unique())
+        layers = in_order(part[LAYER].unique())
         lines = []
         positions: Any = part.groupby(POSITION, sort=False)
         for position, there in positions:
             called = _named(position, tokens)
             points = [
-                _estimated(fits, RANK_FOUND, layers.index(layer), f"{name}, layer {layer}, {called}")
+                _estimated(fits, RANK_FOUND, layers.index(layer), f"{name}, {named_layer(layer)}, {called}")
                 for layer, fits in there.groupby(LAYER)
             ]
             lines.append(Line(name=called, stroke=strokes[position], points=points))
@@ -146,7 +148,7 @@ def over_training(
         lines = []
         fits: Any = part.sort_values(LAYER, kind="stable").groupby([*PLACE, SEED, COMMAND], sort=False)
         for (layer, position, seed, command), epochs in fits:
-            called = f"layer {layer}, {position}" + (f", seed {seed}" if several else "")
+            called = f"{named_layer(layer)}, {position}" + (f", seed {seed}" if several else "")
             points = [
                 Point(x=epoch + 1, y=share, says=f"epoch {epoch + 1}: {share:.2f}")
                 for epoch, share in zip(epochs[EPOCH], epochs[validated], strict=True)

@@ -21,7 +21,9 @@ from itrain.results.columns import (
     RANDOM_MODEL,
     RUNS,
     SEED,
+    in_order,
     is_known,
+    named_layer,
     spoken,
     written,
 )
@@ -144,7 +146,7 @@ def maps_of(
         for column, title in figures_of(part).items():
             rows = {
                 layer: [_cell(method, column, title, fits.get((layer, position))) for position in positions]
-                for layer in sorted(part[LAYER].unique(), reverse=True)
+                for layer in reversed(in_order(part[LAYER].unique()))
             }
             beside = {run: float(part[f"{run}/{column}"].mean()) for run in RUNS if f"{run}/{column}" in part}
             chance = chance_of(part, column) if column == PROBE_ACCURACY else None
@@ -221,7 +223,7 @@ def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -
     flags = sorted({flag for flag in fits[FLAG] if flag})
     return Cell(
         estimate=estimate,
-        name=f"{method}, layer {first[LAYER]}, {first[POSITION]}",
+        name=f"{method}, {named_layer(first[LAYER])}, {first[POSITION]}",
         above_chance=above_chance,
         details=[*said, *(f"flag: {flag}" for flag in flags)],
         flagged=bool(flags),

@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 
-from itrain.architectures import blocks, locate
+from itrain.architectures import architecture, blocks, locate
 from itrain.bounds import require_at_least
 from itrain.experiment import Opened
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
-from itrain.sites import Site
+from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
 from itrain.training.probing import ProbeTraining
+
+WHOLE = "(whole)"
+"""How a table calls the position of a site without one; no span can have the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,9 @@ class Grid:
         methods: interventions and probe trainings, by name.
         layers: ``all``, ``every(2)`` from the last one down, or numbers.
         positions: ``all``, for the tokens that the task names, the first and the last; or a list, also of whole spans.
-        components: the components of each layer.
+        components: the components of each layer, also of one head: ``attention_value_output.head3``.
+        sites: in place of these three: whole sites, such as the modules of a model that the table of architectures
+            lacks, and their calls: ``module:cell.output.step2``.
         window: layers that are edited together, centred on each: of all components, or for some of them by name.
         ranks: for the methods that have one.
         seeds: each gives its own data, model and start.
@@ -37,13 +42,15 @@ class Grid:
         words: as typed on the command line, for the commands that repeat single fits.
 
     Raises:
-        ValueError: the layers cannot be read, something is empty, or a window is less than 1 layer or one of probes.
+        ValueError: the layers cannot be read, something is empty or listed twice, sites are named in both ways, a
+            method cannot have its name, or a window is less than 1 layer or one of probes.
     """
 
     methods: Mapping[str, Callable[..., Intervention] | Callable[..., Training]]
     layers: str | Sequence[int] = "all"
-    positions: str | Sequence[str] = "all"
+    positions: str | Sequence[str | int] = "all"
     components: Sequence[str] = ("block_output",)
+    sites: Sequence[SiteLike] = ()
     window: int | Mapping[str, int] = 1
     ranks: Sequence[int] = (1,)
     seeds: Sequence[int] = (0,)
@@ -55,8 +62,13 @@ class Grid:
         for name in ("methods", "layers", "positions", "components", "ranks", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"sweep.{name} is empty")
-        if isinstance(self.layers, str) and not re.fullmatch(r"all|every\([1-9]\d*\)", self.layers):
-            raise ValueError(f"sweep.layers: '{self.layers}' is none of all, every(2), or a list such as [3,5]")
+        for name in ("layers", "positions", "components", "sites", "ranks", "seeds"):
+            _require_once(name, getattr(self, name))
+        for method in self.methods:
+            # The fits of a layer, too, are kept under a name.
+            if not re.fullmatch(r"\w[\w-]*", method) or re.fullmatch(r"layer\d+", method):
+                raise ValueError(f"sweep.methods: '{method}' is no name of a method; use letters, digits, '_' and '-'")
+        self._require_layers()
         require_at_least(1, **{"sweep.ranks": min(self.ranks), "sweep.patience": self.patience})
         require_at_least(0, **{"sweep.seeds": min(self.seeds)})
         if any(self.width(component) < 1 for component in self.components):
@@ -65,13 +77,49 @@ class Grid:
         if probes and any(self.width(component) > 1 for component in self.components):
             raise ValueError(f"sweep.window: {probes[0]} reads one layer; leave it out, or the window")
 
+    def _require_layers(self) -> None:
+        layers = self.layers
+        if self.sites:
+            usual = {"layers": "all", "positions": "all", "components": ["block_output"], "window": 1}
+            for name, value in usual.items():
+                given = getattr(self, name)
+                if (list(given) if name == "components" else given) != value:
+                    raise ValueError(f"sweep.sites names whole sites, and sweep.{name}={given} has no effect; drop one")
+        if isinstance(layers, str):
+            if layers != "all" and not re.fullmatch(r"every\([1-9]\d*\)", layers):
+                raise ValueError(f"sweep.layers: '{layers}' is none of all, every(2), or a list such as [3,5]")
+        elif wrong := [layer for layer in layers if not isinstance(layer, int) or isinstance(layer, bool)]:
+            raise ValueError(f"sweep.layers: '{wrong[0]}' is not the number of a layer")
+
+    @property
+    def names_modules(self) -> bool:
+        """Whether some sites are modules named by their paths."""
+        return any(Site.parse(site).layer is None for site in self.sites)
+
     def width(self, component: str) -> int:
         """The number of layers that are edited together."""
-        return self.window if isinstance(self.window, int) else self.window.get(component, 1)
+        if isinstance(self.window, int):
+            return self.window
+        return self.window.get(component, self.window.get(component.split(".")[0], 1))
 
-    def sites(self, opened: Opened) -> list[Site]:
-        """Layer by layer, the sites of all methods, each the centre of its window."""
-        count = len(blocks(opened.network.model))
+    def all_sites(self, opened: Opened) -> list[Site]:
+        """The sites of all methods, layer by layer, each the centre of its window.
+
+        Raises:
+            ValueError: the model lacks a layer, a module or a component, or has no layers and no sites are named.
+        """
+        model = opened.network.model
+        if self.sites:
+            named = list(Site.parse_all(self.sites))
+            for site in named:
+                locate(model, site)
+            return named
+        if architecture(model) is None:
+            try:
+                blocks(model)
+            except ValueError as error:
+                raise ValueError(f"{error}, in a sweep by sweep.sites=[...]") from error
+        count = len(blocks(model))
         layers = list(range(count)) if isinstance(self.layers, str) else list(self.layers)
         if isinstance(self.layers, str) and self.layers != "all":
             step = int(self.layers[len("every(") : -1])
@@ -80,11 +128,12 @@ class Grid:
             raise ValueError(f"sweep.layers: there is no layer {outside[0]}; the model has 0 to {count - 1}")
         # A window may be given for components that this sweep leaves out, but not for one that the model lacks.
         for component in () if isinstance(self.window, int) else self.window:
-            locate(opened.network.model, Site(layer=0, component=component))
+            locate(model, Site.parse(f"layer0.{component}"))
         examples = opened.data.edited()[0]
-        positions = tokens_of(examples) if isinstance(self.positions, str) else list(self.positions)
+        # Numbers on a command line are no text.
+        positions = tokens_of(examples) if isinstance(self.positions, str) else list(map(str, self.positions))
         return [
-            Site(layer=layer, component=component, position=position)
+            Site.parse(f"layer{layer}.{component}@{position}")
             for layer in layers
             for component in self.components
             for position in positions
@@ -92,7 +141,8 @@ class Grid:
 
     def together(self, site: Site, count: int) -> list[Site]:
         """The sites of the window around a site, as far as the model's ``count`` layers go."""
-        assert site.layer is not None, "a sweep goes over layers"
+        if site.layer is None:
+            return [site]
         width = self.width(site.component)
         start = site.layer - width // 2
         return [replace(site, layer=layer) for layer in range(max(start, 0), min(start + width, count))]
@@ -113,12 +163,30 @@ class Fit:
     @property
     def name(self) -> str:
         rank = "" if self.rank is None else f" rank{self.rank}"
-        return f"{self.method} {self.site}{rank}".replace(".", "_")
+        # A module's name may hold no dots, and no site holds another colon.
+        return f"{self.method} {self.site}{rank}".replace(".", ":")
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Its component, layer and position in the table; of a module of one's own its path, and the call it means."""
+        site = self.site
+        of_head = "" if site.head is None else f".head{site.head}"
+        if site.layer is None:
+            calls = [] if site.step is None else [f"step {site.step}"]
+            places = [site.position] if site.position else []
+            return "module", site.component.removeprefix("module:"), ", ".join([*calls, *places]) or WHOLE
+        of_step = "" if site.step is None else f".step{site.step}"
+        return f"{site.component}{of_head}{of_step}", str(site.layer), site.position or WHOLE
 
 
 def tokens_of(examples: ModelInputs) -> list[str]:
-    """Positions of one token each, in order: the first token, the last, and the last of each span."""
-    assert examples.tokens is not None, "positions are those of tokens"
+    """Positions of one token each, in order: the first token, the last, and the last of each span.
+
+    Raises:
+        ValueError: the inputs have no tokens.
+    """
+    if examples.tokens is None:
+        raise ValueError("sweep.positions: the task's inputs have no tokens; give a list, such as [0,1]")
     first, end = examples.tokens.unbind(1)
     named = {
         name if bool((span[:, 1] - span[:, 0] == 1).all()) else f"{name}.last": span[:, 1] - 1
@@ -129,6 +197,15 @@ def tokens_of(examples: ModelInputs) -> list[str]:
     doubled = [edge for edge in ("first", "last") if any(torch.equal(places[edge], named[name]) for name in named)]
     order = {name: float((place - first).float().mean()) for name, place in places.items() if name not in doubled}
     return sorted(order, key=lambda name: order[name])
+
+
+def _require_once(name: str, values: object) -> None:
+    """Refuse what is listed twice: its second fits would count as if they were of another seed."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        return
+    said = [str(Site.parse(value) if name == "sites" else value) for value in values]
+    if twice := [each for place, each in enumerate(said) if each in said[:place]]:
+        raise ValueError(f"sweep.{name}: {twice[0]} is listed twice; leave one of them out")
 
 
 def is_training(factory: Callable[..., Any]) -> bool:

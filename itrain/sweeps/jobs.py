@@ -6,7 +6,7 @@ import inspect
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -16,11 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from itrain.architectures import blocks
+from itrain.architectures import architecture, blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened, trainer_factory
 from itrain.owned import refuse_in_sweeps
 from itrain.results.columns import DATA, FEATURES, IIA, RANDOM_MODEL
+from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
@@ -37,7 +38,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class CohortJob:
-    """The interventions of one layer, trained side by side."""
+    """The interventions of one layer or module, trained side by side."""
 
     name: str
     fits: Sequence[Fit]
@@ -98,8 +99,9 @@ class ProbeJob:
 
 
 def jobs_of(grid: Grid, seed: int, opened: Opened) -> Iterator[CohortJob | ProbeJob]:
-    sites, count = grid.sites(opened), len(blocks(opened.network.model))
-    for layer in dict.fromkeys(site.layer for site in sites):
+    sites, model = grid.all_sites(opened), opened.network.model
+    count = 0 if architecture(model) is None else len(blocks(model))
+    for layer in dict.fromkeys(map(_layer, sites)):
         fits = [
             Fit(
                 group="intervention",
@@ -112,17 +114,22 @@ def jobs_of(grid: Grid, seed: int, opened: Opened) -> Iterator[CohortJob | Probe
             for method, factory in grid.methods.items()
             if not is_training(factory)
             for site in sites
-            if site.layer == layer
+            if _layer(site) == layer
             for rank in (grid.ranks if "rank" in inspect.signature(factory).parameters else [None])
         ]
         if fits:
-            yield CohortJob(name=f"seed{seed} layer{layer}", fits=fits)
+            yield CohortJob(name=f"seed{seed} {layer}", fits=fits)
     for method, factory in grid.methods.items():
         if is_training(factory):
             fits = [
                 Fit(group="training", method=method, site=site, sites=[site], rank=None, seed=seed) for site in sites
             ]
             yield ProbeJob(name=f"seed{seed} {method}", fits=fits)
+
+
+def _layer(site: Site) -> str:
+    """The layer of a site, or the module, whose fits are trained side by side."""
+    return site.component.removeprefix("module:") if site.layer is None else f"layer{site.layer}"
 
 
 def _member(cfg: DictConfig, opened: Opened, grid: Grid, fit: Fit) -> AlignmentSearch | CausalTracing:
@@ -224,7 +231,9 @@ def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.T
 
 def identity(fit: Fit, grid: Grid) -> dict[str, Any]:
     """The columns of a row that tell its fit from others."""
-    site = {key: value for key, value in asdict(fit.site).items() if value is not None}
+    component, layer, position = fit.place
+    # One kind in a column: numbers, unless modules are named by their paths.
+    site = {"component": component, "layer": layer if grid.names_modules else fit.site.layer, "position": position}
     site["window"] = grid.width(fit.site.component)
     return {"method": fit.method, **site, "rank": fit.rank, "seed": fit.seed}
 

@@ -87,7 +87,7 @@ class Part:
             if (file := _rows_of(self.folder, name)).is_file():
                 require_rows(file, [identity(fit, self.grid) for fit in job.fits])
         if self.cfg.seed == self.grid.seeds[0]:
-            inputs, sites = self.opened.data.edited()[0], self.grid.sites(self.opened)
+            inputs, sites = self.opened.data.edited()[0], self.grid.all_sites(self.opened)
             save_tokens(inputs, sites, self.opened.base_model.tokenizer, self.folder)
         return {name: len(job.fits) for name, job in self.jobs.items()}
 

@@ -22,7 +22,7 @@ from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
-from itrain.sites import Site, Sites
+from itrain.sites import Site, Sites, module_names
 from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
@@ -250,7 +250,8 @@ class LoRAFinetuning(Finetuning):
 
     @property
     def exported(self) -> nn.Module:
-        return nn.ModuleDict({path.replace(".", "_"): adapters for path, adapters in self.trained_parts.items()})
+        parts = self.trained_parts
+        return nn.ModuleDict(dict(zip(module_names(list(parts)), parts.values(), strict=True)))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.exported.parameters())}]

@@ -21,7 +21,7 @@ from itrain.metrics import UNUSED
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
 from itrain.precision import FullPrecision
-from itrain.sites import Site, Sites
+from itrain.sites import Site, Sites, module_names, require_distinct
 
 Interventions = Mapping[Site, Intervention]
 
@@ -42,7 +42,8 @@ class Interchange(nn.Module):
         shared: one intervention for all sites.
         join_positions: treat a site's positions as one vector of P * D features instead of P vectors of D.
         hidden_sizes: features that each site's intervention sees; None asks the network, which knows them for named
-            components without joined positions. :func:`count_features` finds them in the other cases.
+            components, and counts joined positions that have as many tokens in every example. :func:`count_features`
+            finds them in the other cases.
         detach_source: stop gradients at the sources' activations, where the model is trained.
 
     Raises:
@@ -65,8 +66,8 @@ class Interchange(nn.Module):
         super().__init__()
         self.__dict__["network"] = network  # not registered: its weights are not this part's
         self.sites, self.join_positions, self.detach_source = Site.parse_all(sites), join_positions, detach_source
-        _require_distinct(self.sites)
-        sizes = hidden_sizes or [network.hidden_size(site) for site in self.sites]
+        require_distinct(self.sites)
+        sizes = hidden_sizes or [_features(network, site, joined=join_positions) for site in self.sites]
         if len(sizes) != len(self.sites):
             raise ValueError(f"hidden_sizes: {len(sizes)} are given for {len(self.sites)} sites; give one for each")
         if shared and len(set(sizes)) > 1:
@@ -82,7 +83,8 @@ class Interchange(nn.Module):
             )
         self.trained: Interventions = dict(zip(self.sites, built, strict=True))
         """The intervention of each site."""
-        self.interventions = FullPrecision({_key(site): each for site, each in self.trained.items()})
+        names = module_names([str(site) for site in self.sites])
+        self.interventions = FullPrecision(dict(zip(names, built, strict=True)))
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -127,10 +129,18 @@ class Interchange(nn.Module):
             if rows is not None and not len(rows):
                 continue
             for site, intervention in interventions.items():
-                batch.base.require_same_count(source, site)
-                self._require_alike(batch.base, site, rows)
-                apply = intervention.edit_for(variable)
-                edits.append((site, self.edit(apply, activations[variable].get(site), rows)))
+                found = activations[variable].get(site)
+                # A module without a position need not hold tokens.
+                if site.position or site.layer is not None or (found is not None and found.ndim > 2):
+                    batch.base.require_same_count(source, site)
+                    self._require_alike(batch.base, site, rows)
+                if self.join_positions and found is not None and found[0].numel() != intervention.hidden_size:
+                    raise ValueError(
+                        f"site '{site}': the joined positions have {found[0].numel()} features in these examples and "
+                        f"had {intervention.hidden_size} in that which the intervention was made for; name positions "
+                        "of which every example has as many"
+                    )
+                edits.append((site, self.edit(intervention.edit_for(variable), found, rows)))
         return edits
 
     def edit(
@@ -185,7 +195,7 @@ class Interchange(nn.Module):
         example = torch.arange(len(activation), device=activation.device)
         if self.join_positions:
             return self.joined(activation), example
-        if site.position is None:
+        if inputs.tokens is None or not inputs.are_tokens(site, activation):
             inside = activation[..., 0].numel() // len(activation)
             return activation.flatten(0, -2), example.repeat_interleave(inside)
         present = inputs.present(site).to(activation.device)
@@ -205,11 +215,12 @@ class Interchange(nn.Module):
 
     def _require_alike(self, base: ModelInputs, site: Site, rows: Tensor | None) -> None:
         """Refuse ragged positions where tokens of different examples would have to be matched."""
-        if (self.join_positions or rows is not None) and site.position is not None and not base.present(site).all():
+        matched = self.join_positions or rows is not None
+        if matched and base.tokens is not None and not base.present(site).all():
             purpose = "be joined" if self.join_positions else "be interchanged in some of the pairs only"
             raise ValueError(
                 f"site '{site}': examples have different numbers of tokens there, which cannot {purpose}; "
-                f"name one token, for example '{site.terms[0].split('.')[0]}.last'"
+                f"name one token, for example '{site.one_token}'"
             )
 
 
@@ -250,16 +261,15 @@ def _build(intervention: Callable[[int], Intervention], hidden_size: int) -> Int
     return built
 
 
-def _require_distinct(sites: Sequence[Site]) -> None:
-    """Refuse sites that are listed twice, or that modules' names cannot tell apart."""
-    seen: dict[str, Site] = {}
-    for site in sites:
-        other = seen.setdefault(_key(site), site)
-        if other is not site:
-            twice = "is listed twice" if other == site else f"and '{other}' have the same name as modules"
-            raise ValueError(f"site '{site}' {twice}; leave one of them out")
+def _features(network: Network, site: Site, *, joined: bool) -> int:
+    """The features that an intervention at the site sees, where the model and the position tell.
 
-
-def _key(site: Site) -> str:
-    """The site as a module's name, which may hold no dots."""
-    return str(site).replace(".", "_")
+    Raises:
+        ValueError: positions are joined, and how many there are depends on the examples.
+    """
+    if joined and site.count is None and site.position is not None:
+        raise ValueError(
+            f"site '{site}': how many positions are joined depends on the examples; give "
+            "hidden_sizes=count_features(network, sites, example, join_positions=True)"
+        )
+    return network.hidden_size(site) * (site.count or 1 if joined else 1)

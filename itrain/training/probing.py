@@ -18,7 +18,7 @@ from itrain.metrics import likeliest
 from itrain.networks.base import Network
 from itrain.precision import FullPrecision
 from itrain.probes import LinearProbe, Probe, control_labels
-from itrain.sites import Site, Sites
+from itrain.sites import Site, Sites, module_names, require_distinct
 from itrain.training.base import Training
 from itrain.training.optimization import OptimizerFactory
 
@@ -163,14 +163,17 @@ class ProbeTraining(Training):
                 "classes={variable: len(task.values(variable)) for variable in task.variables}"
             )
         self.sites, self.classes = Site.parse_all(sites), dict(classes)
+        require_distinct(self.sites)
         self.l2 = tuple(sorted(l2, reverse=True))
         self.control, self.control_seed = control, control_seed
         self.optimizer, self.warmup = optimizer, warmup
         sizes = list(hidden_sizes or [network.hidden_size(site) for site in self.sites])
         self.arguments.update(sites=self.sites, hidden_sizes=sizes)
+        names = [f"{variable} {site}" for site in self.sites for variable in self.classes]
+        self._keys = dict(zip(names, module_names(names), strict=True))
         self.probes = FullPrecision(
             {
-                _key(f"{variable} {site}"): ProbeSet(probe(size, num_classes=count), self.l2, control=control)
+                self._keys[f"{variable} {site}"]: ProbeSet(probe(size, num_classes=count), self.l2, control=control)
                 for site, size in zip(self.sites, sizes, strict=True)
                 for variable, count in self.classes.items()
             }
@@ -320,7 +323,7 @@ class ProbeTraining(Training):
         for site, activation in activations.items():
             if activation.ndim == 3 and activation.shape[1] != 1:
                 raise ValueError(
-                    f"site '{site}' has {activation.shape[1]} tokens; a probe reads one, such as '{site.terms[0]}.last'"
+                    f"site '{site}' has {activation.shape[1]} tokens; a probe reads one, such as '{site.one_token}'"
                 )
         return {site: activation.flatten(1) for site, activation in activations.items()}
 
@@ -340,15 +343,10 @@ class ProbeTraining(Training):
         return [(site, variable) for site in self.sites for variable in self.classes]
 
     def _probes(self, name: str) -> ProbeSet:
-        return cast(ProbeSet, self.probes[_key(name)])
+        return cast(ProbeSet, self.probes[self._keys[name]])
 
 
 def _losses(prediction: Prediction) -> Float[Tensor, "tasks strengths"]:
     """The mean cross entropy of each probe."""
     scores, values = prediction.scores, prediction.values[:, None].expand(prediction.scores.shape[:-1])
     return cross_entropy(scores.flatten(0, 2), values.flatten(), reduction="none").view_as(values).mean(-1)
-
-
-def _key(name: str) -> str:
-    """The name of a probe as a module's, which may hold no dots."""
-    return name.replace(".", "_")

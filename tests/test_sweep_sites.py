@@ -1,0 +1,153 @@
+"""What a sweep goes over: whole sites, modules of one's own and their calls, heads; and nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas
+import pytest
+from torch import nn
+
+from itrain.cli import main
+from itrain.interventions.controls import FullVector
+from itrain.interventions.das import DAS
+from itrain.networks.hooks import HookedNetwork
+from itrain.results.columns import in_order, named_layer
+from itrain.results.flags import flagged
+from itrain.results.summary import summarise
+from itrain.results.table import read_results
+from itrain.sites import Site
+from itrain.sweeps.grid import Fit, Grid
+from tests.commands import SMALL
+from tests.models import tiny_inputs, tiny_model
+
+RECIPE = """# steps
+model: {_target_: tests.planted.Stepwise}
+task: {_target_: tests.planted.Bits}
+site: module:cell.output.step0
+"""
+SITES = ["module:cell.output.step0", "module:cell.output.step1", "module:head.input"]
+
+
+def opened(model: nn.Module, inputs: Any = None) -> Any:
+    data = SimpleNamespace(edited=lambda: [inputs or tiny_inputs()])
+    return SimpleNamespace(network=HookedNetwork(model), data=data)
+
+
+def test_a_sweep_goes_over_the_modules_and_calls_of_ones_own_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+    Path("recipes/steps.yaml").write_text(RECIPE)
+    methods = "sweep.methods=[full_vector,random_subspace,probing]"
+    assert main(["sweep", "recipe=steps", *SMALL, methods, f"sweep.sites=[{','.join(SITES)}]"]) == 0
+    (folder,) = [file.parent for file in tmp_path.rglob("results.parquet")]
+    frame = read_results(folder)
+    found = frame[frame.method == "full_vector"].set_index(["layer", "position"]).iia_changing_pairwise.to_dict()
+    # The first bit alone decides on the pairs that the first call's whole state is swapped in, and not those later.
+    assert found[("cell.output", "step 0")] == 1.0 > found[("cell.output", "step 1")]
+    assert found[("cell.output", "step 1")] == found[("head.input", "(whole)")], "the same state"
+    assert set(frame.component) == {"module"} and len(frame) == 9
+    assert sorted(each.name for each in (folder / "jobs").iterdir()) == [
+        f"seed0 {name}.json" for name in ("cell.output", "head.input", "probing")
+    ]
+    assert "site=module:cell.output.step1 " in frame[frame.position == "step 1"].command.iloc[0]
+    (summary,) = summarise([folder])
+    assert list(summary.maps[0].rows) == ["head.input", "cell.output"]
+    cell = next(each for each in summary.maps if each.method == "full vector").at("cell.output", "step 1")  # type: ignore[arg-type]
+    assert cell is not None and cell.name == "full vector, cell.output, step 1"
+
+
+def test_paths_are_ordered_by_their_numbers() -> None:
+    assert in_order(["encoder.10", "encoder.2", "cell"]) == ["cell", "encoder.2", "encoder.10"]
+    assert in_order([10, 2]) == [2, 10]
+    assert [named_layer(each) for each in (3, "3", "cell.output")] == ["layer 3", "layer 3", "cell.output"]
+
+
+def test_components_may_be_heads() -> None:
+    components = ["attention_value_output.head0", "attention_value_output.head3"]
+    grid = Grid(methods={"das": DAS}, layers=[1], positions=[0, "last"], components=components)  # type: ignore[list-item]
+    found = grid.all_sites(opened(tiny_model("llama")))
+    assert [str(site) for site in found] == [f"layer1.{each}@{at}" for each in components for at in ("0", "last")]
+    assert [site.head for site in found] == [0, 0, 3, 3]
+    fit = Fit(group="intervention", method="das", site=found[2], sites=[found[2]], rank=1, seed=0)
+    assert fit.place == ("attention_value_output.head3", "1", "0")
+
+
+def test_no_two_sites_have_one_place_in_the_table() -> None:
+    texts = [f"module:cell.output{rest}" for rest in ("", ".step1", "@step1", ".step1@step1", "@whole", "@first")]
+    texts += ["layer1.mlp_output", "layer1.mlp_output.step1", "layer1.mlp_output@whole", "layer1.query_output.head1"]
+    sites = [Site.parse(text) for text in texts]
+    places = {Fit(group="intervention", method="x", site=site, sites=[], rank=1, seed=0).place for site in sites}
+    assert len(places) == len(texts)
+
+
+def test_a_window_of_a_component_is_that_of_its_heads() -> None:
+    window = {"attention_value_output": 2}
+    grid = Grid(methods={"das": DAS}, positions=["last"], components=["attention_value_output.head1"], window=window)
+    (first, second) = grid.all_sites(opened(tiny_model("llama")))
+    assert grid.together(second, 2) == [first, second]
+
+
+def test_the_controls_of_a_head_are_its_own() -> None:
+    def row(method: str, head: int, share: float) -> dict[str, Any]:
+        component = f"attention_value_output.head{head}"
+        place = {"layer": 1, "component": component, "position": "last", "seed": 0}
+        return {"method": method, **place, "rank": 1, "iia_changing_pairwise": share}
+
+    methods = ("random_subspace", "das")
+    frame = flagged(pandas.DataFrame([row(method, head, 0.9 * head + 0.05) for head in (0, 1) for method in methods]))
+    assert frame[frame.method == "das"].flag.tolist() == ["", "control passes"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layers": [1, 0, 1]}, "sweep.layers: 1 is listed twice; leave one of them out"),
+        ({"positions": ["last", "last"]}, "sweep.positions: last is listed twice"),
+        ({"positions": [0, "0"]}, "sweep.positions: 0 is listed twice"),
+        ({"components": ["mlp_output", "mlp_output"]}, "sweep.components: mlp_output is listed twice"),
+        ({"ranks": [1, 2, 2]}, "sweep.ranks: 2 is listed twice"),
+        ({"seeds": [0, 0]}, "sweep.seeds: 0 is listed twice"),
+        ({"sites": ["layer01.mlp_output", "layer1.mlp_output"]}, "sweep.sites: layer1.mlp_output is listed twice"),
+        ({"sites": SITES, "layers": [1]}, r"sweep.sites names whole sites, and sweep.layers=\[1\] has no effect"),
+        ({"sites": SITES, "positions": ["last"]}, r"and sweep.positions=\['last'\] has no effect"),
+        ({"sites": SITES, "window": 3}, "and sweep.window=3 has no effect"),
+        ({"layers": "every(0)"}, r"sweep.layers: 'every\(0\)' is none of all, every\(2\)"),
+        ({"layers": ["a"]}, "sweep.layers: 'a' is not the number of a layer"),
+        ({"methods": {"a/b": DAS}}, "sweep.methods: 'a/b' is no name of a method"),
+        ({"methods": {"layer1": DAS}}, "sweep.methods: 'layer1' is no name of a method"),
+        ({"sites": ["layer1.mlp_output@first3.last"]}, "'first3.last' is no position: .* use '2'"),
+    ],
+)
+def test_a_grid_with_a_fault_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grid(**{"methods": {"full_vector": FullVector}, **given})
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "message"),
+    [
+        (nn.Linear(2, 2), {}, r"Linear has no named layers .*module:<path>.input, in a sweep by sweep.sites=\[...\]"),
+        (nn.Linear(2, 2), {"sites": ["module:cell.output"]}, "Linear has no module 'cell'; it has none at all"),
+        (tiny_model("llama"), {"layers": [2]}, "there is no layer 2; the model has 0 to 1"),
+        (tiny_model("llama"), {"components": ["mlp_output.x"]}, "site 'layer0.mlp_output.x@last': expected"),
+        (tiny_model("llama"), {"components": ["key_output"], "window": {"key": 1}}, "did you mean 'key_output'"),
+    ],
+)
+def test_what_the_model_lacks_is_named(model: nn.Module, given: dict[str, Any], message: str) -> None:
+    positions: Sequence[str] | str = "all" if "sites" in given else ["last"]
+    grid = Grid(methods={"full_vector": FullVector}, **{"positions": positions, **given})
+    with pytest.raises(ValueError, match=message):
+        grid.all_sites(opened(model))
+
+
+def test_fits_of_different_sites_have_different_names() -> None:
+    texts = ["module:a.b.output", "module:a_b.output", "module:a.b_output.output", "module:a.b.output.step0"]
+    sites = [Site.parse(text) for text in texts]
+    names = {Fit(group="intervention", method="x", site=site, sites=[site], rank=1, seed=0).name for site in sites}
+    assert len(names) == 4 and not any("." in name for name in names)
