@@ -145,6 +145,10 @@ def load_weights(training: Training, folder: str | Path) -> None:
     """
     module = training.exported
     weights, expected = load_file(Path(folder) / WEIGHTS), _materialised(module)
+    for path, part in module.named_modules():  # what exports of earlier versions lack
+        for name in getattr(part, "lately", ()):
+            whole = f"{path}.{name}" if path else name
+            weights.setdefault(whole, expected[whole])
     if different := sorted(set(weights) ^ set(expected)):
         place = "the export" if different[0] in weights else "the model"
         raise ExportError(f"'{folder}': the weight '{different[0]}' is in {place} only")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from itrain.results.columns import (
     COMPONENT,
     CONTROLS,
+    DIVERGED,
     EXAMPLES,
     FLAG,
     FULL_VECTOR,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 CONTROL_PASSES, RANDOM_MODEL_PASSES, ABOVE_VECTOR = "control passes", "random model passes", "above the whole vector"
 REASONS: Mapping[str, str] = {
+    DIVERGED: "loss, weights, activations or answers were not finite, so the fit has no figures: this is not a fit "
+    "without effect",
     RANDOM_MODEL_PASSES: "the same fit on a randomly initialised model scores about as high, so the result says "
     "nothing about what this model has learned",
     CONTROL_PASSES: "a random subspace of equal rank changes the label too, so no learned direction is needed",
@@ -45,8 +48,9 @@ ABOVE = 0.3
 
 
 def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The table with a column ``flag`` that names the first of these controls that speaks against a fit.
+    """The table with a column ``flag`` that names the first of these facts that speaks against a fit.
 
+    ``diverged``: numbers were not finite, so that there are no figures.
     ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
     pairs or more. ``random model passes``: the same fit on a randomly initialised model does so on three quarters of
     them; or, of a probe that is better than the most frequent class, it comes into or above the 95% interval of the
@@ -59,6 +63,8 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     ceiling = table[table[METHOD] == FULL_VECTOR].groupby(place)[IIA].first()
 
     def flag(row: Any) -> str:
+        if row.get(DIVERGED) == 1:
+            return DIVERGED
         if row[METHOD] in CONTROLS:
             return ""
         here = tuple(row[key] for key in place)

@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader
 from itrain.architectures import blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
-from itrain.results.columns import IIA, RANDOM_MODEL
+from itrain.results.columns import DIVERGED, IIA, RANDOM_MODEL
 from itrain.sweeps.grid import Fit, Grid, is_training
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
+from itrain.training.finite import NotFiniteError
 from itrain.training.interchange import count_features
 from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
@@ -66,24 +67,37 @@ class ProbeJob:
     def run(self, cfg: DictConfig, opened: Opened, grid: Grid) -> list[dict[str, Any]]:
         start = time.perf_counter()
         twin = opened.random_twin if grid.random_model else None
-        found = self._fitted(cfg, opened, grid)
+        found = self._fitted(cfg, opened, grid, self.fits)
         if twin is not None:
-            _set_beside(found, self._fitted(cfg, twin, grid))
+            _set_beside(found, self._fitted(cfg, twin, grid, self.fits))
         seconds = (time.perf_counter() - start) / len(self.fits)
         return [{**_described(fit, grid), **found[fit.name], "seconds": seconds} for fit in self.fits]
 
-    def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid) -> dict[str, Figures]:
+    def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid, fits: Sequence[Fit]) -> dict[str, Figures]:
+        """The figures of each probe; one that diverges is left out, and the others are fitted again without it."""
+        try:
+            return self._figures(cfg, opened, grid, fits)
+        except NotFiniteError as error:
+            # A place is a site, or a site and its variable.
+            lost = [
+                fit for fit in fits if any(f"{place} ".startswith(f"{fit.site} ") for place in error.places)
+            ] or fits
+        rest = [fit for fit in fits if fit not in lost]
+        found = self._fitted(cfg, opened, grid, rest) if rest else {}
+        return found | {fit.name: {DIVERGED: 1.0} for fit in lost}
+
+    def _figures(self, cfg: DictConfig, opened: Opened, grid: Grid, fits: Sequence[Fit]) -> dict[str, Figures]:
         """The figures of each probe, averaged over variables."""
         lightning.seed_everything(self.fits[0].seed, verbose=False)
         training: Any = grid.methods[self.fits[0].method]
-        probes = opened.module(training, [fit.site for fit in self.fits])
+        probes = opened.module(training, [fit.site for fit in fits])
         trainer = make_trainer(cfg)
         trainer.fit(probes, datamodule=opened.data)
         (figures,) = trainer.test(probes, datamodule=opened.data, verbose=False)
         assert isinstance(probes, ProbeTraining)
         trained = probes.accuracies(_training_pairs(opened.data))
         found = {}
-        for fit in self.fits:
+        for fit in fits:
             mine: dict[str, list[float]] = {}
             for key, value in figures.items():
                 if key.endswith(f" {fit.site}"):
@@ -160,7 +174,9 @@ def _fitted(
     for name in members:
         place = f"{name}/test/"
         figures: Figures = {key.removeprefix(place): value for key, value in tested.items() if key.startswith(place)}
-        if trained:
+        if DIVERGED in figures or place + DIVERGED in trained:
+            figures = {DIVERGED: 1.0}
+        elif trained:
             figures["gap"] = trained[place + IIA] - figures[IIA]
         found[name] = {**figures, **beside, **({"curve": curves.of(name)} if name in learning else {})}
     return found
@@ -177,7 +193,7 @@ def _set_beside(found: dict[str, Figures], again: Mapping[str, Figures]) -> None
         found[name] |= {
             f"{RANDOM_MODEL}{figure}": value
             for figure, value in figures.items()
-            if isinstance(value, float) and not figure.endswith(OF_EXAMPLES)
+            if isinstance(value, float) and not figure.endswith(OF_EXAMPLES) and DIVERGED not in found[name]
         }
 
 
