@@ -90,7 +90,9 @@ class HardConcreteGate(Gate):
         self.uniform: Float[Tensor, " features"] | None = None
 
     def anneal(self, progress: float) -> None:
-        generator = torch.Generator().manual_seed(((self.seed or 0) + round(progress * 2**40) * 1_000_003) % 2**63)
+        # A generator of the CPU takes 32 bits of its seed, here the upper ones of a product on which all bits act.
+        mixed = ((self.seed or 0) ^ round(progress * 2**40)) * 0x9E3779B97F4A7C15 % 2**64
+        generator = torch.Generator().manual_seed(mixed >> 32)
         self.uniform = torch.rand(len(self.logits), generator=generator).to(self.logits)
 
     def forward(self) -> Float[Tensor, " features"]:

@@ -24,7 +24,7 @@ from itrain.precision import FullPrecision
 from itrain.sites import Sites
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
-from itrain.training.interchange import Interchange, Interventions, answer_loss
+from itrain.training.interchange import Interchange, Interventions, answer_loss, match_precision
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.scores import InterchangeScores
 
@@ -124,6 +124,7 @@ class InterchangeInterventionTraining(Training):
             raise ValueError("nothing of the model is trained; give network=make_network(model, trainable=True)")
         network.eval()
         self.readouts = self._heads(classes) if readout_weight else nn.ModuleList()
+        match_precision(self.readouts, network)
         self.network = network
 
     def _heads(self, classes: Mapping[str, int] | None) -> nn.ModuleList:
