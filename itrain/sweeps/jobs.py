@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from itrain.architectures import blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
-from itrain.results.columns import DIVERGED, IIA, RANDOM_MODEL
-from itrain.sweeps.grid import Fit, Grid, is_training
+from itrain.results.columns import DIVERGED, IIA, RANDOM_MODEL, TEST
+from itrain.sweeps.grid import Fit, Grid, is_training, reads_only
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
@@ -59,7 +59,7 @@ class CohortJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """The probes of all sites, trained in one fit."""
+    """The probes of all sites, trained in one fit; or another training of its own kind, in a fit for each site."""
 
     name: str
     fits: Sequence[Fit]
@@ -75,6 +75,8 @@ class ProbeJob:
 
     def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid, fits: Sequence[Fit]) -> dict[str, Figures]:
         """The figures of each probe; one that diverges is left out, and the others are fitted again without it."""
+        if len(fits) > 1 and not reads_only(grid.methods[fits[0].method]):
+            return {name: row for fit in fits for name, row in self._fitted(cfg, opened, grid, [fit]).items()}
         try:
             return self._figures(cfg, opened, grid, fits)
         except NotFiniteError as error:
@@ -94,7 +96,8 @@ class ProbeJob:
         trainer = make_trainer(cfg)
         trainer.fit(probes, datamodule=opened.data)
         (figures,) = trainer.test(probes, datamodule=opened.data, verbose=False)
-        assert isinstance(probes, ProbeTraining)
+        if not isinstance(probes, ProbeTraining):
+            return {fits[0].name: {key.removeprefix(f"{TEST}/"): value for key, value in figures.items()}}
         trained = probes.accuracies(_training_pairs(opened.data))
         found = {}
         for fit in fits:
