@@ -18,7 +18,7 @@ from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import FirstStepError
 from itrain.training.cohort import Cohort
 from itrain.training.iit import InterchangeInterventionTraining
-from itrain.training.probing import ProbeTraining
+from itrain.training.probing import ProbeSet, ProbeTraining
 from tests.planted import HIDDEN, Bits, Planted
 from tests.test_not_finite import ADAM, SITE, pairs, search, trainer
 from tests.test_plain_lightning import CLOSED_FORM
@@ -130,7 +130,8 @@ def test_a_probe_s_strength_is_chosen_by_the_validation_of_a_fit_alone() -> None
     module = ProbeTraining(
         network=make_network(Planted()), sites=SITE, classes={"left": 2}, optimizer=ADAM, hidden_sizes=[HIDDEN]
     )
-    data, (probe_set,) = pairs(module.network), module.probes.values()
+    data = pairs(module.network)
+    (probe_set,) = (each for each in module.probes.values() if isinstance(each, ProbeSet))
     chosen = []
 
     class Watch(lightning.Callback):

@@ -18,8 +18,8 @@ from itrain.factories import FactoryError, class_path, describe, rebuild
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.networks.base import Network
 from itrain.sites import Site
-from itrain.training.callbacks import FirstStepCheck, Preparation, Randomness, Schedules
-from itrain.training.finite import FiniteCheck, NotFiniteError
+from itrain.training.callbacks import Preparation, Schedules
+from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Training(lightning.LightningModule, ABC):
         return {name: value for name, value in self.arguments.items() if name != "optimizer"}
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [Preparation(self), Schedules(self), Randomness(self), FirstStepCheck(self), FiniteCheck(self)]
+        return [Preparation(self), Schedules(self), FirstStepCheck(self)]
 
     def configure_optimizers(self) -> dict[str, Any] | None:
         if self.trains_model and not any(parameter.requires_grad for parameter in self.network.parameters()):

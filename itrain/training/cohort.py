@@ -18,8 +18,7 @@ from itrain.networks.base import ROWS
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
-from itrain.training.callbacks import FirstStepCheck
-from itrain.training.finite import DIVERGED, NotFiniteError
+from itrain.training.finite import DIVERGED, FiniteCheck, FirstStepCheck, NotFiniteError
 from itrain.training.interchange import Interventions
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.tracing import CausalTracing
@@ -240,7 +239,8 @@ class Cohort(Training):
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Those of a fit except the first-step check: a member whose site has no effect is shown, not refused."""
-        return [each for each in super().configure_callbacks() if not isinstance(each, FirstStepCheck)]
+        kept = [each for each in super().configure_callbacks() if not isinstance(each, FirstStepCheck)]
+        return [*kept, FiniteCheck(self)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from jaxtyping import Float
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import SumMetric
 
 from itrain.networks.base import Network
 from itrain.sites import Site
-from itrain.training.callbacks import FitCallback, data_of
+from itrain.training.callbacks import FirstStepError, FitCallback, data_of
 
 if TYPE_CHECKING:
     import lightning
@@ -112,6 +113,42 @@ class FiniteCheck(FitCallback):
                 errors[name] = NotFiniteError("another process has found a loss or weight that is not finite")
         if errors:
             training.give_up(errors)
+
+
+class FirstStepCheck(FiniteCheck):
+    """Also ends a fit at its first optimizer step if a trained module got no gradient.
+
+    An edit without a path to the answer still gives a finite loss and numbers that look like a result: in the last
+    block at a token that no later one reads, or at a site above the answer. A loss of exactly 0, that of pairs whose
+    weight is 0, tells nothing: the next step decides.
+
+    Raises:
+        FirstStepError: naming the site.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.done = False
+        self.first: list[Tensor] = []
+
+    def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: Tensor) -> None:
+        super().on_before_backward(trainer, pl_module, loss)
+        if not self.done and pl_module is self.module:
+            self.first.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        if self.done or pl_module is not self.module:
+            return
+        self.done = any(map(bool, self.first))
+        self.first.clear()
+        if not self.done:
+            return
+        for name, part in pl_module.trained_parts.items():
+            if not _has_gradient(part):
+                raise FirstStepError(
+                    f"site '{name}': {type(part).__name__} has no effect on the label there (no gradient at the first "
+                    "step); choose a lower layer or, in the upper layers, the answer's own token, 'last'"
+                )
 
 
 class Fault(NamedTuple):
@@ -255,3 +292,8 @@ def _first(named: Mapping[str, Tensor]) -> str | None:
     device = next(iter(named.values())).device
     flags = torch.stack([each.detach().isfinite().all().to(device) for each in named.values()]).tolist()
     return next((name for name, finite in zip(named, flags, strict=True) if not finite), None)
+
+
+def _has_gradient(part: nn.Module) -> bool:
+    trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
+    return not trainable or any(p.grad is not None and bool(p.grad.count_nonzero()) for p in trainable)
