@@ -61,13 +61,13 @@ if TYPE_CHECKING:
     from itrain.tasks.responses import ResponseTask as ResponseTask
     from itrain.training.alignment import AlignmentSearch as AlignmentSearch
     from itrain.training.base import Training as Training
-    from itrain.training.callbacks import FirstStepCheck as FirstStepCheck
     from itrain.training.callbacks import FirstStepError as FirstStepError
     from itrain.training.callbacks import Preparation as Preparation
     from itrain.training.callbacks import Schedules as Schedules
     from itrain.training.cohort import Cohort as Cohort
     from itrain.training.finetuning import LoRAFinetuning as LoRAFinetuning
     from itrain.training.finetuning import RepresentationFinetuning as RepresentationFinetuning
+    from itrain.training.finite import FirstStepCheck as FirstStepCheck
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.interchange import Interchange as Interchange
     from itrain.training.interchange import count_features as count_features
@@ -132,7 +132,7 @@ _HOMES = {
     "ResponseTask": "tasks.responses",
     "AlignmentSearch": "training.alignment",
     "Training": "training.base",
-    "FirstStepCheck": "training.callbacks",
+    "FirstStepCheck": "training.finite",
     "FirstStepError": "training.callbacks",
     "Preparation": "training.callbacks",
     "Schedules": "training.callbacks",

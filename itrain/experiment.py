@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import print_generations, show_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
+from itrain.results.columns import TEST
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
@@ -41,6 +43,7 @@ from itrain.threads import choose_threads
 from itrain.training.base import Training
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
+from itrain.training.finite import fault_in
 from itrain.training.interchange import count_features
 
 CHECKPOINTS = "checkpoints"
@@ -112,6 +115,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
         with isolate_rng():  # or the fit would differ from Trainer.fit alone
             before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
+        _continue_metrics(cfg, parts.trainer)
         # Lightning before 2.6 has no such argument; what it unpickles has been read without code by then.
         safely = {"weights_only": True} if "weights_only" in inspect.signature(parts.trainer.fit).parameters else {}
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt, **safely)
@@ -295,6 +299,22 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
     return results
 
 
+@rank_zero_only
+def _continue_metrics(cfg: DictConfig, trainer: lightning.Trainer) -> None:
+    """Begin the metrics of a resumed run with those of the former one, up to the checkpoint."""
+    former = Path(cfg.ckpt or "").absolute().parent.parent / "metrics.csv"
+    if cfg.ckpt is None or not former.is_file():
+        return
+    steps = read_checkpoint(cfg.ckpt)["global_step"]
+    with former.open(newline="", encoding="utf-8") as file:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    for row in rows:
+        step = int(row.pop("step"))
+        if step < steps and not any(name.startswith(f"{TEST}/") for name in row):
+            trainer.loggers[0].log_metrics(row, step)
+    trainer.loggers[0].save()
+
+
 def _load(cfg: DictConfig, parts: Parts) -> None:
     if cfg.export is not None:
         load_weights(parts.module, cfg.export)
@@ -323,6 +343,8 @@ def _keep_best(parts: Parts) -> None:
 
 @rank_zero_only
 def _export(cfg: DictConfig, folder: Path, parts: Parts, metrics: Mapping[str, float]) -> None:
+    if fault := fault_in(parts.module):
+        raise RunError(f"{fault.text}, so there is nothing to export")
     write_export(parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=_plain(cfg))
 
 

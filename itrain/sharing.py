@@ -241,7 +241,8 @@ def load_weights(training: Training, folder: str | Path) -> None:
     """
     module, shapes = training.exported, read_shapes(folder)
     expected = _materialised(module)
-    if different := sorted(set(shapes) ^ set(expected)):
+    added = {name for name in _saved_lately(module) if name not in shapes}  # which exports of earlier versions lack
+    if different := sorted((set(shapes) ^ set(expected)) - added):
         place = "the export" if different[0] in shapes else "the model"
         raise ExportError(f"'{folder}': the weight {shown(different[0])} is in {place} only")
     for name, shape in shapes.items():
@@ -292,6 +293,15 @@ def _require_orthonormal(rows: Tensor, place: str) -> None:
     apart = float((exact @ exact.T - torch.eye(len(exact), dtype=exact.dtype)).abs().max())
     if apart > UNEVEN.get(rows.dtype, 1e-3):
         raise ExportError(f"{place} has rows that are not orthonormal (R R^T is {apart:.2g} from 1); it is damaged")
+
+
+def _saved_lately(module: nn.Module) -> set[str]:
+    """The weights that earlier versions did not save, and that keep their initial values without them."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, part in module.named_modules()
+        for name in getattr(part, "lately", ())
+    }
 
 
 def _materialised(module: nn.Module) -> dict[str, Tensor]:

@@ -102,6 +102,22 @@ def test_the_hard_rank_is_the_boundary_rounded(start: float, rank: int) -> None:
     assert BoundlessDAS(HIDDEN, start=start).hardened().rank == rank
 
 
+@pytest.mark.parametrize("value", [-3.0, 1e-3, 0.4, 1.0, 7.0])
+def test_the_boundary_has_a_gradient_wherever_it_is(value: float) -> None:
+    intervention, (base, source) = BoundlessDAS(HIDDEN, temperature=(1.0, 0.1)), activations(5)
+    torch.nn.init.constant_(intervention.boundary, value)
+    (source - intervention.double()(base, source)).square().mean().backward()
+    assert intervention.boundary.grad is not None and float(intervention.boundary.grad) < 0, "more would be swapped"
+
+
+def test_a_step_that_leads_out_of_the_range_ends_at_its_end() -> None:
+    intervention = BoundlessDAS(HIDDEN)
+    for value, end in ((7.0, 1.0), (-3.0, 1e-3)):
+        torch.nn.init.constant_(intervention.boundary, value)
+        intervention.anneal(0.5)
+        assert intervention.boundary.item() == pytest.approx(end)
+
+
 def test_the_boundary_is_clamped() -> None:
     intervention = BoundlessDAS(HIDDEN)
     for value, share in ((7.0, 1.0), (-3.0, 1e-3)):
@@ -157,6 +173,13 @@ def test_the_boundary_moves_to_the_planted_rank(fitted: tuple) -> None:
     assert results["test/iia_argmax"] > 0.99
     found = intervention.rotation.rows[0]
     assert abs(found @ search.network.model.embed.weight[:, 0]) > 0.98
+
+
+@pytest.mark.parametrize(("start", "boundary_lr"), [(1.0, 0.3), (0.05, 0.3), (1.0, 0.03)])
+def test_the_planted_rank_is_found_from_either_end_of_the_range(start: float, boundary_lr: float) -> None:
+    """Steps of 0.3 lead out of it at once; without a gradient there the boundary would stay."""
+    intervention, _, results = fit(start=start, boundary_lr=boundary_lr, boundary_weight=0.5)
+    assert intervention.hardened().rank == 1 and results["test/iia_argmax"] > 0.99
 
 
 def test_soft_and_hard_gates_are_both_reported(fitted: tuple) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,3 +163,49 @@ def test_members_of_different_networks_are_refused() -> None:
     members = {name: member(HookedNetwork(load_embedded().model), name) for name in ("name", "verb")}
     with pytest.raises(ValueError, match="share one network"):
         Cohort(members=members, optimizer=ADAM)
+
+
+PROCESSES = """
+import sys
+import lightning, torch
+from tests.test_cohort import ADAM, data, member
+from tests.test_interchange import QUIET
+from itrain.models import load_embedded
+from itrain.networks.hooks import HookedNetwork
+from itrain.training.cohort import Cohort
+
+network = HookedNetwork(load_embedded().model)
+members = {name: member(network, name) for name in ("name", "verb", "name of rank 3")}
+cohort = Cohort(members=members, optimizer=ADAM, patience=2)
+cohort.best["verb"] = (0.0, 0)  # no loss is lower
+if sys.argv[-1] == "broken":
+    with torch.no_grad():
+        next(members["name of rank 3"].exported.parameters()).fill_(torch.nan)
+settings = {**QUIET, "strategy": "ddp", "devices": 2, "max_epochs": 4, "num_sanity_val_steps": 0}
+runner = lightning.Trainer(**settings)
+runner.fit(cohort, datamodule=data(network))
+sizes = [float(weight.detach().abs().sum()) for weight in cohort.exported.parameters()]
+print("FOUND", runner.global_rank, cohort.learning, sorted(cohort.diverged), [f"{size:.4f}" for size in sizes])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["sound", "broken"])
+def test_members_stop_early_in_two_processes_alike(how: str, tmp_path: Path) -> None:
+    """Processes wait for the gradient of each weight, also of those that are no longer trained."""
+    script = tmp_path / "run.py"
+    script.write_text(PROCESSES)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, str(script), how],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("FOUND"))
+    learning = ["name"] if how == "broken" else ["name", "name of rank 3"]
+    assert len(lines) == 2 and lines[0][8:] == lines[1][8:]
+    assert str(learning) in lines[0] and str(["name of rank 3"] if how == "broken" else []) in lines[0]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+from random import Random
+
 import pytest
 import torch
 from torch import Tensor
 
+from itrain.data import CounterfactualDataModule
 from itrain.interventions.controls import RandomSubspace
 from itrain.interventions.directions import LinearDiscriminant, MeanDifference, PrincipalDirections
+from itrain.networks.choose import make_network
+from itrain.tasks.base import Pair, Split, Task
+from itrain.training.alignment import AlignmentSearch
+from tests.planted import HIDDEN as PLANTED
+from tests.planted import Planted
+from tests.test_interchange import EMBED, TwoBits
 
 HIDDEN = 10
 
@@ -69,6 +79,70 @@ def test_directions_that_do_not_exist_swap_nothing(cls: type) -> None:
     ours.fit(alike, values[:20])
     base, source = activations[:5], activations[5:10]
     assert torch.equal(ours(base, source), base)
+
+
+def test_no_shrinkage_is_none() -> None:
+    """Not the identity, which would make of it the difference of means."""
+    activations, values = clusters(2)
+    exact, nearly, ridge = (LinearDiscriminant(HIDDEN, shrinkage=each) for each in (0.0, 1e-12, 1e3))
+    for each in (exact, nearly, ridge):
+        each.fit(activations, values)
+    same_span(exact.rows, nearly.rows)
+    assert abs(float(exact.rows[0] @ ridge.rows[0])) < 0.99
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1e-18])
+def test_a_covariance_without_an_inverse_is_refused(shrinkage: float) -> None:
+    activations, values = clusters(2)
+    activations[:, 3] = activations[:, 4]
+    with pytest.raises(ValueError, match=r"LinearDiscriminant: .* has rank 9 for 10 features"):
+        LinearDiscriminant(HIDDEN, shrinkage=shrinkage).fit(activations, values)
+
+
+@pytest.mark.parametrize("shrinkage", [-0.1, float("nan"), float("inf")])
+def test_a_shrinkage_that_is_no_share_is_refused(shrinkage: float) -> None:
+    with pytest.raises(ValueError, match="shrinkage is a share of the mean variance"):
+        LinearDiscriminant(HIDDEN, shrinkage=shrinkage)
+
+
+class Both(TwoBits):
+    """Pairs interchange the second variable alone, or both together."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def sample(self, random: Random, split: Split) -> Pair:
+        source = self.causal_model.sample(random)
+        return Pair(base=self.causal_model.sample(random), sources=dict.fromkeys(self.names, source))
+
+
+def fitted(task: Task, intervention: type[MeanDifference] | type[PrincipalDirections], rank: int = 1) -> Tensor:
+    network = make_network(Planted())
+    data = CounterfactualDataModule(task=task, network=network, train_pairs=64, keep="all")
+    module = AlignmentSearch(
+        network=network, sites=EMBED, intervention=partial(intervention, rank=rank), hidden_sizes=[PLANTED]
+    )
+    data.setup("fit")
+    module.prepare(data)
+    return module.trained[EMBED].rows
+
+
+def test_classes_are_those_of_the_variable_that_pairs_interchange() -> None:
+    """And not those of the task's first one."""
+    right = Planted().embed.weight[:, 1].detach()
+    (row,) = fitted(Both("right"), MeanDifference)
+    assert abs(float(row @ right)) > 0.95
+
+
+def test_variables_that_are_interchanged_together_have_joint_classes() -> None:
+    rows = fitted(Both("left", "right"), MeanDifference, rank=2)
+    same_span(rows, torch.linalg.qr(Planted().embed.weight.detach())[0].T)
+
+
+def test_one_direction_for_several_variables_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"MeanDifference separates .* interchange left, left\+right, right"):
+        fitted(TwoBits(), MeanDifference)
+    assert fitted(TwoBits(), PrincipalDirections).isfinite().all(), "it needs no classes"
 
 
 def test_an_interchange_of_means_moves_them_and_a_random_one_does_not() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from itrain.cli import main
 from itrain.data import CounterfactualBatch
 from itrain.interventions.das import DAS
+from itrain.networks.base import Network
 from itrain.reports.figures import save_run_figure
 from itrain.reports.heat_maps import save_comparison, save_heat_maps
 from itrain.reports.html import save_report
@@ -27,6 +28,7 @@ from itrain.results.maps import differences
 from itrain.results.run import summarise_run
 from itrain.results.summary import SweepSummary
 from itrain.results.table import read_results
+from itrain.sites import Sites
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.probing import ProbeTraining
 from tests.commands import SMALL
@@ -55,6 +57,17 @@ class OwnFigures(AlignmentSearch):
 
     def on_test_epoch_end(self) -> None:
         """Report nothing else."""
+
+
+class OwnTraining(OwnFigures):
+    """The same, as a method of a sweep."""
+
+    def __init__(self, *, network: Network, sites: Sites, optimizer: Any = None) -> None:
+        super().__init__(network=network, sites=sites, intervention=DAS, optimizer=optimizer)
+
+    def test_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
+        (site,) = self.sites
+        self.log("test/my_error", float(site.layer or 0), batch_size=len(batch))
 
 
 class OwnProbes(ProbeTraining):
@@ -155,6 +168,17 @@ def test_own_methods_of_a_sweep_are_tables_and_maps(
 
     images = EventAccumulator(str(folder / "tensorboard" / "results")).Reload().Tags()["images"]
     assert sorted(images) == ["difference_maps", "heat_maps", "iia_maps", "probe_maps"]
+
+
+def test_an_own_training_is_a_method_of_a_sweep_with_a_fit_for_each_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    methods = f"{{mine:{{_target_:{__name__}.OwnTraining,_partial_:true,optimizer:${{training.optimizer}}}}}}"
+    where = ["sweep.layers=[1,2]", "sweep.positions=[name]", "sweep.random_model=false"]
+    assert main(["sweep", "recipe=das_gender", *SMALL, *where, f"++sweep.methods={methods}"]) == 0
+    frame = read_results(only_run(tmp_path))
+    assert frame.set_index("layer").my_error.to_dict() == {1: 1.0, 2: 2.0}
 
 
 def test_a_sweep_of_own_figures_alone_has_maps_and_no_best_site(

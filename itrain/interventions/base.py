@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
@@ -26,6 +27,8 @@ class Intervention(nn.Module, ABC):
     """Whether the intervention reads ``source``; one that does not is given None."""
     fits_activations: bool = False
     """Whether :meth:`fit` must see activations before the first run."""
+    needs_classes: ClassVar[bool] = False
+    """Whether :meth:`fit` must also be given the examples' classes."""
 
     @abstractmethod
     def forward(
@@ -66,6 +69,20 @@ class Intervention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"hidden_size={self.hidden_size}, rank={self.rank}"
+
+
+def saved_lately(module: nn.Module, *names: str) -> None:
+    """Mark buffers that checkpoints and exports of earlier versions lack; loading those leaves the buffers as they are.
+
+    A module's marked names are its attribute ``lately``.
+    """
+    module.lately = names  # type: ignore[assignment]
+    module.register_load_state_dict_pre_hook(partial(_keep, names))
+
+
+def _keep(names: tuple[str, ...], module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for name in names:
+        state_dict.setdefault(prefix + name, getattr(module, name))
 
 
 def require_rank(rank: int, hidden_size: int) -> None:

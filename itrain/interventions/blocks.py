@@ -24,7 +24,7 @@ class Blocks(Intervention, ABC):
         ValueError: the blocks need more coordinates than the activation has, or a variable has no block.
     """
 
-    gates: Float[Tensor, "variables hidden"]
+    _gates: Float[Tensor, "variables hidden"]
 
     def __init__(self, hidden_size: int, *, blocks: int | Mapping[str, int]) -> None:
         super().__init__()
@@ -36,7 +36,8 @@ class Blocks(Intervention, ABC):
         require_rank(self.rank, hidden_size)
         owner = torch.arange(len(self.blocks)).repeat_interleave(torch.tensor(list(self.blocks.values())))
         gates = torch.nn.functional.one_hot(owner, len(self.blocks)).T.float()
-        self.register_buffer("gates", torch.nn.functional.pad(gates, (0, hidden_size - self.rank)), persistent=False)
+        # Not saved, and so not public: the arguments determine it.
+        self.register_buffer("_gates", torch.nn.functional.pad(gates, (0, hidden_size - self.rank)), persistent=False)
 
     @property
     @abstractmethod
@@ -46,14 +47,14 @@ class Blocks(Intervention, ABC):
     def forward(
         self, base: Float[Tensor, "*batch hidden"], source: Float[Tensor, "*batch hidden"]
     ) -> Float[Tensor, "*batch hidden"]:
-        return self._swap(base, source, self.gates.sum(0))
+        return self._swap(base, source, self._gates.sum(0))
 
     def edit_for(self, variable: str) -> Callable[[Tensor, Tensor], Tensor]:
         if list(self.blocks) == [""]:
             return self
         if variable not in self.blocks:
             raise ValueError(f"no block for variable '{variable}'; blocks are given for {', '.join(self.blocks)}")
-        return partial(self._swap, gate=self.gates[list(self.blocks).index(variable)])
+        return partial(self._swap, gate=self._gates[list(self.blocks).index(variable)])
 
     def _swap(self, base: Tensor, source: Tensor, gate: Tensor) -> Tensor:
         return interchange(base, source, self.featurizer, gate)
@@ -76,5 +77,5 @@ class FixedBlocks(Blocks):
 
     def untrained(self) -> FixedBlocks:
         other = FixedBlocks(self.hidden_size, blocks=self.blocks)
-        other.gates.copy_(self.gates[:, torch.randperm(self.hidden_size, generator=torch.Generator().manual_seed(0))])
+        other._gates.copy_(self._gates[:, torch.randperm(self.hidden_size, generator=torch.Generator().manual_seed(0))])
         return other

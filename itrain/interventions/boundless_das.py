@@ -13,14 +13,19 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.featurizers import Rotation, interchange
 from itrain.interventions.masking import FixedMask, require_temperatures
 
+RANGE = (1e-3, 1.0)
+"""The range of beta, the share of the coordinates that are swapped."""
+
 
 class BoundlessDAS(Intervention):
     """Swaps the first coordinates of a learned rotation, up to a learned boundary: R^T (M * R s + (1 - M) * R h).
 
-    M_i = sigma(i / T) sigma((beta d - i) / T), for i = 1/2, 3/2, ..., d - 1/2 and beta clamped to [0.001, 1]; the
+    M_i = sigma(i / T) sigma((beta d - i) / T), for i = 1/2, 3/2, ..., d - 1/2 and beta held in [0.001, 1]; the
     temperature T goes linearly from the first to the second, in fp32, and penalty = ``boundary_weight`` * beta. It is
     evaluated with M_i = [i < beta d], as a :class:`~itrain.interventions.masking.FixedMask` whose rank is that of the
     subspace found.
+
+    A step that leads beta out of its range ends at the range's end, where beta has the gradient by which it comes back.
 
     Wu et al. 2023, "Interpretability at Scale: Identifying Causal Mechanisms in Alpaca". pyvene's
     ``BoundlessRotatedSpaceIntervention`` differs: i counts from 0, so that the first coordinate is half swapped at any
@@ -68,8 +73,10 @@ class BoundlessDAS(Intervention):
         gate = gate * torch.sigmoid((self._share() * self.hidden_size - place) / self.temperature)
         return interchange(base, source, self.rotation, gate)
 
+    @torch.no_grad()
     def anneal(self, progress: float) -> None:
         self.temperature.fill_((1 - progress) * self.hot + progress * self.cold)
+        self.boundary.clamp_(*RANGE)
 
     def penalty(self) -> Float[Tensor, ""]:
         return self.boundary_weight * self._share()
@@ -91,4 +98,5 @@ class BoundlessDAS(Intervention):
         return torch.arange(self.hidden_size, dtype=dtype, device=self.boundary.device) + 0.5
 
     def _share(self) -> Float[Tensor, ""]:
-        return self.boundary.clamp(1e-3, 1)
+        # The gradient of a clamp is 0 outside the range, so that beta would stay there for good.
+        return self.boundary.detach().clamp(*RANGE) + (self.boundary - self.boundary.detach())

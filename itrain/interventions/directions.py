@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from itrain.bounds import require_share
 from itrain.interventions.base import Intervention, require_rank
 
 
@@ -67,6 +67,8 @@ class MeanDifference(Directions):
     Marks and Tegmark 2024, "The Geometry of Truth"; for more values the principal directions of their means.
     """
 
+    needs_classes: ClassVar[bool] = True
+
     def find(
         self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
     ) -> Float[Tensor, "directions hidden"]:
@@ -79,11 +81,17 @@ class LinearDiscriminant(Directions):
 
     S_w is the covariance within, S_b that between the classes; S_w has ``shrinkage`` * tr(S_w) / d added to its
     diagonal. Fisher 1936, "The Use of Multiple Measurements in Taxonomic Problems".
+
+    Raises:
+        ValueError: the shrinkage is negative, or it is 0 and S_w has no inverse.
     """
+
+    needs_classes: ClassVar[bool] = True
 
     def __init__(self, hidden_size: int, *, rank: int = 1, shrinkage: float = 1e-3) -> None:
         super().__init__(hidden_size, rank=rank)
-        require_share(shrinkage=shrinkage)
+        if not 0 <= shrinkage < torch.inf:
+            raise ValueError(f"shrinkage is a share of the mean variance within classes, 0 or more; got {shrinkage}")
         self.shrinkage = shrinkage
 
     def find(
@@ -92,10 +100,17 @@ class LinearDiscriminant(Directions):
         means, of = _by_class(activations, values)
         rest = activations - means[of]
         within = rest.T @ rest / len(rest)
-        ridge = self.shrinkage * within.diagonal().mean()
-        # Activations that do not vary within a class have no metric of their own.
-        ridge = torch.where(ridge > 0, ridge, 1.0)
-        lower = torch.linalg.cholesky(within + ridge * torch.eye(len(within), dtype=within.dtype, device=within.device))
+        variance, size = within.diagonal().mean(), activations.square().mean()
+        one = torch.eye(len(within), dtype=within.dtype, device=within.device)
+        # Activations that vary within a class by rounding alone have no metric of their own.
+        within = within + self.shrinkage * variance * one if variance > 1e-24 * size else one
+        if (rank := int(torch.linalg.matrix_rank(within, hermitian=True))) < len(within):
+            raise ValueError(
+                f"LinearDiscriminant: the covariance within classes has rank {rank} for {len(within)} features, so it "
+                f"has no inverse; give it a shrinkage above {self.shrinkage:g} (intervention.shrinkage=1e-3) or more "
+                "examples"
+            )
+        lower = torch.linalg.cholesky(within)
         # In whitened coordinates, h = L w, the best directions are the principal ones of the means.
         whitened = torch.linalg.solve_triangular(lower, (means[of] - activations.mean(0)).T, upper=False).T
         return torch.linalg.solve_triangular(lower.T, _leading(whitened).T, upper=True).T

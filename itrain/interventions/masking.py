@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from itrain.bounds import require_at_least
-from itrain.interventions.base import Intervention
+from itrain.interventions.base import Intervention, saved_lately
 from itrain.interventions.featurizers import Featurizer, Identity, interchange
 
 
@@ -19,6 +19,8 @@ class Gate(nn.Module, ABC):
     """A learned gate from 0 to 1 for each feature; evaluation opens those whose logit theta is positive."""
 
     logits: Float[Tensor, " features"]
+    seed: int | None = None
+    """Of random gates, which a resumed fit needs; None: the gates are not random."""
 
     @abstractmethod
     def forward(self) -> Float[Tensor, " features"]:
@@ -69,9 +71,13 @@ class SigmoidGate(Gate):
 class HardConcreteGate(Gate):
     """g = clip(s (zeta - gamma) + gamma, 0, 1), with s = sigma((log u - log(1 - u) + theta) / beta) and u uniform.
 
-    gamma = -0.1, zeta = 1.1, beta = 2/3. Training draws u anew in each run, one for a feature, from torch's global
-    generator; evaluation has s = sigma(theta). The size is the expected number of gates that are not 0, L0 = sum
-    sigma(theta - beta log(-gamma / zeta)).
+    gamma = -0.1, zeta = 1.1, beta = 2/3. Training draws u anew for each step, one for a feature; evaluation has
+    s = sigma(theta). The size is the expected number of gates that are not 0, L0 = sum sigma(theta - beta log(-gamma /
+    zeta)).
+
+    A fit's u is a function of the gate's own seed and of the progress that :meth:`anneal` is told, so that a resumed
+    fit, a member of a cohort and a run that is repeated draw the same. Without progress u comes from torch's global
+    generator at each call.
 
     Louizos et al. 2018, "Learning Sparse Neural Networks through L0 Regularization", eq. 10 to 13.
     """
@@ -81,11 +87,20 @@ class HardConcreteGate(Gate):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(features))
+        self.seed = int(torch.randint(2**62, ()))
+        self.uniform: Float[Tensor, " features"] | None = None
+
+    def anneal(self, progress: float) -> None:
+        # A generator of the CPU takes 32 bits of its seed, here the upper ones of a product on which all bits act.
+        mixed = ((self.seed or 0) ^ round(progress * 2**40)) * 0x9E3779B97F4A7C15 % 2**64
+        generator = torch.Generator().manual_seed(mixed >> 32)
+        self.uniform = torch.rand(len(self.logits), generator=generator).to(self.logits)
 
     def forward(self) -> Float[Tensor, " features"]:
         logits = self.logits
         if self.training:
-            logits = (torch.rand_like(logits).logit() + logits) / self.SHARPNESS
+            uniform = torch.rand_like(logits) if self.uniform is None else self.uniform
+            logits = (uniform.logit() + logits) / self.SHARPNESS
         return (torch.sigmoid(logits) * (self.HIGH - self.LOW) + self.LOW).clamp(0, 1)
 
     def size(self) -> Float[Tensor, ""]:
@@ -163,7 +178,8 @@ class FixedMask(Intervention):
         if len(chosen) != count:
             raise ValueError(f"{len(chosen)} gates for {count} features of {type(self.featurizer).__name__}")
         self.hidden_size, self.rank = hidden_size, int(chosen.sum())
-        self.register_buffer("gate", chosen, persistent=False)
+        self.register_buffer("gate", chosen)
+        saved_lately(self, "gate")
 
     def forward(
         self, base: Float[Tensor, "*batch hidden"], source: Float[Tensor, "*batch hidden"]

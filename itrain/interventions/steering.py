@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from itrain.interventions.base import Intervention
+from itrain.interventions.base import Intervention, saved_lately
 
 
 class SteeringVector(Intervention):
@@ -18,15 +18,26 @@ class SteeringVector(Intervention):
 
     Args:
         hidden_size: features of the activation.
-        alpha: the strength, which may be changed after training: ``intervention.alpha``.
+        alpha: the strength, which may be changed after training: ``intervention.alpha = 2.0``. It is exported.
     """
 
     takes_source: ClassVar[bool] = False
+    strength: Float[Tensor, ""]
 
     def __init__(self, hidden_size: int, *, alpha: float = 1.0) -> None:
         super().__init__()
-        self.hidden_size, self.rank, self.alpha = hidden_size, 1, alpha
+        self.hidden_size, self.rank = hidden_size, 1
         self.vector = nn.Parameter(torch.zeros(hidden_size))
+        self.register_buffer("strength", torch.tensor(float(alpha)))
+        saved_lately(self, "strength")
+
+    @property
+    def alpha(self) -> float:
+        return self.strength.item()
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self.strength.fill_(value)
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
-        return base + self.alpha * self.vector.to(base.dtype)
+        return base + (self.strength * self.vector).to(base.dtype)

@@ -41,6 +41,8 @@ RANDOM_MODEL = "random_model/"
 RUNS = ("corrupted", "clean")
 """Prefixes of the figures of the two runs that causal tracing lies between."""
 CURVE, EPOCH, VALIDATION = "curve", "epoch", "validation/"
+DIVERGED = "diverged"
+"""1 for a fit whose loss, weights or answers were not finite; it has no other figures."""
 
 FIGURES: Mapping[str, str] = {
     IIA: "IIA, label-changing pairs",
@@ -81,7 +83,7 @@ _SHARES = ("iia", "iia_changing", "iia_preserving", "cause", "isolate", "disenta
 KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
-    | {GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
+    | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""

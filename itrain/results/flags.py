@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from itrain.results.columns import (
     COMPONENT,
     CONTROLS,
+    DIVERGED,
     EXAMPLES,
     FLAG,
     FULL_VECTOR,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 CONTROL_PASSES, RANDOM_MODEL_PASSES, ABOVE_VECTOR = "control passes", "random model passes", "above the whole vector"
 FULL_RANK = "full rank"
 REASONS: Mapping[str, str] = {
+    DIVERGED: "loss, weights, activations or answers were not finite, so the fit has no figures: this is not a fit "
+    "without effect",
     FULL_RANK: "the rank is the size of the activation, so all of it is swapped: this says nothing of a subspace, and "
     "a random subspace of this rank is no control and is left out of maps and curves",
     RANDOM_MODEL_PASSES: "the same fit on a randomly initialised model scores about as high, so the result says "
@@ -49,8 +52,9 @@ ABOVE = 0.3
 
 
 def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The table with a column ``flag`` that names the first of these that speaks against a fit.
+    """The table with a column ``flag`` that names the first of these facts that speaks against a fit.
 
+    ``diverged``: numbers were not finite, so that there are no figures.
     ``full rank``: the fit, or the control, swaps a subspace as large as the activation.
     ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
     pairs or more. ``random model passes``: the same fit on a randomly initialised model does so on three quarters of
@@ -66,6 +70,8 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     ceiling = table[table[METHOD] == FULL_VECTOR].groupby(place)[IIA].first()
 
     def flag(row: Any) -> str:
+        if row.get(DIVERGED) == 1:
+            return DIVERGED
         if row[FULL_RANK]:
             return FULL_RANK
         if row[METHOD] in CONTROLS:

@@ -73,7 +73,7 @@ class Grid:
         require_at_least(0, **{"sweep.seeds": min(self.seeds)})
         if any(self.width(component) < 1 for component in self.components):
             raise ValueError(f"sweep.window: a window has 1 layer or more; got {self.window}")
-        probes = [name for name, method in self.methods.items() if is_training(method)]
+        probes = [name for name, method in self.methods.items() if reads_only(method)]
         if probes and any(self.width(component) > 1 for component in self.components):
             raise ValueError(f"sweep.window: {probes[0]} reads one layer; leave it out, or the window")
 
@@ -209,5 +209,15 @@ def _require_once(name: str, values: object) -> None:
 
 
 def is_training(factory: Callable[..., Any]) -> bool:
+    """Whether a method is a training of its own, and no intervention of the configuration's training."""
+    return _makes(factory, Training)
+
+
+def reads_only(factory: Callable[..., Any]) -> bool:
+    """Whether a method trains probes, whose sites share a fit."""
+    return _makes(factory, ProbeTraining)
+
+
+def _makes(factory: Callable[..., Any], kind: type) -> bool:
     target = factory.func if isinstance(factory, partial) else factory
-    return isinstance(target, type) and issubclass(target, ProbeTraining)
+    return isinstance(target, type) and issubclass(target, kind)

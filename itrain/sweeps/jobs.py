@@ -20,12 +20,13 @@ from itrain.architectures import architecture, blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened, trainer_factory
 from itrain.owned import refuse_in_sweeps
-from itrain.results.columns import DATA, FEATURES, IIA, RANDOM_MODEL
+from itrain.results.columns import DATA, DIVERGED, FEATURES, IIA, RANDOM_MODEL, TEST
 from itrain.sites import Site
-from itrain.sweeps.grid import Fit, Grid, is_training
+from itrain.sweeps.grid import Fit, Grid, is_training, reads_only
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
+from itrain.training.finite import NotFiniteError
 from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
 
@@ -61,7 +62,7 @@ class CohortJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """The probes of all sites, trained in one fit."""
+    """The probes of all sites, trained in one fit; or another training of its own kind, in a fit for each site."""
 
     name: str
     fits: Sequence[Fit]
@@ -69,25 +70,41 @@ class ProbeJob:
     def run(self, cfg: DictConfig, opened: Opened, grid: Grid) -> list[dict[str, Any]]:
         start = time.perf_counter()
         twin = opened.random_twin if grid.random_model else None
-        found = self._fitted(cfg, opened, grid)
+        found = self._fitted(cfg, opened, grid, self.fits)
         if twin is not None:
-            _set_beside(found, self._fitted(cfg, twin, grid))
+            _set_beside(found, self._fitted(cfg, twin, grid, self.fits))
         seconds = (time.perf_counter() - start) / len(self.fits)
         shared = {"seconds": seconds, **_of_data(opened.data)}
         return [{**_described(fit, grid), **found[fit.name], **shared} for fit in self.fits]
 
-    def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid) -> dict[str, Figures]:
+    def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid, fits: Sequence[Fit]) -> dict[str, Figures]:
+        """The figures of each probe; one that diverges is left out, and the others are fitted again without it."""
+        if len(fits) > 1 and not reads_only(grid.methods[fits[0].method]):
+            return {name: row for fit in fits for name, row in self._fitted(cfg, opened, grid, [fit]).items()}
+        try:
+            return self._figures(cfg, opened, grid, fits)
+        except NotFiniteError as error:
+            # A place is a site, or a site and its variable.
+            lost = [
+                fit for fit in fits if any(f"{place} ".startswith(f"{fit.site} ") for place in error.places)
+            ] or fits
+        rest = [fit for fit in fits if fit not in lost]
+        found = self._fitted(cfg, opened, grid, rest) if rest else {}
+        return found | {fit.name: {DIVERGED: 1.0} for fit in lost}
+
+    def _figures(self, cfg: DictConfig, opened: Opened, grid: Grid, fits: Sequence[Fit]) -> dict[str, Figures]:
         """The figures of each probe, averaged over variables."""
         lightning.seed_everything(self.fits[0].seed, verbose=False)
         training: Any = grid.methods[self.fits[0].method]
-        probes = opened.module(training, [fit.site for fit in self.fits])
+        probes = opened.module(training, [fit.site for fit in fits])
         trainer = make_trainer(cfg)
         trainer.fit(probes, datamodule=opened.data)
         (figures,) = trainer.test(probes, datamodule=opened.data, verbose=False)
-        assert isinstance(probes, ProbeTraining)
+        if not isinstance(probes, ProbeTraining):
+            return {fits[0].name: {key.removeprefix(f"{TEST}/"): value for key, value in figures.items()}}
         trained = probes.accuracies(_training_pairs(opened.data))
         found = {}
-        for fit in self.fits:
+        for fit in fits:
             mine: dict[str, list[float]] = {}
             for key, value in figures.items():
                 if key.endswith(f" {fit.site}"):
@@ -170,7 +187,9 @@ def _fitted(
     for name in members:
         place = f"{name}/test/"
         figures: Figures = {key.removeprefix(place): value for key, value in tested.items() if key.startswith(place)}
-        if trained:
+        if DIVERGED in figures or place + DIVERGED in trained:
+            figures = {DIVERGED: 1.0}
+        elif trained:
             figures["gap"] = trained[place + IIA] - figures[IIA]
         found[name] = {**figures, **beside, **({"curve": curves.of(name)} if name in learning else {})}
     return found
@@ -192,7 +211,7 @@ def _set_beside(found: dict[str, Figures], again: Mapping[str, Figures]) -> None
         found[name] |= {
             f"{RANDOM_MODEL}{figure}": value
             for figure, value in figures.items()
-            if isinstance(value, float) and not figure.endswith(OF_EXAMPLES)
+            if isinstance(value, float) and not figure.endswith(OF_EXAMPLES) and DIVERGED not in found[name]
         }
 
 

@@ -114,7 +114,7 @@ class AlignmentSearch(Training):
 
     def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit closed-form statistics to the base activations of the training pairs."""
-        self.interchange.fit((batch.base, batch.values) for batch in batches)
+        self.interchange.learn(batches)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.interchange.parameter_groups()

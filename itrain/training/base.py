@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from itrain.checkpoints import ORIGIN, read_checkpoint, require_origin
@@ -20,7 +20,8 @@ from itrain.interventions.orthogonal import retract_after_steps
 from itrain.models import fingerprint
 from itrain.networks.base import Network
 from itrain.sites import Site
-from itrain.training.callbacks import FirstStepCheck, Preparation, Schedules
+from itrain.training.callbacks import Preparation, Schedules
+from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Training(lightning.LightningModule, ABC):
         self.arguments: dict[str, Any] = {}
         self.origin: dict[str, Any] = {}
         """What checkpoints are bound to: the fingerprint of the base model as loaded, and the run's configuration."""
+        self.fitted_to: object | None = None
+        """The data whose statistics this module has fitted itself; None: none, or they were loaded."""
         self.register_buffer("fitted", torch.tensor(False))
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
@@ -110,6 +113,23 @@ class Training(lightning.LightningModule, ABC):
     def learn_statistics(self, batches: Iterable[Any]) -> None:
         """Learn closed-form statistics, where ``fits_activations`` says that there are any."""
 
+    @property
+    def watched(self) -> Mapping[str, Training]:
+        """The trainings whose losses and weights must stay finite, under the names of :meth:`losses_of_step`."""
+        return {"": self}
+
+    def losses_of_step(self, loss: Float[Tensor, ""]) -> tuple[Sequence[str], Float[Tensor, " names"]]:
+        """The losses of the training step that has just run, by name, given their sum."""
+        return ("",), loss.view(1)
+
+    def give_up(self, errors: Mapping[str, NotFiniteError]) -> None:
+        """End the fit, because losses or weights of some that are watched are not finite.
+
+        Raises:
+            NotFiniteError: the first of the errors.
+        """
+        raise next(iter(errors.values()))
+
     def anneal(self, progress: float) -> None:
         """Set scheduled values for the progress of training, from 0 to 1."""
 
@@ -119,7 +139,7 @@ class Training(lightning.LightningModule, ABC):
     def prepare(self, data: SplitDataModule, *, uses: int | None = None) -> str:
         """Prepare a fit on the data; return a line that says how the model will be run, and why.
 
-        Statistics are fitted once: a second fit, or a fit from a checkpoint, keeps them.
+        Statistics that were loaded are kept, and those that were fitted here are fitted again to other data.
 
         Args:
             data: the data module, set up.
@@ -130,9 +150,14 @@ class Training(lightning.LightningModule, ABC):
         """
         data.require(list(dict.fromkeys([*self.sites, *self.edited])))
         how = self.network.prepare(self.groups, data.edited(), data.read(), uses=uses)
-        if self.fits_activations and not self.fitted:
+        if self.lacks_statistics_of(data):
             self.fit_activations(data.whole("train"))
+            self.fitted_to = data
         return how
+
+    def lacks_statistics_of(self, data: object) -> bool:
+        """Whether closed-form statistics are to be fitted to this data, or data loader, before a fit."""
+        return self.fits_activations and (not self.fitted or self.fitted_to not in (None, data))
 
     @property
     def groups(self) -> Sequence[Sequence[Site]]:

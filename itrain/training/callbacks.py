@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import lightning
+import numpy
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from itrain.data.splits import SplitDataModule
+from itrain.interventions.masking import Gate
 from itrain.training.optimization import total_steps
 
 
@@ -47,13 +49,15 @@ class Preparation(FitCallback):
         pl_module.train()
         for module, mode in modes.items():
             module.training = mode
-        if (data := _data(trainer)) is not None:
+        if (data := data_of(trainer)) is not None:
             pl_module.prepare(data, uses=epochs_of(trainer))
-        elif pl_module.fits_activations and not pl_module.fitted:
-            if trainer.world_size > 1:
-                raise ValueError(_NO_DATA.format(type(pl_module).__name__))
+        elif pl_module.fits_activations:
             assert trainer.estimated_stepping_batches, "asking for their number loads the batches"
-            pl_module.fit_activations(map(trainer.precision_plugin.convert_input, trainer.train_dataloader or ()))
+            if pl_module.lacks_statistics_of(loader := trainer.train_dataloader):
+                if trainer.world_size > 1:
+                    raise ValueError(_NO_DATA.format(type(pl_module).__name__))
+                pl_module.fit_activations(map(trainer.precision_plugin.convert_input, loader or ()))
+                pl_module.fitted_to = loader
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
             trainer.should_stop = True
 
@@ -72,7 +76,7 @@ class Preparation(FitCallback):
         unknown = (each.is_floating_point() and bool(each.isnan().any()) for each in pl_module.exported.buffers())
         if not any(unknown):
             return
-        if (data := _data(trainer)) is None:
+        if (data := data_of(trainer)) is None:
             raise ValueError(_NO_DATA.format(type(pl_module).__name__))
         # Evaluation runs in inference mode, whose tensors cannot take part in a later backward pass.
         with torch.inference_mode(False):
@@ -90,7 +94,8 @@ def epochs_of(trainer: lightning.Trainer) -> int | None:
     return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
 
 
-def _data(trainer: lightning.Trainer) -> SplitDataModule | None:
+def data_of(trainer: lightning.Trainer) -> SplitDataModule | None:
+    """The trainer's data module, if it is one of splits."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, SplitDataModule) else None
 
@@ -99,8 +104,19 @@ class Schedules(FitCallback):
     """Moves scheduled values from their start, at the first step, to exactly their end, at the last.
 
     progress = t / (T - 1) at step t of T. A resumed fit begins at the learning rate of its own schedule at that step,
-    not at the checkpoint's, which is 0 after a finished run.
+    not at the checkpoint's, which is 0 after a finished run. Random numbers are those of the step: see
+    :class:`Randomness`.
     """
+
+    def __init__(self, module: lightning.LightningModule) -> None:
+        super().__init__(module)
+        self.randomness = Randomness(module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.randomness.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.randomness.saved = dict(state_dict)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if pl_module is not self.module:
@@ -111,6 +127,7 @@ class Schedules(FitCallback):
                     "schedules need to know the number of steps, which GradientAccumulationScheduler changes during "
                     "the fit; use accumulate_grad_batches=<n>"
                 )
+        self.randomness.begin()
         self.last = total_steps(trainer) - 1
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             if isinstance(scheduler, LambdaLR):
@@ -121,34 +138,59 @@ class Schedules(FitCallback):
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if pl_module is self.module:
             pl_module.anneal(min(trainer.global_step / self.last, 1.0) if self.last > 0 else 1.0)
+            self.randomness.step(trainer.current_epoch, batch_idx, trainer.global_rank, pl_module.device)
 
 
-class FirstStepCheck(FitCallback):
-    """Ends a fit at its first optimizer step if a trained module got no gradient.
+class Randomness:
+    """Makes torch's random numbers of a training step a function of the seed, the epoch, the batch and the process.
 
-    An edit without a path to the answer still gives a finite loss and numbers that look like a result: in the last
-    block at a token that no later one reads, or at a site above the answer.
+    A fit that is resumed, at an epoch's end or within one, then draws what it would have drawn: dropout, for example.
+    Whatever else draws numbers between two steps, such as a loader's workers, changes nothing. The seed is torch's at
+    the start of the fit. It is kept in checkpoints, with the seeds of random gates and with the states of Python's and
+    numpy's generators, from which nothing here draws.
 
-    Raises:
-        FirstStepError: naming the site.
+    Args:
+        module: the training whose fits it serves.
     """
 
-    def __init__(self, module: lightning.LightningModule) -> None:
-        super().__init__(module)
-        self.done = False
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.seed = 0
+        self.saved: dict[str, Any] = {}
 
-    def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
-        if self.done or pl_module is not self.module:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain data."""
+        version, numbers, gauss = random.getstate()
+        legacy: Any = numpy.random.get_state()
+        kind, keys, *rest = legacy
+        return {
+            "seed": self.seed,
+            "gates": {name: each.seed for name, each in _random_gates(self.module)},
+            "python": [version, list(numbers), gauss],
+            "numpy": [kind, keys.tolist(), *rest],
+        }
+
+    def begin(self) -> None:
+        """Begin a fit, from what a checkpoint has kept if there is one."""
+        saved, self.saved = self.saved, {}
+        self.seed = saved.get("seed", torch.initial_seed())
+        if not saved:
             return
-        self.done = True
-        for name, part in pl_module.trained_parts.items():
-            if not _has_gradient(part):
-                raise FirstStepError(
-                    f"site '{name}': {type(part).__name__} has no effect on the label there (no gradient at the first "
-                    "step); choose a lower layer or, in the upper layers, the answer's own token, 'last'"
-                )
+        for name, gate in _random_gates(self.module):
+            gate.seed = saved["gates"].get(name, gate.seed)
+        version, numbers, gauss = saved["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        kind, keys, *rest = saved["numpy"]
+        numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+
+    def step(self, epoch: int, batch: int, rank: int, device: torch.device) -> None:
+        """Seed torch's generators for a training step."""
+        number = (((self.seed * 1_000_003 + epoch) * 1_000_003 + batch) * 1_000_003 + rank) % 2**63
+        # Not torch.manual_seed, which on a machine without an accelerator takes longer than a small model's block.
+        torch.default_generator.manual_seed(number)
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(number)
 
 
-def _has_gradient(part: nn.Module) -> bool:
-    trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
-    return not trainable or any(p.grad is not None and bool(p.grad.count_nonzero()) for p in trainable)
+def _random_gates(module: nn.Module) -> list[tuple[str, Gate]]:
+    return [(name, each) for name, each in module.named_modules() if isinstance(each, Gate) and each.seed is not None]

@@ -18,7 +18,7 @@ from itrain.networks.base import ROWS
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
-from itrain.training.callbacks import FirstStepCheck
+from itrain.training.finite import DIVERGED, FiniteCheck, FirstStepCheck, NotFiniteError
 from itrain.training.interchange import Interventions
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.tracing import CausalTracing
@@ -30,9 +30,10 @@ class Cohort(Training):
     """Runs members side by side: their tokens share a run of the model.
 
     loss = sum over members of their own losses. No token of one member sees another's, so each member has the gradient
-    and the figures of a separate fit. Members may differ in site, intervention and rank; they share data, batch order,
-    ``loss_over``, optimizer and schedule. A step of a small model costs much the same at any batch size, so a cohort
-    costs little more than one of its members.
+    and the figures of a separate fit. A member whose loss, weights or answers are not finite any more stops, and has
+    the figure ``diverged`` alone; the others go on. Members may differ in site, intervention and rank; they share data,
+    batch order, ``loss_over``, optimizer and schedule. A step of a small model costs much the same at any batch size,
+    so a cohort costs little more than one of its members.
 
     Args:
         members: alignment searches or causal tracings, by names without a slash.
@@ -75,18 +76,40 @@ class Cohort(Training):
         self.learning = [name for name, member in members.items() if list(member.exported.parameters())]
         self.best = {name: (float("inf"), 0) for name in members}
         """The lowest validation loss of each member and the epochs since."""
+        self.diverged: dict[str, str] = {}
+        """Why the members that diverged did."""
         self.losses: dict[str, MeanMetric] = {}
+        self._fitted_here: set[str] = set()
+        self._of_step: tuple[Sequence[str], Tensor] = ((), torch.empty(0))
         self.found: dict[str, float] = {}
         """What the last validation or test found, as ``<member>/<split>/<figure>``."""
 
-    def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor | None:
+        if not self.learning:
+            self.trainer.should_stop = True
+            return None
         batch = self._search(self.learning[0]).trained_on(batch)
         logits = self.interchange(batch, {name: self.members[name].trained for name in self.learning})
         losses = {name: self._search(name).loss(each, batch) for name, each in logits.items()}
         penalties = sum(self.members[name].interchange.penalty() for name in self.learning)
-        total = torch.stack(list(losses.values())).sum()
+        each = torch.stack(list(losses.values()))
+        self._of_step, total = (tuple(losses), each.detach()), each.sum()
         self.log("train/loss", total / len(losses), prog_bar=True, batch_size=len(batch))
-        return total * batch.weight + penalties
+        return total * batch.weight + penalties + self._stopped()
+
+    @property
+    def watched(self) -> Mapping[str, Training]:
+        return {name: self.members[name] for name in self.members if name not in self.diverged}
+
+    def losses_of_step(self, loss: Tensor) -> tuple[Sequence[str], Tensor]:
+        return self._of_step
+
+    def give_up(self, errors: Mapping[str, NotFiniteError]) -> None:
+        """Stop the members that have diverged, and go on with the others."""
+        for name, error in errors.items():
+            self.diverged[name] = str(error)
+            if name in self.learning:
+                self._stop(name)
 
     def interchange(self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions]) -> dict[str, Tensor]:
         """Each member's answer on the bases.
@@ -103,7 +126,8 @@ class Cohort(Training):
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> dict[str, Tensor]:
         """The logits of each member's interchange, with gates as in evaluation."""
-        return self.interchange(batch, {name: member.interchange.hardened() for name, member in self.members.items()})
+        hard = {name: self.members[name].interchange.hardened() for name in self.watched}
+        return self.interchange(batch, hard) if hard else {}
 
     def begin(self, split: str) -> None:
         self.losses.clear()
@@ -119,12 +143,19 @@ class Cohort(Training):
 
     def figures(self, split: str) -> dict[str, Tensor]:
         """All members' figures, each under the member's name."""
-        figures = {name: member.scores.compute() for name, member in self.members.items()}
-        found = {f"{name}/{key}": value for name, each in figures.items() for key, value in each.items()}
-        found |= {f"{name}/validation/loss": loss.compute() for name, loss in self.losses.items()}
+        found: dict[str, Tensor] = {}
+        for name in self.watched:
+            try:
+                found |= {f"{name}/{key}": value for key, value in self.members[name].scores.compute().items()}
+            except NotFiniteError as error:
+                self.give_up({name: error})
+        losses = {name: loss.compute() for name, loss in self.losses.items()}
+        found |= {f"{name}/validation/loss": loss for name, loss in losses.items() if name in self.watched}
+        found |= {f"{name}/{split}/{DIVERGED}": torch.tensor(1.0) for name in self.diverged}
         self.losses.clear()
         if split == "test":
-            for name, member in self.members.items():
+            for name in self.watched:
+                member = self.members[name]
                 hard = [(each.hardened(), each) for each in member.trained.values()]
                 if any(made is not trained for made, trained in hard):
                     ranks = [float(made.rank) for made, _ in hard]
@@ -178,9 +209,13 @@ class Cohort(Training):
     def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Have each member learn its closed-form statistics."""
         batches = list(batches)
-        for member in self.members.values():
-            if member.fits_activations and not member.fitted:
-                member.fit_activations(batches)
+        for name, member in self.members.items():
+            if member.fits_activations and (not member.fitted or name in self._fitted_here):
+                try:
+                    member.fit_activations(batches)
+                except NotFiniteError as error:
+                    self.give_up({name: error})
+                self._fitted_here.add(name)
 
     def anneal(self, progress: float) -> None:
         for name in self.learning:
@@ -204,21 +239,48 @@ class Cohort(Training):
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Those of a fit except the first-step check: a member whose site has no effect is shown, not refused."""
-        return [each for each in super().configure_callbacks() if not isinstance(each, FirstStepCheck)]
+        kept = [each for each in super().configure_callbacks() if not isinstance(each, FirstStepCheck)]
+        return [*kept, FiniteCheck(self)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["cohort"] = {"learning": list(self.learning), "best": dict(self.best)}
+        checkpoint["cohort"] = {"learning": list(self.learning), "best": dict(self.best), "diverged": self.diverged}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.learning, self.best = list(checkpoint["cohort"]["learning"]), dict(checkpoint["cohort"]["best"])
+        saved = checkpoint["cohort"]
+        self.learning, self.best = list(saved["learning"]), dict(saved["best"])
+        self.diverged = dict(saved.get("diverged", {}))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.trainer.world_size > 1:
+            for name in self._at_rest:
+                self._without_gradient(name)
 
     def _stop(self, name: str) -> None:
         self.learning.remove(name)
+        self._without_gradient(name)
+
+    def _without_gradient(self, name: str) -> None:
         for parameter in self.members[name].exported.parameters():
             # Without a gradient an optimizer leaves a parameter alone; at a gradient of 0 Adam would move it on.
             parameter.grad = None
+
+    @property
+    def _at_rest(self) -> list[str]:
+        """The members that have weights and do not learn."""
+        return [
+            name
+            for name, member in self.members.items()
+            if name not in self.learning and list(member.exported.parameters())
+        ]
+
+    def _stopped(self) -> Tensor | float:
+        """0, as a function of the weights at rest: processes wait for a gradient of each weight from every one."""
+        if self.trainer.world_size == 1:
+            return 0.0
+        weights = [each for name in self._at_rest for each in self.members[name].exported.parameters()]
+        return sum((each.nan_to_num(0.0, 0.0, 0.0).sum() * 0 for each in weights), 0.0)
 
     def _search(self, name: str) -> AlignmentSearch:
         member = self.members[name]

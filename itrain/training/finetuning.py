@@ -24,6 +24,7 @@ from itrain.networks.base import Network
 from itrain.networks.lane import Edit
 from itrain.sites import Site, Sites, module_names
 from itrain.training.base import Training
+from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
 
@@ -53,6 +54,7 @@ class Finetuning(Training):
     """
 
     shows_start: ClassVar[bool] = True
+    answers: FiniteAnswers
     generations: Generations
     """For the first test examples of this process, set by each test."""
 
@@ -106,9 +108,11 @@ class Finetuning(Training):
 
     def begin(self, split: str) -> None:
         self.metrics.clear()
+        self.answers = FiniteAnswers(self.network)
 
     def score(self, split: str, batch: ResponseBatch) -> None:
         logits = self.respond(batch).float()
+        self.answers.update(split, logits)
         if not self.metrics:
             made = {"perplexity": Perplexity(ignore_index=UNUSED), "exact_match": MeanMetric()}
             self.metrics = {f"{split}/{name}": metric.to(logits.device) for name, metric in made.items()}
@@ -117,6 +121,7 @@ class Finetuning(Training):
         exact_match.update(is_right(logits, batch.label).float())
 
     def figures(self, split: str) -> dict[str, Tensor]:
+        self.answers.require()
         found = {name: metric.compute() for name, metric in self.metrics.items()}
         self.metrics.clear()
         return found

@@ -25,7 +25,7 @@ from itrain.precision import FullPrecision
 from itrain.sites import Sites
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
-from itrain.training.interchange import Interchange, Interventions, answer_loss
+from itrain.training.interchange import Interchange, Interventions, answer_loss, match_precision
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.scores import InterchangeScores
 
@@ -43,7 +43,8 @@ class InterchangeInterventionTraining(Training):
     with the fourth (multi-task training: at each site, linear heads read what the edit of a variable would take from
     it). Gradients flow through the sources' runs too, unless ``detach_source``.
 
-    The model is in train mode during a fit, with dropout where it has any, and in eval mode otherwise. Lightning alone
+    What is trained of the model is in train mode during a fit, with dropout where it has any; what is frozen stays in
+    eval mode, so that its running statistics stay too. Outside a fit all of the model is in eval mode. Lightning alone
     would keep the eval mode in which transformers loads models.
 
     Args:
@@ -122,10 +123,12 @@ class InterchangeInterventionTraining(Training):
             add_lora(network.model, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
         if parts is not None:
             _train_parts(network.model, parts, others=lora_rank is not None)
+        self._alone = parts is not None and lora_rank is None
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise ValueError("nothing of the model is trained; give network=make_network(model, trainable=True)")
         network.eval()
         self.readouts = self._heads(classes) if readout_weight else nn.ModuleList()
+        match_precision(self.readouts, network)
         self.network = network
 
     def _heads(self, classes: Mapping[str, int] | None) -> nn.ModuleList:
@@ -222,7 +225,7 @@ class InterchangeInterventionTraining(Training):
 
     def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit closed-form statistics to the base activations of the training pairs."""
-        self.interchange.fit((batch.base, batch.values) for batch in batches)
+        self.interchange.learn(batches)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         own = [*self.readouts.parameters(), *self.network.parameters()]
@@ -250,7 +253,12 @@ class InterchangeInterventionTraining(Training):
         return self.scores.compute() | found
 
     def on_fit_start(self) -> None:
+        self._train_mode()
+
+    def _train_mode(self) -> None:
+        """Put what is trained of the model into train mode, and leave the rest in eval mode."""
         self.network.train()
+        _frozen_to_eval(self.network.model, whole=self._alone)
 
     def on_train_batch_start(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         """Refuse, at the first step, a site that the answer does not depend on."""
@@ -266,7 +274,7 @@ class InterchangeInterventionTraining(Training):
                         f"site '{site}': edits there have no effect on the label; choose a lower layer or, in the "
                         "upper layers, the answer's own token, 'last'"
                     )
-        self.network.train()
+        self._train_mode()
 
     def on_fit_end(self) -> None:
         self.network.eval()
@@ -280,6 +288,23 @@ class InterchangeInterventionTraining(Training):
 def _disturb(activation: Tensor) -> Tensor:
     """Change every value, in a way that no normalisation undoes."""
     return activation.roll(1, -1) + 1
+
+
+def _frozen_to_eval(module: nn.Module, *, whole: bool, some: bool = True, every: bool = True) -> None:
+    """Put what is not trained into eval mode, in which running statistics stay and dropout is off.
+
+    Args:
+        whole: a module counts as trained if all of its weights are, else if some are.
+        some, every: whether some or all weights of the module around this one are trained, which decides for modules
+            without weights of their own; statistics are kept unless all are.
+    """
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    if trained:
+        some, every = any(trained), all(trained)
+    keeps = whole or (not trained and bool(list(module.buffers())))
+    module.training = every if keeps else some
+    for child in module.children():
+        _frozen_to_eval(child, whole=whole, some=some, every=every)
 
 
 def _train_parts(model: nn.Module, parts: Sequence[str], *, others: bool) -> None:

@@ -22,6 +22,7 @@ from itrain.networks.base import Network
 from itrain.networks.lane import Edit
 from itrain.precision import FullPrecision
 from itrain.sites import Site, Sites, module_names, require_distinct
+from itrain.training.finite import require_finite
 
 Interventions = Mapping[Site, Intervention]
 
@@ -85,6 +86,7 @@ class Interchange(nn.Module):
         """The intervention of each site."""
         names = module_names([str(site) for site in self.sites])
         self.interventions = FullPrecision(dict(zip(names, built, strict=True)))
+        match_precision(self.interventions, network)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -169,6 +171,16 @@ class Interchange(nn.Module):
         """The interventions as evaluated: with hard gates where training uses soft ones."""
         return {site: each.hardened() for site, each in self.trained.items()}
 
+    def learn(self, batches: Iterable[CounterfactualBatch]) -> None:
+        """Fit closed-form statistics to the base activations of pairs, with the classes that the pairs interchange.
+
+        Raises:
+            ValueError: classes are needed, but pairs interchange different variables, or one whose values are not
+                listed.
+        """
+        needing = next((each for each in self.trained.items() if each[1].needs_classes), None)
+        self.fit((batch.base, None if needing is None else _classes(batch, *needing)) for batch in batches)
+
     def fit(self, examples: Iterable[tuple[ModelInputs, Int[Tensor, " batch"] | None]]) -> None:
         """Fit closed-form statistics to the activations of inputs, with the inputs' classes where they are known."""
         wanted = [site for site, each in self.trained.items() if each.fits_activations]
@@ -186,7 +198,7 @@ class Interchange(nn.Module):
         for intervention in dict.fromkeys(self.trained[site] for site in wanted):
             seen = [site for site in wanted if self.trained[site] is intervention]
             rows, of = ([each for site in seen for each in parts[site]] for parts in (found, classes))
-            intervention.fit(torch.cat(rows), torch.cat(of) if of else None)
+            intervention.fit(require_finite(torch.cat(rows), seen[0]), torch.cat(of) if of else None)
 
     def rows(
         self, activation: Tensor, inputs: ModelInputs, site: Site
@@ -224,6 +236,12 @@ class Interchange(nn.Module):
             )
 
 
+def match_precision(module: nn.Module, network: Network) -> None:
+    """Compute in fp64 beside a model of fp64; what the model's activations meet is otherwise fp32."""
+    if any(parameter.dtype == torch.float64 for parameter in network.parameters()):
+        module.double()
+
+
 def answer_loss(
     logits: Float[Tensor, "batch ... vocabulary"], label: Int[Tensor, "batch ..."]
 ) -> Float[Tensor, " batch"]:
@@ -240,6 +258,26 @@ def count_features(network: Network, sites: Sites, example: ModelInputs, *, join
     with torch.no_grad():
         activations = network.read(example, sites)
     return [activations[site].flatten(1).shape[1] for site in sites]
+
+
+def _classes(batch: CounterfactualBatch, site: Site, intervention: Intervention) -> Int[Tensor, " batch"]:
+    """The class of each base: its value of the variable that all pairs interchange, or its values of several."""
+    name = f"site '{site}': {type(intervention).__name__}"
+    group, *others = batch.groups
+    if others:
+        asked = ", ".join("+".join(group) for group in batch.groups)
+        raise ValueError(
+            f"{name} separates the values of one variable, and these pairs interchange {asked}; choose a task with one "
+            "variable, or an intervention that needs no classes"
+        )
+    if unlisted := [variable for variable in group if variable not in batch.variables]:
+        raise ValueError(
+            f"{name} needs the values of '{unlisted[0]}', which the task does not list among its variables"
+        )
+    joint = torch.zeros_like(batch.variables[group[0]])
+    for variable in group:  # one number for each tuple of values, the same in every batch
+        joint = joint * 1_000_003 + batch.variables[variable]
+    return joint
 
 
 def _build(intervention: Callable[[int], Intervention], hidden_size: int) -> Intervention:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
@@ -20,6 +21,8 @@ from itrain.precision import FullPrecision
 from itrain.probes import LinearProbe, Probe, control_labels
 from itrain.sites import Site, Sites, module_names, require_distinct
 from itrain.training.base import Training
+from itrain.training.finite import FiniteAnswers, require_finite
+from itrain.training.interchange import match_precision
 from itrain.training.optimization import OptimizerFactory
 
 
@@ -178,8 +181,10 @@ class ProbeTraining(Training):
                 for variable, count in self.classes.items()
             }
         )
+        match_precision(self.probes, network)
         self.network = network
         self.metrics: dict[str, dict[str, ProbeAccuracy]] = {}
+        self.answers = FiniteAnswers(network)
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         predictions = list(self.predictions(batch))
@@ -208,10 +213,8 @@ class ProbeTraining(Training):
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        """One probe of each variable at each site, since all are trained alike."""
-        return {
-            f"{site} ({variable})": next(self._probes(f"{variable} {site}").each())[0] for site, variable in self._pairs
-        }
+        """The probes of each variable at each site."""
+        return {f"{site} ({variable})": self._probes(f"{variable} {site}") for site, variable in self._pairs}
 
     @property
     def exported(self) -> nn.Module:
@@ -250,9 +253,10 @@ class ProbeTraining(Training):
             for batch in batches:
                 for site, activation in self._read(batch.base.to(device)).items():
                     found[site].append(activation)
+        activations = {site: require_finite(torch.cat(rows), site) for site, rows in found.items()}
         for site, variable in self._pairs:
             for probe, _ in self._probes(f"{variable} {site}").each():
-                probe.fit(torch.cat(found[site]))
+                probe.fit(activations[site])
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> dict[str, Float[Tensor, "batch classes"]]:
         """The class scores of the chosen probe of each variable at each site."""
@@ -262,6 +266,7 @@ class ProbeTraining(Training):
 
     def begin(self, split: str) -> None:
         self.metrics.clear()
+        self.answers.counts.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         metrics = self.metrics.setdefault(split, {})
@@ -270,18 +275,23 @@ class ProbeTraining(Training):
                 tasks, strengths, _, count = scores.shape
                 metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(self.device)
             metrics[name].update(scores, values)
+            self.answers.update(f"{split}, {name}", scores.movedim(2, 0))
 
     def figures(self, split: str) -> dict[str, Tensor]:
-        """The figures of a split; validation also chooses each probe's strength."""
+        """The figures of a split; the validation of a fit also chooses each probe's strength."""
+        self.answers.require()
         metrics = self.metrics.pop(split)
-        return self._chosen(metrics) if split == "validation" else self._tested(metrics)
+        return self._validated(metrics) if split == "validation" else self._tested(metrics)
 
-    def _chosen(self, metrics: Mapping[str, ProbeAccuracy]) -> dict[str, Tensor]:
-        """Choose each probe's strength, and report the mean accuracy."""
+    def _validated(self, metrics: Mapping[str, ProbeAccuracy]) -> dict[str, Tensor]:
+        """The mean accuracy of the best strengths. In a fit, or where none has been chosen yet, they are chosen."""
+        fits, trying = self.trainer.state.fn == TrainerFn.FITTING, self.trainer.sanity_checking
         best = []
         for name, metric in metrics.items():
             accuracy, *_ = metric.compute()
-            self._probes(name).choose(accuracy[0])
+            probe_set = self._probes(name)
+            if not trying and (fits or probe_set.chosen < 0):
+                probe_set.choose(accuracy[0])
             best.append(accuracy[0].max())
         return {"validation/probe_accuracy": torch.stack(best).mean()}
 

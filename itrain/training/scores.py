@@ -13,6 +13,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.masking import FixedMask
 from itrain.metrics import RULES, InterchangeAccuracy
+from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
 
 
@@ -31,6 +32,7 @@ class InterchangeScores:
         self.evaluated: dict[str, Interventions] = {}
         """The interventions that are scored, by the suffix in their figures' names: ``""``, ``/full_vector``."""
         self.metrics: dict[str, InterchangeAccuracy] = {}
+        self.answers = FiniteAnswers(interchange.network)
 
     def begin(self, split: str) -> None:
         """Choose what is scored: the trained interventions and, in a test, their controls."""
@@ -50,6 +52,7 @@ class InterchangeScores:
     def reset(self) -> None:
         """Drop what an interrupted split has left."""
         self.metrics.clear()
+        self.answers.counts.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         """Run the pairs under each of the interventions that are scored."""
@@ -58,6 +61,7 @@ class InterchangeScores:
 
     def update(self, place: str, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> None:
         """Update the figures of a place, such as ``test/full_vector``, with the answers on a batch."""
+        self.answers.update(place, logits)
         device = logits.device
         group, isolates = batch.group.to(device), batch.isolates.to(device)
         whole = (logits, batch.counterfactual_label, batch.contrast_label, batch.changes, isolates)
@@ -70,7 +74,12 @@ class InterchangeScores:
                 metric.update(*(each[rows] for each in whole))
 
     def compute(self) -> dict[str, Tensor]:
-        """All figures since the last call, such as ``test/iia_argmax``."""
+        """All figures since the last call, such as ``test/iia_argmax``.
+
+        Raises:
+            NotFiniteError: some answers were not finite.
+        """
+        self.answers.require()
         found = {}
         for name, metric in self.metrics.items():
             place, _, rule = name.rpartition("/")

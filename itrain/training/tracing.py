@@ -21,6 +21,7 @@ from itrain.networks.base import Network
 from itrain.networks.lane import Edit
 from itrain.sites import Site, SiteLike, Sites
 from itrain.training.base import Training
+from itrain.training.finite import FiniteAnswers, require_finite
 from itrain.training.interchange import Activations, Interchange, Interventions
 
 
@@ -80,7 +81,7 @@ class CausalTracing(Training):
         )
         if learned := [each for each in self.trained.values() if list(each.parameters())]:
             raise ValueError(f"tracing trains nothing, and {type(learned[0]).__name__} is learned; use full_vector")
-        self.scores = RestorationScores()
+        self.scores = RestorationScores(network)
         self.evaluated: dict[str, Interventions] = {}
         self.network = network
 
@@ -125,7 +126,7 @@ class CausalTracing(Training):
     def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Learn the standard deviation of the activations that get the noise."""
         batches = list(batches)
-        self.interchange.fit((batch.base, batch.values) for batch in batches)
+        self.interchange.learn(batches)
         self.interchange.fit_noise(batch.base for batch in batches)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -187,20 +188,26 @@ class Restoration(Interchange):
             for each in (batch.to(device) for batch in inputs):
                 activation = self.network.read(each, [self.corrupted])[self.corrupted]
                 found.append(self.rows(activation, each, self.corrupted)[0])
-        self.noise.deviation.copy_(torch.cat(found).std())
+        self.noise.deviation.copy_(require_finite(torch.cat(found), self.corrupted).std())
 
 
 class RestorationScores:
-    """The clean answers' mean probability, its spread over examples, and how often they win, by both rules."""
+    """The clean answers' mean probability, its spread over examples, and how often they win, by both rules.
 
-    def __init__(self) -> None:
+    Args:
+        network: the base model that answers.
+    """
+
+    def __init__(self, network: Network) -> None:
         self.means: dict[str, MeanMetric] = {}
         self.counts: dict[str, SumMetric] = {}
+        self.answers = FiniteAnswers(network)
 
     def reset(self) -> None:
         """Drop what an interrupted split has left."""
         self.means.clear()
         self.counts.clear()
+        self.answers.counts.clear()
 
     def update(self, place: str, logits: Float[Tensor, "batch vocabulary"], batch: CounterfactualBatch) -> None:
         """Update the figures of a place with the probabilities of the clean answers, and whether they win.
@@ -211,6 +218,7 @@ class RestorationScores:
         label = batch.base_label
         if label.ndim > 1:
             raise ValueError("tracing needs answers of one token; this task's have several")
+        self.answers.update(place, logits)
         other = batch.counterfactual_label.where(batch.changes, batch.contrast_label)
         found = {"probability": logits.float().softmax(-1).take_along_dim(label[:, None], 1)[:, 0]}
         found |= {rule: is_right(logits, label, other, rule) for rule in RULES}
@@ -223,6 +231,7 @@ class RestorationScores:
 
     def compute(self) -> dict[str, Tensor]:
         """All figures since the last call."""
+        self.answers.require()
         found = {name: each.compute() for name, each in (self.means | self.counts).items()}
         for name in [name for name in found if name.endswith("/answer_square")]:
             place = name.removesuffix("square")
