@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every process of a run finds the same error; one reports it.
         return _say(str(error), 2) if rank() == 0 else 2
     except RunFailed as error:
-        if debug and error.__cause__ is not None:
-            raise error.__cause__ from None
+        if debug and (cause := error.__cause__) is not None:
+            raise cause from cause.__cause__
         return _say(str(error), 1)
 
 

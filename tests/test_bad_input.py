@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
 
 from itrain import cli, models
 from itrain.interventions.base import Intervention
@@ -285,8 +286,9 @@ def test_a_wrong_command_line_is_one_line_and_leaves_nothing(
 
 
 def test_debug_shows_the_traceback_of_a_users_own_class(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Exception, match="mine"):
+    with pytest.raises(InstantiationException) as caught:
         cli.main(["fit", *SMALL, f"task._target_={HERE}.Raises", "--debug"])
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_one_bad_file_among_the_recipes_is_named_and_hides_no_other(

@@ -40,7 +40,7 @@ def test_the_user_s_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_threads_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="threads=0: give 1 or more"):
+    with pytest.raises(ValueError, match="threads=0: give 1 to"):
         choose_threads(model(1), 0)
 
 
