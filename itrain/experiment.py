@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
+from itrain.factories import Limited
 from itrain.loggers.base import log_run
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
@@ -198,7 +199,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
     elif cfg.ckpt is not None:
         require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
-    with nullcontext() if cfg.export is None else limited_to(cfg.export):
+    with _limits(cfg):
         module = opened.module(
             training,
             _sites(cfg.site),
@@ -220,6 +221,17 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     opened.data.trainer = trainer
     trainer.precision_plugin.convert_module(module)
     return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer, threads=opened.threads)
+
+
+def _limits(cfg: DictConfig) -> AbstractContextManager[object]:
+    """Within it, no module can be made that is far larger than the weights that it is to have."""
+    if cfg.export is not None:
+        return limited_to(cfg.export)
+    if cfg.ckpt is None:
+        return nullcontext()
+    # Storages, since a tensor may repeat one value without end.
+    weights = read_checkpoint(cfg.ckpt)["state_dict"].values()
+    return Limited(sum(weight.untyped_storage().nbytes() for weight in weights), cfg.ckpt)
 
 
 def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:
