@@ -6,7 +6,7 @@ import csv
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import nn
 from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
+from itrain.factories import Limited
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
@@ -216,7 +217,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     elif cfg.ckpt is not None:
         require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
     sites = _sites(cfg.site)
-    with nullcontext() if cfg.export is None else limited_to(cfg.export):
+    with _limits(cfg):
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
@@ -265,6 +266,17 @@ def list_callbacks(callbacks: Any) -> list[lightning.Callback]:
     """The configured callbacks, which are one, a list, or a mapping by name in which null leaves one out."""
     given = callbacks.values() if isinstance(callbacks, Mapping) else callbacks
     return [each for each in (given if isinstance(given, Iterable) else [given]) if each is not None]
+
+
+def _limits(cfg: DictConfig) -> AbstractContextManager[object]:
+    """Within it, no module can be made that is far larger than the weights that it is to have."""
+    if cfg.export is not None:
+        return limited_to(cfg.export)
+    if cfg.ckpt is None:
+        return nullcontext()
+    # Storages, since a tensor may repeat one value without end.
+    weights = read_checkpoint(cfg.ckpt)["state_dict"].values()
+    return Limited(sum(weight.untyped_storage().nbytes() for weight in weights), cfg.ckpt)
 
 
 def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:

@@ -61,11 +61,17 @@ def require_harmless(
         packages = sorted({str(path).split(".")[0] for _, path in untrusted})
         raise TrustError(f"{place} names {shown(path)} ({key}), {not_trusted(packages)}")
     _require_fitting(plain, place, trust)
-    methods = (plain.get("sweep") or {}).get("methods")
-    for name in methods if isinstance(methods, Mapping) else ():
+    _require_methods(plain.get("sweep"), place)
+
+
+def _require_methods(grid: Mapping[str, Any] | None, place: str) -> None:
+    methods = {} if grid is None else grid.get("methods")
+    for name, method in methods.items() if isinstance(methods, Mapping) else ():
         if not re.fullmatch(r"[\w+-][\w .+-]*", str(name)):
             # Files are named after methods.
             raise TrustError(f"{place}: {shown(name)} is no name of a method; use letters, digits, '_', '+' and '-'")
+        if not isinstance(method, Mapping) or method.get("_partial_") is not True:
+            raise TrustError(f"{place}: sweep.methods.{name} is no _partial_ call, which the sweep would complete")
 
 
 def _is_trusted(path: Any, trust: Sequence[str]) -> bool:
@@ -90,6 +96,9 @@ def _require_references(taken: Mapping[str, Any], place: str) -> None:
 def _require_fitting(plain: Mapping[str, Any], place: str, trust: Sequence[str]) -> None:
     """Refuse a class or function that is not of the kind of the group that names it."""
     slots = _slots()
+    for group in slots:
+        if not isinstance(plain.get(group), Mapping | None):
+            raise TrustError(f"{place} is damaged: {group} is {shown(plain[group])}")
     for key, path in _targets(plain):
         group, _, rest = key.partition(".")
         if group == "launcher":

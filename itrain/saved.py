@@ -116,7 +116,8 @@ def configuration_of_sweep(folder: Path, typed: Collection[str], trust: Sequence
             raise TrustError(f"resume: '{folder}' is the folder of a fit; to go on: itrain fit ckpt={folder}")
         found = {key: value for key, value in found.items() if key not in (*typed, "trust", "ckpt", "export")}
         launcher = found.get("launcher")
-        if launcher and not (launcher.get("_target_") == JOBLIB and launcher.keys() <= {"_target_", "n_jobs"}):
+        is_plain = isinstance(launcher, dict) and launcher.keys() <= {"_target_", "n_jobs"}
+        if launcher and not (is_plain and launcher.get("_target_") == JOBLIB):
             raise TrustError(
                 "resume: a launcher can run any command, so it is not taken from a file; add the sweep's own "
                 "(launcher=slurm ...), or launcher=null"

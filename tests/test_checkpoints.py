@@ -169,6 +169,16 @@ def test_a_damaged_or_hostile_checkpoint_is_one_line(
         AlignmentSearch.load_from_checkpoint("last.ckpt", network=None)
 
 
+def test_sizes_are_bounded_by_the_weights_of_a_checkpoint(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configuration: Any = OmegaConf.load(finished / "config.yaml")
+    configuration.training = {"_target_": "itrain.training.probing.ProbeTraining", "_partial_": True}
+    configuration.training.probe = call("itrain.probes.MLPProbe", width=9_000_000)
+    saved = read_checkpoint(finished / "checkpoints" / "last.ckpt")
+    saved[ORIGIN]["configuration"] = OmegaConf.to_container(configuration)
+    torch.save(saved, "last.ckpt")
+    refused(["test", "ckpt=last.ckpt"], "far larger than its weights", capsys)
+
+
 RUNS: Mapping[str, tuple[str, Any, str]] = {
     "a task": ("task", EVIL, "which no file may name"),
     "a module with a side effect": ("task", call(f"{CANARY}.Task"), f"'{CANARY}' is not trusted"),
@@ -246,6 +256,10 @@ SWEEPS: Mapping[str, tuple[dict[str, Any], str]] = {
     "a method": ({"sweep.methods.das": call(f"{CANARY}.X")}, f"'{CANARY}' is not trusted"),
     "a method that is none": ({"sweep.methods.das": call("itrain.sharing.load")}, "which is no part of the sweep"),
     "a method's name": ({"sweep.methods": {"../../x": call("itrain.interventions.das.DAS")}}, "no name of a method"),
+    "a method that is built at once": (
+        {"sweep.methods.das": {"_target_": "itrain.interventions.das.DAS", "_partial_": False}}, "no _partial_ call",
+    ),
+    "a launcher that is a list": ({"launcher": [EVIL]}, "a launcher can run any command"),
     "10^9 layers": ({"sweep.layers": [10**9]}, "no file may ask for more"),
     "a logger": ({"logger": {"_target_": "shutil.rmtree", "path": "."}}, "which no file may name"),
     "a reference to itself": ({"task": "${task}"}, "task"),

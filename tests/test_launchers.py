@@ -242,8 +242,8 @@ def test_a_single_fit_takes_no_launcher(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_sweep_that_goes_on_takes_a_launcher_and_nothing_else(finished: Path) -> None:
-    begun = config.of_folder(finished)
+    begun = config.of_folder(finished, [NOTES])
     assert begun.launcher is None
-    assert config.of_folder(finished, ["launcher=joblib", "launcher.n_jobs=3"]).launcher.n_jobs == 3
+    assert config.of_folder(finished, ["launcher=joblib", "launcher.n_jobs=3", NOTES]).launcher.n_jobs == 3
     with pytest.raises(ConfigError, match=r"leave out 'seed=1'"):
         config.of_folder(finished, ["launcher=joblib", "seed=1"])

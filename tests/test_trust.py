@@ -156,6 +156,8 @@ NAMED: Mapping[str, tuple[str, Any, str]] = {
     "a resolver in a resolver": ("task.templates", "${oc.decode:${oc.env:X}}", "which no file may ask for"),
     "a reference to a part": ("task.templates", "${model}", "which is no plain value"),
     "a part that is not partial": ("training", {"_target_": "itrain.training.alignment.AlignmentSearch"}, "_partial_"),
+    "a group that is text": ("task", "_target_", "is damaged: task"),
+    "a group that is a list": ("trainer", [EVIL], "which no file may name"),
     "10^12 pairs": ("data.train_pairs", 10**12, "no file may ask for more"),
     "rank 10^12": ("intervention.rank", 10**12, "no file may ask for more"),
     "a tower of lists": ("site", json.loads("[" * 60 + "]" * 60), "has more than 40 levels"),
