@@ -147,6 +147,12 @@ def test_a_masked_model_s_text_is_enclosed_and_its_answer_stands_at_the_mask() -
         rendered(Saw("[MASK] saw [MASK]"), tokenizer)
 
 
+def test_a_prompt_without_tokens_is_refused_and_a_beginning_is_one() -> None:
+    with pytest.raises(TaskError, match="a prompt is empty, so there is no token to answer at"):
+        rendered(Saw(""), words())
+    assert rendered(Saw(""), words(begins=True))[0] == ["<s>"]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prompts_of_unequal_length_keep_spans_and_answers_on_either_side(side: str) -> None:
     tokenizer = bert()

@@ -90,7 +90,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
         texts, tokenizer(list(texts))["input_ids"], own["input_ids"], own["offset_mapping"], strict=True
     ):
         extra = len(whole) - len(tokens)
-        start = next((at for at in range(extra + 1) if whole[at : at + len(tokens)] == tokens), None)
+        start = next((at for at in range(extra, -1, -1) if whole[at : at + len(tokens)] == tokens), None)
         if start is None:
             raise TaskError(f"{type(tokenizer).__name__} splits {text!r} differently where it adds special tokens")
         before, after = whole[:start], whole[start + len(tokens) :]
@@ -158,7 +158,10 @@ def answer_place(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> int:
     masks = [] if mask is None else [place for place, token in enumerate(encoded.tokens) if token == mask]
     if len(masks) > 1:
         raise TaskError(f"a prompt has {len(masks)} masks ({tokenizer.mask_token}); an answer stands for one")
-    return len(encoded.before) + (masks[0] if masks else len(encoded.tokens) - 1)
+    place = len(encoded.before) + (masks[0] if masks else len(encoded.tokens) - 1)
+    if place < 0:
+        raise TaskError("a prompt is empty, so there is no token to answer at; write one, or leave its row out")
+    return place
 
 
 def spans(fields: Mapping[str, Range], offsets: Sequence[Range], text: str) -> dict[str, Range]:
