@@ -68,7 +68,7 @@ def shortest_changing(model: nn.Module) -> int | None:
         return None
     own = config.get_text_config()
     limits = [
-        each.get("original_max_position_embeddings") or own.max_position_embeddings
+        min(own.max_position_embeddings, each.get("original_max_position_embeddings") or own.max_position_embeddings)
         for each in _rotary_settings(getattr(own, "rope_parameters", None))
         if "dynamic" in each["rope_type"] or each["rope_type"] == "longrope"
     ]
