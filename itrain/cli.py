@@ -6,7 +6,9 @@ is reported in one line; a bug of itrain's keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +18,12 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from itrain import config
-from itrain.run_folder import rank, run_folder
+from itrain.processes import rank
+from itrain.run_folder import run_folder
 from itrain.saved import last_checkpoint
+from itrain.screen import lasting_screen
 from itrain.signatures import ConfigError, nearest
+from itrain.stops import Stop, Stopped, heeded
 
 HELP = """\
 usage: itrain <verb> [key=value ...]        (or python -m itrain ...)
@@ -49,11 +54,19 @@ the recipes that ship with itrain and take precedence over them. --quiet prints 
 ITRAIN_DEBUG=1) keeps the traceback of every error.
 """
 
+NOTHING = "nothing was saved"
+UNWRITABLE = tuple(
+    getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "EIO", "ESTALE", "EMFILE", "ENFILE"]
+)
+"""Errors of the machine, not of a program."""
 VERBS = ("fit", "sweep", "report", "test", "export", "generate", "show", "list")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for a run that failed, 2 for a wrong request, 130 for Ctrl-C."""
+    """Run one command and return its exit code: 0, 1 for a run that failed, 2 for a wrong request.
+
+    A signal that stops a run adds 128: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--quiet" in words:
         from itrain.reports.terminal import only_results
@@ -67,27 +80,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or {"-h", "--help"} & set(words):
         print(HELP, end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
+    with heeded() as stop, lasting_screen() as screen:
+        code = _heeding(stop, words, debug=debug)
+    if screen.lost is None or code:
+        return code
+    # The reader, such as head, may have closed the pipe; whoever asks for the exit code learns it.
+    return _say(screen.lost, 1) if screen.lost else 1
+
+
+def _heeding(stop: Stop, words: list[str], *, debug: bool) -> int:
+    """Run a command; its exit code, and whatever ended it early in one line."""
     try:
-        return _command(words[0], words[1:])
-    except KeyboardInterrupt:
-        return _say("stopped", 130)
-    except BrokenPipeError:
-        # The reader, such as head, has closed the pipe; the flush at exit must not fail on it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _command(stop, words[0], words[1:])
+    except (Stopped, KeyboardInterrupt, SystemExit) as error:
+        if not (isinstance(error, Stopped) or _is_interrupt(error)):
+            raise
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        return stop.leave(_say(stop.tell(str(stopped)), stopped.code) if rank() == 0 else stopped.code)
     except ConfigError as error:
         if debug:
             raise
         # Every process of a run finds the same error; one reports it.
-        return _say(str(error), 2) if rank() == 0 else 2
+        return stop.leave(_say(str(error), 2) if rank() == 0 else 2)
     except Exception as error:
         told = error.__cause__ if isinstance(error, InstantiationException) else error
-        if debug or not _is_explained(told):
+        if debug:
             raise
-        return _say(" ".join(str(told).split()), 1)
+        if (full := _unwritten(error)) is not None:
+            return stop.leave(_say(stop.tell(full), 1))
+        if _is_explained(told):
+            return stop.leave(_say(" ".join(str(told).split()), 1))
+        if (fault := stop.processes.lost()) is not None:
+            stop.end(fault)
+        raise
 
 
-def _command(verb: str, words: list[str]) -> int:
+def _command(stop: Stop, verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"there is no verb '{verb}'{nearest(verb, VERBS)}")
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -100,7 +128,7 @@ def _command(verb: str, words: list[str]) -> int:
     if verb == "generate":
         return _generate(words)
     if verb == "sweep":
-        return _sweep(words)
+        return _sweep(stop, words)
     configuration = config.compose(words)
     config.check(configuration)
     if verb == "show":
@@ -108,7 +136,7 @@ def _command(verb: str, words: list[str]) -> int:
         return 0
     if configuration.export is not None and verb != "test":
         raise ConfigError(f"export=<folder> is for 'test', not for '{verb}'")
-    return _run(verb, configuration)
+    return _run(stop, verb, configuration)
 
 
 def _list(words: Sequence[str]) -> int:
@@ -163,52 +191,45 @@ def _split(words: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:
     return having, [word for word in words if not word.startswith(prefix)]
 
 
-def _sweep(words: list[str]) -> int:
+def _sweep(stop: Stop, words: list[str]) -> int:
     if words and words[0].startswith("resume="):
         folder = Path(words[0].removeprefix("resume="))
         configuration = config.of_folder(folder, words[1:])
         config.check(configuration)
-        return _run_sweep(configuration, folder)
+        return _run_sweep(stop, configuration, folder)
     configuration = config.compose(words, sweeps=True)
     config.check(configuration)
     if configuration.export is not None:
         raise ConfigError("export=<folder> is for 'test', not for 'sweep'")
     with run_folder(configuration) as folder:
-        return _run_sweep(configuration, folder)
+        return _run_sweep(stop, configuration, folder)
 
 
-def _run_sweep(configuration: DictConfig, folder: Path) -> int:
+def _run_sweep(stop: Stop, configuration: DictConfig, folder: Path) -> int:
     from itrain.sweeps.run import sweep
 
-    try:
-        sweep(configuration, folder)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if not _is_interrupt(stop):
-            raise
-        return _say(f"stopped; to go on: itrain sweep resume={folder}", 130)
+    again = f"to go on: itrain sweep resume={folder}"
+    # A folder in which nothing came to be is gone by then.
+    stop.advice = lambda: again if folder.exists() else NOTHING
+    sweep(configuration, folder)
     return 0
 
 
-def _run(verb: str, configuration: DictConfig) -> int:
+def _run(stop: Stop, verb: str, configuration: DictConfig) -> int:
     from itrain import experiment
 
-    checkpoint: Path | None = None
-    try:
-        with run_folder(configuration) as folder:
-            try:
-                result = getattr(experiment, verb)(configuration, folder)
-            finally:
-                # Asked before the folder of a failed run is removed.
-                checkpoint = last_checkpoint(folder)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if not _is_interrupt(stop):
-            raise
-        return _say(
-            f"stopped; to go on: itrain fit ckpt={checkpoint}" if checkpoint else "stopped; nothing was saved", 130
-        )
+    with run_folder(configuration) as folder:
+        if verb == "fit":
+            stop.advice = lambda: _how_to_go_on(folder, configuration.ckpt)
+        result = getattr(experiment, verb)(configuration, folder)
     if isinstance(result, Path) and rank() == 0:
         print(result)
     return 0
+
+
+def _how_to_go_on(folder: Path, before: str | None) -> str:
+    checkpoint = last_checkpoint(folder) or before
+    return f"to go on: itrain fit ckpt={checkpoint}" if checkpoint else NOTHING
 
 
 def _is_interrupt(stop: BaseException) -> bool:
@@ -220,6 +241,16 @@ def _say(message: str, code: int) -> int:
     who = f"itrain (process {rank()})" if rank() else "itrain"
     print(f"{who}: {message}", file=sys.stderr)
     return code
+
+
+def _unwritten(error: BaseException | None) -> str | None:
+    """What could not be written, and why, if that ended the run: a disk that is full, or only to be read."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            remedy = "; raise it with ulimit -n, or use data.num_workers=0" if error.errno == errno.EMFILE else ""
+            return f"cannot write {error.filename!r}: {error.strerror}{remedy}"
+        error = error.__cause__
+    return None
 
 
 def _is_explained(error: BaseException | None) -> bool:

@@ -21,11 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
+from itrain.files import write_text
 from itrain.loggers.base import log_run
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.reports.figures import save_run_figure
-from itrain.reports.generations import print_generations, show_generations
+from itrain.reports.generations import in_words, print_generations, save_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, show
 from itrain.sharing import export as write_export
@@ -38,6 +39,7 @@ from itrain.training.base import Training
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.interchange import count_features
+from itrain.training.safeguards import safeguard
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
@@ -112,6 +114,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     _export(cfg, folder, parts, results)
     _draw(folder, results)
     log_run(parts.trainer.loggers, results, folder / "figure.png")
+    _show(parts, results, folder)
     return results
 
 
@@ -119,7 +122,9 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Test the weights of a checkpoint or an export."""
     parts = _build(cfg, folder)
     _load(cfg, parts)
-    return _test(parts, folder)
+    results = _test(parts, folder)
+    _show(parts, results, folder)
+    return results
 
 
 def export(cfg: DictConfig, folder: Path) -> Path:
@@ -203,6 +208,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     trainer = instantiate(cfg.trainer, _convert_="all")(
         default_root_dir=folder, callbacks=callbacks, logger=_loggers(cfg, folder), enable_model_summary=False
     )
+    safeguard(trainer, folder / CHECKPOINTS / "last.ckpt")
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     # As the fit will run them, so that statistics and room are worked out for its precision.
@@ -238,11 +244,18 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
     start = {key.replace("test/", "before/", 1): value for key, value in (before or {}).items()}
     results = {**parts.data.figures(), **start, **_figures(parts)}
     if parts.trainer.is_global_zero:
-        (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-        show(results, folder)
+        write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
         if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
-            show_generations(parts.module.generations, parts.data.text, folder)
+            save_generations(parts.module.generations, parts.data.text, folder)
     return results
+
+
+@rank_zero_only
+def _show(parts: Parts, results: Mapping[str, float], folder: Path) -> None:
+    """Print what is written: the screen comes last, as it may be gone."""
+    show(results, folder)
+    if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
+        print_generations(in_words(parts.module.generations, parts.data.text))
 
 
 def _load(cfg: DictConfig, parts: Parts) -> None:

@@ -12,18 +12,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from itrain.files import write_text
+from itrain.processes import RANKS, rank
 from itrain.saved import CONFIGURATION
 from itrain.signatures import ConfigError
 
 FOLDER = "ITRAIN_FOLDER"
 """The environment variable that hands the folder of a run to its other processes."""
-
-_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-
-
-def rank() -> int:
-    """Which process of the run this is, before the processes have formed a group."""
-    return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)
 
 
 @contextmanager
@@ -54,7 +49,7 @@ def run_folder(configuration: DictConfig) -> Iterator[Path]:
 
 def _agreed_folder(home: Path) -> Path:
     environment = os.environ
-    if FOLDER in environment and any(name in environment for name in _RANKS):
+    if FOLDER in environment and any(name in environment for name in RANKS):
         return Path(environment[FOLDER])
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         from torch.distributed import TCPStore
@@ -88,7 +83,7 @@ def _new_folder(home: Path) -> Path:
 def _write_configuration(configuration: DictConfig, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIGURATION).write_text(OmegaConf.to_yaml(configuration), encoding="utf-8")
+        write_text(folder / CONFIGURATION, OmegaConf.to_yaml(configuration))
     except OSError as error:
         raise _unwritable(folder, error) from error
 

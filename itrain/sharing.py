@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from itrain import __version__
 from itrain.factories import FactoryError, class_path, describe, find_class, rebuild
+from itrain.files import replacing, replacing_folder
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
@@ -73,10 +77,21 @@ def export(
         "configuration": configuration,
     }
     text = json.dumps(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_materialised(training.exported), folder / WEIGHTS)
-    (folder / CONFIG).write_text(text + "\n")
+    with replacing_folder(folder) as beside:
+        with replacing(beside / WEIGHTS) as file:
+            _save(_materialised(training.exported), file)
+        (beside / CONFIG).write_text(text + "\n")
     return folder
+
+
+def _save(weights: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(weights, file)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

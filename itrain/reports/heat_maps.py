@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itrain.reports.colours import SCALE
+from itrain.reports.figures import save_figure
 from itrain.results.columns import IIA, PROBE_ACCURACY
 from itrain.results.maps import HeatMap, differences
 from itrain.results.summary import SweepSummary
@@ -27,9 +28,7 @@ HEAT_MAPS, IIA_MAPS, PROBE_MAPS, DIFFERENCE_MAPS = "heat_maps", "iia_maps", "pro
 def save_heat_maps(summary: SweepSummary) -> Path:
     """Draw all heat maps of a sweep into its folder, as ``heat_maps.png`` and ``.svg``; returns the PNG."""
     path = summary.folder / f"{HEAT_MAPS}.png"
-    figure = draw(summary.maps)
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".svg"))
+    save_figure(draw(summary.maps), path, path.with_suffix(".svg"))
     return path
 
 
@@ -42,7 +41,7 @@ def save_comparison(summary: SweepSummary, folder: Path) -> dict[str, Path]:
     }
     found = {name: folder / f"{name}.png" for name, maps in groups.items() if maps}
     for name, path in found.items():
-        draw(groups[name]).savefig(path, dpi=150)
+        save_figure(draw(groups[name]), path)
     return found
 
 

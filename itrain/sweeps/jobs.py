@@ -26,6 +26,7 @@ from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
 from itrain.training.interchange import count_features
 from itrain.training.probing import ProbeTraining
+from itrain.training.safeguards import safeguard
 from itrain.training.tracing import CausalTracing
 
 OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples")
@@ -211,7 +212,9 @@ def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.T
         raise ValueError("trainer: a sweep runs on one device; to use more, start a sweep for each part of the layers")
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     node = {**{str(key): value for key, value in cfg.trainer.items()}, **quiet}
-    return instantiate(node, _convert_="all")(callbacks=list(callbacks), logger=False)
+    trainer = instantiate(node, _convert_="all")(callbacks=list(callbacks), logger=False)
+    safeguard(trainer)
+    return trainer
 
 
 def _described(fit: Fit, grid: Grid) -> dict[str, Any]:
