@@ -55,9 +55,8 @@ ITRAIN_DEBUG=1) keeps the traceback of every error.
 """
 
 NOTHING = "nothing was saved"
-UNWRITABLE = tuple(
-    getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "EIO", "ESTALE", "EMFILE", "ENFILE"]
-)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 """Errors of the machine, not of a program."""
 VERBS = ("fit", "sweep", "report", "test", "export", "generate", "show", "list")
 
@@ -246,7 +245,7 @@ def _say(message: str, code: int) -> int:
 def _unwritten(error: BaseException | None) -> str | None:
     """What could not be written, and why, if that ended the run: a disk that is full, or only to be read."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        if isinstance(error, OSError) and error.errno in FULL + FORBIDDEN:
             remedy = "; raise it with ulimit -n, or use data.num_workers=0" if error.errno == errno.EMFILE else ""
             return f"cannot write {error.filename!r}: {error.strerror}{remedy}"
         error = error.__cause__

@@ -6,9 +6,11 @@ that watches, and each process looks at its own steps alone.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ PARENT = "ITRAIN_PARENT"
 """The environment variable that tells the processes of a run which one has started them."""
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
+TICK = 0.5
+"""Seconds between two looks at the other processes."""
 HANGS = 45.0
 """Seconds without any progress after which a process hangs."""
 SLOWER = 20
@@ -49,8 +53,8 @@ class Processes:
         self.rank = rank()
         self.started: list[subprocess.Popen[bytes]] = []
         """The processes that this one has started."""
-        self.spawned: list[subprocess.Popen[bytes]] | None = None
-        """Where Lightning's launcher lists them."""
+        self.launcher: object = None
+        """Lightning's, whose ``procs`` are those that it has just started."""
         self.several = False
         parent = os.environ.get(PARENT)
         self._parent = int(parent) if parent and self.rank else None
@@ -58,6 +62,11 @@ class Processes:
         self._left: float | None = None
         self._steps, self._idle, self._stopped = Clock(), Clock(), Clock()
         self._longest, self._began, self._busy = 0.0, None, 0.0
+
+    @property
+    def watched(self) -> bool:
+        """Whether another process has started this one, and tells how the run ends."""
+        return self._parent is not None
 
     @property
     def alone(self) -> bool:
@@ -70,6 +79,7 @@ class Processes:
         if self.rank:
             yield
             return
+        before = os.environ.get(PARENT)
         os.environ[PARENT] = str(os.getpid())
         try:
             yield
@@ -77,7 +87,9 @@ class Processes:
             self.kill()
             raise
         finally:
-            del os.environ[PARENT]
+            os.environ.pop(PARENT)
+            if before is not None:
+                os.environ[PARENT] = before
             self._await()
 
     def mark(self, *, ended: bool = False) -> None:
@@ -95,20 +107,26 @@ class Processes:
         passed, self._ticked = min(now - self._ticked, 2.0), now
         if self._parent is not None:
             return self._look_at_parent(passed)
-        while self.spawned:
-            # Lightning's own observer would kill this process without a word.
-            self.started.append(self.spawned.pop(0))
+        self._take_over()
         return self._look_at_children(passed) or self._look_at_steps(passed)
 
     def kill(self) -> None:
         """End the processes that this one has started."""
-        for process in (*self.started, *(self.spawned or ())):
+        self._take_over()
+        for process in self.started:
             process.kill()
         for process in self.started:
             process.wait()
 
+    def _take_over(self) -> None:
+        """Take processes from the launcher, whose own observer would kill this process without a word."""
+        procs = getattr(self.launcher, "procs", ())
+        while procs:
+            self.started.append(procs.pop(0))
+
     def lost(self, seconds: float = LAST_WORDS / 2) -> Fault | None:
         """A process that has ended early, or does so within some seconds; an error may be its echo."""
+        self._take_over()
         end = time.monotonic() + seconds
         while self.started and time.monotonic() < end:
             if fault := self._ended():
@@ -166,6 +184,25 @@ class Processes:
         elif self._stopped.reaches(HANGS, passed):
             os.kill(self._parent, signal.SIGKILL)
         return None
+
+
+def follow_parent() -> None:
+    """In a worker of joblib: end it once the run is gone, for whose next call it would wait."""
+    parent = os.environ.get(PARENT)
+    if parent is None or _following or not multiprocessing.current_process().name.startswith("LokyProcess"):
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(TICK)
+        os._exit(1)
+
+    thread = threading.Thread(target=watch, name="itrain-parent", daemon=True)
+    _following.append(thread)
+    thread.start()
+
+
+_following: list[threading.Thread] = []
 
 
 class Clock:

@@ -20,13 +20,11 @@ from types import FrameType
 from typing import NoReturn
 
 from itrain.files import UNFINISHED, remove
-from itrain.processes import Fault, Processes
+from itrain.processes import TICK, Fault, Processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 25.0
 """Seconds from a signal to the end; clusters commonly give 30."""
-TICK = 0.5
-"""Seconds between two looks at the other processes."""
 
 
 class Stopped(BaseException):
@@ -71,8 +69,14 @@ class Stop:
         Raises:
             Stopped: it has.
         """
-        if self.signum is not None:
-            raise Stopped(self.signum)
+        if self.signum is None:
+            return
+        stopped = Stopped(self.signum)
+        if self.processes.watched:
+            os._exit(stopped.code)
+        # Before this process lets go of them, which they would report as an error.
+        self.processes.kill()
+        raise stopped
 
     def tell(self, what: str) -> str:
         """A last line: what has ended the run, and how to go on."""

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from itrain.reports.html import REPORT
 from itrain.reports.terminal import is_quiet
 from itrain.results.best import Best, by_figure, heads_beside
 from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION
@@ -72,6 +73,7 @@ def show_sweep(summary: SweepSummary) -> None:
         named = "; ".join(name for _, name in fits)
         console.print(f"{flag}: {named}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(summary.frame)} fits; folder: {summary.folder}", highlight=False, soft_wrap=True)
+    console.print(f"report: {summary.folder / REPORT}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _map_table(each: HeatMap) -> Table:

@@ -28,7 +28,7 @@ def safeguard(trainer: lightning.Trainer, checkpoint: Path | None = None) -> Non
     stop = stops.current()
     if stop is not None:
         stop.processes.several = trainer.world_size > 1
-        stop.processes.spawned = getattr(trainer.strategy.launcher, "procs", None)
+        stop.processes.launcher = trainer.strategy.launcher
 
 
 class WholeCheckpoints(TorchCheckpointIO):
