@@ -217,7 +217,10 @@ def _run_sweep(stop: Stop, configuration: DictConfig, folder: Path) -> int:
 def _run(stop: Stop, verb: str, configuration: DictConfig) -> int:
     from itrain import experiment
 
+    before = configuration.ckpt
     with run_folder(configuration) as folder:
+        if configuration.ckpt != before and rank() == 0:
+            print(f"itrain: the job was requeued; goes on from {configuration.ckpt}", file=sys.stderr)
         if verb == "fit":
             stop.advice = lambda: _how_to_go_on(folder, configuration.ckpt)
         result = getattr(experiment, verb)(configuration, folder)

@@ -112,15 +112,20 @@ def test_files_have_the_mode_of_new_files(mask: int, tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def fill_too_much(target: Path) -> None:
+    with replacing_folder(target) as beside:
+        (beside / "weights").write_text("third")
+        raise OSError(errno.ENOSPC, "full")
+
+
 def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "export"
     for text in ("first", "second"):
         with replacing_folder(target) as beside:
             (beside / "weights").write_text(text)
         assert (target / "weights").read_text() == text
-    with pytest.raises(OSError, match="full") as caught, replacing_folder(target) as beside:
-        (beside / "weights").write_text("third")
-        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(OSError, match="full") as caught:
+        fill_too_much(target)
     assert caught.value.filename == str(target)
     assert (target / "weights").read_text() == "second"
     assert os.listdir(tmp_path / "deep") == ["export"]

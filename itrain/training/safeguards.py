@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +43,14 @@ class WholeCheckpoints(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as beside, beside.open("wb") as file:
             _save(checkpoint, file)
+
+
+def _forget_requeue(trainer: lightning.Trainer) -> None:
+    """Remove what a requeue has kept of a fit that is over: Lightning would test that instead."""
+    if trainer.is_global_zero:
+        for file in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
+            file.unlink()
+    trainer.strategy.barrier()
 
 
 def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
@@ -99,6 +108,8 @@ class BetweenSteps(lightning.Callback):
         stop.step()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if "SLURM_JOB_ID" in os.environ:
+            _forget_requeue(trainer)
         self._end()
         self._step()
 
