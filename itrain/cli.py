@@ -79,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or {"-h", "--help"} & set(words):
         print(HELP, end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
-    with heeded() as stop, lasting_screen() as screen:
-        code = _heeding(stop, words, debug=debug)
+    try:
+        with heeded() as stop, lasting_screen() as screen:
+            code = _heeding(stop, words, debug=debug)
+    except Stopped as stopped:  # when all was done
+        return _say(str(stopped), stopped.code)
     if screen.lost is None or code:
         return code
     # The reader, such as head, may have closed the pipe; whoever asks for the exit code learns it.
@@ -94,8 +97,7 @@ def _heeding(stop: Stop, words: list[str], *, debug: bool) -> int:
     except (Stopped, KeyboardInterrupt, SystemExit) as error:
         if not (isinstance(error, Stopped) or _is_interrupt(error)):
             raise
-        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
-        return stop.leave(_say(stop.tell(str(stopped)), stopped.code) if rank() == 0 else stopped.code)
+        return _stopped(stop, error if isinstance(error, Stopped) else Stopped(signal.SIGINT))
     except ConfigError as error:
         if debug:
             raise
@@ -105,6 +107,8 @@ def _heeding(stop: Stop, words: list[str], *, debug: bool) -> int:
         told = error.__cause__ if isinstance(error, InstantiationException) else error
         if debug:
             raise
+        if stop.signum is not None:  # which a data loader's workers were sent, too
+            return _stopped(stop, Stopped(stop.signum))
         if (full := _unwritten(error)) is not None:
             return stop.leave(_say(stop.tell(full), 1))
         if _is_explained(told):
@@ -112,6 +116,10 @@ def _heeding(stop: Stop, words: list[str], *, debug: bool) -> int:
         if (fault := stop.processes.lost()) is not None:
             stop.end(fault)
         raise
+
+
+def _stopped(stop: Stop, stopped: Stopped) -> int:
+    return stop.leave(_say(stop.tell(str(stopped)), stopped.code) if rank() == 0 else stopped.code)
 
 
 def _command(stop: Stop, verb: str, words: list[str]) -> int:

@@ -27,8 +27,8 @@ HANGS = 45.0
 """Seconds without any progress after which a process hangs."""
 SLOWER = 20
 """How many times longer than the longest so far a step may take."""
-IDLE = 1.0
-"""Seconds of processor time below which processes have done nothing."""
+IDLE = 0.05
+"""The share of a processor below which processes do nothing but watch each other."""
 LAST_WORDS = 3.0
 """Seconds in which a process may tell its own error when another has ended."""
 
@@ -157,12 +157,9 @@ class Processes:
         if (fault := self._ended()) is not None:
             self._left = LAST_WORDS if self._left is None else self._left - passed
             return fault if self._left <= 0 else None
-        busy = [_processor_seconds(pid) for pid in (os.getpid(), *(each.pid for each in self.started))]
-        if None in busy:
-            return None
-        total = sum(filter(None, busy))
-        if total - self._busy > IDLE:
-            self._busy = total
+        busy = sum(map(_processor_seconds, (os.getpid(), *(each.pid for each in self.started))))
+        before, self._busy = self._busy, busy
+        if busy == 0 or abs(busy - before) > IDLE * passed:
             self._idle.reset()
         if self._idle.reaches(HANGS, passed):
             return Fault(f"no process has done anything for {HANGS:.0f} s: one hangs")
@@ -231,6 +228,6 @@ def _state(pid: int | None) -> str:
     return (_stat(pid) or [""])[0]
 
 
-def _processor_seconds(pid: int) -> float | None:
-    fields = _stat(pid)
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else None
+def _processor_seconds(pid: int) -> float:
+    """The processor time of a process, 0 where it is unknown."""
+    return sum(map(int, _stat(pid)[11:13])) / os.sysconf("SC_CLK_TCK")

@@ -23,6 +23,8 @@ from itrain.files import UNFINISHED, remove
 from itrain.processes import TICK, Fault, Processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENOUGH = b"\0"
+"""No signal: the watch ends."""
 GRACE = 25.0
 """Seconds from a signal to the end; clusters commonly give 30."""
 
@@ -119,7 +121,7 @@ class Stop:
         while True:
             ready, _, _ = select.select([signals], [], [], TICK)
             came = signals.recv(64) if ready else b""
-            if ready and not came:
+            if ENOUGH in came:
                 return
             for signum in came:
                 if signum not in SIGNALS:
@@ -184,8 +186,10 @@ def _woken(watch: Callable[[socket.socket], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        sender.close()
+        # Closing it would say nothing: a data loader's workers, which are forks, hold it too.
+        sender.send(ENOUGH)
         thread.join()
+        sender.close()
         receiver.close()
 
 

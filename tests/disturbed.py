@@ -56,6 +56,13 @@ SWEEP = {
 }
 
 
+def heed_all() -> None:
+    """In a child: signals count even where the suite runs in a background that ignores them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def hang() -> None:
     while True:
         time.sleep(1)
@@ -106,8 +113,8 @@ def disturb(moment: Moment, action: Callable[[], None], mark: Path) -> None:
 def main(words: list[str]) -> int:
     from itrain import cli
 
-    verb, moment, action, rank, mark = os.environ[DISTURB].split(",")
-    if os.environ.get("LOCAL_RANK", "0") == rank:
+    verb, moment, action, rank, mark = os.environ.get(DISTURB, ",,,,").split(",")
+    if verb and os.environ.get("LOCAL_RANK", "0") == rank:
         disturb({"fit": FIT, "sweep": SWEEP}[verb][moment], ACTIONS[action], Path(mark))
     return cli.main(words)
 
