@@ -134,23 +134,21 @@ def test_a_sweep_that_is_stopped_goes_on(moment: str, action: str, whole_sweep: 
         pandas.testing.assert_frame_equal(*frames, check_exact=True)
 
 
+def in_one_of_two() -> list[tuple[str, str, int]]:
+    """Each moment, action and process, but for those that are none: what one process does, and what is alone."""
+    signals = ["SIGTERM", "SIGTERM everywhere", "SIGINT everywhere", "SIGINT twice everywhere", "SIGHUP everywhere"]
+    before = ("composition", "model", "preparation")  # the first process has started no other
+    of_first = ("checkpoint", "end of fit", "figure")
+    cases = []
+    for moment in MOMENTS:
+        cases += [(moment, action, 0 if moment in of_first else 1) for action in signals]
+        ranks = (1,) if moment in before else (0,) if moment in of_first else (0, 1)
+        cases += [(moment, action, rank) for action in ("SIGKILL", "SIGSTOP", "hang") for rank in ranks]
+    return cases
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize(
-    ("action", "rank"),
-    [
-        ("SIGTERM everywhere", 0),
-        ("SIGTERM", 1),
-        ("SIGINT everywhere", 0),
-        ("SIGINT twice everywhere", 0),
-        ("SIGHUP everywhere", 0),
-        ("SIGKILL", 0),
-        ("SIGKILL", 1),
-        ("SIGSTOP", 1),
-        ("hang", 0),
-        ("hang", 1),
-    ],
-)
+@pytest.mark.parametrize(("moment", "action", "rank"), in_one_of_two())
 def test_two_processes_end_together(moment: str, action: str, rank: int, whole_fit_in_two: Path) -> None:
     ended = in_two_processes([*FIT, "trainer=ddp_cpu", "output=run"], moment, action, rank)
     assert_over(ended)
