@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +55,16 @@ class Processes:
         """The processes that this one has started."""
         self.launcher: object = None
         """Lightning's, whose ``procs`` are those that it has just started."""
-        self.several = False
+        self.number = 1
+        """How many processes the run has."""
         parent = os.environ.get(PARENT)
         self._parent = int(parent) if parent and self.rank else None
-        self._ticked, self._fault = time.monotonic(), Fault("")
+        self._taking = threading.Lock()
+        self._ticked = time.monotonic()
         self._left: float | None = None
         self._steps, self._idle, self._stopped = Clock(), Clock(), Clock()
-        self._longest, self._began, self._busy = 0.0, None, 0.0
+        self._began: float | None = None
+        self._longest, self._busy = 0.0, 0.0
 
     @property
     def watched(self) -> bool:
@@ -71,7 +74,7 @@ class Processes:
     @property
     def alone(self) -> bool:
         """Whether the run has no process but this one."""
-        return not (self.started or self.several or self._parent)
+        return not (self.started or self.number > 1 or self.watched)
 
     @contextmanager
     def children_know_parent(self) -> Iterator[None]:
@@ -106,7 +109,8 @@ class Processes:
         # Less than has passed where this process was suspended, for example by Ctrl-Z.
         passed, self._ticked = min(now - self._ticked, 2.0), now
         if self._parent is not None:
-            return self._look_at_parent(passed)
+            self._look_at(self._parent, passed)
+            return None
         self._take_over()
         return self._look_at_children(passed) or self._look_at_steps(passed)
 
@@ -121,8 +125,9 @@ class Processes:
     def _take_over(self) -> None:
         """Take processes from the launcher, whose own observer would kill this process without a word."""
         procs = getattr(self.launcher, "procs", ())
-        while procs:
-            self.started.append(procs.pop(0))
+        with self._taking:
+            while procs:
+                self.started.append(procs.pop(0))
 
     def lost(self, seconds: float = LAST_WORDS / 2) -> Fault | None:
         """A process that has ended early, or does so within some seconds; an error may be its echo."""
@@ -159,7 +164,8 @@ class Processes:
             return fault if self._left <= 0 else None
         busy = sum(map(_processor_seconds, (os.getpid(), *(each.pid for each in self.started))))
         before, self._busy = self._busy, busy
-        if busy == 0 or abs(busy - before) > IDLE * passed:
+        # Those of other machines may be at work.
+        if len(self.started) + 1 < self.number or busy == 0 or abs(busy - before) > IDLE * passed:
             self._idle.reset()
         if self._idle.reaches(HANGS, passed):
             return Fault(f"no process has done anything for {HANGS:.0f} s: one hangs")
@@ -173,14 +179,13 @@ class Processes:
             return Fault(f"no step has ended for {limit:.0f} s: a process hangs")
         return None
 
-    def _look_at_parent(self, passed: float) -> Fault | None:
-        if os.getppid() != self._parent:
+    def _look_at(self, parent: int, passed: float) -> None:
+        if os.getppid() != parent:
             os._exit(1)
-        if _state(self._parent) != "T":
+        if _stat(parent)[:1] != ["T"]:
             self._stopped.reset()
         elif self._stopped.reaches(HANGS, passed):
-            os.kill(self._parent, signal.SIGKILL)
-        return None
+            os.kill(parent, signal.SIGKILL)
 
 
 def follow_parent() -> None:
@@ -216,16 +221,12 @@ class Clock:
         return self.seconds > limit
 
 
-def _stat(pid: int | None) -> Sequence[str]:
+def _stat(pid: int) -> list[str]:
     """The fields of a process after its name, as Linux has them; none elsewhere, and for one that is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ()
-
-
-def _state(pid: int | None) -> str:
-    return (_stat(pid) or [""])[0]
+        return []
 
 
 def _processor_seconds(pid: int) -> float:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from itrain.cli import main
@@ -136,7 +136,8 @@ def advised(told: str) -> list[str] | None:
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    """What a run has exported; a fit that is resumed when it is over writes no checkpoint again."""
+    return load_file(run / "export" / "intervention.safetensors")
 
 
 def only_run(folder: str | Path) -> Path:

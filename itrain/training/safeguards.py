@@ -28,7 +28,7 @@ def safeguard(trainer: lightning.Trainer, checkpoint: Path | None = None) -> Non
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     stop = stops.current()
     if stop is not None:
-        stop.processes.several = trainer.world_size > 1
+        stop.processes.number = trainer.world_size
         stop.processes.launcher = trainer.strategy.launcher
 
 
