@@ -18,7 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from itrain import config
-from itrain.processes import rank
+from itrain.processes import Fault, rank
 from itrain.run_folder import run_folder
 from itrain.saved import last_checkpoint
 from itrain.screen import lasting_screen
@@ -119,7 +119,9 @@ def _heeding(stop: Stop, words: list[str], *, debug: bool) -> int:
 
 
 def _stopped(stop: Stop, stopped: Stopped) -> int:
-    return stop.leave(_say(stop.tell(str(stopped)), stopped.code) if rank() == 0 else stopped.code)
+    if not stop.processes.alone:
+        stop.end(Fault("", stopped.signum))
+    return _say(stop.tell(str(stopped)), stopped.code) if rank() == 0 else stopped.code
 
 
 def _command(stop: Stop, verb: str, words: list[str]) -> int:

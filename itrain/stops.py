@@ -58,6 +58,7 @@ class Stop:
         self.signum: int | None = None
         self.steps = False
         self._pid, self._deadline = os.getpid(), float("inf")
+        self._ending = threading.Lock()
 
     def install(self) -> None:
         """Let signals come here, unless whoever started the process has them ignored, as nohup does."""
@@ -85,7 +86,8 @@ class Stop:
         return "; ".join(filter(None, (what, self.advice())))
 
     def end(self, fault: Fault) -> NoReturn:
-        """End this process and its children at once, from whichever thread, with a last line."""
+        """End this process and its children at once, from whichever thread comes first, with a last line."""
+        self._ending.acquire()  # for good
         stopped = None if fault.signum is None else Stopped(fault.signum)
         self.processes.kill()
         for path in tuple(UNFINISHED):
@@ -102,6 +104,7 @@ class Stop:
         """The exit code; a process of several leaves at once, for those that it waits for at its exit may be gone."""
         if self.processes.alone:
             return code
+        self._ending.acquire()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()

@@ -76,12 +76,12 @@ def test_a_sweep_that_cannot_write_says_how_to_go_on(
         patch.setattr(sweeps, "collect", failing(sweeps.collect, error, after=0))
         assert main(["sweep", *SWEEP, "sweep.layers=[2]", "sweep.methods=[full_vector]", "output=run"]) == 1
     told = capsys.readouterr().err
-    (folder,) = (path.parent for path in Path("run").rglob("config.yaml"))
+    (folder,) = (path.parent.absolute() for path in Path("run").rglob("config.yaml"))
     assert told == (
         f"itrain: cannot write 'results.parquet': No space left on device; to go on: itrain sweep resume={folder}\n"
     )
     assert main(["sweep", f"resume={folder}"]) == 0
-    assert f"report: {folder.absolute() / 'report.html'}" in capsys.readouterr().out
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
 
 
 def test_results_are_written_before_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

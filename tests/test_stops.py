@@ -162,7 +162,9 @@ def test_two_processes_end_together(moment: str, action: str, rank: int, whole_f
         process = start([f"ckpt={kept[0]}", "output=again"], {})
         assert process.wait(280) == 0
         found = weights(only_run("again"))
-        assert all(torch.equal(found[name], weight) for name, weight in weights(whole_fit_in_two).items())
+        for name, weight in weights(whole_fit_in_two).items():
+            # But for rounding, as wherever processes are compared: what is cached anew comes from other batches.
+            assert (found[name] - weight).double().norm() <= 1e-6 * weight.double().norm(), name
 
 
 def test_a_process_of_two_that_is_killed_is_named_with_what_is_kept() -> None:
