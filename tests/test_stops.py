@@ -25,10 +25,10 @@ from tests.stopping import (
     SWEEP,
     Ended,
     advised,
+    finish,
     in_a_fork,
     in_two_processes,
     only_run,
-    start,
     weights,
 )
 
@@ -59,8 +59,7 @@ def whole_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole_fit_in_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    process = start([*FIT, "trainer=ddp_cpu", f"output={folder}"], {})
-    assert process.wait(280) == 0
+    finish([*FIT, "trainer=ddp_cpu", f"output={folder}"])
     return only_run(folder)
 
 
@@ -159,8 +158,7 @@ def test_two_processes_end_together(moment: str, action: str, rank: int, whole_f
     else:
         assert ended.code != 0
     if kept := sorted(Path("run").rglob("*.ckpt")):
-        process = start([f"ckpt={kept[0]}", "output=again"], {})
-        assert process.wait(280) == 0
+        finish([f"ckpt={kept[0]}", "output=again"])
         found = weights(only_run("again"))
         for name, weight in weights(whole_fit_in_two).items():
             # But for rounding, as wherever processes are compared: what is cached anew comes from other batches.
