@@ -1,8 +1,21 @@
-"""``python -m itrain``."""
+"""``python -m itrain``, and the command ``itrain``."""
 
+from __future__ import annotations
+
+import os
+import signal
 import sys
 
-from itrain.cli import main
+
+def main() -> int:
+    """Run the command line; Ctrl-C while it is being imported is told in a line, too."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        # At once: imports turn an exception into errors of their own.
+        signal.signal(signal.SIGINT, lambda signum, frame: (os.write(2, b"itrain: stopped by SIGINT\n"), os._exit(130)))
+    from itrain import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

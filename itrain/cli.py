@@ -6,7 +6,9 @@ is reported in one line; a bug of itrain's keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -16,15 +18,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from itrain import __version__, config
 from itrain.help import VERBS, help_on, list_all, list_group
-from itrain.run_folder import rank, run_folder
+from itrain.processes import Fault, rank
+from itrain.run_folder import run_folder
 from itrain.saved import last_checkpoint
+from itrain.screen import lasting_screen
 from itrain.signatures import ConfigError, nearest
+from itrain.stops import Stop, Stopped, heeded
 from itrain.telling import RunFailed, one_line
 from itrain.trust import printable
 
+NOTHING = "nothing was saved"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Errors of the machine, not of a program."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for a run that failed, 2 for a wrong request, 130 for Ctrl-C."""
+    """Run one command and return its exit code: 0, 1 for a run that failed, 2 for a wrong request.
+
+    A signal that stops a run adds 128: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--quiet" in words:
         from itrain.reports.terminal import only_results
@@ -45,25 +58,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"itrain {__version__}")
         return 0
     try:
-        return _command(words[0], words[1:])
-    except KeyboardInterrupt:
-        return _say("stopped", 130)
-    except BrokenPipeError:
-        # The reader, such as head, has closed the pipe; the flush at exit must not fail on it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        with heeded() as stop, lasting_screen() as screen:
+            code = _heeding(stop, words, debug=debug)
+    except Stopped as stopped:  # when all was done
+        return _say(str(stopped), stopped.code)
+    if screen.lost is None or code:
+        return code
+    # The reader, such as head, may have closed the pipe; whoever asks for the exit code learns it.
+    return _say(screen.lost, 1) if screen.lost else 1
+
+
+def _heeding(stop: Stop, words: list[str], *, debug: bool) -> int:
+    """Run a command; its exit code, and whatever ended it early in one line."""
+    try:
+        return _command(stop, words[0], words[1:])
+    except (Stopped, KeyboardInterrupt, SystemExit) as error:
+        if not (isinstance(error, Stopped) or _is_interrupt(error)):
+            raise
+        return _stopped(stop, error if isinstance(error, Stopped) else Stopped(signal.SIGINT))
     except ConfigError as error:
         if debug:
             raise
         # Every process of a run finds the same error; one reports it.
-        return _say(str(error), 2) if rank() == 0 else 2
+        return stop.leave(_say(str(error), 2) if rank() == 0 else 2)
     except RunFailed as error:
-        if debug and (cause := error.__cause__) is not None:
-            raise cause from cause.__cause__
-        return _say(str(error), 1)
+        if debug and error.__cause__ is not None:
+            raise error.__cause__ from None
+        if stop.signum is not None:
+            return _stopped(stop, Stopped(stop.signum))
+        return stop.leave(_say(str(error), 1))
+    except Exception as error:
+        if debug:
+            raise
+        if stop.signum is not None:  # which a data loader's workers were sent, too
+            return _stopped(stop, Stopped(stop.signum))
+        if (full := _unwritten(error)) is not None:
+            return stop.leave(_say(stop.tell(full), 1))
+        if (fault := stop.processes.lost()) is not None:
+            stop.end(fault)
+        raise
 
 
-def _command(verb: str, words: list[str]) -> int:
+def _stopped(stop: Stop, stopped: Stopped) -> int:
+    if not stop.processes.alone:
+        stop.end(Fault("", stopped.signum))
+    return _say(stop.tell(str(stopped)), stopped.code) if rank() == 0 else stopped.code
+
+
+def _command(stop: Stop, verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"there is no verb '{verb}'{nearest(verb, VERBS)}")
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -78,7 +120,7 @@ def _command(verb: str, words: list[str]) -> int:
     if verb == "generate":
         return _generate(words)
     if verb == "sweep":
-        return _sweep(words)
+        return _sweep(stop, words)
     configuration = config.request(words, tests=verb in ("test", "export"))
     if verb == "show":
         print(OmegaConf.to_yaml(configuration), end="", flush=True)
@@ -89,7 +131,7 @@ def _command(verb: str, words: list[str]) -> int:
         wanted = "ckpt=<run folder or .ckpt>" + (" or export=<folder>" if verb == "test" else "")
         both = "not both" if configuration.ckpt else "there is nothing to " + verb
         raise ConfigError(f"'{verb}' needs {wanted}; {both}")
-    return _run(verb, configuration)
+    return _run(stop, verb, configuration)
 
 
 def _list(words: Sequence[str]) -> int:
@@ -160,54 +202,50 @@ def _split(words: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:
     return having, [word for word in words if not word.startswith(prefix)]
 
 
-def _sweep(words: list[str]) -> int:
+def _sweep(stop: Stop, words: list[str]) -> int:
     if words and words[0].startswith("resume="):
         folder = Path(words[0].removeprefix("resume="))
         configuration = config.of_folder(folder, words[1:])
         config.check(configuration)
-        return _run_sweep(configuration, folder)
+        return _run_sweep(stop, configuration, folder)
     configuration = config.request(words, sweeps=True)
     for key in ("export", "ckpt"):
         if configuration[key] is not None:
             raise ConfigError(f"{key}=<path> is not for 'sweep', which trains from the start; leave it out")
     with run_folder(configuration) as folder:
-        return _run_sweep(configuration, folder)
+        return _run_sweep(stop, configuration, folder)
 
 
-def _run_sweep(configuration: DictConfig, folder: Path) -> int:
+def _run_sweep(stop: Stop, configuration: DictConfig, folder: Path) -> int:
     from itrain.sweeps.run import sweep
 
-    try:
-        with one_line(configuration):
-            sweep(configuration, folder)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if not _is_interrupt(stop):
-            raise
-        return _say(f"stopped; to go on: itrain sweep resume={folder}", 130)
+    again = f"to go on: itrain sweep resume={folder}"
+    # A folder in which nothing came to be is gone by then.
+    stop.advice = lambda: again if folder.exists() else NOTHING
+    with one_line(configuration):
+        sweep(configuration, folder)
     return 0
 
 
-def _run(verb: str, configuration: DictConfig) -> int:
+def _run(stop: Stop, verb: str, configuration: DictConfig) -> int:
     from itrain import experiment
 
-    checkpoint: Path | None = None
-    try:
-        with run_folder(configuration) as folder:
-            try:
-                with one_line(configuration):
-                    result = getattr(experiment, verb)(configuration, folder)
-            finally:
-                # Asked before the folder of a failed run is removed.
-                checkpoint = last_checkpoint(folder)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if not _is_interrupt(stop):
-            raise
-        return _say(
-            f"stopped; to go on: itrain fit ckpt={checkpoint}" if checkpoint else "stopped; nothing was saved", 130
-        )
+    before = configuration.ckpt
+    with run_folder(configuration) as folder:
+        if configuration.ckpt != before and rank() == 0:
+            print(f"itrain: the job was requeued; goes on from {configuration.ckpt}", file=sys.stderr)
+        if verb == "fit":
+            stop.advice = lambda: _how_to_go_on(folder, configuration.ckpt)
+        with one_line(configuration):
+            result = getattr(experiment, verb)(configuration, folder)
     if isinstance(result, Path) and rank() == 0:
         print(result)
     return 0
+
+
+def _how_to_go_on(folder: Path, before: str | None) -> str:
+    checkpoint = last_checkpoint(folder) or before
+    return f"to go on: itrain fit ckpt={checkpoint}" if checkpoint else NOTHING
 
 
 def _is_interrupt(stop: BaseException) -> bool:
@@ -219,3 +257,13 @@ def _say(message: str, code: int) -> int:
     who = f"itrain (process {rank()})" if rank() else "itrain"
     print(f"{who}: {printable(message)}", file=sys.stderr)
     return code
+
+
+def _unwritten(error: BaseException | None) -> str | None:
+    """What could not be written, and why, if that ended the run: a disk that is full, or only to be read."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL + FORBIDDEN:
+            remedy = "; raise it with ulimit -n, or use data.num_workers=0" if error.errno == errno.EMFILE else ""
+            return f"cannot write {error.filename!r}: {error.strerror}{remedy}"
+        error = error.__cause__
+    return None

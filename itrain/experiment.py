@@ -25,13 +25,14 @@ from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.factories import Limited
+from itrain.files import write_text
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.owned import additions, refuse_owned
 from itrain.reports.figures import save_run_figure
-from itrain.reports.generations import print_generations, show_generations
+from itrain.reports.generations import in_words, print_generations, save_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.columns import TEST
@@ -46,6 +47,7 @@ from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
 from itrain.training.interchange import count_features
+from itrain.training.safeguards import safeguard
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
@@ -127,6 +129,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     _export(cfg, folder, parts, results)
     _draw(folder, results)
     log_run(parts.trainer.loggers, results, folder / "figure.png")
+    _show(parts, results, folder)
     return results
 
 
@@ -135,7 +138,9 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     parts = _build(cfg, folder)
     _load(cfg, parts)
     begin_run(parts.trainer.loggers[1:], _plain(cfg), EVALUATION)
-    return _test(parts, folder)
+    results = _test(parts, folder)
+    _show(parts, results, folder)
+    return results
 
 
 def export(cfg: DictConfig, folder: Path) -> Path:
@@ -221,6 +226,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
+    safeguard(trainer, folder / CHECKPOINTS / "last.ckpt")
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     # As the fit will run them, so that statistics and room are worked out for its precision.
@@ -304,10 +310,9 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
     start = {key.replace("test/", "before/", 1): value for key, value in (before or {}).items()}
     results = {**parts.data.figures(), **start, **_figures(parts)}
     if parts.trainer.is_global_zero:
-        (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-        show(results, folder)
+        write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
         if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
-            show_generations(parts.module.generations, parts.data.text, folder)
+            save_generations(parts.module.generations, parts.data.text, folder)
     return results
 
 
@@ -325,6 +330,14 @@ def _continue_metrics(cfg: DictConfig, trainer: lightning.Trainer) -> None:
         if step < steps and not any(name.startswith(f"{TEST}/") for name in row):
             trainer.loggers[0].log_metrics(row, step)
     trainer.loggers[0].save()
+
+
+@rank_zero_only
+def _show(parts: Parts, results: Mapping[str, float], folder: Path) -> None:
+    """Print what is written: the screen comes last, as it may be gone."""
+    show(results, folder)
+    if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
+        print_generations(in_words(parts.module.generations, parts.data.text))
 
 
 def _load(cfg: DictConfig, parts: Parts) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,77 @@ from omegaconf.errors import OmegaConfBaseException
 
 from itrain.signatures import ConfigError, brief
 
+UNFINISHED: set[Path] = set()
+"""What is being written to now; a process that ends at once removes these."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes the place of ``path`` once the block has ended without an error.
 
-    Both lie in one folder, so that the replacement is atomic and the former file stays until it happens.
+    Both lie in one folder, so that the replacement is atomic and the former file stays until it happens. The mode is
+    that of a new file, whatever the writer chose.
+
+    Raises:
+        OSError: nothing can be written there; it names ``path``.
     """
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    with _beside(path) as beside:
+        beside.touch()
+        mode = beside.stat().st_mode
         yield beside
         with beside.open("rb+") as written:
             os.fsync(written.fileno())
+        beside.chmod(mode)
         beside.replace(path)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path`` to fill; it takes the place of ``path`` once the block has ended without an error.
+
+    A folder that was there before is given up only then, with all that is in it.
+
+    Raises:
+        OSError: nothing can be written there; it names ``path``.
+    """
+    with _beside(path) as beside:
+        beside.mkdir(parents=True)
+        yield beside
+        if not path.exists():
+            beside.replace(path)
+            return
+        former = beside.with_name(f"{beside.name}-former")
+        path.replace(former)
+        try:
+            beside.replace(path)
+        except OSError:
+            former.replace(path)
+            raise
+        remove(former)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A hidden path in the same folder, which no search by suffix finds, and at which nothing is left."""
+    beside = path.with_name(f".{os.getpid()}-{path.name}.part")
+    UNFINISHED.add(beside)
+    try:
+        yield beside
+    except OSError as error:
+        if error.errno is None or error.filename == str(path):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        remove(beside)
+        UNFINISHED.discard(beside)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

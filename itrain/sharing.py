@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from itrain import __version__
 from itrain.factories import FactoryError, Limited, class_path, describe, find_class, rebuild
+from itrain.files import replacing, replacing_folder
 from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
@@ -89,10 +92,21 @@ def export(
         config["trust"] = needed
     text, weights = json.dumps(config), _materialised(training.exported)
     _require_finite(weights, f"the export to '{folder}'")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS)
-    (folder / CONFIG).write_text(text + "\n")
+    with replacing_folder(folder) as beside:
+        with replacing(beside / WEIGHTS) as file:
+            _save(weights, file)
+        (beside / CONFIG).write_text(text + "\n")
     return folder
+
+
+def _save(weights: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(weights, file)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

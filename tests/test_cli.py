@@ -276,12 +276,12 @@ def test_ctrl_c_says_where_the_last_checkpoint_is(
 
     run_with(early)
     assert cli.main(["fit", "recipe=mine"]) == 130
-    assert capsys.readouterr().err == "itrain: stopped; nothing was saved\n"
+    assert capsys.readouterr().err == "itrain: stopped by SIGINT; nothing was saved\n"
     assert not (elsewhere / "outputs").exists()
     run_with(late)
     assert cli.main(["fit", "recipe=mine"]) == 130
     (checkpoint,) = elsewhere.rglob("last.ckpt")
-    assert capsys.readouterr().err == f"itrain: stopped; to go on: itrain fit ckpt={checkpoint}\n"
+    assert capsys.readouterr().err == f"itrain: stopped by SIGINT; to go on: itrain fit ckpt={checkpoint}\n"
 
 
 def test_an_ordinary_exit_is_passed_on(run_with: Callable[[Experiment], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 Loaded = TypeVar("Loaded", covariant=True)
+
+FILES, FILES_OF_WORKER = 64, 32
+"""Open files of a run, and of each worker's batches."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,27 @@ class Loader(DataLoader[Loaded]):
     """
 
     def __iter__(self) -> Iterator[Loaded]:
+        if self.num_workers:
+            _require_files(self.num_workers)
         yield from super().__iter__()
+
+
+def _require_files(workers: int) -> None:
+    """Have room for the tensors that workers send, each an open file: without it they would wait for good.
+
+    Raises:
+        ValueError: the system does not allow as many.
+    """
+    needed = FILES + FILES_OF_WORKER * workers
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY or allowed >= needed:
+        return
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise ValueError(
+            f"num_workers={workers} needs about {needed} open files, and {most} are allowed; raise that with "
+            f"`ulimit -n {needed}`, or set data.num_workers=0"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 class ResumableLoader(Loader[Loaded]):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itrain.reports.colours import DASHES, GREY, stroke_of
+from itrain.reports.figures import save_figure
 from itrain.reports.text import drawn, listed
 from itrain.results.columns import FIGURES, IIA, RANK_FOUND, spoken
 from itrain.results.curves import Line, Plot
@@ -50,8 +51,7 @@ def _save(plots: Sequence[Plot], label: str, path: Path) -> None:
     if plots[0].best is None:
         named = {line.get_label(): line for place in axes.flat for line in place.get_legend_handles_labels()[0]}
         figure.legend(named.values(), named, loc="outside upper center", ncols=5, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".svg"))
+    save_figure(figure, path, path.with_suffix(".svg"))
 
 
 def _draw(axes: Axes, plot: Plot) -> None:

@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from itrain.files import replacing
 from itrain.reports.colours import BLUE, GREY, ORANGE
 from itrain.reports.text import drawn, listed
 from itrain.results.history import Curve
@@ -14,6 +15,7 @@ from itrain.results.run import Bars, summarise_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHARES = 1.15
 """The right end of an axis of shares, with room for the numbers at the bars."""
@@ -43,8 +45,14 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
         _say(right, "no training")
     else:
         _draw_curve(right, summary.curve)
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".svg"))
+    save_figure(figure, path, path.with_suffix(".svg"))
+
+
+def save_figure(figure: Figure, *paths: Path) -> None:
+    """Write a figure to each of the paths, in the format that its suffix names."""
+    for path in paths:
+        with replacing(path) as beside:
+            figure.savefig(beside, format=path.suffix[1:], dpi=150)
 
 
 def _draw_bars(axes: Axes, bars: Bars) -> None:

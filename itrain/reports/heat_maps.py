@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itrain.reports.colours import DIFFERENCES, SCALE, colour_of
+from itrain.reports.figures import save_figure
 from itrain.reports.text import drawn
 from itrain.results.columns import IIA, PROBE_ACCURACY
 from itrain.results.maps import HeatMap
@@ -30,9 +31,7 @@ def save_heat_maps(summary: SweepSummary) -> dict[str, Path]:
     groups = {HEAT_MAPS: summary.maps} | ({DIFFERENCE_MAPS: summary.differences} if summary.differences else {})
     found = {name: summary.folder / f"{name}.png" for name in groups}
     for name, path in found.items():
-        figure = draw(groups[name])
-        figure.savefig(path, dpi=150)
-        figure.savefig(path.with_suffix(".svg"))
+        save_figure(draw(groups[name]), path, path.with_suffix(".svg"))
     return found
 
 
@@ -44,7 +43,7 @@ def save_comparison(summary: SweepSummary, folder: Path) -> dict[str, Path]:
     }
     found = {name: folder / f"{name}.png" for name, maps in groups.items() if maps}
     for name, path in found.items():
-        draw(groups[name]).savefig(path, dpi=150)
+        save_figure(draw(groups[name]), path)
     return found
 
 

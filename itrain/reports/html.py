@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
+from itrain.files import write_text
 from itrain.loggers.runs import versions
 from itrain.reports.colours import DIFFERENCES, SCALE, colour_of, stroke_of
 from itrain.reports.svg import Drawing
@@ -82,7 +83,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         versions=versions(),
         command=shlex.join(["python", "-m", "itrain", "report", *(str(sweep.folder) for sweep in sweeps)]),
     )
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _name(each: HeatMap) -> tuple[str, str]:

@@ -9,6 +9,7 @@ REMARKS = (
     "Found .* in eval mode at the start of training",  # the frozen base model is meant to be
     "The '.*_dataloader' does not have many workers",  # a batch is an index look-up
     "Experiment logs directory .* exists and is not empty",  # a run's folder is its own
+    "Checkpoint directory .* exists and is not empty",  # in a job that was requeued
     "The dirpath has changed from",  # as it does for a run that goes on from another's checkpoint
     "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at it
     "`isinstance.treespec, LeafSpec.` is deprecated",  # Lightning asks torch so

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from itrain.files import replacing, write_text
 from itrain.results.columns import COMMAND, CURVE, METHOD, REQUIRED, SEED
 from itrain.results.flags import flagged
 from itrain.trust import require_yaml
@@ -121,9 +121,7 @@ def require_rows(file: Path, fits: Sequence[Mapping[str, Any]]) -> None:
 
 def write(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write the rows of a job, all or none, so that a sweep killed meanwhile leaves no half of a job."""
-    beside = file.with_suffix(f".{os.getpid()}.part")
-    beside.write_text(json.dumps(list(rows)))
-    beside.replace(file)
+    write_text(file, json.dumps(list(rows)))
 
 
 def collect(folder: Path) -> pandas.DataFrame:
@@ -135,7 +133,9 @@ def collect(folder: Path) -> pandas.DataFrame:
     for row in rows:
         settings = {key: value for key, value in row.items() if not isinstance(value, float | list)}
         curves += [{**settings, **epoch} for epoch in row.pop(CURVE, [])]
-    pandas.DataFrame(curves).to_parquet(folder / CURVES)
+    with replacing(folder / CURVES) as beside:
+        pandas.DataFrame(curves).to_parquet(beside)
     frame = flagged(pandas.DataFrame(rows))
-    frame.to_parquet(folder / RESULTS)
+    with replacing(folder / RESULTS) as beside:
+        frame.to_parquet(beside)
     return frame

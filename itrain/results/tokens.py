@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from itrain.files import write_json
 from itrain.inputs import ModelInputs
 from itrain.sites import Site
 from itrain.trust import read_json
@@ -43,7 +44,7 @@ def save_tokens(inputs: ModelInputs, sites: Sequence[Site], tokenizer: Tokenizer
             assert index is not None, "a site with a position has tokens"
             tokens[site.position] = str(tokenizer.decode(row[index if valid is None else index[valid]].tolist()))
     found = {"text": inputs.texts[0], "tokens": tokens}
-    (folder / TOKENS).write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / TOKENS, found)
 
 
 def read_tokens(folder: Path) -> Example:

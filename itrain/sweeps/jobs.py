@@ -28,6 +28,7 @@ from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
 from itrain.training.finite import NotFiniteError
 from itrain.training.probing import ProbeTraining
+from itrain.training.safeguards import safeguard
 from itrain.training.tracing import CausalTracing
 
 OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples", FEATURES)
@@ -245,7 +246,9 @@ def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.T
     factory = trainer_factory(cfg)
     refuse_in_sweeps(factory.keywords)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return factory(**quiet, callbacks=list(callbacks), logger=False)
+    trainer = factory(**quiet, callbacks=list(callbacks), logger=False)
+    safeguard(trainer)
+    return trainer
 
 
 def identity(fit: Fit, grid: Grid) -> dict[str, Any]:

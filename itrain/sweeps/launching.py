@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,9 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
+
+from itrain import stops
+from itrain.processes import follow_parent
 
 Result = TypeVar("Result")
 
@@ -100,7 +103,10 @@ def repeating(action: Callable[[], None]) -> Iterator[None]:
 
 
 def _call(task: Callable[..., Result], arguments: DictConfig) -> Result | Failure:
-    return attempt(task, **{str(key): value for key, value in arguments.items()})
+    follow_parent()
+    # In a process of a launcher, which otherwise would end with a success that nobody has had.
+    with nullcontext() if stops.current() else stops.heeded():
+        return attempt(task, **{str(key): value for key, value in arguments.items()})
 
 
 def _failure(error: Exception) -> Failure:

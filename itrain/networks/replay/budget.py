@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 GIB = 1 << 30
+RESERVE = GIB
+"""The bytes of a disk that caches leave for checkpoints and results, or a tenth of a smaller disk."""
 
 
 class BudgetError(RuntimeError):
@@ -76,15 +79,27 @@ class Budget:
 
     def _file(self, numel: int, dtype: torch.dtype) -> Tensor:
         assert self.folder is not None, "the disk was chosen"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix="kept-", suffix=".bin", dir=self.folder)
+        size = max(1, numel * dtype.itemsize)
         try:
-            # Room that is not there must be an error now: a write to the mapping would kill the process.
-            os.posix_fallocate(handle, 0, max(1, numel * dtype.itemsize))
-            with torch.inference_mode(False):
-                return torch.from_file(name, shared=True, size=numel, dtype=dtype)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            disk = shutil.disk_usage(self.folder)
+            reserve = min(RESERVE, disk.total // 10)
+            if disk.free < size + reserve:
+                raise BudgetError(
+                    f"a cache of {in_words(size)} would leave less than {in_words(reserve)} of the disk of "
+                    f"'{self.folder}' for checkpoint and results"
+                )
+            return self._mapped(self.folder, size, numel, dtype)
         except OSError as error:
             raise BudgetError(f"cannot write a cache to the folder '{self.folder}': {error}") from error
+
+    def _mapped(self, folder: Path, size: int, numel: int, dtype: torch.dtype) -> Tensor:
+        handle, name = tempfile.mkstemp(prefix="kept-", suffix=".bin", dir=folder)
+        try:
+            # Room that is not there must be an error now: a write to the mapping would kill the process.
+            os.posix_fallocate(handle, 0, size)
+            with torch.inference_mode(False):
+                return torch.from_file(name, shared=True, size=numel, dtype=dtype)
         finally:
             os.close(handle)
             os.unlink(name)
