@@ -30,7 +30,6 @@ _KINDS = {
     "sweep": "itrain.sweeps.grid.Grid",
 }
 _CALLBACK = "lightning.pytorch.Callback"
-_PROBING = "itrain.training.probing.ProbeTraining"
 _SWEPT = ("itrain.training.alignment.AlignmentSearch", "itrain.training.tracing.CausalTracing")
 """The trainings whose interventions a sweep compares."""
 _LARGEST_SEED = 2**32 - 1
@@ -82,7 +81,8 @@ def check_parts(plain: Node) -> None:
     for place, call in calls.items():
         refuse_owned(place, call.node)
         kind = _CALLBACK if place in callbacks else _KINDS.get(place)
-        if kind is not None:
+        # A sweep's logger is any object that takes sweeps, as the sweep itself checks.
+        if kind is not None and not (place == "logger" and plain.get("sweep")):
             check_kind(call, get_object(kind))
         if place in _BUILT and (call.node.get("_partial_") is True) != (place in COMPLETED):
             raise ConfigError(f"{place}._partial_: leave it out; itrain knows which parts a run completes")
@@ -144,15 +144,15 @@ def _check_parts_of(plain: Node, training: Call) -> None:
 
 
 def _check_sweep(sweep: Node, training: Call) -> None:
-    """Check that a sweep's methods are interventions and probes, for a training that takes interventions."""
-    intervention, probing = get_object(_KINDS["intervention"]), get_object(_PROBING)
+    """Check that a sweep's methods are interventions or trainings, for a training that takes interventions."""
+    kinds = tuple(get_object(_KINDS[group]) for group in ("intervention", "training"))
     for name, method in sweep["methods"].items():
         place = f"sweep.methods.{name}"
         if not isinstance(method, dict) or "_target_" not in method:
             raise ConfigError(f"{place}: expected a mapping with _target_, the path of a class")
         (call, *_) = calls_in(method, place)
-        if not (inspect.isclass(call.target) and issubclass(call.target, (intervention, probing))):
-            raise ConfigError(f"{place}: {call.target.__name__} is neither an intervention nor a probe training")
+        if not (inspect.isclass(call.target) and issubclass(call.target, kinds)):
+            raise ConfigError(f"{place}: {call.target.__name__} is neither an intervention nor a training")
     known = [get_object(path) for path in _SWEPT]
     if training.target not in known:
         names = " or ".join(each.__name__ for each in known)

@@ -83,7 +83,7 @@ def _heeding(stop: Stop, words: list[str], *, debug: bool) -> int:
         return stop.leave(_say(str(error), 2) if rank() == 0 else 2)
     except RunFailed as error:
         if debug and error.__cause__ is not None:
-            raise error.__cause__ from None
+            raise error.__cause__  # noqa: B904 - it keeps its own cause
         if stop.signum is not None:
             return _stopped(stop, Stopped(stop.signum))
         return stop.leave(_say(str(error), 1))
@@ -159,7 +159,7 @@ def _report(words: Sequence[str]) -> int:
 
 def _dashboard(words: Sequence[str]) -> int:
     """Write the definition of the view, and save it to W&B unless a file is asked for."""
-    from itrain.loggers.dashboard import DEFINITION, dashboard_of, save_dashboard, write_dashboard
+    from itrain.loggers.dashboard import DEFINITION, DashboardError, dashboard_of, save_dashboard, write_dashboard
 
     outputs, words = _split(words, "output=")
     entities, words = _split(words, "entity=")
@@ -174,11 +174,13 @@ def _dashboard(words: Sequence[str]) -> int:
         entity, project = next(iter(entities), None), next(iter(projects), None)
         dashboard = dashboard_of([Path(folder) for folder in folders], entity=entity, project=project)
         write_dashboard(dashboard, path)
+        print(path, flush=True)
+        if not outputs:
+            print(save_dashboard(dashboard))
     except (OSError, ValueError) as error:
         raise ConfigError(f"dashboard: {error}") from error
-    print(path, flush=True)
-    if not outputs:
-        print(save_dashboard(dashboard))
+    except DashboardError as error:
+        raise RunFailed(f"dashboard: {error}") from error
     return 0
 
 

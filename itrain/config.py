@@ -114,8 +114,8 @@ def check(config: DictConfig | Node) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     if plain.get("launcher"):
         _require_plugin(plain["launcher"])
-    require_inside(plain["name"])
     check_parts(plain)
+    require_inside(plain["name"])
 
 
 def request(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = False) -> DictConfig:
@@ -191,7 +191,10 @@ def _replaced(parsed: Sequence[Override], groups: Mapping[str, object]) -> list[
         if group not in groups or group == "recipe":
             continue
         value = None if override.type is OverrideType.DEL else override.value()
-        chosen = None if value is None else _target_of(group, str(value[-1] if isinstance(value, list) else value))
+        if isinstance(value, dict):
+            chosen = value.get("_target_")
+        else:
+            chosen = None if value is None else _target_of(group, str(value[-1] if isinstance(value, list) else value))
         if chosen != (of_recipe.get(group) or {}).get("_target_"):
             found.append(group)
     return found

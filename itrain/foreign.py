@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from itrain.signatures import brief
 from itrain.trust import TrustError, find, is_known, not_trusted, require_names, require_plain, shown
 
-PLACES = ("save_dir", "dir", "dirpath", "filename", "default_root_dir", "folder", "root_dir", "log_dir", "logdir")
+PLACES = ("save_dir", "dir", "dirpath", "default_root_dir", "folder", "root_dir", "log_dir", "logdir")
 """Arguments that say where something is written; a file must not."""
 WRITERS = ("network", "trainer", "logger")
 """The groups that have such arguments."""

@@ -64,7 +64,7 @@ def check_kind(call: Call, kind: type) -> None:
         ConfigError: naming the place and the kind.
     """
     made = call.target if inspect.isclass(call.target) else call.returns
-    if inspect.isclass(made) and not issubclass(made, kind):
+    if inspect.isclass(made) and kind is not Any and not issubclass(made, kind):
         raise ConfigError(f"{call.place}._target_: {call.target.__name__} makes no {kind.__name__}")
 
 

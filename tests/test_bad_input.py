@@ -154,7 +154,7 @@ intervention=boundless_das intervention.boundary_lr=-1 | intervention.boundary_l
 intervention=boundless_das intervention.boundary_weight=-1 | intervention.boundary_weight=-1: give 0 or more
 intervention=boundless_das intervention.temperature=[0,1] | intervention: temperatures must be above 0
 intervention=mask intervention.sparsity=-1 | intervention.sparsity=-1: give 0 or more
-intervention=linear_discriminant intervention.shrinkage=2 | intervention.shrinkage=2: give a share, from 0 to 1
+intervention=linear_discriminant intervention.shrinkage=-1 | intervention.shrinkage is a share of the mean variance
 training.isolate_weight=-1              | training.isolate_weight=-1: give 0 or more
 training.warmup=-1                      | warmup is a share of all steps
 training.optimizer.lr=-1                | training.optimizer: Adam fails with ValueError: Invalid learning rate
@@ -218,7 +218,7 @@ sweep sweep.methods=3                   | sweep.methods: expected names in brack
 sweep sweep.methods=[nope]              | there is no method 'nope'
 sweep sweep.methods={a:3}               | sweep.methods
 sweep sweep.methods={a:{_target_:DAS,rank:3}} | sweep.methods.a.rank: set sweep.ranks=[<n>]
-sweep sweep.methods={a:{_target_:pathlib.Path}} | sweep.methods.a: Path is neither an intervention nor a probe
+sweep sweep.methods={a:{_target_:pathlib.Path}} | sweep.methods.a: Path is neither an intervention nor a training
 sweep sweep.ranks=[nan]                 | sweep.ranks[0]: expected a finite number
 sweep trainer=early_stopping            | trainer.callbacks: the fits of a sweep have none
 sweep trainer.devices=2                 | trainer.devices: a sweep runs on one device

@@ -187,8 +187,8 @@ def test_a_fit_leaves_its_configuration_and_figures_with_wandb(tmp_path: Path, m
     assert isinstance(whole, dict) and {name: run["config"][name] for name in whole} == whole
     place = {"layer": 2, "component": "block_output", "position": "name", "method": "das", "seed": 0}
     assert {name: run["config"][name] for name in place} == place and "torch" in run["config"]["versions"]
-    assert (run["display_name"], run["run_group"], run["job_type"]) == ("das 2@name s0", "das_gender", "fit")
-    assert run["tags"] == ["das", "layer2.block_output@name", "seed 0", "das_gender"]
+    assert (run["display_name"], run["run_group"], run["job_type"]) == ("das 2@name r1 s0", "das_gender", "fit")
+    assert run["tags"] == ["das", "layer2.block_output@name", "rank 1", "seed 0", "das_gender"]
     assert (run["files"] / run["summary"]["figure.path"]).read_bytes() == (folder / "figure.png").read_bytes()
     table = json.loads((run["files"] / run["summary"]["results.path"]).read_text())
     assert [row[0] for row in table["data"]] == ["trained", "full vector", "random subspace"]

@@ -260,8 +260,8 @@ def test_a_cohort_whose_members_all_diverge_ends_early() -> None:
 
 
 def test_a_run_that_diverges_fails_and_exports_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["recipe=das_gender", *SMALL, "training.optimizer.lr=inf", f"output={tmp_path}"]
-    assert main(["fit", *words]) == 1
+    own = [f"intervention._target_={__name__}.Breaking", "intervention.last=0.3"]
+    assert main(["fit", "recipe=das_gender", *SMALL, *own, f"output={tmp_path}"]) == 1
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("itrain: ") and "(epoch 0)" in said and "lower the learning rate" in said
     assert not [*tmp_path.rglob("export"), *tmp_path.rglob("metrics.json"), *tmp_path.rglob("*.ckpt")]
@@ -269,14 +269,13 @@ def test_a_run_that_diverges_fails_and_exports_nothing(tmp_path: Path, capfd: py
 
 def test_a_cell_that_diverges_is_flagged_and_the_others_go_on(tmp_path: Path) -> None:
     grid = ["sweep.layers=[2]", "sweep.positions=[name]", "seed=0", "sweep.random_model=false"]
-    assert (
-        main(["sweep", "recipe=das_vs_probe_gender", *SMALL, *grid, "training.optimizer.lr=inf", f"output={tmp_path}"])
-        == 0
-    )
+    paths = {"broken": f"{__name__}.Breaking", "full_vector": "itrain.interventions.controls.FullVector"}
+    methods = ",".join(f"{name}:{{_target_:{path},_partial_:true}}" for name, path in paths.items())
+    words = ["recipe=das_gender", *SMALL, *grid, f"++sweep.methods={{{methods}}}", f"output={tmp_path}"]
+    assert main(["sweep", *words]) == 0
     (folder,) = [path.parent for path in tmp_path.rglob("results.parquet")]
     frame = read_results(folder).set_index("method")
-    assert list(frame.index[frame.flag == "diverged"]) == ["das"]
-    assert frame.iia_changing_pairwise.isna()["das"] and frame.iia_changing_pairwise["full_vector"] > 0.9
-    assert frame.probe_accuracy["probing"] > 0.8
+    assert list(frame.index[frame.flag == "diverged"]) == ["broken"]
+    assert frame.iia_changing_pairwise.isna()["broken"] and frame.iia_changing_pairwise["full_vector"] > 0.9
     for file in folder.rglob("jobs/*.json"):
         json.loads(file.read_text(), parse_constant=pytest.fail)

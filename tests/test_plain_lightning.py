@@ -324,7 +324,7 @@ class Dropping(nn.Module):
 def test_train_in_a_loop_of_one_s_own_leaves_the_frozen_model_in_eval_mode() -> None:
     network = make_network(Dropping())
     module = AlignmentSearch(network=network, sites="module:embed.output", intervention=itrain.DAS, hidden_sizes=[8])
-    data = CounterfactualDataModule(task=Bits(), network=network, train_pairs=32)
+    data = CounterfactualDataModule(task=Bits(), network=network, train_pairs=32, keep="all")
     data.setup("fit")
     batch = data.datasets["train"].examples
     expected = module.interchange(batch, module.trained)

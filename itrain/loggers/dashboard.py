@@ -45,6 +45,10 @@ MAPS: Mapping[str, str] = {
 """The pictures that are compared, as they are logged, with their titles."""
 
 
+class DashboardError(RuntimeError):
+    """A dashboard cannot be made or saved on this machine; the message says what is missing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
     """What a dashboard shows: the groups of runs of these sweeps, which lie in one project."""
@@ -84,10 +88,10 @@ def dashboard_of(folders: Sequence[Path], *, entity: str | None = None, project:
     Raises:
         FileNotFoundError: a folder holds no finished sweep.
         ValueError: a sweep was not logged to W&B, or two lie in different projects.
-        RuntimeError: the package that dashboards are made with is not installed.
+        DashboardError: the package that dashboards are made with is not installed.
     """
     if find_spec(PACKAGE) is None:
-        raise RuntimeError("a dashboard needs a package that is not installed: pip install wandb-workspaces")
+        raise DashboardError("a dashboard needs a package that is not installed: pip install wandb-workspaces")
     groups, projects, entities = [], set[str](), set[str]()
     for folder in folders:
         logger: Mapping[str, Any] = read_configuration(folder).get("logger") or {}
@@ -113,7 +117,7 @@ def save_dashboard(dashboard: Dashboard) -> str:
     """Save the dashboard to W&B and return its address.
 
     Raises:
-        RuntimeError: there is no account on this machine, or W&B cannot be reached or refuses the view.
+        DashboardError: there is no account on this machine, or W&B cannot be reached or refuses the view.
     """
     try:
         wandb.login()
@@ -122,12 +126,12 @@ def save_dashboard(dashboard: Dashboard) -> str:
             view.entity = str(wandb.Api().default_entity)
         return view.save().url
     except UsageError as error:
-        raise RuntimeError(
+        raise DashboardError(
             "the definition is written, and not saved to W&B: there is no W&B account on this machine; run `wandb "
             "login`, upload offline runs with `wandb sync <folder>/wandb/offline-run-*`, and repeat the command"
         ) from error
     except (Error, OSError, ValueError) as error:
-        raise RuntimeError(f"the definition is written, and not saved to W&B: {error}") from error
+        raise DashboardError(f"the definition is written, and not saved to W&B: {error}") from error
 
 
 def _section(name: str, panels: Sequence[Any], *, columns: int) -> Section:

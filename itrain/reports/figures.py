@@ -64,7 +64,9 @@ def _draw_bars(axes: Axes, bars: Bars) -> None:
         height = 0.95 * step
         ends = bars.intervals.get(label, [None] * len(values))
         reach = [
-            (value - each[0], each[1] - value) if each else (0.0, 0.0) for value, each in zip(values, ends, strict=True)
+            # By rounding, an end may lie on the other side of the value.
+            (max(value - each[0], 0.0), max(each[1] - value, 0.0)) if each else (0.0, 0.0)
+            for value, each in zip(values, ends, strict=True)
         ]
         whiskers = (
             {"xerr": [*zip(*reach, strict=True)], "error_kw": {"elinewidth": 0.9, "capsize": 2.5}} if any(ends) else {}

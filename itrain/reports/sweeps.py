@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from itrain.reports.terminal import is_quiet
 from itrain.reports.text import plain
 from itrain.results.best import Best, by_figure, heads_beside
-from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION
+from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION, order_of
 from itrain.results.intervals import Estimate
 from itrain.results.maps import HeatMap
 from itrain.results.peaks import LEAST
@@ -29,7 +29,7 @@ class SweepProgress:
         columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
         self.progress = Progress(TextColumn("{task.description}", markup=False), *columns, disable=quiet or is_quiet())
         self.task = self.progress.add_task("fits", total=None)
-        self.best: dict[str, tuple[float, int, str]] = {}
+        self.best: dict[str, tuple[float, int | str, str]] = {}
 
     def __enter__(self) -> SweepProgress:
         self.progress.start()
@@ -54,9 +54,10 @@ class SweepProgress:
         for row in rows:
             for figure in (figure for figure in FIGURES if row.get(figure) is not None):
                 if figure != IIA or row[METHOD] not in CONTROLS:
-                    found = row[figure], -row[LAYER], f"{row[METHOD]} {row[LAYER]}@{row[POSITION]}"
+                    found = row[figure], row[LAYER], f"{row[METHOD]} {row[LAYER]}@{row[POSITION]}"
                     # Of equal ones the lowest layer, and there the first.
-                    self.best[figure] = max(self.best.get(figure, found), found, key=lambda each: each[:2])
+                    both = self.best.get(figure, found), found
+                    self.best[figure] = min(both, key=lambda each: (-each[0], order_of(each[1])))
         value, _, name = next((self.best[figure] for figure in FIGURES if figure in self.best), (0.0, 0, ""))
         description = f"fits, best {value:.2f} ({printable(name)})" if value >= LEAST else "fits"
         self.progress.update(self.task, advance=len(rows), description=description)

@@ -96,7 +96,12 @@ def is_known(key: str) -> bool:
 
 def in_order(layers: Iterable[Any]) -> list[Any]:
     """Layers, or modules by their paths, from the first to the last: ``encoder.2`` before ``encoder.10``."""
-    return sorted(layers, key=lambda layer: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(layer))])
+    return sorted(layers, key=order_of)
+
+
+def order_of(layer: Any) -> list[int | str]:
+    """The key by which layers and modules' paths are sorted."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(layer))]
 
 
 def named_layer(layer: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from itrain.results.columns import CHANCE, LAYER, PLACE, POSITION
+from itrain.results.columns import CHANCE, LAYER, PLACE, POSITION, order_of
 
 if TYPE_CHECKING:
     import pandas
@@ -25,7 +25,8 @@ class Peak:
     As text it is ``none`` where nothing is above chance.
     """
 
-    layer: int
+    layer: int | str
+    """Or the path of a module."""
     position: str
     ties: int
     """How many other sites are as high."""
@@ -45,10 +46,15 @@ def peak_of(fits: pandas.DataFrame, figure: str) -> Peak:
     means = grouped.mean().round(DIGITS)
     highest = means.max()
     found = [place for place, value in means.items() if value == highest]
-    layer, position = min(found, key=lambda place: (place[0], order.index(place[1])))
+    layer, position = min(found, key=lambda place: (order_of(place[0]), order.index(place[1])))
     chance = chance_of(fits.loc[(fits[LAYER] == layer) & (fits[POSITION] == position)], figure)
     above = chance is None or highest - chance >= LEAST
-    return Peak(layer=int(layer), position=str(position), ties=len(found) - 1, is_above_chance=bool(above))
+    return Peak(
+        layer=layer if isinstance(layer, str) else int(layer),
+        position=str(position),
+        ties=len(found) - 1,
+        is_above_chance=bool(above),
+    )
 
 
 def first_highest(means: Any) -> Any:
