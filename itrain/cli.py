@@ -17,10 +17,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from itrain import __version__, config
+from itrain.config.saved import last_checkpoint
 from itrain.help import VERBS, help_on, list_all, list_group
 from itrain.processes import Fault, rank
 from itrain.run_folder import run_folder
-from itrain.saved import last_checkpoint
 from itrain.screen import lasting_screen
 from itrain.signatures import ConfigError, nearest
 from itrain.stops import Stop, Stopped, heeded

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from itrain.config.saved import CONFIGURATION, last_checkpoint
 from itrain.files import read_yaml, write_text
 from itrain.processes import RANKS, rank
-from itrain.saved import CONFIGURATION, last_checkpoint
 from itrain.signatures import ConfigError
 
 FOLDER = "ITRAIN_FOLDER"

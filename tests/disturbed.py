@@ -27,7 +27,7 @@ class Moment(NamedTuple):
 
 
 FIT = {
-    "composition": Moment("itrain.config", "check"),
+    "composition": Moment("itrain.config.composition", "check"),
     "model": Moment("itrain.experiment", "open_model"),
     "preparation": Moment("itrain.training.base", "Training.prepare"),
     "start": Moment("itrain.training.callbacks", "Preparation.on_fit_start"),
@@ -41,7 +41,7 @@ FIT = {
     "figure": Moment("itrain.experiment", "save_run_figure"),
 }
 SWEEP = {
-    "composition": Moment("itrain.config", "check"),
+    "composition": Moment("itrain.config.composition", "check"),
     "model": Moment("itrain.sweeps.run", "open_model"),
     "plan": Moment("itrain.sweeps.run", "Part.plan"),
     "preparation": Moment("itrain.training.cohort", "Cohort.prepare"),

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from itrain import config
-from itrain.config import ConfigError, check, compose
+from itrain.config import ConfigError, check, compose, composition
 
 if TYPE_CHECKING:
     from nowhere import Unknown
@@ -189,8 +189,8 @@ def test_recipes_of_the_current_folder_win_over_those_that_ship(
     (shipped / "recipes").mkdir(parents=True)
     for name, seed in (("plain", 1), ("other", 2)):
         (shipped / "recipes" / f"{name}.yaml").write_text(f"seed: {seed}\n")
-    find = config._shipped
-    monkeypatch.setattr(config, "_shipped", lambda name: shipped / name if name == "recipes" else find(name))
+    find = composition._shipped
+    monkeypatch.setattr(composition, "_shipped", lambda name: shipped / name if name == "recipes" else find(name))
     assert compose(["recipe=plain"]).seed == 0
     assert compose(["recipe=other"]).seed == 2
     assert list(config.recipe_files()) == ["other", "plain"]

@@ -18,10 +18,10 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import AsyncCheckpointIO
 from matplotlib.figure import Figure
 
+from itrain.config.saved import last_checkpoint
 from itrain.files import replacing, replacing_folder, write_json, write_text
 from itrain.reports.figures import save_figure
 from itrain.results.table import write
-from itrain.saved import last_checkpoint
 from itrain.training.safeguards import WholeCheckpoints, safeguard
 
 BIG = 1 << 20

@@ -17,14 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from itrain.checking import COMPLETED, Node, check_parts
-from itrain.checking import Configuration as Configuration
+from itrain.config.checking import COMPLETED, Configuration, Node, check_parts
+from itrain.config.overrides import choices, chooses, edit_site, for_hydra, in_site, launches, parse
+from itrain.config.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded, versions
+from itrain.config.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
 from itrain.files import read_yaml
-from itrain.overrides import choices, chooses, edit_site, for_hydra, in_site, launches, parse
-from itrain.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded, versions
-from itrain.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
-from itrain.signatures import ConfigError as ConfigError
-from itrain.signatures import brief, nearest
+from itrain.signatures import ConfigError, brief, nearest
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
 """The methods that a sweep compares by default."""
@@ -274,7 +272,7 @@ def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) 
 
 def _shipped(folder: str) -> Path:
     """``configs`` or ``recipes``: inside an installed package, beside the package in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     inside = package / f"_{folder}"
     return inside if inside.is_dir() else package.parent / folder
 

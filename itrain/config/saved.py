@@ -8,8 +8,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from itrain.config.foreign import require_harmless
 from itrain.files import read_yaml
-from itrain.foreign import require_harmless
 from itrain.signatures import ConfigError
 from itrain.trust import TrustError, read_json, require_plain, require_yaml, shown
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, open_dict
 
-from itrain.overrides import parse
+from itrain.config.overrides import parse
 from itrain.owned import FILLED, OWNED, owner
 from itrain.signatures import Call, ConfigError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from itrain.overrides import check_site
+from itrain.config.overrides import check_site
 from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned
 from itrain.signatures import Call, ConfigError, calls_in, check_calls, check_kind
 
