@@ -26,6 +26,7 @@ ROOMS = [
         "itrain.tiny_world",
         "itrain.metrics",
         "itrain.threads",
+        "itrain.versions",
         "itrain.precision",
         "itrain.probes",
         "itrain.interventions",

@@ -131,7 +131,7 @@ NAMED: Mapping[str, tuple[str, Any, str]] = {
     "import_module": ("network", call("importlib.import_module", name=CANARY), "which no file may name"),
     "a module with a side effect": ("task", call(f"{CANARY}.Task"), f"'{CANARY}' is not trusted"),
     "its submodule": ("task", call(f"{CANARY}.inner.Task"), f"'{CANARY}' is not trusted"),
-    "a name that itrain imports": ("task", call("itrain.config.composition.import_module"), "which is no task defined in itrain"),
+    "a name that itrain imports": ("task", call("itrain.trust.import_module"), "which is no task defined in itrain"),
     "a module that itrain imports": ("task", call("itrain.cli.os.system"), "cannot be imported here"),
     "globals": ("task", call("itrain.models.load_pretrained.__globals__"), "not the path of a class"),
     "a list for a path": ("task", call(["os.system"]), "which no file may name"),

@@ -19,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from itrain.config.checking import COMPLETED, Configuration, Node, check_parts
 from itrain.config.overrides import choices, chooses, edit_site, for_hydra, in_site, launches, parse
-from itrain.config.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded, versions
+from itrain.config.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded
 from itrain.config.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
 from itrain.files import read_yaml
 from itrain.signatures import ConfigError, brief, nearest
+from itrain.versions import versions
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
 """The methods that a sweep compares by default."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from hydra.core.override_parser.types import Override, OverrideType
@@ -20,17 +18,6 @@ from itrain.signatures import Call, ConfigError
 RECORDED = ("versions", "commit")
 """Keys that say what a run was made with; a configuration that is read again takes those of the new run."""
 
-_PACKAGES = (
-    "itrain",
-    "torch",
-    "lightning",
-    "transformers",
-    "datasets",
-    "peft",
-    "torchmetrics",
-    "hydra-core",
-    "numpy",
-)
 _SECONDS = 10
 
 
@@ -72,17 +59,6 @@ def fill_in_defaults(config: DictConfig) -> None:
         for key in config:
             if key != "launcher":
                 _fill(config._get_node(key), str(key))
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python, itrain and the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def commit() -> str | None:

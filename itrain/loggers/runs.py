@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -30,6 +28,7 @@ from itrain.results.columns import (
 )
 from itrain.results.summary import SweepSummary
 from itrain.sites import Site
+from itrain.versions import versions
 
 FIT, EVALUATION, RESULTS = "fit", "test", "results"
 """The job types: a fit alone or in a sweep, a test of saved weights, and the results of a sweep."""
@@ -37,7 +36,6 @@ USUAL = "block_output"
 """The component that goes without saying in names."""
 LONGEST = 64
 """Letters of a tag that W&B takes."""
-PACKAGES = ("itrain", "torch", "lightning", "transformers")
 _AS_THEY_ARE = (SECONDS, GAP)
 """Figures of a sweep that no test reports."""
 
@@ -125,17 +123,6 @@ def figure_name(column: str) -> str:
     if column == RANK_FOUND:
         return TEST_RANK
     return column if column in _AS_THEY_ARE or column.startswith((RANDOM_MODEL, DATA)) else f"{TEST}/{column}"
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _with_versions(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from itrain.files import write_text
-from itrain.loggers.runs import versions
 from itrain.reports.colours import DIFFERENCES, SCALE, colour_of, stroke_of
 from itrain.reports.svg import Drawing
 from itrain.results.best import TWIN, by_figure, heads_beside
@@ -18,6 +17,7 @@ from itrain.results.flags import REASONS
 from itrain.results.maps import Cell, HeatMap
 from itrain.results.peaks import RULE
 from itrain.results.summary import SweepSummary, summarise
+from itrain.versions import versions
 
 REPORT = "report.html"
 SECTIONS = {
