@@ -119,9 +119,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
             before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         _continue_metrics(cfg, parts.trainer)
-        # Lightning before 2.6 has no such argument; what it unpickles has been read without code by then.
-        safely = {"weights_only": True} if "weights_only" in inspect.signature(parts.trainer.fit).parameters else {}
-        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt, **safely)
+        parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt, weights_only=True)
         if parts.trainer.global_step == 0:
             raise RunError("no step was taken: a limit of the trainer (max_steps, max_time, limit_train_batches) is 0")
         _keep_best(parts)

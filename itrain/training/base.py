@@ -275,8 +275,6 @@ class Training(lightning.LightningModule, ABC):
         }
         if lacks := [name for name in found.get("unknown", ()) if name not in arguments]:
             raise ValueError(f"{place} does not hold the argument '{lacks[0]}'; add it to the call")
-        # By keyword: earlier releases do not have all of them.
-        given = {"map_location": map_location, "hparams_file": hparams_file, "strict": strict}
         return super().load_from_checkpoint(
-            checkpoint_path, **given, **{"weights_only": weights_only, **known, **arguments}
+            checkpoint_path, map_location, hparams_file, strict, weights_only, **{**known, **arguments}
         )
