@@ -233,8 +233,8 @@ def test_masks_bounds_and_what_is_not_trained_are_no_fault(make: Callable[..., T
     trainer(max_epochs=1).fit(module, pairs(module.network))
     trainer().test(module, pairs(module.network), verbose=False)
     load_weights(other, export(module, tmp_path / "out", base_model=BaseModel(model=Bounded())))
-    module.interchange.interventions.register_buffer("statistic", torch.tensor([0.0, torch.nan]))
-    with pytest.raises(NotFiniteError, match="statistic' is not finite"):
+    module.trained_parts[SITE].register_buffer("statistic", torch.tensor([0.0, torch.nan]))
+    with pytest.raises(NotFiniteError, match=f"the weight 'statistic' of .* at '{SITE}' is not finite"):
         trainer().test(module, pairs(module.network), verbose=False)
 
 
