@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from itrain.architectures import unwrap
-from itrain.weights import projected, weights
+from itrain.weights import fits, projected, weights, were_half
 
 EXACT, ROUNDED = 1e-4, 5e-3
 """How far projections of equal weights may differ, relative to the norm of what is projected: where both enter in
@@ -42,10 +42,13 @@ def identity(model: nn.Module) -> dict[str, Any]:
     Raises:
         WeightError: a weight has no values here.
     """
-    model, rows, precisions = unwrap(model), [], set()
+    model, rows, precisions, fitting = unwrap(model), [], set(), []
     for _, value in weights(model):
         rows.append([*value.shape, *projected(value)])
         precisions.add(str(value.dtype).removeprefix("torch."))
+        fitting.append(fits(value))
+    if were_half(fitting):
+        precisions.add("float16")
     return {
         "configuration": _settings(model),
         "vocabulary": _vocabulary(model),
@@ -199,20 +202,18 @@ def _weights(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
     if len(here) != len(there):
         return [f"{len(there)} weights -> {len(here)}"]
     grown, half = (saved.get("vocabulary"), _vocabulary(model)), "float16" in saved.get("precisions", ())
-    found = []
+    now_half, found = were_half(fits(value) for _, value in here), []
     for (name, value), each in zip(here, there, strict=True):
         shape, numbers = tuple(each[:-PER_WEIGHT]), each[-PER_WEIGHT:]
         if None not in grown and (*shape[:1], *value.shape[:1]) == grown and shape[0] < len(value):
             value = value[: shape[0]]
         if shape != tuple(value.shape):
             found.append(f"the shape of '{name}' {shape} -> {tuple(value.shape)}")
-        elif not _close(numbers, projected(value), ROUNDED if half != _is_half(value) else EXACT):
+        elif not _close(
+            numbers, projected(value), ROUNDED if half != (now_half or value.dtype == torch.float16) else EXACT
+        ):
             found.append(f"the weight '{name}'")
     return found
-
-
-def _is_half(value: Tensor) -> bool:
-    return value.dtype == torch.float16
 
 
 def _close(saved: Sequence[float], found: Sequence[float], tolerance: float) -> bool:

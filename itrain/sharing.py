@@ -91,7 +91,7 @@ def export(
     if needed := packages_of(config):
         config["trust"] = needed
     text, weights = json.dumps(config), _materialised(training.exported)
-    _require_finite(weights, f"the export to '{folder}'")
+    _require_finite(weights, training.exported, f"the export to '{folder}'")
     with replacing_folder(folder) as beside:
         with replacing(beside / WEIGHTS) as file:
             _save(weights, file)
@@ -268,7 +268,7 @@ def load_weights(training: Training, folder: str | Path) -> None:
         wanted = expected[name].dtype
         if weight.dtype != wanted and not (weight.dtype in FLOATS and wanted in FLOATS):
             raise ExportError(f"'{folder}': '{name}' is of {weight.dtype}; {wanted} is needed here")
-    _require_finite(weights, f"'{folder}'")
+    _require_finite(weights, module, f"'{folder}'")
     places = {name: _place(module, name) for name in weights}
     for name, (owner, leaf) in places.items():
         if _is_orthonormal(owner, leaf):
@@ -295,9 +295,14 @@ def _is_orthonormal(owner: nn.Module, leaf: str) -> bool:
     return isinstance(last, OrthonormalRows)
 
 
-def _require_finite(weights: Mapping[str, Tensor], place: str) -> None:
+def _require_finite(weights: Mapping[str, Tensor], module: nn.Module, place: str) -> None:
     for name, weight in weights.items():
-        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+        if not weight.is_floating_point():
+            continue
+        owner, leaf = _place(module, name)
+        # Infinity in a buffer is a mask or a bound.
+        found = weight.isnan() if leaf in owner._buffers else ~weight.isfinite()
+        if found.any():
             raise ExportError(f"{place}: the weight '{name}' is not finite; the training that made it went wrong")
 
 

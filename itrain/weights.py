@@ -6,7 +6,7 @@ Tensor letters: R rows, C columns, K rows or columns that are looked at.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -93,12 +93,30 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
 
 def _samples(value: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, "K C"], Shaped[Tensor, "R K"]]:
     """Evenly spaced rows and columns, which together see every row and every column, in bfloat16."""
+    rows, columns = _lines(value)
+    return rows.to(torch.bfloat16), columns.to(torch.bfloat16)
+
+
+def _lines(value: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, "K C"], Shaped[Tensor, "R K"]]:
     matrix = value.reshape(-1, value.shape[-1] if value.ndim else 1)
     rows, columns = matrix.shape
     lines = max(LINES, VALUES // max(1, columns))
     taken = matrix if rows <= lines else matrix[torch.arange(lines, device=matrix.device) * rows // lines]
     across = matrix[:, torch.arange(min(LINES, columns), device=matrix.device) * columns // min(LINES, columns)]
-    return taken.to(torch.bfloat16), across.to(torch.bfloat16)
+    return taken, across
+
+
+def fits(value: Shaped[Tensor, ...]) -> tuple[bool, bool]:
+    """Whether float16 and whether bfloat16 hold what is looked at of a weight without rounding."""
+    rows, _ = _lines(value)
+    half, brain = (torch.equal(rows.to(dtype).to(rows.dtype), rows) for dtype in (torch.float16, torch.bfloat16))
+    return half, brain
+
+
+def were_half(fitting: Iterable[tuple[bool, bool]]) -> bool:
+    """Whether all weights of a model were rounded to float16 once: it holds them, and bfloat16 does not."""
+    found = list(fitting)
+    return all(half for half, _ in found) and not all(brain for _, brain in found)
 
 
 def projected(value: Shaped[Tensor, ...]) -> list[float]:

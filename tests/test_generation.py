@@ -127,3 +127,11 @@ def test_a_model_without_keys_and_values_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Bag keeps no keys and values"):
         HookedNetwork(Bag()).generate(tiny_inputs(), [], max_new_tokens=2)
+
+
+def test_logits_that_are_not_finite_give_no_token() -> None:
+    """The largest of NaN logits is the first, whatever it stands for."""
+    network, inputs = HookedNetwork(tiny_model("llama")), tiny_inputs(LENGTHS)
+    (site,) = sites("layer0.block_output@last")
+    with pytest.raises(RuntimeError, match=r"logits after example 0 are not finite, so there is no next token"):
+        network.generate(inputs, [(site, lambda base: base * torch.nan)], max_new_tokens=NEW)

@@ -58,6 +58,27 @@ def test_precision_and_a_longer_vocabulary_are_no_difference(model_type: str) ->
     assert difference(kept(longer), model) is not None
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_copy_that_was_saved_in_float16_is_no_other_model_in_float32(model_type: str) -> None:
+    model = tiny_model(model_type)
+    copied = deepcopy(model).half().float()
+    assert difference(kept(model), copied) is None and difference(kept(copied), model) is None
+    assert difference(kept(copied), deepcopy(model).half()) is None
+    with torch.no_grad():
+        next(copied.parameters())[5].neg_()
+    assert difference(kept(model), copied) is not None
+
+
+def test_one_weight_that_float16_holds_makes_no_comparison_coarser() -> None:
+    """As scales and small biases often are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30))
+    model[0].bias.data.copy_(model[0].bias.data.half())
+    changed = deepcopy(model)
+    changed[1].weight.data *= 1.002
+    assert difference(kept(model), changed) == "the weight '1.weight'"
+
+
 def test_a_fingerprint_is_of_the_weights_alone() -> None:
     model = tiny_model("llama")
     found = {fingerprint(deepcopy(model).to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.float64)}

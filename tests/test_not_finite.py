@@ -21,8 +21,10 @@ from itrain.interventions.boundless_das import BoundlessDAS
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.interventions.directions import MeanDifference
+from itrain.models import BaseModel
 from itrain.networks.choose import make_network
 from itrain.results.table import read_results
+from itrain.sharing import export, load_weights
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
 from itrain.training.cohort import Cohort
@@ -50,8 +52,8 @@ def search(model: nn.Module | None = None, **settings: Any) -> AlignmentSearch:
     return AlignmentSearch(network=make_network(model or Planted()), **given)
 
 
-def co_trained(**settings: Any) -> InterchangeInterventionTraining:
-    network = make_network(Planted(), trainable=True)
+def co_trained(model: nn.Module | None = None, **settings: Any) -> InterchangeInterventionTraining:
+    network = make_network(model or Planted(), trainable=True)
     given = {"sites": SITE, "intervention": DAS, "optimizer": INFINITE, "hidden_sizes": [HIDDEN], **settings}
     return InterchangeInterventionTraining(network=network, **given)
 
@@ -175,7 +177,8 @@ def test_a_weight_that_is_not_finite_from_the_start_is_named() -> None:
     module = search()
     spoil(module.exported)
     with pytest.raises(
-        NotFiniteError, match=r"the weight 'subspace\.rows' of DAS at 'module:embed.output' is not finite"
+        NotFiniteError,
+        match=r"the weight 'subspace\.rows' of DAS at 'module:embed.output' is not finite .*: it was not before",
     ):
         trainer().fit(module, pairs(module.network))
 
@@ -203,6 +206,36 @@ def test_no_statistics_are_learned_from_activations_that_are_not_finite(make: Ca
     with pytest.raises(NotFiniteError, match=r"site 'module:embed.output': activations .* are not finite") as stop:
         trainer().fit(module, pairs(module.network))
     assert stop.value.places == (SITE,)
+
+
+class Bounded(Planted):
+    """A mask, and a weight that takes no part: neither is finite, and neither is a fault."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((3,), -torch.inf))
+        self.unused = nn.Parameter(torch.full((3,), torch.nan), requires_grad=False)
+
+
+class Limited(DAS):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size)
+        self.register_buffer("limit", torch.tensor(torch.inf))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(co_trained, optimizer=ADAM), partial(search, intervention=Limited)],
+    ids=["a co-trained model", "an intervention"],
+)
+def test_masks_bounds_and_what_is_not_trained_are_no_fault(make: Callable[..., Training], tmp_path: Path) -> None:
+    module, other = make(Bounded()), make(Bounded())
+    trainer(max_epochs=1).fit(module, pairs(module.network))
+    trainer().test(module, pairs(module.network), verbose=False)
+    load_weights(other, export(module, tmp_path / "out", base_model=BaseModel(model=Bounded())))
+    module.trained_parts[SITE].register_buffer("statistic", torch.tensor([0.0, torch.nan]))
+    with pytest.raises(NotFiniteError, match=f"the weight 'statistic' of .* at '{SITE}' is not finite"):
+        trainer().test(module, pairs(module.network), verbose=False)
 
 
 # --- evaluation

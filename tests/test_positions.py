@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration
 
 from itrain.inputs import ModelInputs, PositionError
 from itrain.networks.hooks import HookedNetwork
@@ -151,3 +152,18 @@ def test_ragged_spans_say_which_tokens_an_example_has():
     inputs = tiny_inputs(spans={"name": torch.tensor([[1, 2], [2, 5]])})
     present = inputs.present(Site(layer=0, component="block_output", position="name+0"))
     assert present.tolist() == [[True, False, False, True], [True, True, True, True]]
+
+
+@pytest.mark.parametrize("site", ["module:encoder.block.0.output@last", "module:decoder.block.0.output@last"])
+def test_positions_that_two_texts_could_have_are_refused(site: str) -> None:
+    """Padding is known of the encoder's text, and a decoder's may have as many tokens."""
+    config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=20, num_layers=1, num_heads=4)
+    network, place = HookedNetwork(T5ForConditionalGeneration(config).eval()), Site.parse(site)
+    texts = {"input_ids": torch.arange(10).view(2, 5), "attention_mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])}
+    both = ModelInputs(arguments={**texts, "decoder_input_ids": torch.ones(2, 5).long()}, answer=torch.tensor([4, 4]))
+    with pytest.raises(PositionError, match="the encoder's and the decoder's texts both have 5 tokens"):
+        network.read(both, [place])
+    if "encoder" in site:
+        shorter = {**texts, "decoder_input_ids": torch.ones(2, 2).long()}
+        found = network.read(ModelInputs(arguments=shorter, answer=torch.tensor([1, 1])), [place])[place]
+        assert found.shape == (2, 1, 16)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from itrain.inputs.keys import example_keys
-from itrain.inputs.layout import MASK, moved, require_mask, tokens_of_mask
+from itrain.inputs.layout import MASK, SECOND, moved, require_mask, tokens_of_mask
 from itrain.inputs.positions import PositionError, Range, TokenIndices, token_indices, token_ranges, token_slots
 from itrain.sites import Site
 
@@ -229,7 +229,8 @@ class ModelInputs:
         """The tokens that the site's position names in an activation of ``length`` tokens, on the inputs' device.
 
         Raises:
-            PositionError: the position does not exist in some example, or the activation has not the text's tokens.
+            PositionError: the position does not exist in some example, or the activation has not the text's tokens, or
+                as many as a second text.
         """
         if self.tokens is not None and length != self.length:
             than = "fewer" if length < self.length else "more"
@@ -239,6 +240,12 @@ class ModelInputs:
             )
         key = (site.position, length)
         if key not in self._indices:
+            second = [value for name, value in self.arguments.items() if name in SECOND]
+            if self.tokens is not None and any(value.shape[1] == length for value in second):
+                raise PositionError(
+                    f"site '{site}': the encoder's and the decoder's texts both have {length} tokens here, so that it "
+                    "cannot be told in which of them the position counts; pad one of them to another length"
+                )
             # Kept for steps with gradients, which tensors of inference mode do not serve.
             with torch.inference_mode(False):
                 index, valid = token_indices(

@@ -13,6 +13,8 @@ from torch import Tensor
 
 TEXTS = frozenset({"input_ids", "inputs_embeds"})
 """Arguments of a model's forward of which each row is a text, token by token."""
+SECOND = ("decoder_input_ids", "decoder_inputs_embeds")
+"""Arguments that hold a second text, whose layout is not known."""
 MASK = "attention_mask"
 
 

@@ -119,7 +119,7 @@ class HookedNetwork(Network):
         forward, cache = self.call, cache_of(output)
         if cache is None:
             raise ValueError(f"{type(forward.model).__name__} keeps no keys and values to generate text from")
-        tokens, mask = [output.logits[:, 0].argmax(-1)], prompts.arguments["attention_mask"]
+        tokens, mask = [_likeliest(output.logits[:, 0], prompts)], prompts.arguments["attention_mask"]
         stop = -1 if end is None else end
         while len(tokens) < max_new_tokens and not bool((tokens[-1] == stop).all()):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
@@ -128,7 +128,10 @@ class HookedNetwork(Network):
                 arguments["position_ids"] = arguments["position_ids"][:, -1:]
             output = self.model(**arguments | cache_arguments(forward.model, cache))
             cache = cache_of(output)
-            tokens.append(output.logits[:, -1].argmax(-1).masked_fill(tokens[-1] == stop, stop))
+            ended = tokens[-1] == stop
+            tokens.append(
+                _likeliest(output.logits[:, -1].masked_fill(ended[:, None], 0), prompts).masked_fill(ended, stop)
+            )
         return torch.stack(tokens, 1)
 
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
@@ -259,6 +262,21 @@ class HookedNetwork(Network):
         if path is not None:
             self._routes[site] = route
         return route
+
+
+def _likeliest(logits: Float[Tensor, "batch vocabulary"], prompts: ModelInputs) -> Int[Tensor, " batch"]:
+    """The next token of each text.
+
+    Raises:
+        RuntimeError: the largest logit of some text is not finite, so that it has none.
+    """
+    largest, token = logits.max(-1)
+    if lost := (~largest.isfinite()).nonzero()[:, 0].tolist():
+        raise RuntimeError(
+            f"the model's logits after {prompts.name(lost[0])} are not finite, so there is no next token; load the "
+            "model in another precision, or look for weights of model and intervention that are not finite"
+        )
+    return token
 
 
 def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

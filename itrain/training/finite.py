@@ -161,11 +161,13 @@ class Fault(NamedTuple):
 def fault_in(training: Any) -> Fault | None:
     """The first trained weight or statistic of a training that is not finite."""
     exported = training.exported
-    named = [*exported.named_parameters(), *((k, v) for k, v in exported.named_buffers() if v.is_floating_point())]
-    name = _first(dict(named))
+    weights = {name: each for name, each in exported.named_parameters() if each.requires_grad}
+    buffers = {name: each for name, each in exported.named_buffers() if each.is_floating_point()}
+    # Infinity in a buffer is a mask or a bound.
+    name = _first({**weights, **{name: each.masked_fill(each.isinf(), 0) for name, each in buffers.items()}})
     if name is None:
         return None
-    weight = dict(named)[name]
+    weight = {**weights, **buffers}[name]
     for place, part in training.trained_parts.items():
         for leaf, each in [*part.named_parameters(), *part.named_buffers()]:
             if each is weight:
@@ -250,7 +252,7 @@ def _error(trainer: lightning.Trainer, training: Any, lost: str, fault: Fault | 
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
     kept = f"; the last good checkpoint is '{checkpoint}'" if checkpoint else ""
     base = _fault_of_base(trainer, training)
-    why = base.text if base else _STEPS if trainer.global_step or fault else _LOSS
+    why = base.text if base else _STEPS if trainer.global_step else _START if fault else _LOSS
     place = base.place if base else place
     return NotFiniteError(f"{', and '.join(facts)}: {why}{kept}", [place] if place else [])
 
@@ -259,6 +261,7 @@ _STEPS = (
     "the steps are too large; lower the learning rate (training.optimizer.lr) or clip gradients "
     "(trainer.gradient_clip_val=1)"
 )
+_START = "it was not before the first step either; load it again, or make it anew"
 _LOSS = "the model's answer to these examples overflows, though weights are finite; load it in another precision"
 
 
