@@ -93,7 +93,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
             # A single fit ignores the grid and the launcher of a recipe.
             config.launcher = config.launcher if sweeps else None
             grid = config.get("sweep") or OmegaConf.create()
-            config.sweep = _grid(grid, groups, overrides) if sweeps else None
+            config.sweep = _grid(grid, groups, overrides, config.get("intervention") or {}) if sweeps else None
         # In a sweep, values that refer to the seed stay unresolved: they follow each fit's own.
         OmegaConf.resolve(config.copy() if sweeps else config)
     except RecursionError:
@@ -248,13 +248,19 @@ def _require_plugin(launcher: Node) -> None:
                 ) from error
 
 
-def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, Any]:
-    """The grid of a sweep, with its methods written out: choices of the group intervention, and probes."""
+def _grid(
+    grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The grid of a sweep, with its methods written out: choices of the group intervention, and probes.
+
+    A recipe's settings of an intervention are those of the method of the same class, as they are in a single fit.
+    """
     given: Any = OmegaConf.to_container(grid)
     # A launcher changes no result, so the printed commands leave it out.
     words = [text for text in words if not launches(text)]
     node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": words}
     homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
+    node["named"] = not isinstance(node["methods"], dict)
     if isinstance(node["methods"], dict):
         for method in node["methods"].values():
             if isinstance(method, dict):
@@ -266,6 +272,9 @@ def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) 
         if name not in homes:
             raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")
     node["methods"] = {name: read_yaml(_shipped("configs") / homes[name] / f"{name}.yaml") for name in node["methods"]}
+    for method in node["methods"].values():
+        if method["_target_"] == settings.get("_target_"):
+            method |= {key: value for key, value in settings.items() if key != "rank"}  # which the grid gives
     return node
 
 

@@ -44,7 +44,9 @@ def no_model() -> None: ...
 # Refused before anything is built: `itrain show` with these words.
 CHECKED = """
 seed=-1                                 | seed: expected 0 to 4294967295, not -1
-seed=99999999999999999999               | seed: expected 0 to
+seed=99999999999999999999               | seed: 99999999999999999999 does not fit in 64 bits
+seed=9999999999                         | seed: expected 0 to
+data.batch_size=99999999999999999999    | data.batch_size: 99999999999999999999 does not fit
 seed=nan                                | seed: expected a finite number, not nan
 seed=[0,1]                              | seed: expected an integer, not [0, 1]
 seed=0,1                                | several seeds are sweep.seeds=[0,1]
@@ -88,6 +90,9 @@ recipe={a:1}                            | recipe=<name> makes a choice
 training.optimizer.lr=nan               | training.optimizer.lr: expected a finite number, not nan
 training.optimizer.lr=inf               | training.optimizer.lr: expected a finite number, not inf
 training.optimizer.lr=-inf              | training.optimizer.lr: expected a finite number
+training.optimizer.lr=1e38              | training.optimizer.lr: 1e+38 is more than float32 can work with
+training.optimizer.eps=1e308            | training.optimizer.eps: 1e+308 is more than float32
+training=probing training.l2=[-1e39]    | training.l2[0]: -1e+39 is more than float32
 training.optimizer.betas=[0.9,nan]      | training.optimizer.betas[1]: expected a finite number
 training.warmup=nan                     | training.warmup: expected a finite number
 training.isolate_weight=inf             | training.isolate_weight: expected a finite number
@@ -114,6 +119,11 @@ intervention.hidden_size=5              | intervention.hidden_size: the run give
 trainer.logger=false                    | trainer.logger: choose it with logger=<choice>
 trainer.default_root_dir=x              | trainer.default_root_dir: set output=<folder>
 trainer.overfit_batches=1               | use trainer.limit_train_batches=<n>
+trainer.fast_dev_run=true               | trainer.fast_dev_run: it drops loggers and checkpoints
+trainer.barebones=true                  | trainer.barebones: it forbids the figures
+trainer.limit_predict_batches=1         | trainer.limit_predict_batches: no verb predicts
+trainer.model_registry=x                | trainer.model_registry: no verb uploads models
+trainer.use_distributed_sampler=false   | trainer.use_distributed_sampler: splits are divided
 trainer.callbacks=early_stopping        | trainer.callbacks: expected a mapping with _target_
 trainer.callbacks=[3]                   | trainer.callbacks[0]: expected a mapping with _target_
 trainer.callbacks={a:3}                 | trainer.callbacks.a: expected a mapping with _target_
@@ -159,6 +169,7 @@ training.isolate_weight=-1              | training.isolate_weight=-1: give 0 or 
 training.warmup=-1                      | warmup is a share of all steps
 training.optimizer.lr=-1                | training.optimizer: Adam fails with ValueError: Invalid learning rate
 training.optimizer=null                 | training needs an optimizer
+training.optimizer.lr=0                 | a learning rate of 0 trains nothing; set training.optimizer.lr=<rate>
 training=probing training.l2=[]         | training.l2 is one strength or several
 training=probing training.l2=[-1]       | training.l2 is one strength or several
 training=tracing training.corrupted=x intervention=full_vector | site 'x': expected layer<N>
@@ -197,6 +208,10 @@ trainer.gradient_clip_val=-1            | trainer.gradient_clip_val=-1: give 0 o
 trainer.accumulate_grad_batches=0       | trainer.accumulate_grad_batches=0: give 1 or more
 trainer.check_val_every_n_epoch=0       | trainer.check_val_every_n_epoch=0: give 1 or more
 trainer.log_every_n_steps=-1            | trainer.log_every_n_steps=-1: give 0 or more
+trainer.num_sanity_val_steps=-5         | trainer.num_sanity_val_steps=-5: give -1 or more
+trainer.val_check_interval=0            | trainer.val_check_interval=0: give a number of steps
+trainer.val_check_interval=1000         | `val_check_interval` (1000) must be less than or equal
+trainer.limit_test_batches=0.0001       | trainer.limit_test_batches=0.0001 of the test batches is none
 trainer.devices=-3                      | trainer: Trainer fails with TypeError: `devices`
 trainer.strategy=nope                   | trainer: You selected an invalid strategy name
 trainer.callbacks.a={_target_:STOPPING,monitor:validation/iia_argmax,mode:up} | trainer.callbacks.a: `mode` can be
@@ -225,6 +240,7 @@ sweep trainer.devices=2                 | trainer.devices: a sweep runs on one d
 sweep trainer.strategy=ddp              | trainer.strategy: a sweep runs on one device
 sweep trainer.enable_checkpointing=true | trainer.enable_checkpointing: a sweep keeps figures
 sweep trainer.enable_model_summary=true | trainer.enable_model_summary: a sweep trains several
+sweep trainer.log_every_n_steps=7       | trainer.log_every_n_steps: a sweep keeps the figures of epochs
 sweep launcher.n_jobs=2                 | launcher: needs _target_
 """
 

@@ -40,6 +40,7 @@ class Grid:
         patience: epochs without a lower validation loss after which a fit stops; None: all go to the end.
         random_model: whether what is trained is fitted once more on a randomly initialised model, as a control.
         words: as typed on the command line, for the commands that repeat single fits.
+        named: whether the methods are choices of a configuration's groups, which those commands name.
 
     Raises:
         ValueError: the layers cannot be read, something is empty or listed twice, sites are named in both ways, a
@@ -57,6 +58,7 @@ class Grid:
     patience: int | None = None
     random_model: bool = True
     words: Sequence[str] = ()
+    named: bool = True
 
     def __post_init__(self) -> None:
         for name in ("methods", "layers", "positions", "components", "ranks", "seeds"):
