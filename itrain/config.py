@@ -268,7 +268,9 @@ def _grid(
         return node
     if not isinstance(node["methods"], list):
         raise ConfigError(f"sweep.methods: expected names in brackets, or classes by name, not {node['methods']}")
-    for name in node["methods"]:
+    for place, name in enumerate(node["methods"]):
+        if name in node["methods"][:place]:
+            raise ConfigError(f"sweep.methods: {name} is listed twice; leave one of them out")
         if name not in homes:
             raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")
     node["methods"] = {name: read_yaml(_shipped("configs") / homes[name] / f"{name}.yaml") for name in node["methods"]}
@@ -319,5 +321,11 @@ def _register(
 def _recipe(name: str, file: Path, modified: int, size: int) -> ConfigNode:
     """The recipe as Hydra stores it, which copies what it hands out; a file is read again when it has changed."""
     group, _, leaf = f"recipe/{name}".rpartition("/")
-    node = OmegaConf.create(read_yaml(file))
+    try:
+        node = OmegaConf.create(read_yaml(file))
+    except (RecursionError, ValueError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else brief(error)
+        raise ConfigError(f"'{file}' cannot be read: {reason}") from error
+    if not OmegaConf.is_list(node.get("defaults", OmegaConf.create([]))):
+        raise ConfigError(f"'{file}': defaults is a list of choices, such as [{{override /model: gpt2}}]")
     return ConfigNode(name=f"{leaf}.yaml", node=node, group=group, package="_global_", provider=str(file))

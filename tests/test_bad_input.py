@@ -136,6 +136,8 @@ training=lora site=layer1.block_output@last | has no effect: LoRAFinetuning take
 intervention=full_vector intervention.rank=3 | intervention.rank: FullVector takes no 'rank'
 intervention._partial_=false            | intervention._partial_: leave it out
 model._partial_=true                    | model._partial_: leave it out
+model._args_=[1]                        | model._args_: load_embedded takes its arguments by name
+training._args_=[1]                     | training._args_: AlignmentSearch takes its arguments by name
 training.optimizer._partial_=false      | training.optimizer: add training.optimizer._partial_=true
 training.optimizer._target_=DAS         | training.optimizer._target_: DAS makes no Optimizer
 intervention=mask intervention.gate._target_=DAS | intervention.gate: add intervention.gate._partial_=true
@@ -230,6 +232,7 @@ sweep intervention.rank=2               | a sweep takes no intervention; set swe
 sweep training=lora                     | training: a sweep runs AlignmentSearch or CausalTracing, not LoRAFinetuning
 sweep sweep.words=[a]                   | sweep.words: a run writes it down itself
 sweep sweep.methods=3                   | sweep.methods: expected names in brackets
+sweep sweep.methods=[das,das]           | sweep.methods: das is listed twice
 sweep sweep.methods=[nope]              | there is no method 'nope'
 sweep sweep.methods={a:3}               | sweep.methods
 sweep sweep.methods={a:{_target_:DAS,rank:3}} | sweep.methods.a.rank: set sweep.ranks=[<n>]
@@ -249,6 +252,9 @@ sweep sweep.layers=every(0)             | sweep.layers: 'every(0)' is none of al
 sweep sweep.layers=[]                   | sweep.layers is empty
 sweep sweep.ranks=[0]                   | sweep.ranks=0: give 1 or more
 sweep sweep.seeds=[-1]                  | sweep.seeds=-1: give 0 or more
+sweep sweep.seeds=[9999999999]          | sweep.seeds: expected 0 to 4294967295
+sweep sweep.positions=nope              | sweep.positions: 'nope' is neither all nor a list
+sweep sweep.methods=[das] sweep.components=[nope] sweep.positions=[name] | has no component 'nope'
 sweep sweep.patience=0                  | sweep.patience=0: give 1 or more
 """
 
@@ -323,6 +329,27 @@ def test_one_bad_file_among_the_recipes_is_named_and_hides_no_other(
     for name in ("latin", "folder", "gone"):
         assert cli.main(["show", f"recipe={name}"]) == 2
         assert f"{name}.yaml" in capsys.readouterr().err
+
+
+DAMAGED = {
+    "cyclic": "a: &x [*x]\n",
+    "deep": "a: " + "[" * 3000 + "]" * 3000,
+    "long": f"seed: {'1' * 5000}\n",
+    "choices": "defaults: 3\n",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_recipe_that_cannot_be_read_is_named_and_hides_no_other(
+    name: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "recipes").mkdir()
+    (elsewhere / "recipes" / f"{name}.yaml").write_text(DAMAGED[name])
+    assert cli.main(["list"]) == cli.main(["show", "recipe=das_gender"]) == 0
+    capsys.readouterr()
+    assert cli.main(["show", f"recipe={name}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{name}.yaml" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

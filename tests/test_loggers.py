@@ -355,3 +355,13 @@ def test_a_fit_leaves_all_that_wandb_needs_in_its_folder_and_wandb_has_no_compla
     assert not list((home / "data").rglob("staging/*"))
     staged = [file.stat().st_size for file in only_run(tmp_path).glob("wandb/artifacts/staging/*")]
     assert (only_run(tmp_path) / "export" / "intervention.safetensors").stat().st_size in staged
+
+
+@pytest.mark.parametrize("word", ["project=a/b", "id=a/b"])
+def test_what_wandb_takes_no_run_under_is_told_in_a_line(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", *SMALL, f"output={tmp_path}", "logger=wandb", "logger.offline=true", f"logger.{word}"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("itrain: logger: ") and said.count("\n") == 1

@@ -43,7 +43,7 @@ class Wandb(WandbLogger):
         log_model: upload checkpoints: the last ones at the end, or all of them at once.
 
     Raises:
-        RuntimeError: neither is there an account nor is it offline.
+        RuntimeError: W&B takes no such project or id, or neither is there an account nor is it offline.
     """
 
     def __init__(
@@ -61,6 +61,10 @@ class Wandb(WandbLogger):
         offline: bool = False,
         log_model: Literal["all"] | bool = False,
     ) -> None:
+        try:
+            wandb.Settings(project=project, run_id=id)
+        except UsageError as error:
+            raise RuntimeError(f"logger: {error}") from error
         _require_account(offline)
         self.shared: dict[str, Any] = {"entity": entity, "notes": notes}
         self.tags = list(tags)

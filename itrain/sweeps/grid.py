@@ -73,6 +73,10 @@ class Grid:
         self._require_layers()
         require_at_least(1, **{"sweep.ranks": min(self.ranks), "sweep.patience": self.patience})
         require_at_least(0, **{"sweep.seeds": min(self.seeds)})
+        if max(self.seeds) >= 2**32:
+            raise ValueError(f"sweep.seeds: expected 0 to {2**32 - 1}, not {max(self.seeds)}")
+        if isinstance(self.positions, str) and self.positions != "all":
+            raise ValueError(f"sweep.positions: '{self.positions}' is neither all nor a list such as [name,last]")
         if any(self.width(component) < 1 for component in self.components):
             raise ValueError(f"sweep.window: a window has 1 layer or more; got {self.window}")
         probes = [name for name, method in self.methods.items() if reads_only(method)]
