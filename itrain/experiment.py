@@ -51,7 +51,13 @@ from itrain.training.safeguards import safeguard
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
-_LEAST = {"gradient_clip_val": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
+_LEAST = {
+    "gradient_clip_val": 0,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+}
 GENERATED = 64
 """The most tokens that are generated after a typed prompt."""
 
@@ -227,6 +233,9 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     safeguard(trainer, folder / CHECKPOINTS / "last.ckpt")
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
+    share = trainer.limit_test_batches
+    if isinstance(share, float) and int(share * len(opened.data.test_dataloader())) == 0:
+        raise RunError(f"trainer.limit_test_batches={share} of the test batches is none; give more, or leave it out")
     # As the fit will run them, so that statistics and room are worked out for its precision.
     opened.data.trainer = trainer
     trainer.precision_plugin.convert_module(module)
@@ -262,6 +271,8 @@ def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
     for name, least in _LEAST.items():
         if (value := factory.keywords.get(name)) is not None and value < least:
             raise RunError(f"trainer.{name}={value}: give {least} or more, or null")
+    if factory.keywords.get("val_check_interval") == 0:
+        raise RunError("trainer.val_check_interval=0: give a number of steps or a share of an epoch, or null")
     refuse_owned("trainer", factory.keywords)
     return factory
 

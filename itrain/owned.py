@@ -34,6 +34,11 @@ OWNED: Mapping[str, Mapping[str, str]] = {
         "logger": "choose it with logger=<choice>, beside metrics.csv, which every run writes",
         "default_root_dir": "set output=<folder>",
         "overfit_batches": "splits are read in batches by a sampler of their own; use trainer.limit_train_batches=<n>",
+        "use_distributed_sampler": "splits are divided among processes by a sampler of their own; leave it out",
+        "fast_dev_run": "it drops loggers and checkpoints; use trainer.max_steps=1",
+        "barebones": "it forbids the figures that a run logs; leave it out",
+        "limit_predict_batches": "no verb predicts; leave it out",
+        "model_registry": "no verb uploads models; leave it out",
     },
 }
 """By part, the arguments that a configuration cannot set, each with the remedy."""
@@ -54,6 +59,7 @@ IN_SWEEPS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "callbacks": ((None, [], {}), "the fits of a sweep have none; leave them out, or use sweep.patience=<n>"),
     "enable_checkpointing": ((None, False), "a sweep keeps figures and no checkpoints; leave it out"),
     "enable_model_summary": ((None, False), "a sweep trains several models at a time; leave it out"),
+    "log_every_n_steps": ((None, 1), "a sweep keeps the figures of epochs, and none of steps; leave it out"),
     "devices": ((None, 1, "1"), _ONE_DEVICE),
     "num_nodes": ((None, 1), _ONE_DEVICE),
     "strategy": ((None, "auto"), _ONE_DEVICE),

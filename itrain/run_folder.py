@@ -160,7 +160,7 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 
 def _remove_unused(folder: Path, absent: Sequence[Path]) -> None:
     names = {path.name for path in folder.rglob("*") if not path.is_dir()}
-    if names <= {CONFIGURATION, "hparams.yaml"}:
+    if names <= {CONFIGURATION, "hparams.yaml", "tokens.json"}:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in absent:
             with suppress(OSError):

@@ -18,6 +18,12 @@ from hydra.utils import get_object
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 _SPECIAL = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+_BY_POSITION = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
+_LARGEST = 1e30  # Weights and optimizers are float32, which ends at 3e38, and divide by numbers below 1.
 
 
 class ConfigError(Exception):
@@ -175,6 +181,10 @@ def _check_keys(call: Call, calls: Sequence[Call]) -> None:
             if key not in accepts and key not in _SPECIAL:
                 who = f"{call.target.__name__} takes no '{key}'" if call.place else "no such key"
                 raise ConfigError(f"{call.at(key)}: {who}{_suggestion(key, call, calls)}")
+    positional = [each for each in call.parameters.values() if each.kind in _BY_POSITION]
+    several = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in positional)
+    if not several and len(call.node.get("_args_") or ()) > len(positional):
+        raise ConfigError(f"{call.at('_args_')}: {call.target.__name__} takes its arguments by name")
     if call.node.get("_partial_"):
         return
     given = {*call.node, *accepts[: len(call.node.get("_args_", ()))]}
@@ -192,6 +202,10 @@ def _suggestion(key: str, call: Call, calls: Sequence[Call]) -> str:
 def _check_finite(value: Any, place: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{place}: expected a finite number, not {value}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{place}: {value} does not fit in 64 bits")
+    if isinstance(value, float) and abs(value) > _LARGEST:
+        raise ConfigError(f"{place}: {value} is more than float32 can work with; give {_LARGEST:g} or less")
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             inside = f"{place}[{key}]" if isinstance(value, list) else f"{place}.{key}" if place else str(key)

@@ -14,7 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from itrain.signatures import Call, ConfigError, calls_in
 
-_EXPLAINED_IN = ("itrain.", "lightning.pytorch.trainer.", "lightning.pytorch.callbacks.")
+_EXPLAINED_IN = (
+    "itrain.",
+    "lightning.pytorch.trainer.",
+    "lightning.pytorch.callbacks.",
+    "lightning.pytorch.loops.fit_loop.",
+)
 
 
 class RunFailed(Exception):

@@ -44,7 +44,9 @@ def no_model() -> None: ...
 # Refused before anything is built: `itrain show` with these words.
 CHECKED = """
 seed=-1                                 | seed: expected 0 to 4294967295, not -1
-seed=99999999999999999999               | seed: expected 0 to
+seed=99999999999999999999               | seed: 99999999999999999999 does not fit in 64 bits
+seed=9999999999                         | seed: expected 0 to
+data.batch_size=99999999999999999999    | data.batch_size: 99999999999999999999 does not fit
 seed=nan                                | seed: expected a finite number, not nan
 seed=[0,1]                              | seed: expected an integer, not [0, 1]
 seed=0,1                                | several seeds are sweep.seeds=[0,1]
@@ -88,6 +90,9 @@ recipe={a:1}                            | recipe=<name> makes a choice
 training.optimizer.lr=nan               | training.optimizer.lr: expected a finite number, not nan
 training.optimizer.lr=inf               | training.optimizer.lr: expected a finite number, not inf
 training.optimizer.lr=-inf              | training.optimizer.lr: expected a finite number
+training.optimizer.lr=1e38              | training.optimizer.lr: 1e+38 is more than float32 can work with
+training.optimizer.eps=1e308            | training.optimizer.eps: 1e+308 is more than float32
+training=probing training.l2=[-1e39]    | training.l2[0]: -1e+39 is more than float32
 training.optimizer.betas=[0.9,nan]      | training.optimizer.betas[1]: expected a finite number
 training.warmup=nan                     | training.warmup: expected a finite number
 training.isolate_weight=inf             | training.isolate_weight: expected a finite number
@@ -114,6 +119,11 @@ intervention.hidden_size=5              | intervention.hidden_size: the run give
 trainer.logger=false                    | trainer.logger: choose it with logger=<choice>
 trainer.default_root_dir=x              | trainer.default_root_dir: set output=<folder>
 trainer.overfit_batches=1               | use trainer.limit_train_batches=<n>
+trainer.fast_dev_run=true               | trainer.fast_dev_run: it drops loggers and checkpoints
+trainer.barebones=true                  | trainer.barebones: it forbids the figures
+trainer.limit_predict_batches=1         | trainer.limit_predict_batches: no verb predicts
+trainer.model_registry=x                | trainer.model_registry: no verb uploads models
+trainer.use_distributed_sampler=false   | trainer.use_distributed_sampler: splits are divided
 trainer.callbacks=early_stopping        | trainer.callbacks: expected a mapping with _target_
 trainer.callbacks=[3]                   | trainer.callbacks[0]: expected a mapping with _target_
 trainer.callbacks={a:3}                 | trainer.callbacks.a: expected a mapping with _target_
@@ -126,6 +136,8 @@ training=lora site=layer1.block_output@last | has no effect: LoRAFinetuning take
 intervention=full_vector intervention.rank=3 | intervention.rank: FullVector takes no 'rank'
 intervention._partial_=false            | intervention._partial_: leave it out
 model._partial_=true                    | model._partial_: leave it out
+model._args_=[1]                        | model._args_: load_embedded takes its arguments by name
+training._args_=[1]                     | training._args_: AlignmentSearch takes its arguments by name
 training.optimizer._partial_=false      | training.optimizer: add training.optimizer._partial_=true
 training.optimizer._target_=DAS         | training.optimizer._target_: DAS makes no Optimizer
 intervention=mask intervention.gate._target_=DAS | intervention.gate: add intervention.gate._partial_=true
@@ -159,6 +171,7 @@ training.isolate_weight=-1              | training.isolate_weight=-1: give 0 or 
 training.warmup=-1                      | warmup is a share of all steps
 training.optimizer.lr=-1                | training.optimizer: Adam fails with ValueError: Invalid learning rate
 training.optimizer=null                 | training needs an optimizer
+training.optimizer.lr=0                 | a learning rate of 0 trains nothing; set training.optimizer.lr=<rate>
 training=probing training.l2=[]         | training.l2 is one strength or several
 training=probing training.l2=[-1]       | training.l2 is one strength or several
 training=tracing training.corrupted=x intervention=full_vector | site 'x': expected layer<N>
@@ -197,6 +210,10 @@ trainer.gradient_clip_val=-1            | trainer.gradient_clip_val=-1: give 0 o
 trainer.accumulate_grad_batches=0       | trainer.accumulate_grad_batches=0: give 1 or more
 trainer.check_val_every_n_epoch=0       | trainer.check_val_every_n_epoch=0: give 1 or more
 trainer.log_every_n_steps=-1            | trainer.log_every_n_steps=-1: give 0 or more
+trainer.num_sanity_val_steps=-5         | trainer.num_sanity_val_steps=-5: give -1 or more
+trainer.val_check_interval=0            | trainer.val_check_interval=0: give a number of steps
+trainer.val_check_interval=1000         | `val_check_interval` (1000) must be less than or equal
+trainer.limit_test_batches=0.0001       | trainer.limit_test_batches=0.0001 of the test batches is none
 trainer.devices=-3                      | trainer: Trainer fails with TypeError: `devices`
 trainer.strategy=nope                   | trainer: You selected an invalid strategy name
 trainer.callbacks.a={_target_:STOPPING,monitor:validation/iia_argmax,mode:up} | trainer.callbacks.a: `mode` can be
@@ -215,6 +232,7 @@ sweep intervention.rank=2               | a sweep takes no intervention; set swe
 sweep training=lora                     | training: a sweep runs AlignmentSearch or CausalTracing, not LoRAFinetuning
 sweep sweep.words=[a]                   | sweep.words: a run writes it down itself
 sweep sweep.methods=3                   | sweep.methods: expected names in brackets
+sweep sweep.methods=[das,das]           | sweep.methods: das is listed twice
 sweep sweep.methods=[nope]              | there is no method 'nope'
 sweep sweep.methods={a:3}               | sweep.methods
 sweep sweep.methods={a:{_target_:DAS,rank:3}} | sweep.methods.a.rank: set sweep.ranks=[<n>]
@@ -225,6 +243,7 @@ sweep trainer.devices=2                 | trainer.devices: a sweep runs on one d
 sweep trainer.strategy=ddp              | trainer.strategy: a sweep runs on one device
 sweep trainer.enable_checkpointing=true | trainer.enable_checkpointing: a sweep keeps figures
 sweep trainer.enable_model_summary=true | trainer.enable_model_summary: a sweep trains several
+sweep trainer.log_every_n_steps=7       | trainer.log_every_n_steps: a sweep keeps the figures of epochs
 sweep launcher.n_jobs=2                 | launcher: needs _target_
 """
 
@@ -233,6 +252,9 @@ sweep sweep.layers=every(0)             | sweep.layers: 'every(0)' is none of al
 sweep sweep.layers=[]                   | sweep.layers is empty
 sweep sweep.ranks=[0]                   | sweep.ranks=0: give 1 or more
 sweep sweep.seeds=[-1]                  | sweep.seeds=-1: give 0 or more
+sweep sweep.seeds=[9999999999]          | sweep.seeds: expected 0 to 4294967295
+sweep sweep.positions=nope              | sweep.positions: 'nope' is neither all nor a list
+sweep sweep.methods=[das] sweep.components=[nope] sweep.positions=[name] | has no component 'nope'
 sweep sweep.patience=0                  | sweep.patience=0: give 1 or more
 """
 
@@ -307,6 +329,27 @@ def test_one_bad_file_among_the_recipes_is_named_and_hides_no_other(
     for name in ("latin", "folder", "gone"):
         assert cli.main(["show", f"recipe={name}"]) == 2
         assert f"{name}.yaml" in capsys.readouterr().err
+
+
+DAMAGED = {
+    "cyclic": "a: &x [*x]\n",
+    "deep": "a: " + "[" * 3000 + "]" * 3000,
+    "long": f"seed: {'1' * 5000}\n",
+    "choices": "defaults: 3\n",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_recipe_that_cannot_be_read_is_named_and_hides_no_other(
+    name: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "recipes").mkdir()
+    (elsewhere / "recipes" / f"{name}.yaml").write_text(DAMAGED[name])
+    assert cli.main(["list"]) == cli.main(["show", "recipe=das_gender"]) == 0
+    capsys.readouterr()
+    assert cli.main(["show", f"recipe={name}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{name}.yaml" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

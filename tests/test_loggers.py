@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -34,6 +35,7 @@ SWEEP = [
     "sweep.ranks=[2]",
 ]
 FITS = 6
+ROOT = Path(__file__).parents[1]
 METHODS = {"das": " r2", "probing": "", "full_vector": ""}
 """The end of the names of each method's runs."""
 
@@ -337,3 +339,29 @@ def test_figures_of_sites_have_short_names(name: str, short: str) -> None:
 )  # fmt: skip
 def test_a_run_of_its_own_is_named_after_method_and_site(configuration: dict[str, Any], name: str) -> None:
     assert identify_run(configuration).name == name
+
+
+def test_a_fit_leaves_all_that_wandb_needs_in_its_folder_and_wandb_has_no_complaint(tmp_path: Path) -> None:
+    """In a process of its own, as wandb warns of what an earlier run has set."""
+    words = ["fit", "recipe=das_gender", *SMALL, f"output={tmp_path}", "logger=wandb", "logger.offline=true"]
+    home = tmp_path / "home"
+    home.mkdir()
+    given = {**os.environ, "HOME": str(home), "XDG_DATA_HOME": str(home / "data"), "PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in given.items() if not name.startswith("WANDB_")}
+    program = [sys.executable, "-m", "itrain", *words]
+    told = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=240)
+    assert told.returncode == 0, told.stderr
+    assert "WARNING" not in told.stderr + told.stdout
+    assert not list((home / "data").rglob("staging/*"))
+    staged = [file.stat().st_size for file in only_run(tmp_path).glob("wandb/artifacts/staging/*")]
+    assert (only_run(tmp_path) / "export" / "intervention.safetensors").stat().st_size in staged
+
+
+@pytest.mark.parametrize("word", ["project=a/b", "id=a/b"])
+def test_what_wandb_takes_no_run_under_is_told_in_a_line(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", *SMALL, f"output={tmp_path}", "logger=wandb", "logger.offline=true", f"logger.{word}"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("itrain: logger: ") and said.count("\n") == 1

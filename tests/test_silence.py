@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from itrain.reports.silence import REMARKS
+from itrain.reports.silence import REMARKS, silence_others
 from tests.commands import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -141,3 +142,9 @@ def test_warnings_that_we_raise_or_provoke_end_a_test(
         except Warning:
             ended = True
     assert (ended, len(listed)) == (ends, 0 if ends else 1)
+
+
+def test_a_profiler_that_was_asked_for_is_heard() -> None:
+    silence_others()
+    assert logging.getLogger("lightning.pytorch.profilers.profiler").isEnabledFor(logging.INFO)
+    assert not logging.getLogger("lightning.pytorch.utilities.rank_zero").isEnabledFor(logging.INFO)

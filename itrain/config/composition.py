@@ -92,7 +92,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
             # A single fit ignores the grid and the launcher of a recipe.
             config.launcher = config.launcher if sweeps else None
             grid = config.get("sweep") or OmegaConf.create()
-            config.sweep = _grid(grid, groups, overrides) if sweeps else None
+            config.sweep = _grid(grid, groups, overrides, config.get("intervention") or {}) if sweeps else None
         # In a sweep, values that refer to the seed stay unresolved: they follow each fit's own.
         OmegaConf.resolve(config.copy() if sweeps else config)
     except RecursionError:
@@ -247,13 +247,19 @@ def _require_plugin(launcher: Node) -> None:
                 ) from error
 
 
-def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, Any]:
-    """The grid of a sweep, with its methods written out: choices of the group intervention, and probes."""
+def _grid(
+    grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The grid of a sweep, with its methods written out: choices of the group intervention, and probes.
+
+    A recipe's settings of an intervention are those of the method of the same class, as they are in a single fit.
+    """
     given: Any = OmegaConf.to_container(grid)
     # A launcher changes no result, so the printed commands leave it out.
     words = [text for text in words if not launches(text)]
     node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": words}
     homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
+    node["named"] = not isinstance(node["methods"], dict)
     if isinstance(node["methods"], dict):
         for method in node["methods"].values():
             if isinstance(method, dict):
@@ -261,10 +267,15 @@ def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str]) 
         return node
     if not isinstance(node["methods"], list):
         raise ConfigError(f"sweep.methods: expected names in brackets, or classes by name, not {node['methods']}")
-    for name in node["methods"]:
+    for place, name in enumerate(node["methods"]):
+        if name in node["methods"][:place]:
+            raise ConfigError(f"sweep.methods: {name} is listed twice; leave one of them out")
         if name not in homes:
             raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")
     node["methods"] = {name: read_yaml(_shipped("configs") / homes[name] / f"{name}.yaml") for name in node["methods"]}
+    for method in node["methods"].values():
+        if method["_target_"] == settings.get("_target_"):
+            method |= {key: value for key, value in settings.items() if key != "rank"}  # which the grid gives
     return node
 
 
@@ -309,5 +320,11 @@ def _register(
 def _recipe(name: str, file: Path, modified: int, size: int) -> ConfigNode:
     """The recipe as Hydra stores it, which copies what it hands out; a file is read again when it has changed."""
     group, _, leaf = f"recipe/{name}".rpartition("/")
-    node = OmegaConf.create(read_yaml(file))
+    try:
+        node = OmegaConf.create(read_yaml(file))
+    except (RecursionError, ValueError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else brief(error)
+        raise ConfigError(f"'{file}' cannot be read: {reason}") from error
+    if not OmegaConf.is_list(node.get("defaults", OmegaConf.create([]))):
+        raise ConfigError(f"'{file}': defaults is a list of choices, such as [{{override /model: gpt2}}]")
     return ConfigNode(name=f"{leaf}.yaml", node=node, group=group, package="_global_", provider=str(file))

@@ -28,7 +28,7 @@ def refuse_recorded(override: Override) -> None:
         ConfigError: naming the key.
     """
     key = override.key_or_group
-    if key.split(".")[0] in RECORDED or key.startswith("sweep.words"):
+    if key.split(".")[0] in RECORDED or key.startswith(("sweep.words", "sweep.named")):
         raise ConfigError(f"{key}: a run writes it down itself; leave it out")
 
 

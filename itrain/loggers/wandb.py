@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from wandb.env import DATA_DIR
 from wandb.errors import UsageError
 
 from itrain.loggers.base import FinishedFit, before_the_test, digest, legible
@@ -40,7 +43,7 @@ class Wandb(WandbLogger):
         log_model: upload checkpoints: the last ones at the end, or all of them at once.
 
     Raises:
-        RuntimeError: neither is there an account nor is it offline.
+        RuntimeError: W&B takes no such project or id, or neither is there an account nor is it offline.
     """
 
     def __init__(
@@ -58,6 +61,10 @@ class Wandb(WandbLogger):
         offline: bool = False,
         log_model: Literal["all"] | bool = False,
     ) -> None:
+        try:
+            wandb.Settings(project=project, run_id=id)
+        except UsageError as error:
+            raise RuntimeError(f"logger: {error}") from error
         _require_account(offline)
         self.shared: dict[str, Any] = {"entity": entity, "notes": notes}
         self.tags = list(tags)
@@ -79,6 +86,8 @@ class Wandb(WandbLogger):
             reinit="create_new",
             **self.shared,
         )
+        # Lightning always gives it, and wandb, which knows it no more, warns.
+        self._wandb_init.pop("anonymous", None)
 
     @rank_zero_only
     def identify(self, identity: Identity) -> None:
@@ -99,10 +108,12 @@ class Wandb(WandbLogger):
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
         tables = {name: wandb.Table(dataframe=table.frame()) for name, table in summary.named_tables.items()}
-        self.experiment.log({"figure": wandb.Image(str(figure)), **tables, **before_the_test(summary)})
         export = figure.parent / "export"
-        if export.is_dir():
-            self.experiment.log_artifact(_artifact(self.experiment.id, EXPORT, [export]))
+        run = self.experiment
+        with _staged(self.folder):
+            run.log({"figure": wandb.Image(str(figure)), **tables, **before_the_test(summary)})
+            if export.is_dir():
+                run.log_artifact(_artifact(run.id, EXPORT, [export]))
 
     def log_fit(self, fit: FinishedFit) -> None:
         with self._run(fit.id, fit.identity) as run:
@@ -115,7 +126,7 @@ class Wandb(WandbLogger):
     def log_results(self, sweep: str, summary: SweepSummary, pictures: Mapping[str, Path]) -> None:
         tables = {RESULTS: summary.frame, BEST: best_table(summary.best).frame()}
         page = summary.folder / "report.html"
-        with self._run(digest(sweep), identify_results(sweep, summary)) as run:
+        with self._run(digest(sweep), identify_results(sweep, summary)) as run, _staged(self.folder):
             run.log({name: wandb.Table(dataframe=frame) for name, frame in tables.items()})
             run.log({name: wandb.Image(str(file)) for name, file in pictures.items()})
             if page.is_file():
@@ -146,6 +157,22 @@ class Wandb(WandbLogger):
             settings=quiet,
             **self.shared,
         )
+
+
+@contextmanager
+def _staged(folder: str) -> Iterator[None]:
+    """Keep the files of artifacts, which ``wandb sync`` needs, with the run, unless the user has named a place.
+
+    wandb takes the place from the environment alone; what it opens later must find that as it was.
+    """
+    if DATA_DIR in os.environ:
+        yield
+        return
+    os.environ[DATA_DIR] = str(Path(folder, "wandb").absolute())
+    try:
+        yield
+    finally:
+        del os.environ[DATA_DIR]
 
 
 def _artifact(run: str, kind: str, paths: Sequence[Path]) -> wandb.Artifact:

@@ -21,11 +21,15 @@ LOGGERS = (
     "lightning.fabric",  # processes that were started and were asked for
 )
 """Whose remarks below warnings go untold."""
+ASKED_FOR = ("lightning.pytorch.profilers",)
+"""Whose remarks are the answer to a setting, such as ``trainer.profiler=simple``."""
 
 
 def silence_others() -> None:
     """Leave the screen to what a run itself has to say."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ASKED_FOR:
+        logging.getLogger(name).setLevel(logging.INFO)
     for remark in REMARKS:
         warnings.filterwarnings("ignore", remark)

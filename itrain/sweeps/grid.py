@@ -40,6 +40,7 @@ class Grid:
         patience: epochs without a lower validation loss after which a fit stops; None: all go to the end.
         random_model: whether what is trained is fitted once more on a randomly initialised model, as a control.
         words: as typed on the command line, for the commands that repeat single fits.
+        named: whether the methods are choices of a configuration's groups, which those commands name.
 
     Raises:
         ValueError: the layers cannot be read, something is empty or listed twice, sites are named in both ways, a
@@ -57,6 +58,7 @@ class Grid:
     patience: int | None = None
     random_model: bool = True
     words: Sequence[str] = ()
+    named: bool = True
 
     def __post_init__(self) -> None:
         for name in ("methods", "layers", "positions", "components", "ranks", "seeds"):
@@ -71,6 +73,10 @@ class Grid:
         self._require_layers()
         require_at_least(1, **{"sweep.ranks": min(self.ranks), "sweep.patience": self.patience})
         require_at_least(0, **{"sweep.seeds": min(self.seeds)})
+        if max(self.seeds) >= 2**32:
+            raise ValueError(f"sweep.seeds: expected 0 to {2**32 - 1}, not {max(self.seeds)}")
+        if isinstance(self.positions, str) and self.positions != "all":
+            raise ValueError(f"sweep.positions: '{self.positions}' is neither all nor a list such as [name,last]")
         if any(self.width(component) < 1 for component in self.components):
             raise ValueError(f"sweep.window: a window has 1 layer or more; got {self.window}")
         probes = [name for name, method in self.methods.items() if reads_only(method)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +13,9 @@ from statistics import fmean
 from typing import Any
 
 import lightning
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from itrain.architectures import architecture, blocks
@@ -33,6 +35,9 @@ from itrain.training.tracing import CausalTracing
 
 OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples", FEATURES)
 """Figures that depend on the examples and the site alone, not on the model's weights."""
+
+_PLAIN = {"intervention": "full_vector", "training": "probing"}
+"""By group, the choice that has the fewest settings, with which a command names a class."""
 
 Figures = dict[str, Any]
 """The figures of one fit, as in its row."""
@@ -58,7 +63,9 @@ class CohortJob:
         seconds = (time.perf_counter() - start) / len(members)
         sizes = {name: float(max(member.interchange.hidden_sizes)) for name, member in members.items()}
         shared = {"seconds": seconds, **_of_data(opened.data)}
-        return [{**_described(fit, grid), **found[fit.name], FEATURES: sizes[fit.name], **shared} for fit in self.fits]
+        return [
+            {**_described(fit, grid, cfg), **found[fit.name], FEATURES: sizes[fit.name], **shared} for fit in self.fits
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,7 @@ class ProbeJob:
             _set_beside(found, self._fitted(cfg, twin, grid, self.fits))
         seconds = (time.perf_counter() - start) / len(self.fits)
         shared = {"seconds": seconds, **_of_data(opened.data)}
-        return [{**_described(fit, grid), **found[fit.name], **shared} for fit in self.fits]
+        return [{**_described(fit, grid, cfg), **found[fit.name], **shared} for fit in self.fits]
 
     def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid, fits: Sequence[Fit]) -> dict[str, Figures]:
         """The figures of each probe; one that diverges is left out, and the others are fitted again without it."""
@@ -260,11 +267,35 @@ def identity(fit: Fit, grid: Grid) -> dict[str, Any]:
     return {"method": fit.method, **site, "rank": fit.rank, "seed": fit.seed}
 
 
-def _described(fit: Fit, grid: Grid) -> dict[str, Any]:
+def _described(fit: Fit, grid: Grid, cfg: DictConfig) -> dict[str, Any]:
     """The columns of a row besides its figures, among them the command that repeats the fit alone."""
-    kept = (word for word in grid.words if not word.startswith(("sweep", "seed=", "logger")))
-    command = ["python", "-m", "itrain", "fit", *kept]
+    left = ("sweep", "seed=", "logger")
+    if fit.group == "training":  # The settings that were typed are those of the sweep's own training.
+        left += ("training",)
+    command = ["python", "-m", "itrain", "fit"]
+    command += [word for word in grid.words if not word.lstrip("+~").startswith(left)]
     sites = str(fit.site) if len(fit.sites) == 1 else f"[{','.join(map(str, fit.sites))}]"
-    command += [f"{fit.group}={fit.method}", f"site={sites}", f"seed={fit.seed}"]
+    command += [*_choice(fit, grid, cfg), f"site={sites}", f"seed={fit.seed}"]
     command += [] if fit.rank is None else [f"intervention.rank={fit.rank}"]
     return {**identity(fit, grid), "command": shlex.join(command)}
+
+
+def _choice(fit: Fit, grid: Grid, cfg: DictConfig) -> list[str]:
+    """The words that choose a fit's method: its name, or the class and all settings of a method of one's own."""
+    if grid.named:
+        return [f"{fit.group}={fit.method}"]
+    node = OmegaConf.to_container(cfg.sweep.methods[fit.method], resolve=True)
+    assert isinstance(node, dict)
+    settings = [f"{fit.group}.{key}={_written(value)}" for key, value in node.items() if key != "_partial_"]
+    return [f"{fit.group}={_PLAIN[fit.group]}", *settings]
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's syntax."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    if isinstance(value, str):
+        return QuotedString(text=value, quote=Quote.single).with_quotes()
+    return json.dumps(value)

@@ -33,10 +33,12 @@ def with_linear_schedule(optimizer: Optimizer, trainer: lightning.Trainer, warmu
     lr_t = lr * min((t + 1) / W, (T - t) / (T - W)) for step t of T, with W = warmup * T.
 
     Raises:
-        ValueError: ``warmup`` is not in [0, 1).
+        ValueError: ``warmup`` is not in [0, 1), or no group of parameters has a learning rate.
     """
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup is a share of all steps, from 0 to below 1; got {warmup}")
+    if all(group["lr"] == 0 for group in optimizer.param_groups):
+        raise ValueError("a learning rate of 0 trains nothing; set training.optimizer.lr=<rate>")
     total = total_steps(trainer)
     rise = warmup * total
 
