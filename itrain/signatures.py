@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
 import math
 import pkgutil
 import sys
@@ -148,10 +149,14 @@ class Call:
 
 
 def _locate(path: Any, place: str) -> Callable[..., Any]:
+    hydra = logging.getLogger(get_object.__module__)
+    told, hydra.disabled = hydra.disabled, True  # It would print the error that is raised here.
     try:
         target = get_object(path)
     except Exception as error:
         raise ConfigError(f"{place}._target_: cannot import '{path}'{_import_help(str(path), error)}") from error
+    finally:
+        hydra.disabled = told
     if not callable(target):
         raise ConfigError(f"{place}._target_: '{path}' is neither a class nor a function")
     return target

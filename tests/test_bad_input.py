@@ -298,9 +298,15 @@ def test_there_are_many() -> None:
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
 def test_a_wrong_command_line_is_one_line_and_leaves_nothing(
-    words: list[str], message: str, code: int, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    message: str,
+    code: int,
+    elsewhere: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert cli.main(words) == code
+    assert not caplog.records
     said = capsys.readouterr().err
     assert said.startswith("itrain: ") and said.count("\n") == 1, said
     assert message in said
