@@ -25,7 +25,7 @@ from itrain.screen import lasting_screen
 from itrain.signatures import ConfigError, nearest
 from itrain.stops import Stop, Stopped, heeded
 from itrain.telling import RunFailed, one_line
-from itrain.trust import printable
+from itrain.trust import packages_of, printable
 
 NOTHING = "nothing was saved"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
@@ -221,7 +221,7 @@ def _sweep(stop: Stop, words: list[str]) -> int:
 def _run_sweep(stop: Stop, configuration: DictConfig, folder: Path) -> int:
     from itrain.sweeps.run import sweep
 
-    again = f"to go on: itrain sweep resume={folder}"
+    again = f"to go on: itrain sweep resume={folder}{_trusting(configuration)}"
     # A folder in which nothing came to be is gone by then.
     stop.advice = lambda: again if folder.exists() else NOTHING
     with one_line(configuration):
@@ -237,7 +237,7 @@ def _run(stop: Stop, verb: str, configuration: DictConfig) -> int:
         if configuration.ckpt != before and rank() == 0:
             print(f"itrain: the job was requeued; goes on from {configuration.ckpt}", file=sys.stderr)
         if verb == "fit":
-            stop.advice = lambda: _how_to_go_on(folder, configuration.ckpt)
+            stop.advice = lambda: _how_to_go_on(folder, configuration)
         with one_line(configuration):
             result = getattr(experiment, verb)(configuration, folder)
     if isinstance(result, Path) and rank() == 0:
@@ -245,9 +245,15 @@ def _run(stop: Stop, verb: str, configuration: DictConfig) -> int:
     return 0
 
 
-def _how_to_go_on(folder: Path, before: str | None) -> str:
-    checkpoint = last_checkpoint(folder) or before
-    return f"to go on: itrain fit ckpt={checkpoint}" if checkpoint else NOTHING
+def _how_to_go_on(folder: Path, configuration: DictConfig) -> str:
+    checkpoint = last_checkpoint(folder) or configuration.ckpt
+    return f"to go on: itrain fit ckpt={checkpoint}{_trusting(configuration)}" if checkpoint else NOTHING
+
+
+def _trusting(configuration: DictConfig) -> str:
+    """The word that a saved run needs besides its folder if it has classes of the user's own."""
+    packages = packages_of(OmegaConf.to_container(configuration))
+    return f" trust=[{','.join(packages)}]" if packages else ""
 
 
 def _is_interrupt(stop: BaseException) -> bool:

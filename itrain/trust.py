@@ -63,7 +63,10 @@ def find(path: Any, kinds: tuple[type, ...], *, role: str, trust: Sequence[str],
     try:
         found = _walk(path)
     except (ImportError, AttributeError) as error:
-        raise TrustError(f"{place} needs the {role} {path}, which cannot be imported here") from error
+        raise TrustError(
+            f"{place} needs the {role} {path}, which cannot be imported here ({printable(str(error))}); install its "
+            "package, or run itrain in the folder that holds it"
+        ) from error
     defined = f"{getattr(found, '__module__', None)}."
     if not (inspect.isclass(found) or inspect.isroutine(found)) or not defined.startswith(f"{home}."):
         raise TrustError(f"{place} names {path}, which is no {role} defined in {home}")

@@ -205,7 +205,7 @@ def test_languages_without_spaces_set_the_separator() -> None:
     setting = {"name": "李", "other": "王"}
     tokens, spans = rendered(task, tokenizer, **setting)
     assert tokens == ["李", "看", "王"] and spans == setting
-    with pytest.raises(TaskError, match="no continuation"):
+    with pytest.raises(TaskError, match="the prompt '李看王' has '李看王', which is not in"):
         bound(task, words(more="李看王他")).answer({**setting, "n": 7}, "他")
     task.separator = ""
     assert bound(task, tokenizer).answer({**setting, "n": 7}, "他") == tokenizer.convert_tokens_to_ids("他")

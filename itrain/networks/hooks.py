@@ -42,6 +42,9 @@ class HookedNetwork(Network):
 
     def __init__(self, model: nn.Module, *, trainable: bool = False) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            holds = "; give its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
+            raise TypeError(f"model: a network is made of a torch.nn.Module, not of {type(model).__name__}{holds}")
         self.model, self.trainable = model, trainable
         if not trainable:
             model.requires_grad_(False)
@@ -140,7 +143,10 @@ class HookedNetwork(Network):
             return location.hidden_size
         if example is None:
             module = type(location.module).__name__
-            raise ValueError(f"site '{site}': {module} does not tell its size; pass an example input")
+            raise ValueError(
+                f"site '{site}': {module} does not tell its size; pass an example input, or, to a "
+                "training, hidden_sizes=itrain.count_features(network, sites, data.example())"
+            )
         with torch.no_grad():
             shape = self.read(example, [site])[site].shape
         if not 2 <= len(shape) <= 3:

@@ -192,6 +192,7 @@ class TextTask(Task):
     def answer(self, setting: Setting, output: str) -> Label:
         """The token, or the tokens, that stand for the output after the setting's prompt, or in place of its mask."""
         prompt, _ = self._render(setting)
+        self._require_known(prompt, encode(self.tokenizer, [prompt])[0])
         tokens = answer_tokens(self.tokenizer, prompt, output, self.separator)
         return tokens[0] if len(tokens) == 1 else tuple(tokens)
 

@@ -67,6 +67,14 @@ class Training(lightning.LightningModule, ABC):
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
         """Keep the constructor's arguments, given as its ``locals()``."""
+        network, optimizer = arguments.get("network"), arguments.get("optimizer")
+        if "network" in arguments and not isinstance(network, Network):
+            raise TypeError(f"network: {type(network).__name__} is none; make one: itrain.make_network(model)")
+        if not (optimizer is None or callable(optimizer)):
+            raise TypeError(
+                f"optimizer: {type(optimizer).__name__} is built of the training's own parameters, so give what builds "
+                f"it: optimizer=partial(torch.optim.{type(optimizer).__name__}, lr=1e-2)"
+            )
         others = ("self", "network", "__class__")
         self.arguments = {name: value for name, value in arguments.items() if name not in others}
         if self.trains_model:

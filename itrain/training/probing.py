@@ -241,7 +241,8 @@ class ProbeTraining(Training):
         if isinstance(data, CounterfactualDataModule) and not data.task.exhaustive and data.trained_on:
             raise ValueError(
                 f"probes read bases, and {data.trained_on} of the {len(data.datasets['test'])} test bases of "
-                f"{type(data.task).__name__} are trained on; let sample() draw each split from settings of its own"
+                f"{type(data.task).__name__} are trained on; let sample() draw each split from settings of its own, "
+                "or set exhaustive = True on a task that has no more"
             )
         return super().prepare(data, uses=uses)
 
