@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with heeded() as stop, lasting_screen() as screen:
             code = _heeding(stop, words, debug=debug)
+            if stop.signum is not None and code == 0:
+                raise Stopped(stop.signum)  # Again: Python ignores what is raised in __del__ and the like.
     except Stopped as stopped:  # when all was done
         return _say(str(stopped), stopped.code)
     if screen.lost is None or code:

@@ -12,7 +12,7 @@ import pandas
 import pytest
 import torch
 
-from itrain import stops
+from itrain import cli, stops
 from itrain.cli import main
 from itrain.results.table import read_results
 from tests.commands import heed_interrupts
@@ -233,6 +233,26 @@ def test_what_is_ignored_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+class Finalised:
+    """Python prints and ignores what is raised while an object is finalised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_lost_is_told_by_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(stop: stops.Stop, verb: str, words: list[str]) -> int:
+        Finalised()
+        return 0
+
+    monkeypatch.setattr(cli, "_command", command)
+    assert main(["fit"]) == 143
+    assert capsys.readouterr().err.endswith("itrain: stopped by SIGTERM\n")
 
 
 def test_handlers_are_put_back() -> None:
