@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from itrain import __version__
 from itrain.factories import FactoryError, Limited, class_path, describe, find_class, rebuild
-from itrain.files import replacing, replacing_folder
+from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
@@ -83,7 +83,7 @@ def export(
             "identity": dict(base_model.identity),
             **({"folder": True} if Path(base_model.name).expanduser().is_dir() else {}),
         },
-        "metrics": dict(metrics or {}),
+        "metrics": finite(metrics or {}),
         "versions": {"itrain": __version__}
         | {package: version(package) for package in ("torch", "transformers", "lightning")},
         "configuration": configuration,
