@@ -338,8 +338,8 @@ def _former_metrics(cfg: DictConfig) -> list[dict[str, float]]:
 def _continue_metrics(former: Sequence[Mapping[str, float]], trainer: lightning.Trainer) -> None:
     """Begin the metrics of a resumed run with those of the former one."""
     for row in former:
-        figures = dict(row)
-        trainer.loggers[0].log_metrics(figures, int(figures.pop("step")))
+        counts = {name: int(row[name]) for name in ("epoch", "step") if name in row}
+        trainer.loggers[0].log_metrics({**row, **counts}, counts["step"])
     if former:
         trainer.loggers[0].save()
 
