@@ -22,7 +22,7 @@ from torch import nn
 from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
-from itrain.factories import Limited
+from itrain.factories import Limited, limits_of_model
 from itrain.files import finite, write_json
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
@@ -50,8 +50,6 @@ from itrain.training.safeguards import safeguard
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 METRICS = "metrics.csv"
-LARGEST_MODEL = 2**25
-"""Elements that a small network of itrain's own may have where a file says how large it is, times 8."""
 _LEAST = {"gradient_clip_val": 0, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
 GENERATED = 64
 """The most tokens that are generated after a typed prompt."""
@@ -198,8 +196,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
 
 
 def _base_model(cfg: DictConfig) -> BaseModel:
-    foreign = cfg.model._target_.startswith("itrain.tasks.") and (cfg.export or cfg.ckpt)
-    with Limited(LARGEST_MODEL, foreign) if foreign else nullcontext():
+    with limits_of_model(cfg.model._target_, cfg.export or cfg.ckpt):
         made = instantiate(cfg.model)
     if not isinstance(made, nn.Module | BaseModel):
         raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, and no nn.Module or BaseModel")
