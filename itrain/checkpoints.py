@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from itrain.trust import TrustError, printable, require_plain
+from itrain.trust import TrustError, printable, require_plain, shown
 
 ORIGIN = "origin"
 """The key of a checkpoint that holds the fingerprint of its base model and the configuration of its run."""
+KEPT = {"best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"}
+"""What Lightning's callbacks say of files that they have kept, and may remove."""
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
@@ -43,11 +46,36 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     if "_instantiator" in (found.get("hyper_parameters") or ()):
         # Lightning before 2.6.6 imports and calls what it names.
         raise TrustError(f"'{file}' names a function that is to load it; no checkpoint of itrain does")
+    version = found.get("pytorch-lightning_version", "2.0.0")
+    if not (isinstance(version, str) and re.fullmatch(r"[2-9]\.\d+\.\d+[\w.+]*", version)):
+        raise TrustError(f"'{file}' is damaged, or older than itrain: it was written by Lightning {shown(version)}")
+    if not isinstance(found.get("callbacks", {}), dict):
+        raise TrustError(f"'{file}' is damaged: its callbacks are no mapping")
     origin = found.setdefault(ORIGIN, {})
     if not isinstance(origin, dict):
         raise TrustError(f"'{file}' is damaged: its {ORIGIN} is no mapping")
     require_plain(origin.get("configuration"), f"'{file}'")
     return found
+
+
+def forget_foreign_files(checkpoint: MutableMapping[str, Any]) -> None:
+    """Forget the files that a checkpoint's callbacks say they have kept, but for plain paths of this machine.
+
+    Lightning removes what it is told is the checkpoint before, folders too, wherever a path with a protocol or with
+    ``..`` leads.
+    """
+    for state in (checkpoint.get("callbacks") or {}).values():
+        if not isinstance(state, dict):
+            continue
+        for key in KEPT & state.keys():
+            if isinstance(state[key], dict):
+                state[key] = {path: score for path, score in state[key].items() if _is_plain(path)}
+            elif not _is_plain(state[key]):
+                state[key] = ""
+
+
+def _is_plain(path: Any) -> bool:
+    return isinstance(path, str) and "://" not in path and "::" not in path and ".." not in Path(path).parts
 
 
 def require_origin(checkpoint: Mapping[str, Any], fingerprint: str, *, place: str) -> None:

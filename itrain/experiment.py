@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,8 +22,8 @@ from torch import nn
 from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
-from itrain.factories import Limited
-from itrain.files import write_text
+from itrain.factories import Limited, limits_of_model
+from itrain.files import finite, write_json
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
@@ -35,7 +33,7 @@ from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import in_words, print_generations, save_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
-from itrain.results.columns import TEST
+from itrain.results.history import rows_before
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
@@ -51,6 +49,7 @@ from itrain.training.safeguards import safeguard
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
+METRICS = "metrics.csv"
 _LEAST = {
     "gradient_clip_val": 0,
     "accumulate_grad_batches": 1,
@@ -116,6 +115,7 @@ class Parts:
 def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
     parts = _build(cfg, folder)
+    former = _former_metrics(cfg) or []
     how = parts.module.prepare(parts.data, uses=epochs_of(parts.trainer))
     announce(parts.base_model, parts.data, parts.module, folder, how=how, threads=parts.threads)
     begin_run(parts.trainer.loggers[1:], _plain(cfg), FIT)
@@ -124,7 +124,9 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
         with isolate_rng():  # or the fit would differ from Trainer.fit alone
             before = _figures(parts)
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
-        _continue_metrics(cfg, parts.trainer)
+        if cfg.ckpt is not None:
+            _load_checkpoint(parts.module, cfg.ckpt)  # Lightning does so again, and says less of what does not fit
+        _continue_metrics(former, parts.trainer)
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt, weights_only=True)
         if parts.trainer.global_step == 0:
             raise RunError("no step was taken: a limit of the trainer (max_steps, max_time, limit_train_batches) is 0")
@@ -198,7 +200,8 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
 
 
 def _base_model(cfg: DictConfig) -> BaseModel:
-    made = instantiate(cfg.model)
+    with limits_of_model(cfg.model._target_, cfg.export or cfg.ckpt):
+        made = instantiate(cfg.model)
     if not isinstance(made, nn.Module | BaseModel):
         raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, and no nn.Module or BaseModel")
     return made if isinstance(made, BaseModel) else BaseModel(model=made)
@@ -319,26 +322,32 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
     start = {key.replace("test/", "before/", 1): value for key, value in (before or {}).items()}
     results = {**parts.data.figures(), **start, **_figures(parts)}
     if parts.trainer.is_global_zero:
-        write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+        write_json(folder / "metrics.json", finite(results))
         if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
             save_generations(parts.module.generations, parts.data.text, folder)
     return results
 
 
 @rank_zero_only
-def _continue_metrics(cfg: DictConfig, trainer: lightning.Trainer) -> None:
-    """Begin the metrics of a resumed run with those of the former one, up to the checkpoint."""
-    former = Path(cfg.ckpt or "").absolute().parent.parent / "metrics.csv"
-    if cfg.ckpt is None or not former.is_file():
-        return
-    steps = read_checkpoint(cfg.ckpt)["global_step"]
-    with former.open(newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    for row in rows:
-        step = int(row.pop("step"))
-        if step < steps and not any(name.startswith(f"{TEST}/") for name in row):
-            trainer.loggers[0].log_metrics(row, step)
-    trainer.loggers[0].save()
+def _former_metrics(cfg: DictConfig) -> list[dict[str, float]]:
+    """The metrics of the run that goes on, up to its checkpoint.
+
+    They are read before anything is logged: a run that was requeued has the same folder, and Lightning begins its file
+    anew.
+    """
+    homes = () if cfg.ckpt is None else Path(cfg.ckpt).absolute().parents[:2]
+    file = next((home / METRICS for home in homes if (home / METRICS).is_file()), None)
+    return [] if file is None else rows_before(file, read_checkpoint(str(cfg.ckpt))["global_step"])
+
+
+@rank_zero_only
+def _continue_metrics(former: Sequence[Mapping[str, float]], trainer: lightning.Trainer) -> None:
+    """Begin the metrics of a resumed run with those of the former one."""
+    for row in former:
+        counts = {name: int(row[name]) for name in ("epoch", "step") if name in row}
+        trainer.loggers[0].log_metrics({**row, **counts}, counts["step"])
+    if former:
+        trainer.loggers[0].save()
 
 
 @rank_zero_only
@@ -388,4 +397,4 @@ def _plain(cfg: DictConfig) -> Any:
 
 @rank_zero_only
 def _draw(folder: Path, results: Mapping[str, float]) -> None:
-    save_run_figure(folder / "metrics.csv", results, folder / "figure.png")
+    save_run_figure(folder / METRICS, results, folder / "figure.png")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +104,15 @@ class Limited(TorchFunctionMode):
         return func(*args, **settings)
 
 
+def limits_of_model(path: Any, place: str | Path | None) -> AbstractContextManager[object]:
+    """A context in which none of itrain's own networks can be made that is large, where a file says how large it is."""
+    if place is None or not str(path).startswith("itrain.tasks."):
+        return nullcontext()
+    return Limited(LARGEST_MODEL // 8, str(place))
+
+
+LARGEST_MODEL = 2**28
+"""Elements of such a network."""
 SPARE = 2**24
 """Elements that may always be made, for example of models that are small."""
 _MAKERS: frozenset[Callable[..., Tensor]] = frozenset(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,11 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: a number is not finite, which JSON does not know.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures for JSON, which knows no number that is not finite: null in its place."""
+    return {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from itrain import __version__
-from itrain.factories import FactoryError, Limited, class_path, describe, find_class, rebuild
-from itrain.files import replacing, replacing_folder
+from itrain.factories import FactoryError, Limited, class_path, describe, find_class, limits_of_model, rebuild
+from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
@@ -83,7 +83,7 @@ def export(
             "identity": dict(base_model.identity),
             **({"folder": True} if Path(base_model.name).expanduser().is_dir() else {}),
         },
-        "metrics": dict(metrics or {}),
+        "metrics": finite(metrics or {}),
         "versions": {"itrain": __version__}
         | {package: version(package) for package in ("torch", "transformers", "lightning")},
         "configuration": configuration,
@@ -215,9 +215,12 @@ def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str])
         make = find(node.get("_target_"), (nn.Module, BaseModel), role="model", trust=trust, place=f"'{folder}'")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = make(**arguments)
+            with limits_of_model(node.get("_target_"), folder):
+                made = make(**arguments)
     except TrustError as error:
         raise ExportError(f"{error}, or give the model: load(folder, model)") from error
+    except FactoryError as error:
+        raise ExportError(str(error)) from error
     except TypeError as error:
         raise ExportError(f"'{folder}': its model cannot be made: {printable(str(error))}") from error
     return made.model if isinstance(made, BaseModel) else made

@@ -25,8 +25,17 @@ LARGEST_NUMBER = 10_000_000
 """The largest whole number that may be a size; seeds may be larger."""
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_WIDE = re.compile(r"(?<!\$)\{[\w.!\[\]]*:[^{}\s]*(\d{5}|\{)")
+"""A template's field with a width that is huge, or comes from the data."""
 _KINDS = {"Optimizer": "torch.optim", "Trainer": "lightning", "Callback": "lightning", "Logger": "lightning"}
 """What itrain's own configurations need of other packages: by the kind that a place takes, where it may come from."""
+_LIGHTNING = {
+    "Trainer", "CSVLogger", "TensorBoardLogger", "EarlyStopping", "ModelCheckpoint", "OnExceptionCheckpoint",
+    "LearningRateMonitor", "LearningRateFinder", "DeviceStatsMonitor", "Timer", "GradientAccumulationScheduler",
+    "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning", "ProgressBar",
+    "RichProgressBar", "TQDMProgressBar", "ModelSummary", "RichModelSummary",
+}  # fmt: skip
+"""What of Lightning needs no trust; other parts of it serve the model, send results elsewhere or write where asked."""
 
 
 class TrustError(ValueError):
@@ -56,6 +65,8 @@ def find(path: Any, kinds: tuple[type, ...], *, role: str, trust: Sequence[str],
     require_names(trust)
     if not isinstance(path, str) or not _PATH.fullmatch(path) or "__" in path.removeprefix("__main__."):
         raise TrustError(f"{place} names {shown(path)} as its {role}, which is not the path of a class")
+    if path.startswith("lightning.") and "lightning" not in trust and path.split(".")[-1] not in _LIGHTNING:
+        raise TrustError(f"{place} names {path} as its {role}, {not_trusted(['lightning'])}")
     homes = ["itrain", *trust, *(home for kind, home in _KINDS.items() if any(kind == each.__name__ for each in kinds))]
     home = next((home for home in homes if path.startswith(f"{home}.")), None)
     if home is None:
@@ -187,6 +198,8 @@ def require_plain(value: Any, place: str) -> None:
     for count, (key, leaf, depth) in enumerate(_leaves(value, "", 0)):
         if depth > DEPTH or count > VALUES:
             raise TrustError(f"{place} is deeper or longer than what itrain writes")
+        if isinstance(leaf, str) and _WIDE.search(leaf):
+            raise TrustError(f"{place}: {shown(key)} asks for text as wide as it likes: {shown(leaf)}")
         is_large = isinstance(leaf, int) and not isinstance(leaf, bool) and abs(leaf) > LARGEST_NUMBER
         if is_large and not key.endswith(("seed", "seeds")):
             raise TrustError(f"{place}: {shown(key)} is {shown(leaf)}; no file may ask for more than {LARGEST_NUMBER}")
@@ -229,7 +242,9 @@ def _made_by(found: Any, *, owned: bool) -> list[type]:
     """The class, or that of what a function says that it returns."""
     if inspect.isclass(found):
         return [found]
-    if owned and (found.__qualname__.startswith("_") or not f"{found.__module__}.".startswith(_FACTORIES)):
+    if owned and (
+        getattr(found, "__qualname__", "_").startswith("_") or not f"{found.__module__}.".startswith(_FACTORIES)
+    ):
         return []
     try:
         returned = typing.get_type_hints(found).get("return")

@@ -28,6 +28,8 @@ FIT = [
     "trainer.enable_progress_bar=false",
 ]
 """20 steps in 4 epochs."""
+DRAWN = [*FIT, "intervention=hard_concrete_mask"]
+"""The same with gates that are drawn at each step."""
 SWEEP = [
     "recipe=das_vs_probe_gender",
     "sweep.layers=[1,2]",

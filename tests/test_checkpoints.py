@@ -192,7 +192,7 @@ RUNS: Mapping[str, tuple[str, Any, str]] = {
     "a callback elsewhere": (
         "trainer.callbacks", [call("lightning.pytorch.callbacks.ModelCheckpoint", dirpath=".git")], "dirpath=<path>",
     ),
-    "a profiler": ("trainer.profiler", call("lightning.pytorch.profilers.SimpleProfiler"), "no part of the trainer"),
+    "a profiler": ("trainer.profiler", call("lightning.pytorch.profilers.SimpleProfiler"), "is not trusted"),
     "a root": ("trainer.default_root_dir", "/x", "trainer.default_root_dir=<path>"),
     "a cache elsewhere": ("network.folder", "x", "network.folder=<path>"),
     "10^5 processes": ("trainer.devices", 100_000, "no file may ask for more than 256"),

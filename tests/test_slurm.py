@@ -99,6 +99,9 @@ def test_a_requeued_fit_goes_on_and_is_tested_as_it_ends(
     capsys.readouterr()
     assert main([*FIT, "output=job"]) == 0
     assert f"goes on from {folder / 'requeued.ckpt'}" in capsys.readouterr().err
+    logged = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    steps = [row[logged[0].index("step")] for row in logged[1:]]
+    assert steps[0] == "0" and steps == sorted(steps, key=int), "the rows before the requeue are gone"
     monkeypatch.setenv("SLURM_JOB_ID", "78")
     assert main([*FIT, "output=whole"]) == 0
     whole = tmp_path / "whole" / "das_gender" / "job78.0"
@@ -106,4 +109,5 @@ def test_a_requeued_fit_goes_on_and_is_tested_as_it_ends(
         torch.load(each / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for each in (folder, whole)
     )
     assert found and all(torch.equal(found[name], weight) for name, weight in expected.items())
+    assert (folder / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert json.loads((folder / "metrics.json").read_text()) == json.loads((whole / "metrics.json").read_text())

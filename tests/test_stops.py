@@ -20,6 +20,7 @@ from tests.disturbed import FIT as MOMENTS
 from tests.disturbed import SWEEP as MOMENTS_OF_SWEEP
 from tests.stopping import (
     CODES,
+    DRAWN,
     FIT,
     ROOT,
     SWEEP,
@@ -46,6 +47,13 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def whole_fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fit")
     assert main(["fit", *FIT, "trainer.accelerator=cpu", f"output={folder}"]) == 0
+    return only_run(folder)
+
+
+@pytest.fixture(scope="module")
+def whole_drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    assert main(["fit", *DRAWN, "trainer.accelerator=cpu", f"output={folder}"]) == 0
     return only_run(folder)
 
 
@@ -104,6 +112,13 @@ def test_a_fit_that_a_signal_stops_goes_on(moment: str, action: str, whole_fit: 
     ended = in_a_fork("fit", [*FIT, "trainer.accelerator=cpu", "output=run"], moment, action)
     assert_ended_by(action, ended)
     assert_goes_on(ended, whole_fit)
+
+
+@every(MOMENTS, ["SIGTERM", "SIGINT", "SIGINT twice", "SIGHUP"], {("step", "SIGTERM")})
+def test_a_fit_that_draws_its_gates_goes_on(moment: str, action: str, whole_drawn: Path) -> None:
+    ended = in_a_fork("fit", [*DRAWN, "trainer.accelerator=cpu", "output=run"], moment, action)
+    assert_ended_by(action, ended)
+    assert_goes_on(ended, whole_drawn)
 
 
 @pytest.mark.slow

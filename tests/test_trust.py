@@ -227,6 +227,13 @@ def test_a_run_of_a_shipped_recipe_needs_no_trust(recipe: str, folder: Path) -> 
     compose(["export=export"])
 
 
+def test_a_network_that_an_export_describes_is_of_bounded_size(folder: Path) -> None:
+    large = {"_target_": "itrain.tasks.hierarchical_equality.mlp", "hidden_size": 60_000}
+    change(folder, put("model", large), key="configuration")
+    with pytest.raises(ExportError, match="far larger"):
+        load(folder)
+
+
 # --- the classes that exports name, and the file itself
 
 CLASSES: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {

@@ -53,7 +53,7 @@ def require_harmless(
                 if not any(word == key or key.startswith(f"{word}.") for word in typed):
                     raise TrustError(f"{place} says where to write ({key}), which no file may; repeat it: {key}=<path>")
     for key, value in _named(plain, ""):
-        if key.split(".")[-1] in CROWDS and isinstance(value, int) and value > CROWD:
+        if key.split(".")[-1] in CROWDS and _number(value) > CROWD:
             raise TrustError(f"{place}: {key} is {value}; no file may ask for more than {CROWD}; repeat it: {key}=...")
     untrusted = [(key, path) for key, path in _targets(plain) if not _is_trusted(path, trust)]
     if untrusted:
@@ -83,14 +83,15 @@ def _require_references(taken: Mapping[str, Any], place: str) -> None:
     for key, text in _named(taken, ""):
         if not isinstance(text, str) or "${" not in text:
             continue
+        if "${" in _REFERENCE.sub("", text) or "_target_" in key:
+            raise TrustError(f"{place}: {key} is {shown(text)}, which no file may ask for")
         for name in _REFERENCE.findall(text):
             value: Any = taken
             for part in name.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
+                # Relative references and those into lists are not followed here, and so not taken.
+                value = value.get(part, taken) if isinstance(value, Mapping) else taken
             if isinstance(value, Mapping | list) or (isinstance(value, str) and "${" in value):
                 raise TrustError(f"{place}: {key} refers to {shown(name)}, which is no plain value")
-        if "${" in _REFERENCE.sub("", text) or "_target_" in key:
-            raise TrustError(f"{place}: {key} is {shown(text)}, which no file may ask for")
 
 
 def _require_fitting(plain: Mapping[str, Any], place: str, trust: Sequence[str]) -> None:
@@ -143,6 +144,14 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
         "logger": ((Logger,), ()),
         "sweep": ((Grid,), (nn.Module, Optimizer)),
     }
+
+
+def _number(value: Any) -> float:
+    """A number as Lightning reads it, which takes text for one; 0 where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _targets(plain: Mapping[str, Any]) -> list[tuple[str, Any]]:

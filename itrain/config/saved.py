@@ -38,7 +38,11 @@ JOBLIB = "hydra_plugins.hydra_joblib_launcher.config.JobLibLauncherConf"
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint below a run's folder."""
-    return max(folder.rglob("*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name == "last.ckpt"), default=None)
+    return max(
+        (file for file in folder.rglob("*.ckpt") if file.is_file()),
+        key=lambda file: (file.stat().st_mtime, file.name == "last.ckpt"),
+        default=None,
+    )
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -108,7 +112,7 @@ def configuration_of_sweep(folder: Path, typed: Collection[str], trust: Sequence
     if not file.is_file():
         raise ConfigError(f"resume: there is no {CONFIGURATION} in '{folder}'")
     try:
-        for path in (*folder.iterdir(), *(folder / "jobs").glob("*")):
+        for path in folder.rglob("*"):
             if path.is_symlink():
                 raise TrustError(f"resume: '{path}' is a link; a sweep writes into its own folder only")
         found = _read(file)
@@ -148,6 +152,8 @@ def require_inside(name: str) -> None:
     Raises:
         ConfigError: naming it.
     """
+    if not name.isprintable() or any(len(part.encode()) > 255 for part in Path(name).parts):
+        raise ConfigError(f"name: {shown(name)} is no name of a folder: it is too long, or has control characters")
     if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("~") or "\0" in name:
         raise ConfigError(f"name: {shown(name)} leaves the output folder; runs are put below output=<folder>")
 

@@ -45,6 +45,20 @@ def read_curve(metrics: Path) -> Curve | None:
     )
 
 
+def rows_before(metrics: Path, steps: int) -> list[dict[str, float]]:
+    """The rows of a ``metrics.csv`` that were logged in training before a step.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with metrics.open(newline="", encoding="utf-8") as file:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [row for row in rows if row["step"] < steps and not any(name.startswith(f"{TEST}/") for name in row)]
+    except (csv.Error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"'{metrics}' is damaged ({error}); remove it to go on without the metrics before") from error
+
+
 def _points(rows: Sequence[Mapping[str, str]], column: str) -> list[tuple[int, float]]:
     """The finite numbers of a column by step; in a table without steps, by row."""
     found = []

@@ -21,18 +21,35 @@ JOBS = "jobs"
 """The folder of a sweep in which each finished job leaves its rows, so that none is run twice."""
 RESULTS, CURVES, CONFIGURATION = "results.parquet", "curves.parquet", "config.yaml"
 
+LARGEST_TABLE = 100_000_000
+"""Values of a table; 10,000 fits of 100 epochs have a tenth."""
+
 
 def read_results(folder: Path | str) -> pandas.DataFrame:
     """The table of a sweep, one row a fit: method, site, rank, seed, figures, seconds, command and flag.
 
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
+        ValueError: the table is far larger than a sweep's.
     """
-    import pandas
-
     file = Path(folder) / RESULTS
     if not file.is_file():
         raise FileNotFoundError(f"'{folder}' holds no {RESULTS}; to finish a sweep: itrain sweep resume={folder}")
+    return _read(file)
+
+
+def _read(file: Path) -> pandas.DataFrame:
+    """A table, unless it is far larger than a sweep's: a small file can hold one value without end.
+
+    Raises:
+        ValueError: it is.
+    """
+    import pandas
+    from pyarrow.parquet import read_metadata
+
+    found = read_metadata(file)
+    if found.num_rows * max(found.num_columns, 1) > LARGEST_TABLE:
+        raise ValueError(f"'{file}' has {found.num_rows} rows, and is not one of itrain's")
     return pandas.read_parquet(file)
 
 
@@ -41,7 +58,7 @@ def read_curves(folder: Path | str) -> pandas.DataFrame:
     import pandas
 
     file = Path(folder) / CURVES
-    return pandas.read_parquet(file) if file.is_file() else pandas.DataFrame()
+    return _read(file) if file.is_file() else pandas.DataFrame()
 
 
 def read_checked(folder: Path) -> pandas.DataFrame:

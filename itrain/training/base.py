@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from itrain.checkpoints import ORIGIN, read_checkpoint, require_origin
+from itrain.checkpoints import ORIGIN, forget_foreign_files, read_checkpoint, require_origin
 from itrain.data.splits import SplitDataModule
 from itrain.factories import FactoryError, class_path, describe, rebuild
 from itrain.interventions.orthogonal import retract_after_steps
@@ -238,7 +238,7 @@ class Training(lightning.LightningModule, ABC):
         checkpoint[ORIGIN] = self.origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another base model, unless the checkpoint replaces all of its weights.
+        """Refuse another base model, unless the checkpoint replaces all of its weights; forget foreign files.
 
         Raises:
             ValueError: naming both fingerprints.
@@ -246,6 +246,7 @@ class Training(lightning.LightningModule, ABC):
         weights = (f"network.{name}" for name, _ in self.network.named_parameters(remove_duplicate=False))
         if checkpoint.get(ORIGIN) and not all(name in checkpoint["state_dict"] for name in weights):
             require_origin(checkpoint, self._bind(), place="the checkpoint")
+        forget_foreign_files(checkpoint)
 
     @classmethod
     def load_from_checkpoint(
