@@ -119,10 +119,11 @@ def test_other_settings_on_the_same_weights_are_another_model(setting: str, tmp_
     "name", ["use_cache", "_attn_implementation", "attention_dropout", "pad_token_id", "name_or_path", "architectures"]
 )
 def test_settings_that_change_nothing_are_no_difference(name: str) -> None:
-    value = {"use_cache": False, "_attn_implementation": "eager", "attention_dropout": 0.5, "pad_token_id": 5}.get(name)
+    values = {"use_cache": False, "_attn_implementation": "eager", "attention_dropout": 0.5, "pad_token_id": 5}
+    values |= {"name_or_path": "other", "architectures": ["other"]}
     model = made()
     saved = kept(model)
-    setattr(model.config, name, "other" if value is None else value)
+    setattr(model.config, name, values[name])
     assert difference(saved, model) is None
 
 

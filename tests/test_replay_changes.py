@@ -149,7 +149,7 @@ def test_a_model_is_compared_with_and_without_its_adapter() -> None:
             assert off(network) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "value"), [("final_logit_softcapping", 0.01), ("sliding_window", 2)])
+@pytest.mark.parametrize(("name", "value"), [("final_logit_softcapping", 2.0), ("sliding_window", 2)])
 def test_a_change_of_the_configuration_is_noticed_at_once(name: str, value: object) -> None:
     """Of what is read in each run, in parts of the configuration too."""
     config = tiny_config("gemma2")

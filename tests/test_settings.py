@@ -11,6 +11,7 @@ import subprocess
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -297,7 +298,7 @@ def test_a_recorded_configuration_composes_again_unchanged(stopped_early: Path, 
     first = OmegaConf.load(stopped_early / "config.yaml")
     assert {**saved, "ckpt": None} == first
     assert first.intervention.rank == 1 and first.training.warmup == 0.1 and first.training.optimizer.eps == 1e-8
-    assert first.versions.torch == torch.__version__
+    assert first.versions.torch == version("torch")
     export = stopped_early / "export"
     replaced = config.request([f"export={export}", "intervention=full_vector", "data=responses", "task=response_style"])
     assert "rank" not in replaced.intervention and "train_pairs" not in replaced.data
