@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from hydra.utils import get_object, instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +27,7 @@ from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
-from itrain.owned import additions, refuse_owned
+from itrain.owned import additions
 from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import in_words, print_generations, save_generations
 from itrain.reports.silence import silence_others
@@ -40,29 +39,17 @@ from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.tasks.responses import Prompts
 from itrain.threads import choose_threads
+from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
 from itrain.training.interchange import count_features
-from itrain.training.safeguards import safeguard
 
-CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 METRICS = "metrics.csv"
-_LEAST = {
-    "gradient_clip_val": 0,
-    "accumulate_grad_batches": 1,
-    "check_val_every_n_epoch": 1,
-    "log_every_n_steps": 0,
-    "num_sanity_val_steps": -1,
-}
 GENERATED = 64
 """The most tokens that are generated after a typed prompt."""
-
-
-class RunError(ValueError):
-    """The run cannot start or go on; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,15 +194,6 @@ def _base_model(cfg: DictConfig) -> BaseModel:
     return made if isinstance(made, BaseModel) else BaseModel(model=made)
 
 
-def make_logger(cfg: DictConfig, folder: Path) -> Logger | None:
-    """The configured logger, beside the result files; it writes to the run's folder unless it names another."""
-    if cfg.logger is None:
-        return None
-    asked = inspect.signature(get_object(cfg.logger._target_)).parameters
-    known = {"save_dir": lambda: str(folder)} if "save_dir" in asked else {}
-    return instantiate(cfg.logger, **additions("logger", cfg.logger, known), _convert_="all")
-
-
 def _build(cfg: DictConfig, folder: Path) -> Parts:
     for limit in ("max_epochs", "max_steps", "limit_train_batches"):
         if cfg.trainer.get(limit) == 0:
@@ -233,7 +211,6 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
-    safeguard(trainer, folder / CHECKPOINTS / "last.ckpt")
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     share = trainer.limit_test_batches
@@ -243,47 +220,6 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     opened.data.trainer = trainer
     trainer.precision_plugin.convert_module(module)
     return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer, threads=opened.threads)
-
-
-def make_trainer(cfg: DictConfig, folder: Path) -> lightning.Trainer:
-    """The trainer of a run: the configured callbacks beside the run's own checkpoint and progress bar."""
-    factory = trainer_factory(cfg)
-    given = {**factory.keywords, "callbacks": None}
-    callbacks = list_callbacks(factory.keywords.get("callbacks"))
-    if given.get("enable_checkpointing") is not False:
-        own = {"dirpath": folder / CHECKPOINTS, "filename": "last", "save_top_k": 1}
-        callbacks.append(ModelCheckpoint(**own, enable_version_counter=False))
-    if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-        callbacks.append(RichProgressBar())
-    known: dict[str, Callable[[], Any]] = {
-        "default_root_dir": lambda: folder,
-        "callbacks": lambda: callbacks,
-        "logger": lambda: _loggers(cfg, folder),
-        "enable_model_summary": lambda: False,
-    }
-    return factory(**additions("trainer", given, known))
-
-
-def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
-    """The configured trainer, without what a run adds.
-
-    Raises:
-        ValueError: a number is out of range that Lightning takes without a word.
-    """
-    factory = instantiate(cfg.trainer, _convert_="all")
-    for name, least in _LEAST.items():
-        if (value := factory.keywords.get(name)) is not None and value < least:
-            raise RunError(f"trainer.{name}={value}: give {least} or more, or null")
-    if factory.keywords.get("val_check_interval") == 0:
-        raise RunError("trainer.val_check_interval=0: give a number of steps or a share of an epoch, or null")
-    refuse_owned("trainer", factory.keywords)
-    return factory
-
-
-def list_callbacks(callbacks: Any) -> list[lightning.Callback]:
-    """The configured callbacks, which are one, a list, or a mapping by name in which null leaves one out."""
-    given = callbacks.values() if isinstance(callbacks, Mapping) else callbacks
-    return [each for each in (given if isinstance(given, Iterable) else [given]) if each is not None]
 
 
 def _limits(cfg: DictConfig) -> AbstractContextManager[object]:
@@ -306,11 +242,6 @@ def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable:
 def _sites(site: Any) -> list[Site]:
     node: Any = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
     return [Site.parse(each) for each in (node if isinstance(node, list) else [] if node is None else [node])]
-
-
-def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    other = make_logger(cfg, folder)
-    return [CSVLogger(folder, name="", version=""), *([] if other is None else [other])]
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:

@@ -51,6 +51,7 @@ ROOMS = [
     {"itrain.sharing", "itrain.results"},
     {"itrain.loggers"},
     {"itrain.reports"},
+    {"itrain.trainers"},
     {"itrain.experiment"},
     {"itrain.sweeps"},
     {"itrain.config"},
@@ -74,6 +75,7 @@ ONLY_USERS = {
         "itrain.help",
         "itrain.sweeps",
         "itrain.telling",
+        "itrain.trainers",
     },
 }
 

@@ -20,7 +20,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from itrain import config, experiment, models
+from itrain import config, experiment, models, trainers
 from itrain.cli import main
 from itrain.config import ConfigError, check, compose, composition, recording
 from itrain.owned import OWNED, owner
@@ -255,12 +255,12 @@ def test_no_constructor_of_itrain_ignores_an_argument() -> None:
 def test_callbacks_join_those_of_the_run(tmp_path: Path) -> None:
     by_name = ["trainer=early_stopping", "trainer.callbacks.early_stopping=null"]
     mine = "{_target_:lightning.pytorch.callbacks.RichProgressBar,leave:true}"
-    trainer = experiment.make_trainer(config.request([*by_name, f"+trainer.callbacks.bar={mine}"]), tmp_path)
+    trainer = trainers.make_trainer(config.request([*by_name, f"+trainer.callbacks.bar={mine}"]), tmp_path)
     kinds = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
     assert "EarlyStopping" not in kinds
     assert kinds.count("RichProgressBar") == 1 and kinds.count("ModelCheckpoint") == 2
     own = config.request(["trainer.callbacks={a:null}", "trainer.enable_checkpointing=false"])
-    assert not experiment.make_trainer(own, tmp_path).checkpoint_callbacks
+    assert not trainers.make_trainer(own, tmp_path).checkpoint_callbacks
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader
 
 from itrain.architectures import architecture, blocks
 from itrain.data.splits import SplitDataModule
-from itrain.experiment import Opened, trainer_factory
+from itrain.experiment import Opened
 from itrain.owned import refuse_in_sweeps
 from itrain.results.columns import DATA, DIVERGED, FEATURES, IIA, RANDOM_MODEL, TEST
 from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid, is_training, reads_only
+from itrain.trainers import trainer_factory
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort

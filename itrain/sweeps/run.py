@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from itrain.experiment import Opened, RunError, make_logger, open_model
+from itrain.experiment import Opened, open_model
 from itrain.loggers.base import SweepLog
 from itrain.reports.curves import save_curves
 from itrain.reports.heat_maps import save_comparison, save_heat_maps
@@ -23,6 +23,7 @@ from itrain.results.tokens import save_tokens
 from itrain.sweeps.grid import Grid
 from itrain.sweeps.jobs import CohortJob, ProbeJob, identity, jobs_of, make_trainer
 from itrain.sweeps.launching import Failure, attempt, launch, repeating
+from itrain.trainers import RunError, make_logger
 
 if TYPE_CHECKING:
     import pandas
