@@ -239,7 +239,7 @@ def test_the_gap_is_the_training_pairs_figure_minus_the_test_s(tmp_path: Path) -
     site = Site.parse("module:embed.output")
     fit = Fit(group="intervention", method="full_vector", site=site, sites=[site], rank=None, seed=0)
     search = {"_target_": "itrain.training.alignment.AlignmentSearch", "_partial_": True}
-    quiet = {"_target_": "lightning.Trainer", "_partial_": True, "accelerator": "cpu", "use_distributed_sampler": False}
+    quiet = {"_target_": "lightning.Trainer", "_partial_": True, "accelerator": "cpu"}
     cfg = OmegaConf.create({"training": search, "trainer": quiet})
     (row,) = CohortJob(name="one", fits=[fit]).run(cfg, opened, Grid(methods={"full_vector": FullVector}))
 

@@ -146,6 +146,7 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     config.trust = given.get("trust") or []
     for key in ("launcher", "logger"):
         config[key] = given.get(key) if key in typed else config.get(key)
+    _settle(config)
     return config
 
 
