@@ -211,9 +211,9 @@ from itrain import stops
 stops.GRACE = 1.0
 with stops.heeded() as stop:
     stop.advice = lambda: "kept"
-    print("ready", flush=True)
     mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
     library.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
     library.pthread_mutex_lock(mutex)  # for good
 """
 
@@ -230,8 +230,8 @@ def test_a_main_thread_that_waits_in_foreign_code_ends_too(sent: list[int], code
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    for number, signum in enumerate(sent):
-        time.sleep(0.2 * number)
+    for signum in sent:
+        time.sleep(0.5)  # until it waits, or until the signal before is seen
         process.send_signal(signum)
     told = process.communicate(timeout=20)[1]
     assert process.returncode == code
