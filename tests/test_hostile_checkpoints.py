@@ -77,6 +77,11 @@ def grow(reference: str) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def _largest(saved: dict[str, Any]) -> list[str]:
+    weights = saved["state_dict"]
+    return [max(weights, key=lambda name: weights[name].numel())]
+
+
 REFUSED: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "references into a list": (grow("${{task.templates.{}}}"), "which is no plain value"),
     "references from beside": (grow("${{.a{}}}"), "which is no plain value"),
@@ -104,7 +109,8 @@ REFUSED: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a version that is none": (lambda saved: saved.update({"pytorch-lightning_version": "x"}), "is damaged"),
     "callbacks that are a list": (lambda saved: saved.update(callbacks=[1]), "its callbacks are no mapping"),
     "a weight of 10^9": (
-        lambda saved: saved["state_dict"].update(fitted=torch.zeros(1).expand(10**9)), "does not fit AlignmentSearch",
+        lambda saved: saved["state_dict"].update(dict.fromkeys(_largest(saved), torch.zeros(1).expand(10**9))),
+        "does not fit AlignmentSearch",
     ),
 }  # fmt: skip
 
