@@ -15,6 +15,7 @@ from torch import Tensor
 
 from itrain.cli import main
 from tests import disturbed
+from tests.commands import SMALL
 
 ROOT = Path(__file__).parents[1]
 FIT = [
@@ -34,12 +35,7 @@ SWEEP = [
     "recipe=das_vs_probe_gender",
     "sweep.layers=[1,2]",
     "sweep.positions=[name]",
-    "trainer.max_epochs=2",
-    "data.train_pairs=64",
-    "data.validation_pairs=32",
-    "data.test_pairs=64",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
+    *SMALL,
 ]
 CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
 

@@ -6,9 +6,8 @@ import json
 import os
 import pickle
 import shutil
-import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from itrain.config import check, compose
 from itrain.models import BaseModel, load_embedded
 from itrain.networks.choose import make_network
 from itrain.training.alignment import AlignmentSearch
+from tests.canary import CANARY
+from tests.canary import watched as watched
 from tests.commands import SMALL
 
-CANARY = "canary_module"
-"""A module that tells when it is imported."""
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher.config"
 EVIL = {"_target_": "os.system", "command": "touch ran"}
 
@@ -47,17 +46,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["fit", *words]) == 0
     (folder,) = [path.parent for path in home.rglob("metrics.json")]
     return folder
-
-
-@pytest.fixture(autouse=True)
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder of its own, in which nothing may have run at the end."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / f"{CANARY}.py").write_text("open('ran', 'w').close()\n")
-    yield
-    assert not (tmp_path / "ran").exists(), "something has run"
-    assert CANARY not in sys.modules, "something was imported"
 
 
 def refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

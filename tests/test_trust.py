@@ -6,8 +6,7 @@ import json
 import os
 import pickle
 import struct
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import CONFIG, WEIGHTS, ExportError, export, load
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
+from tests.canary import CANARY
+from tests.canary import watched as watched
 from tests.planted import HIDDEN, Planted
 
-CANARY = "canary_module"
-"""A module that tells when it is imported."""
 EVIL = {"_target_": "os.system", "command": "touch ran"}
 LONG = "9" * 5000
 
@@ -58,17 +57,6 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model() -> nn.Module:
     torch.manual_seed(0)
     return Planted()
-
-
-@pytest.fixture(autouse=True)
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder of its own, in which nothing may have run at the end."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / f"{CANARY}.py").write_text("open('ran', 'w').close()\n")
-    yield
-    assert not (tmp_path / "ran").exists(), "something has run"
-    assert CANARY not in sys.modules, "something was imported"
 
 
 @pytest.fixture

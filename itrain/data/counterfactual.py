@@ -65,11 +65,6 @@ class CounterfactualBatch(Batch):
         """Whether the interchange changes the label."""
         return (self.base_label != self.counterfactual_label).view(len(self), -1).any(1)
 
-    @property
-    def values(self) -> Int[Tensor, " batch"] | None:
-        """The base's value of the first interchanged variable, as a class; None where it is not listed."""
-        return next((self.variables[name] for name in self.sources if name in self.variables), None)
-
     def rows(self, variable: str) -> Int[Tensor, " rows"] | None:
         """The pairs that interchange the variable, on the CPU; None where all do."""
         holds = [variable in group for group in self.groups]
