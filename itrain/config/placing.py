@@ -90,10 +90,8 @@ def _with(site: Any, path: Sequence[str], value: Any, place: str) -> Any:
     parts = isinstance(site, dict) and not set(site).isdisjoint(FIELDS)
     if key in FIELDS:
         node = dict(site) if parts else {} if site is None else {"write": site}
-        node[key] = (
-            _deep(node.get(key), rest, value) if key == "intervention" else _with(node.get(key), rest, value, inside)
-        )
-        return node
+        former = node.get(key)
+        return node | {key: _deep(former, rest, value) if key == "intervention" else _with(former, rest, value, inside)}
     if key in SITE_FIELDS:
         if parts:
             raise ConfigError(f"{inside}: the site is written and read apart; set {place}.write.{key}")
