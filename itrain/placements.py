@@ -67,6 +67,16 @@ class Placement:
         """Whether it is a site and no more, but for its intervention."""
         return self.read == self.write and self.variables is None
 
+    @property
+    def short(self) -> Placement | Site:
+        """The site alone, where that says all."""
+        return self.write if self.is_plain and self.intervention is None else self
+
+    @property
+    def names_tokens(self) -> bool:
+        """Whether its sites name tokens, which can be counted: a module without a position may hold none."""
+        return all(site.position is not None or site.layer is not None for site in (self.write, self.read))
+
     def described(self) -> str | dict[str, object]:
         """The form that :meth:`parse_all` reads again, as plain data, without the intervention."""
         if self.is_plain:
@@ -145,7 +155,7 @@ def plain_sites(placements: Placements, *, who: str) -> tuple[Site, ...]:
     found = Placement.parse_all(placements)
     require_distinct(found)
     for each in found:
-        if not each.is_plain or each.intervention is not None:
+        if not isinstance(each.short, Site):
             raise ValueError(f"site '{each}': {who} takes sites alone; leave out what else is said: site={each.write}")
     return tuple(each.write for each in found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from itrain.causal_model import CausalModel, Setting
 from itrain.data import CounterfactualDataModule
 from itrain.inputs import ModelInputs
+from itrain.inputs.positions import PositionError
 from itrain.interventions.ablation import Mean
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
@@ -191,6 +193,13 @@ def test_tracing_restores_from_another_site_of_the_clean_run() -> None:
     expected = by_hand(model, ids, [(BLOCK1, 2, lambda base: clean)])
     found = tracing.interchange(pairs(base, base), tracing.trained)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    ragged = replace(base, spans={"word": torch.tensor([[1, 2], [1, 3], [1, 2], [1, 3]])})
+    ragged = replace(ragged, spans=ragged.spans | {"other": ragged.spans["word"].flip(0)})
+    sites = {"write": "layer1.block_output@word", "read": "layer0.block_output@other"}
+    tracing = CausalTracing(network=HookedNetwork(model), sites=sites, corrupted="layer0.block_input@0", noise=0.0)
+    tracing.fit_activations([pairs(ragged, ragged)])
+    with pytest.raises(PositionError, match="have 1 and 2 tokens there"):
+        tracing.interchange(pairs(ragged, ragged), tracing.trained)
     with pytest.raises(ValueError, match="tracing interchanges no variables"):
         CausalTracing(network=HookedNetwork(model), sites={"x": A}, corrupted=A)
 

@@ -76,6 +76,14 @@ def test_a_form_that_cannot_be_read_is_named(form: Any, message: str) -> None:
         Placement.parse_all(form)
 
 
+def test_a_training_of_one_s_own_that_takes_plain_sites_gets_them() -> None:
+    """From a run too; what is more than a site is refused by name where only sites are read."""
+    short = [each.short for each in Placement.parse_all([A, {"write": B, "read": A}])]
+    assert short[0] == Site.parse(A)
+    with pytest.raises(ValueError, match=f"'{B} <- {A}' is no plain site"):
+        Site.parse_all(short)  # type: ignore[arg-type]
+
+
 def test_what_is_written_and_read_alike_for_one_variable_is_listed_twice() -> None:
     apart = Placement.parse_all([{"left": A, "right": A}, {"write": B, "read": A}, {"write": B, "read": C}])
     require_distinct(apart)
