@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from itrain.architectures import Location
+from itrain.architectures import Location, locate
+from itrain.inputs import Acts
 from itrain.networks.forward import CHECKPOINT, checkpoint_of
-from itrain.networks.lane import Edit, Lane
+from itrain.networks.lane import Edit, Lane, Steps
 from itrain.sites import Site
+
+Place = tuple[nn.Module, str]
+"""A module, and which end of it: its input or its output."""
+
+Group = Sequence[Callable[[Tensor], Tensor]]
+"""What acts on one activation, in order."""
 
 
 class AllRead(Exception):
@@ -28,6 +35,24 @@ class Route(NamedTuple):
     path: tuple[str, ...]
     inside: tuple[nn.Module, ...]
 
+    @property
+    def place(self) -> Place:
+        """The module, and whether its input or its output is meant."""
+        return self.location.module, self.location.end
+
+    @classmethod
+    def to(cls, site: Site, model: nn.Module) -> Route:
+        """The site's place in the model as it is now; without names where the model does not hold the module.
+
+        Raises:
+            ValueError: the model does not have the site.
+        """
+        with torch.inference_mode(False):  # columns serve steps with gradients too
+            location = locate(model, site)
+        path = next((name for name, each in model.named_modules() if each is location.module), None)
+        inside = tuple(each for each in model.modules() if location.module in set(each.modules()))
+        return cls(location, tuple(path.split(".")) if path else (), inside)
+
 
 @dataclass(eq=False, kw_only=True)
 class Planned:
@@ -38,14 +63,16 @@ class Planned:
         site: where it acts.
         route: the site's place in the model.
         edit: what takes the activation's place; None: it is read, and ``read`` holds it afterwards.
+        acts: on which tokens.
         with_gradient: refuse to read where gradients are switched off.
         until: the reads after which the run may end; empty: it goes on to its end.
     """
 
-    lane: Lane
+    lane: Lane | Steps
     site: Site
     route: Route
     edit: Edit | None = None
+    acts: Acts = "prompt"
     with_gradient: bool = False
     until: Sequence[Planned] = ()
     read: Tensor | None = field(default=None, init=False)
@@ -77,13 +104,15 @@ class Planned:
         given, layout = activation, location.layout
         if layout is not None:
             activation = layout.by_place(activation)
-        base, cells = lane.pick(activation, site, location)
+        base, cells = lane.pick(activation, site, location, self.acts)
         if self.edit is None:
             # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
             self.read = base.clone() if site.position is None else base
             if self.until and all(each.done for each in self.until):
                 raise AllRead
             return given
+        if not base.shape[1:].numel():
+            return given  # no example has such a token
         with torch.autocast(activation.device.type, enabled=False):
             new = self.edit(base)
         if new.shape != base.shape:
@@ -93,7 +122,7 @@ class Planned:
 
     def again(self) -> Planned:
         """The same for a second run of the module within one step, which does not end early."""
-        return Planned(lane=self.lane, site=self.site, route=self.route, edit=self.edit)
+        return replace(self, with_gradient=False, until=())
 
     def missing(self) -> RuntimeError:
         """The error of a run in which it was never its turn."""
@@ -103,18 +132,50 @@ class Planned:
 
 def install(planned: Sequence[Planned], stack: ExitStack) -> None:
     """Hook the modules until the stack is left; what is planned for one activation acts in the order given."""
-    groups: dict[tuple[nn.Module, str], list[Planned]] = {}
+    groups: dict[Place, list[Planned]] = {}
     for each in planned:
-        groups.setdefault(each.route.location[:2], []).append(each)
-    for (module, end), group in groups.items():
-        if end == "output":
-            handle = module.register_forward_hook(partial(_on_output, group))
-        else:
-            handle = module.register_forward_pre_hook(partial(_on_input, group), with_kwargs=True)
-        stack.callback(handle.remove)
+        groups.setdefault(each.route.place, []).append(each)
+    for place, group in groups.items():
+        install_lasting(place, group, stack)
 
 
-def recompute_alike(planned: Sequence[Planned], stack: ExitStack) -> None:
+def install_lasting(place: Place, group: Group, stack: ExitStack) -> None:
+    """Hook a module until the stack is left; whatever the group holds at a call acts in the order given."""
+    (module, end) = place
+    if end == "output":
+        handle = module.register_forward_hook(partial(_on_output, group))
+    else:
+        handle = module.register_forward_pre_hook(partial(_on_input, group), with_kwargs=True)
+    stack.callback(handle.remove)
+
+
+def add_to_output(module: nn.Module, added: Callable[[Tensor], Tensor], stack: ExitStack) -> None:
+    """Add to a module's output what a function makes of its input, until the stack is left."""
+
+    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + added(args[0])
+
+    handle = module.register_forward_hook(add)
+    stack.callback(handle.remove)
+
+
+def surround(
+    module: nn.Module,
+    before: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None],
+    after: Callable[[nn.Module, Any], None],
+    stack: ExitStack,
+) -> None:
+    """Have a function called before each call of the module, and one after it, with None where the call has failed."""
+    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    handle = module.register_forward_hook(lambda module, args, output: after(module, output), always_call=True)
+    stack.callback(handle.remove)
+
+
+def recompute_alike(
+    planned: Sequence[Planned],
+    stack: ExitStack,
+    put_back: Callable[[Sequence[Planned], ExitStack], None] = install,
+) -> None:
     """Have blocks that are recomputed in the backward pass recompute with the same hooks.
 
     Gradient checkpointing runs a block's forward again after our hooks are gone. Its function is wrapped for this run
@@ -124,11 +185,11 @@ def recompute_alike(planned: Sequence[Planned], stack: ExitStack) -> None:
         checkpoint = checkpoint_of(block)
         if checkpoint is not None:
             inner = [each for each in planned if block in each.route.inside]
-            block.__dict__[CHECKPOINT] = partial(_checkpoint, checkpoint, inner)
+            block.__dict__[CHECKPOINT] = partial(_checkpoint, checkpoint, inner, put_back)
             stack.callback(setattr, block, CHECKPOINT, checkpoint)
 
 
-def _on_output(group: Sequence[Planned], module: nn.Module, args: Any, output: Any) -> Any:
+def _on_output(group: Group, module: nn.Module, args: Any, output: Any) -> Any:
     # Several outputs: the first is the activation, under whatever key in transformers' model outputs.
     key: Any = None if isinstance(output, Tensor) else next(iter(output)) if isinstance(output, Mapping) else 0
     activation: Any = output if key is None else output[key]
@@ -142,7 +203,7 @@ def _on_output(group: Sequence[Planned], module: nn.Module, args: Any, output: A
     return new if key is None else type(output)((new, *output[1:]))
 
 
-def _on_input(group: Sequence[Planned], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _on_input(group: Group, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     key = None if args else next(key for key, value in kwargs.items() if isinstance(value, Tensor))
     activation: Tensor = args[0] if key is None else kwargs[key]
     new = activation
@@ -154,7 +215,11 @@ def _on_input(group: Sequence[Planned], module: nn.Module, args: tuple[Any, ...]
 
 
 def _checkpoint(
-    checkpoint: Callable[..., Any], group: Sequence[Planned], function: Callable[..., Any], *args: Any
+    checkpoint: Callable[..., Any],
+    group: Sequence[Planned],
+    put_back: Callable[[Sequence[Planned], ExitStack], None],
+    function: Callable[..., Any],
+    *args: Any,
 ) -> Any:
     runs = 0
 
@@ -163,7 +228,7 @@ def _checkpoint(
         runs += 1
         with ExitStack() as stack:
             if runs > 1:
-                install([planned.again() for planned in group], stack)
+                put_back([planned.again() for planned in group], stack)
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             return function(*values)
 

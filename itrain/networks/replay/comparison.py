@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from itrain.inputs import ModelInputs
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.lane import Edit, Edits
+from itrain.networks.lane import Edit, EditAt, Edits
 from itrain.networks.replay.compiled import CompileError
 from itrain.networks.replay.eligible import precision
 
@@ -128,7 +128,10 @@ def _probe(run: Run, members: Sequence[Edits], values: Values | None = None) -> 
         return made[key]
 
     probes = [
-        [(site, partial(probe, (member, number), apply)) for number, (site, apply) in enumerate(edits)]
+        [
+            part._replace(edit=partial(probe, (member, number), part.edit))
+            for number, part in enumerate(part for each in edits for part in EditAt.of(each).parts)
+        ]
         for member, edits in enumerate(members)
     ]
     # The edits' random numbers must be those that they would draw without the trial.
