@@ -260,7 +260,8 @@ class ModelInputs:
             # Kept for steps with gradients, which tensors of inference mode do not serve.
             with torch.inference_mode(False):
                 ranges = self._find(site, length) if acts in ("prompt", "all") else []
-                ranges = [*ranges, *generated_ranges(acts, self._follows(length))]
+                if acts != "prompt":
+                    ranges = [*ranges, *generated_ranges(acts, self._follows(length))]
                 index, valid = token_indices([(start.clone(), stop.clone()) for start, stop in ranges])
                 if acts != "prompt":
                     index = index.clamp(max=length - 1)  # stands in for tokens that no example has
