@@ -100,16 +100,14 @@ def test_ragged_responses_are_edited_token_by_token(acts: Acts) -> None:
     assert whole.tokens is not None
     ends = whole.tokens[:, 1] - torch.tensor([3, 1, 0])
     answer = torch.stack([ends - 1, whole.tokens[:, 1] - 1], 1)
-    inputs = replace(
-        whole, tokens=torch.stack([whole.tokens[:, 0], ends], 1), stop=whole.tokens[:, 1], answer=answer
-    )
+    inputs = replace(whole, tokens=torch.stack([whole.tokens[:, 0], ends], 1), stop=whole.tokens[:, 1], answer=answer)
     together = network.edit(inputs, edits(acts))
     for row in range(3):
         one = inputs.take(torch.tensor([row]))
         length = one.length - {0: 3, 1: 1, 2: 0}[row]
         response = one.arguments["input_ids"][:, length:]
-        seen = [length + step for step in ({"generated", "all"} & {acts} and range(response.shape[1])) or ()]
-        seen += [length + step for step in acts if not isinstance(acts, str) and step < response.shape[1]]
+        steps = {"prompt": (), "all": range(9), "generated": range(9)}[acts] if isinstance(acts, str) else acts
+        seen = [length + step for step in steps if step < response.shape[1]]
         seen += [length - 1] if acts in ("prompt", "all") else []
 
         def by_hand(base: Tensor, seen: list[int] = seen) -> Tensor:
@@ -127,9 +125,7 @@ def test_replay_of_responses_equals_hooks(acts: Acts) -> None:
     assert whole.tokens is not None
     ends = whole.tokens[:, 1] - torch.tensor([3, 2, 1])
     answer = torch.stack([ends - 1, ends], 1)
-    inputs = replace(
-        whole, tokens=torch.stack([whole.tokens[:, 0], ends], 1), stop=whole.tokens[:, 1], answer=answer
-    )
+    inputs = replace(whole, tokens=torch.stack([whole.tokens[:, 0], ends], 1), stop=whole.tokens[:, 1], answer=answer)
     vector = VECTOR.clone().requires_grad_()
     members = [
         [EditAt(site, lambda base: base + vector, acts) for site in sites(*texts)]
@@ -155,7 +151,7 @@ def test_generated_tokens_may_have_an_edit_of_their_own() -> None:
 
 def test_left_padding_that_a_model_counts_is_avoided() -> None:
     """A model outside the table is run on prompts of one length at a time, with rows and generators in order."""
-    model = tiny_model("llama")
+    model: Any = tiny_model("llama")
     model.config.model_type = "llama_of_ours"
     network, inputs = HookedNetwork(model), tiny_inputs((6, 4, 6))
     (site,) = [Site.parse("module:model.layers.0.output@last")]
@@ -179,7 +175,7 @@ def test_the_models_own_settings_of_generation_are_not_used() -> None:
 
 @pytest.mark.parametrize("wrong", ["always", [], [-1], [0.5], True, None])
 def test_acts_that_mean_nothing_are_refused(wrong: object) -> None:
-    with pytest.raises(ValueError, match="acts=.*use 'prompt', 'all', 'generated'"):
+    with pytest.raises(ValueError, match=r"acts=.*use 'prompt', 'all', 'generated'"):
         require_acts(wrong)
 
 

@@ -20,7 +20,7 @@ from itrain.architectures import unwrap
 from itrain.inputs import ModelInputs, PositionError
 from itrain.networks.calls import Call, Calls, Prompt, eagerly
 from itrain.networks.lane import Edit, EditAt, Edits, Lane, Steps, require_acts
-from itrain.networks.planned import Planned, Route, add_to_output, install, recompute_alike
+from itrain.networks.planned import Planned, Route, add_to_output, recompute_alike
 from itrain.sites import Site
 
 if TYPE_CHECKING:
@@ -158,10 +158,9 @@ class AttachedEdits(Attached):
         self.attach()
 
     def _install(self, stack: ExitStack) -> None:
-        install(list(self._standing.values()), stack)
-        calls = Calls.of(self.model)
-        calls.join(self, self.model)
-        stack.callback(calls.leave, self)
+        calls, standing = Calls.of(self.model), list(self._standing.values())
+        calls.join(self, self.model, standing)
+        stack.callback(calls.leave, self, standing)
 
     def _what(self) -> str:
         acts = {f"{each.site} ({_in_words(each.acts)})": None for each in self.edits}
