@@ -245,7 +245,7 @@ class AttachedEdits(Attached):
         for each in self.edits:
             if prompt.text and each.acts in ("prompt", "all"):
                 inputs.require(each.site)
-        for write, source, _ in self.matched:
+        for write, source, read in self.matched:
             count = source.batch_size
             if count not in (1, prompt.examples):
                 raise ValueError(
@@ -253,7 +253,7 @@ class AttachedEdits(Attached):
                     "prompts; give one source for all, or one for each prompt"
                 )
             if prompt.text:
-                inputs.require_same_count(source.take(row if count > 1 else torch.zeros_like(row)), write)
+                inputs.require_same_count(source.take(row if count > 1 else torch.zeros_like(row)), write, read)
         return inputs
 
     def _scaled(self, edit: Edit) -> Edit:
