@@ -28,10 +28,10 @@ from itrain.sharing.foreign.parts import (
     Part,
     assemble,
     orthogonal_rows,
-    orthonormal,
     size_at,
     taken,
     tensors,
+    unevenness,
     weight,
 )
 from itrain.sites import Site
@@ -243,7 +243,7 @@ def _matrix(info: Mapping[str, Any], state: Mapping[str, Any], place: str) -> Fl
     found = orthogonal_rows(state, "rotate", place)
     if rows.shape != found.shape or not torch.allclose(rows, found, rtol=0, atol=UNEVEN):
         raise ForeignError(f"{place} is damaged: its rotation_matrix is not that of its weights")
-    return orthonormal(rows, f"{place}: its rotation_matrix")
+    return rows.contiguous() if unevenness(rows) <= UNEVEN else found
 
 
 def _indices(file: Path) -> list[int] | None:

@@ -195,10 +195,11 @@ def orthogonal_rows(state: Any, name: str, place: str) -> Float[Tensor, "rank hi
         raise ForeignError(f"{place}: '{name}' has {rank} columns for {hidden} features")
     base = weight(state, f"{prefix}.0.base", (hidden, hidden), place)
     layer = nn.Module()
-    layer.weight = nn.Parameter(torch.eye(hidden, rank, dtype=original.dtype))
+    # In fp32 the exponential of a large matrix is orthogonal to 1e-5 alone.
+    layer.weight = nn.Parameter(torch.eye(hidden, rank, dtype=torch.float64))
     nn.utils.parametrizations.orthogonal(layer, "weight")
     layer.load_state_dict({"parametrizations.weight.original": original, "parametrizations.weight.0.base": base})
-    return orthonormal(layer.weight.detach().T, f"{place}: '{name}'")
+    return orthonormal(layer.weight.detach().T, f"{place}: '{name}'").to(original.dtype)
 
 
 def orthonormal(rows: Float[Tensor, "rank hidden"], place: str) -> Float[Tensor, "rank hidden"]:
@@ -207,11 +208,16 @@ def orthonormal(rows: Float[Tensor, "rank hidden"], place: str) -> Float[Tensor,
     Raises:
         ForeignError: they are not.
     """
-    exact = rows.double()
-    apart = float((exact @ exact.T - torch.eye(len(exact), dtype=exact.dtype)).abs().max())
+    apart = unevenness(rows)
     if not apart <= UNEVEN:
         raise ForeignError(f"{place} is not orthonormal (R R^T is {apart:.2g} from 1), as itrain's rotations are")
     return rows.contiguous()
+
+
+def unevenness(rows: Float[Tensor, "rank hidden"]) -> float:
+    """How far R R^T is from 1."""
+    exact = rows.double()
+    return float((exact @ exact.T - torch.eye(len(exact), dtype=exact.dtype)).abs().max())
 
 
 def _require_size(network: HookedNetwork, part: Part, place: str, *, joined: bool) -> None:
