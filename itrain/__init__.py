@@ -48,6 +48,13 @@ if TYPE_CHECKING:
     from itrain.results.table import read_results as read_results
     from itrain.sharing import export as export
     from itrain.sharing import load as load
+    from itrain.sharing.foreign import ForeignError as ForeignError
+    from itrain.sharing.foreign import load_gguf as load_gguf
+    from itrain.sharing.foreign import load_mib as load_mib
+    from itrain.sharing.foreign import load_pyvene as load_pyvene
+    from itrain.sharing.foreign import save_easysteer as save_easysteer
+    from itrain.sharing.foreign import save_gguf as save_gguf
+    from itrain.sharing.foreign import save_mib as save_mib
     from itrain.sites import Site as Site
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
@@ -118,6 +125,13 @@ _HOMES = {
     "Probe": "probes",
     "export": "sharing",
     "load": "sharing",
+    "ForeignError": "sharing.foreign",
+    "load_gguf": "sharing.foreign",
+    "load_mib": "sharing.foreign",
+    "load_pyvene": "sharing.foreign",
+    "save_easysteer": "sharing.foreign",
+    "save_gguf": "sharing.foreign",
+    "save_mib": "sharing.foreign",
     "Site": "sites",
     "Placement": "placements",
     "read_results": "results.table",
