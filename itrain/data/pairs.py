@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader
 
 from itrain.causal_model import Setting
 from itrain.data.balance import balance, is_balanced
-from itrain.data.counterfactual import CounterfactualBatch, PairError, answerable, collate, labels
+from itrain.data.counterfactual import (
+    CounterfactualBatch,
+    IntervenedInputs,
+    PairError,
+    answerable,
+    collate,
+    labels,
+)
 from itrain.data.splits import SplitDataModule, SplitDataset
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED, is_right
@@ -92,7 +99,11 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         return [dataset.examples.base for dataset in self.datasets.values()]
 
     def read(self) -> list[ModelInputs]:
-        return [source for dataset in self.datasets.values() for source in dataset.examples.sources.values()]
+        found = []
+        for dataset in self.datasets.values():
+            for source in dataset.examples.sources.values():
+                found += _untouched(source)
+        return found
 
     def describe(self) -> dict[str, str]:
         train = self.datasets["train"].examples
@@ -133,11 +144,10 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
 
     def require(self, sites: Sequence[Site]) -> None:
         super().require(sites)
-        for pairs in (dataset.examples for dataset in self.datasets.values()):
-            # Whether a module without a position holds tokens is known once it is read.
-            for site in (site for site in sites if site.position or site.layer is not None):
-                for source in pairs.sources.values():
-                    pairs.base.require_same_count(source, site)
+        # Whether a module without a position holds tokens is known once it is read.
+        of_tokens = [site for site in sites if site.position or site.layer is not None]
+        for dataset in self.datasets.values():
+            _require_same_counts(dataset.examples, of_tokens)
 
     def collect(self, split: Split) -> CounterfactualBatch:
         held_out = split != "train" and not self.task.exhaustive
@@ -242,8 +252,9 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
 
     @torch.no_grad()
     def _right(self, pairs: Sequence[Pair], split: Split) -> list[bool]:
-        """Whether the base model answers base and sources correctly by the rule of ``keep``."""
-        settings: list[Setting] = [setting for pair in pairs for setting in (pair.base, *pair.sources.values())]
+        """Whether the base model answers base and sources correctly, at any depth, by the rule of ``keep``."""
+        of_pairs: list[list[Setting]] = [list(pair.settings()) for pair in pairs]
+        settings = [setting for of_pair in of_pairs for setting in of_pair]
         others = labels(self.task, self.task.outputs)
         rights: dict[str, list[Tensor]] = {"argmax": [], "pairwise": []}
         for start in range(0, len(settings), self.eval_batch_size):
@@ -266,7 +277,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         )
         if self.keep == "all":
             return [True] * len(pairs)
-        return [bool(part.all()) for part in right[self.keep].split([1 + len(pair.sources) for pair in pairs])]
+        return [bool(part.all()) for part in right[self.keep].split(list(map(len, of_pairs)))]
 
     def _require_classes(self, labels: Tensor, classes: int) -> None:
         """Refuse labels that the model has no logits for."""
@@ -275,3 +286,21 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
                 f"task {type(self.task).__name__}: the largest label is {int(labels.max())}, and the model gives "
                 f"{classes} logits, counted from 0; check label(), or take a model of this task"
             )
+
+
+def _untouched(source: ModelInputs) -> list[ModelInputs]:
+    """The inputs that are read in runs that nothing edits: the source, or those at the beginning of its chain."""
+    if not isinstance(source, IntervenedInputs):
+        return [source]
+    return [inputs for each in source.sources.values() for inputs in _untouched(each)]
+
+
+def _require_same_counts(runs: CounterfactualBatch | IntervenedInputs, sites: Sequence[Site]) -> None:
+    """Refuse sources that have other numbers of tokens at a site than the runs that they edit, at any depth."""
+    for source in runs.sources.values():
+        for site in sites:
+            runs.base.require_same_count(source, site)
+        if isinstance(source, IntervenedInputs):
+            for site in sites:
+                source.require(site)
+            _require_same_counts(source, sites)

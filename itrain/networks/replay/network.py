@@ -105,12 +105,15 @@ class ReplayNetwork(Network):
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
         return self.hooked.hidden_size(site, example)
 
-    def read(self, inputs: ModelInputs, sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch *places features"]]:
+    def read(
+        self, inputs: ModelInputs, sites: Iterable[Site], edits: Edits = ()
+    ) -> dict[Site, Float[Tensor, "batch *places features"]]:
         wanted = tuple(dict.fromkeys(sites))
         if not self._looked:
             self._look()
-        if self._reason is not None:
-            return self.hooked.read(inputs, wanted)
+        if edits or self._reason is not None:
+            in_blocks = self._reason is None and self._in_blocks([*wanted, *(site for site, _ in edits)])
+            return self.hooked.read(inputs, wanted, edits, stop_early=in_blocks)
         reason = unfit(inputs, causal=self._causal, changing=self._changing) if self.keeps else None
         if reason is not None and self.strict:
             raise inexact(reason)
@@ -125,9 +128,7 @@ class ReplayNetwork(Network):
             if (spans := store.find(inputs.keys)) is not None:
                 (found[site],) = store.gather(spans, inputs.slots(site)[0], inputs.device)
         if missing := [site for site in wanted if site not in found]:
-            # Only modules within blocks are known to be called once.
-            in_blocks = all(self._depth(site) is not None for site in missing)
-            found |= self.hooked.read(inputs, missing, stop_early=in_blocks)
+            found |= self.hooked.read(inputs, missing, stop_early=self._in_blocks(missing))
             for site in missing:
                 if site in kept:
                     self._keep_reading(inputs, site, found[site])
@@ -332,6 +333,10 @@ class ReplayNetwork(Network):
                 depth += 1
             self._depths[site] = depth if site.step is None else None
         return self._depths[site]
+
+    def _in_blocks(self, sites: Iterable[Site]) -> bool:
+        """Whether the sites' modules lie within blocks, the only ones that are known to be called once."""
+        return all(self._depth(site) is not None for site in sites)
 
     def _below(self, sites: Sequence[Site]) -> int | None:
         """How many blocks lie below all of the sites; None where one of them lies in no block.
