@@ -131,7 +131,7 @@ def test_replay_reads_what_hooks_read_whatever_was_kept(model_type: str, left: b
         network = make(model)
         network.prepare([[edit]], [inputs], [inputs])
         plain = network.read(inputs, [lower, same, upper])
-        found = network.read(inputs, [lower, same, upper], [(edit, lambda h: h + scale)])
+        found = network.read(inputs, [lower, same, upper], [(edit, lambda h: h + scale * torch.arange(16))])
         assert torch.equal(found[lower], plain[lower]) and not torch.allclose(found[upper], plain[upper])
         again = network.read(inputs, [lower, same, upper])
         assert all(torch.equal(again[where], plain[where]) for where in plain), "nothing edited was kept"
