@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -173,6 +173,10 @@ class CounterfactualBatch(Batch, Interchanging):
             variables={variable: change_tensor(values) for variable, values in self.variables.items()},
             types=None if self.types is None else change_tensor(self.types),
         )
+
+
+Runs: TypeAlias = CounterfactualBatch | IntervenedInputs
+"""Runs that sources edit: the bases of pairs, or sources that are intervened in their turn."""
 
 
 def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import product
 from random import Random
 from typing import Literal, cast
 
@@ -16,6 +17,7 @@ from itrain.data.counterfactual import (
     CounterfactualBatch,
     IntervenedInputs,
     PairError,
+    Runs,
     answerable,
     collate,
     labels,
@@ -24,7 +26,7 @@ from itrain.data.splits import SplitDataModule, SplitDataset
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
-from itrain.sites import Site
+from itrain.placements import Placement, require_served
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, Task, TextTask
 from itrain.tasks.contract import check_task, pair_identity
@@ -101,8 +103,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     def read(self) -> list[ModelInputs]:
         found = []
         for dataset in self.datasets.values():
-            for source in dataset.examples.sources.values():
-                found += _untouched(source)
+            found += _untouched(dataset.examples)
         return found
 
     def describe(self) -> dict[str, str]:
@@ -142,12 +143,20 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         trained = {base for base, *_ in self._known.get("train", ())}
         return sum(base in trained for base, *_ in self._known.get("test", ()))
 
-    def require(self, sites: Sequence[Site]) -> None:
-        super().require(sites)
-        # Whether a module without a position holds tokens is known once it is read.
-        of_tokens = [site for site in sites if site.position or site.layer is not None]
-        for dataset in self.datasets.values():
-            _require_same_counts(dataset.examples, of_tokens)
+    def require(self, placements: Sequence[Placement]) -> None:
+        """Refuse placements that these pairs do not fit: in their positions, token counts or variables.
+
+        Raises:
+            PositionError: naming the site and the example.
+            ValueError: naming a variable that the task lacks, or that pairs interchange and no placement serves.
+        """
+        splits = [dataset.examples for dataset in self.datasets.values()]
+        if any(each.variables is not None for each in placements):
+            interchanged = [variable for pairs in splits for variable in _interchanged(pairs)]
+            require_served(placements, dict.fromkeys(interchanged), self.task.variables)
+        for pairs, each in product(splits, placements):
+            pairs.base.require(each.write)
+            _require_sources(pairs, each)
 
     def collect(self, split: Split) -> CounterfactualBatch:
         held_out = split != "train" and not self.task.exhaustive
@@ -288,19 +297,37 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             )
 
 
-def _untouched(source: ModelInputs) -> list[ModelInputs]:
-    """The inputs that are read in runs that nothing edits: the source, or those at the beginning of its chain."""
-    if not isinstance(source, IntervenedInputs):
-        return [source]
-    return [inputs for each in source.sources.values() for inputs in _untouched(each)]
+def _taken(runs: Runs) -> Iterator[tuple[str, Tensor | None, ModelInputs]]:
+    """Each variable, the runs that interchange it, and their sources."""
+    for variable, source in runs.sources.items():
+        rows = runs.rows(variable)
+        yield variable, rows, source if rows is None else source.take(rows)
 
 
-def _require_same_counts(runs: CounterfactualBatch | IntervenedInputs, sites: Sequence[Site]) -> None:
-    """Refuse sources that have other numbers of tokens at a site than the runs that they edit, at any depth."""
-    for source in runs.sources.values():
-        for site in sites:
-            runs.base.require_same_count(source, site)
+def _untouched(runs: Runs) -> list[ModelInputs]:
+    """The sources that nothing edits, at any depth."""
+    found = []
+    for _, _, source in _taken(runs):
+        found += _untouched(source) if isinstance(source, IntervenedInputs) else [source]
+    return found
+
+
+def _interchanged(runs: Runs) -> list[str]:
+    """The variables that are interchanged, at any depth."""
+    inner = [each for each in runs.sources.values() if isinstance(each, IntervenedInputs)]
+    return [*runs.sources, *(variable for each in inner for variable in _interchanged(each))]
+
+
+def _require_sources(runs: Runs, placement: Placement) -> None:
+    """Refuse sources in which the placement reads no token, or not as many as it writes, at any depth."""
+    # Whether a module without a position holds tokens is known once it is read.
+    named = all(site.position or site.layer is not None for site in (placement.write, placement.read))
+    for variable, rows, source in _taken(runs):
+        if placement.variables is None or variable in placement.variables:
+            source.require(placement.read)
+            if isinstance(runs, IntervenedInputs):
+                (runs if rows is None else runs.take(rows)).require(placement.write)
+            if named:
+                runs.base.require_same_count(runs.sources[variable], placement.write, placement.read, rows)
         if isinstance(source, IntervenedInputs):
-            for site in sites:
-                source.require(site)
-            _require_same_counts(source, sites)
+            _require_sources(source, placement)

@@ -14,10 +14,10 @@ from itrain.interventions.base import Intervention
 class Erasure(Intervention):
     """Makes the means of a variable's values equal, at the least change: h - E (h - mu), E = S^1/2 P S^-1/2.
 
-    S is the covariance of the training activations, with ``shrinkage`` * tr(S) / d added to its diagonal, and P projects
-    onto the directions in which the values' means differ after whitening, S^-1/2 (mu_value - mu). No linear probe does
-    better on what is left of the training examples than the most frequent value. Belrose et al. 2023, "LEACE: Perfect
-    linear concept erasure in closed form"; Elazar et al. 2021, "Amnesic Probing".
+    S is the covariance of the training activations, with ``shrinkage`` * tr(S) / d added to its diagonal, and P
+    projects onto the directions in which the values' means differ after whitening, S^-1/2 (mu_value - mu). No linear
+    probe does better on what is left of the training examples than the most frequent value. Belrose et al. 2023,
+    "LEACE: Perfect linear concept erasure in closed form"; Elazar et al. 2021, "Amnesic Probing".
 
     Raises:
         RuntimeError: it has not been fitted.

@@ -26,7 +26,7 @@ from itrain.networks.replay.comparison import StaleError, alike
 from itrain.networks.replay.eligible import State, inexact, obstacle, shortest_changing, unfit
 from itrain.networks.replay.levels import Choice, choose
 from itrain.networks.replay.plan import AGAIN, Plan
-from itrain.networks.replay.stores import Sizes, Stores, keep
+from itrain.networks.replay.stores import Sizes, Stores, keep_reading
 from itrain.sites import Site
 from itrain.weights import fingerprint
 
@@ -130,14 +130,19 @@ class ReplayNetwork(Network):
         if missing := [site for site in wanted if site not in found]:
             found |= self.hooked.read(inputs, missing, stop_early=self._in_blocks(missing))
             for site in missing:
-                if site in kept:
-                    self._keep_reading(inputs, site, found[site])
+                if site in kept and site not in self._full:
+                    try:
+                        keep_reading(self.stores.of(site), inputs, site, found[site])
+                    except BudgetError as error:
+                        self._full.add(site)
+                        self.stores.of(site).close()
+                        warnings.warn(f"what is read at '{site}' is not cached: {error}", stacklevel=2)
         return {site: found[site] for site in wanted}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
         if not self._looked:
             self._look()
-        groups = tuple(tuple(site for site, _ in edits) for edits in members)
+        groups = tuple(tuple(dict.fromkeys(site for site, _ in edits)) for edits in members)
         plan = None
         if self._reason is None and all(groups):
             plan = self._plans.get(groups) or self.plan(groups)
@@ -190,10 +195,12 @@ class ReplayNetwork(Network):
         groups: Sequence[Sequence[Site]],
         bases: Sequence[ModelInputs],
         sources: Sequence[ModelInputs] = (),
+        *,
+        read: Sequence[Site] | None = None,
     ) -> Sizes:
         """What would be kept of these examples if all of it had room; the arguments are those of ``prepare``."""
         below = {tuple(group): self._below(group) or 0 for group in groups}
-        return self._sizes(self.stores.tokens(below, bases, sources), bases)
+        return self._sizes(self.stores.tokens(below, bases, sources, _all(groups) if read is None else read), bases)
 
     def prepare(
         self,
@@ -202,6 +209,7 @@ class ReplayNetwork(Network):
         sources: Sequence[ModelInputs] = (),
         *,
         uses: int | None = None,
+        read: Sequence[Site] | None = None,
     ) -> str:
         """Make ready for these examples: take room for them in one piece, and begin no level that has none.
 
@@ -216,7 +224,8 @@ class ReplayNetwork(Network):
         if len(depths) < len(below) or self._reason is not None:
             return self._under_hooks(self._reason or "an edited site lies outside the blocks")
         self._uses = None if self._expected_uses is None else self._expected_uses * len(groups)
-        self.stores.make_room(depths)
+        read = _all(groups) if read is None else read
+        self.stores.make_room(depths, read)
         self._plans.clear()
         plans = [plan for group in depths if (plan := self.plan([group]))]
         unfitting = (
@@ -233,7 +242,7 @@ class ReplayNetwork(Network):
             if self.strict:
                 raise inexact(reason)
             return self._under_hooks(reason)
-        tokens = self.stores.tokens(depths, bases, sources)
+        tokens = self.stores.tokens(depths, bases, sources, read)
         sizes = self._sizes(tokens, bases)
         for plan in plans:
             plan.choice = plan.choice.weighed(plan.sites, bases, self._uses)
@@ -351,7 +360,7 @@ class ReplayNetwork(Network):
         return None if outside else min((depth or 0 for depth in depths.values()), default=0)
 
     def _new_plan(self, groups: Sequence[Sequence[Site]], below: int) -> Plan:
-        sites = list(dict.fromkeys(site for group in groups for site in group))
+        sites = _all(groups)
         count = len(blocks(self.model))
         return Plan(
             self.hooked,
@@ -362,23 +371,6 @@ class ReplayNetwork(Network):
             strict=self.strict,
             compile=self.compiles,
         )
-
-    def _keep_reading(
-        self, inputs: ModelInputs, site: Site, activation: Float[Tensor, "batch positions features"]
-    ) -> None:
-        if site in self._full:
-            return
-        store = self.stores.of(site)
-        slots, counts = inputs.slots(site)
-        # Slots that repeat a token hold the same, so that it does not matter which of them is taken.
-        slot = torch.zeros_like(slots).scatter(1, slots, torch.arange(slots.shape[1]).expand_as(slots))
-        activation = activation.take_along_dim(slot[:, :, None].to(activation.device), 1)
-        try:
-            keep(store, inputs, torch.zeros_like(counts), counts, [activation])
-        except BudgetError as error:
-            self._full.add(site)
-            store.close()
-            warnings.warn(f"what is read at '{site}' is not cached: {error}", stacklevel=2)
 
     def _sizes(self, tokens: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
         return self.stores.sizes(tokens, bases[0].take(torch.tensor([0])).to(self._device))
@@ -398,3 +390,7 @@ class ReplayNetwork(Network):
         kept += sizes.readings * self.keeps
         rest = "" if kept <= self.budget.memory(self._device) else f" in memory, the rest in {self.budget.folder}"
         return f"cache {in_words(kept)} (limit {in_words(self.budget.bytes)}{rest})"
+
+
+def _all(groups: Sequence[Sequence[Site]]) -> list[Site]:
+    return list(dict.fromkeys(site for group in groups for site in group))
