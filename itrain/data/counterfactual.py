@@ -40,6 +40,8 @@ class Interchanging:
 class IntervenedInputs(ModelInputs, Interchanging):
     """The inputs of sources that are intervened runs: each is edited by sources of its own before it is read.
 
+    They are taken, moved and pinned together with their sources. Whoever runs them as inputs runs them unedited.
+
     Args:
         sources: for each variable, the runs its value is taken from, which may be intervened too.
         groups, group: as in :class:`CounterfactualBatch`; a run that nothing edits belongs to the empty group.
