@@ -21,7 +21,7 @@ from torch import nn
 from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
-from itrain.factories import Limited, limits_of_model
+from itrain.factories import Limited, as_node, describe, limits_of_model
 from itrain.files import finite, write_json
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
@@ -64,6 +64,8 @@ class Opened:
     """Makes the network of a base model."""
     threads: str
     """How many CPU threads were chosen, and why."""
+    trust: Sequence[str] = ()
+    """Packages whose classes an export may name."""
 
     @cached_property
     def random_twin(self) -> Opened:
@@ -74,6 +76,8 @@ class Opened:
     def module(self, training: Callable[..., Training], sites: Sequence[Site], *, intervention: Any = None) -> Training:
         """The training module at the sites; the run gives those arguments that only it knows."""
         given: Mapping[str, Any] = getattr(training, "keywords", {})
+        if isinstance(folder := given.get("under"), str):
+            training = partial(training, under=load(folder, self.base_model.model, trust=self.trust))
         join = bool(given.get("join_positions", False))
         known: dict[str, Callable[[], Any]] = {
             "network": lambda: self.network,
@@ -182,7 +186,13 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     known = {"task": lambda: task, "network": lambda: network, "seed": lambda: cfg.seed}
     data = instantiate(cfg.data, _convert_="all")(**additions("data", cfg.data, known))
     return Opened(
-        base_model=base_model, network=network, task=task, data=data, open_network=open_network, threads=threads
+        base_model=base_model,
+        network=network,
+        task=task,
+        data=data,
+        open_network=open_network,
+        threads=threads,
+        trust=cfg.trust,
     )
 
 
@@ -209,6 +219,9 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     sites = _sites(cfg.site)
     with _limits(cfg):
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
+    if isinstance(cfg.training.get("under"), str):
+        # Its weights are part of what is saved, which is to be loaded without the folder.
+        cfg.training.under = as_node(describe("under", module.arguments["under"]))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
     opened.network.to(trainer.strategy.root_device)
