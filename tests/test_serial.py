@@ -28,6 +28,7 @@ from itrain.tasks.base import Pair
 from itrain.tasks.contract import check_task, pair_identity
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.cohort import Cohort
+from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.interchange import Interchange
 from tests.models import pairs, tiny_inputs, tiny_model
 from tests.serial import HIDDEN, Both, Staged
@@ -170,6 +171,7 @@ def test_the_filter_asks_the_model_for_every_run_of_a_chain() -> None:
     for bits in chains(examples):
         assert bits.ndim == 1 or not bits.bool().all(1).any()
     assert all(not isinstance(each, IntervenedInputs) for each in data.read()), "only what nothing edits is cached"
+    assert data.describe()["sources"] == "intervened runs themselves, in chains of up to 3"
     assert len(data.read()) == 3 and data.figures()["data/pairs_distinct"] > 1
 
 
@@ -339,3 +341,17 @@ def test_replay_runs_chains_as_hooks_do(left: bool) -> None:
         found.append((logits, *torch.autograd.grad(logits.square().sum(), list(part.parameters()))))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_models_are_trained_through_a_chain_and_answer_on_sources_as_they_are() -> None:
+    network, task = HookedNetwork(Staged(), trainable=True), Both(depth=3)
+    made = [task.sample(Random(seed), "train") for seed in range(8)]
+    plain = [replace(pair, sources={"both": list(pair.settings())[1]}) for pair in made]
+    training = InterchangeInterventionTraining(
+        network=network, sites=SITES, intervention=Swap, hidden_sizes=[HIDDEN, HIDDEN], source_weight=1.0
+    )
+    chained, usual = (training.terms(collate(task, pairs)) for pairs in (made, plain))
+    assert torch.equal(chained["source"][1], usual["source"][1])
+    assert not torch.allclose(chained["interchange"][1], usual["interchange"][1])
+    chained["interchange"][1].sum().backward()
+    assert training.trained[A].row.grad is not None and training.trained[A].row.grad.any()

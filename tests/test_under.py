@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from itrain.causal_model import CausalModel, Setting
+from itrain.cli import main
 from itrain.data import CounterfactualDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.ablation import Zero
@@ -24,11 +26,13 @@ from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import export, load
 from itrain.sites import Site
+from itrain.sweeps.grid import Grid
 from itrain.tasks.base import Pair, Split, Task
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.interchange import Interchange
 from itrain.training.probing import ProbeTraining
+from tests.commands import SMALL
 
 HIDDEN = 8
 ITEMS: dict[Split, range] = {"train": range(300), "validation": range(300, 400), "test": range(400, 600)}
@@ -223,4 +227,31 @@ def test_what_cannot_act_by_itself_is_refused() -> None:
 def test_the_line_that_says_how_probes_run_names_what_they_read_under() -> None:
     network = HookedNetwork(Marked())
     how = probing(network, under=erasing()).prepare(data(network))
-    assert how == "reads runs under Erasure at one: module:join.output; what is read is not cached"
+    assert how == "under Erasure at one: module:join.output; what is read is not cached"
+
+
+def test_a_sweep_refuses_an_export_beside_a_random_model() -> None:
+    methods = {"probing": partial(ProbeTraining, under="runs/1/export")}
+    with pytest.raises(ValueError, match=r"sweep\.methods\.probing\.under: .*; add sweep\.random_model=false"):
+        Grid(methods=methods)
+    Grid(methods=methods, random_model=False)
+
+
+@pytest.mark.slow
+def test_the_command_line_probes_under_an_export_that_is_then_no_longer_needed(tmp_path: Path) -> None:
+    def fit(name: str, *words: str) -> Path:
+        assert main(["fit", "recipe=probe_gender", *SMALL, f"output={tmp_path / name}", *words]) == 0
+        (found,) = (tmp_path / name).rglob("export")
+        return found
+
+    erased = fit("erased", "training=alignment", "intervention=erasure", "site=layer2.block_output@verb")
+    probed = fit("probed", "site=layer3.block_output@verb", f"training.under={erased}")
+    plain = fit("plain", "site=layer3.block_output@verb")
+    for path in erased.iterdir():
+        path.unlink()
+    assert main(["test", f"export={probed}", f"output={tmp_path / 'again'}"]) == 0
+    (again,) = (tmp_path / "again").rglob("metrics.json")
+    figures = [json.loads(path.read_text()) for path in (probed.parent / "metrics.json", again)]
+    assert figures[0]["test/probe_accuracy"] == figures[1]["test/probe_accuracy"]
+    assert json.loads((plain.parent / "metrics.json").read_text()) != figures[0]
+    assert main(["fit", f"ckpt={probed.parent}", f"output={tmp_path / 'on'}", "trainer.max_epochs=3"]) == 0

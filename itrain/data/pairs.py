@@ -113,6 +113,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             fewer = "" if len(dataset) == self.sizes[split] else f" of {self.sizes[split]}: the task has no more"
             counts.append(f"{len(dataset)} {split}{fewer} ({int(dataset.examples.changes.sum())} change the label)")
         lines = {"pairs": ", ".join(counts)}
+        if (depth := _depth(train)) > 1:
+            lines["sources"] = f"intervened runs themselves, in chains of up to {depth}"
         if self.task.exhaustive:
             lines["note"] = f"{type(self.task).__name__} holds no pairs out: its test pairs are among those trained on"
         elif seen := self.trained_on:
@@ -316,6 +318,11 @@ def _interchanged(runs: Runs) -> list[str]:
     """The variables that are interchanged, at any depth."""
     inner = [each for each in runs.sources.values() if isinstance(each, IntervenedInputs)]
     return [*runs.sources, *(variable for each in inner for variable in _interchanged(each))]
+
+
+def _depth(runs: Runs) -> int:
+    """How many runs lie above one another."""
+    return 1 + max((_depth(each) for each in runs.sources.values() if isinstance(each, IntervenedInputs)), default=0)
 
 
 def _require_sources(runs: Runs, placement: Placement) -> None:

@@ -259,7 +259,7 @@ class ProbeTraining(Training):
                 "or set exhaustive = True on a task that has no more"
             )
         how = super().prepare(data, uses=uses)
-        return how if self.under is None else f"reads runs under {self.under}; what is read is not cached"
+        return how if self.under is None else f"under {self.under}; what is read is not cached"
 
     def check(self, data: SplitDataModule) -> None:
         super().check(data)
