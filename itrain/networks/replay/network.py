@@ -200,7 +200,7 @@ class ReplayNetwork(Network):
     ) -> Sizes:
         """What would be kept of these examples if all of it had room; the arguments are those of ``prepare``."""
         below = {tuple(group): self._below(group) or 0 for group in groups}
-        return self._sizes(self.stores.tokens(below, bases, sources, _all(groups) if read is None else read), bases)
+        return self._sizes(self.stores.tokens(below, bases, sources, read), bases)
 
     def prepare(
         self,
@@ -224,7 +224,6 @@ class ReplayNetwork(Network):
         if len(depths) < len(below) or self._reason is not None:
             return self._under_hooks(self._reason or "an edited site lies outside the blocks")
         self._uses = None if self._expected_uses is None else self._expected_uses * len(groups)
-        read = _all(groups) if read is None else read
         self.stores.make_room(depths, read)
         self._plans.clear()
         plans = [plan for group in depths if (plan := self.plan([group]))]
@@ -360,7 +359,7 @@ class ReplayNetwork(Network):
         return None if outside else min((depth or 0 for depth in depths.values()), default=0)
 
     def _new_plan(self, groups: Sequence[Sequence[Site]], below: int) -> Plan:
-        sites = _all(groups)
+        sites = list(dict.fromkeys(site for group in groups for site in group))
         count = len(blocks(self.model))
         return Plan(
             self.hooked,
@@ -390,7 +389,3 @@ class ReplayNetwork(Network):
         kept += sizes.readings * self.keeps
         rest = "" if kept <= self.budget.memory(self._device) else f" in memory, the rest in {self.budget.folder}"
         return f"cache {in_words(kept)} (limit {in_words(self.budget.bytes)}{rest})"
-
-
-def _all(groups: Sequence[Sequence[Site]]) -> list[Site]:
-    return list(dict.fromkeys(site for group in groups for site in group))

@@ -180,13 +180,13 @@ class Stores:
         first = min(groups.values())
         return Earlier(self.of(_earlier(first, list(groups))), first, list(groups))
 
-    def make_room(self, groups: Groups, read: Sequence[Site]) -> None:
+    def make_room(self, groups: Groups, read: Sequence[Site] | None = None) -> None:
         """Drop what was kept for other edits and readings than these, but for keys and values that serve these."""
         if self._earlier is not None and not self._earlier.store.used:
             self._earlier = None
         if placed := _placed(groups):
             self._earlier = self.earlier(placed)
-        needed = {*read, *(("hidden", below) for below in groups.values())}
+        needed = {*_read(groups, read), *(("hidden", below) for below in groups.values())}
         serving = None if self._earlier is None else self._earlier.store
         for key in [key for key, store in self._stores.items() if key not in needed and store is not serving]:
             self._stores.pop(key).close()
@@ -197,14 +197,18 @@ class Stores:
             self._expected[key] = self.of(key).expected = count
 
     def tokens(
-        self, groups: Groups, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs], read: Sequence[Site]
+        self,
+        groups: Groups,
+        bases: Sequence[ModelInputs],
+        sources: Sequence[ModelInputs],
+        read: Sequence[Site] | None = None,
     ) -> dict[Any, int]:
         """The tokens of different examples in each of the stores that the groups and what is read need."""
         whole = _different(bases, lambda inputs: inputs.extent[1] - inputs.extent[0])
         tokens: dict[Any, int] = {}
         for below in filter(None, groups.values()):
             tokens["hidden", below] = whole
-        for site in (site for site in read if site.position is not None):
+        for site in (site for site in _read(groups, read) if site.position is not None):
             tokens[site] = _different(sources, lambda inputs, site=site: inputs.slots(site)[1])
         row = architecture(self.hooked.model)
         if row is not None and row.causal and (placed := _placed(groups)):
@@ -237,6 +241,11 @@ class Stores:
             store.close()
         self._stores.clear()
         self._earlier = None
+
+
+def _read(groups: Groups, read: Sequence[Site] | None) -> Sequence[Site]:
+    """Where sources are read: at all the sites of the groups, unless it is said."""
+    return list(dict.fromkeys(site for group in groups for site in group)) if read is None else read
 
 
 def _placed(groups: Groups) -> Groups:
