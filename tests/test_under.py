@@ -18,7 +18,7 @@ from itrain.causal_model import CausalModel, Setting
 from itrain.cli import main
 from itrain.data import CounterfactualDataModule
 from itrain.inputs import ModelInputs
-from itrain.interventions.ablation import Zero
+from itrain.interventions.ablation import Mean, Zero
 from itrain.interventions.das import DAS
 from itrain.interventions.directions import MeanDifference
 from itrain.interventions.erasure import Erasure
@@ -49,7 +49,7 @@ class Marked(nn.Module):
         marks[1] += marks[0]
         self.marks = nn.Parameter(4 * nn.functional.normalize(marks, dim=-1))
         self.items = nn.Embedding.from_pretrained(0.5 * torch.randn(600, HIDDEN, generator=generator))
-        self.join, self.top = nn.Identity(), nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.join, self.top, self.bent = nn.Identity(), nn.Linear(HIDDEN, HIDDEN, bias=False), nn.ReLU()
         self.head = nn.Linear(HIDDEN, 2)
         with torch.no_grad():
             self.head.weight.normal_(generator=generator)
@@ -58,7 +58,7 @@ class Marked(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         signs = 2.0 * ids[:, 1:] - 1
-        return self.head(self.top(self.join(self.items(ids[:, 0]) + signs @ self.marks)))
+        return self.head(self.bent(self.top(self.join(self.items(ids[:, 0]) + signs @ self.marks))))
 
 
 class Marks(Task):
@@ -138,6 +138,17 @@ def test_an_edit_above_the_probe_is_not_read() -> None:
     above = probing(network, under=partial(Interchange, sites=TOP, intervention=Zero, hidden_sizes=[HIDDEN]))
     assert torch.equal(above._read(batch)[JOIN], probing(network)._read(batch)[JOIN])
     assert not above._read(batch)[TOP].any()
+
+
+def test_each_is_fitted_in_the_run_that_those_before_it_edit() -> None:
+    model, bent = Marked(), Site.parse("module:bent.output")
+    network = HookedNetwork(model)
+    under = partial(Interchange, sites=[JOIN, bent], intervention=Mean, hidden_sizes=[HIDDEN, HIDDEN])
+    module = probing(network, under=under)
+    module.prepare(data(network))
+    assert module.under is not None
+    below, above = (module.under.interchange.trained[site].mean for site in (JOIN, bent))
+    torch.testing.assert_close(above, torch.relu(model.top.weight @ below))
 
 
 def test_sources_give_their_values_to_the_bases_that_interchange_the_variable() -> None:

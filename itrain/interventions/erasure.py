@@ -10,6 +10,9 @@ from torch import Tensor
 
 from itrain.interventions.base import Intervention
 
+NOTHING = 1e-4
+"""Standard deviations between the means of values that nothing tells apart but rounding."""
+
 
 class Erasure(Intervention):
     """Makes the means of a variable's values equal, at the least change: h - E (h - mu), E = S^1/2 P S^-1/2.
@@ -59,6 +62,6 @@ class Erasure(Intervention):
         whiten = axes / scales.sqrt() @ axes.T
         means = torch.stack([centred[values == value].mean(0) for value in values.unique()])
         _, strengths, directions = torch.linalg.svd(means @ whiten, full_matrices=False)
-        directions = directions[strengths > strengths.max() * 1e-8]
+        directions = directions[strengths > NOTHING]
         self.mean.copy_(mean)
         self.erased.copy_(root @ directions.T @ directions @ whiten)

@@ -214,7 +214,7 @@ class Interchange(nn.Module):
                 listed.
         """
         needing = [each for each in self.trained.items() if each[1].needs_classes]
-        self.fit((batch.base, {each[0]: _classes(batch, *each) for each in needing}) for batch in batches)
+        self.fit((batch.base, {each[0]: classes_of(batch, *each) for each in needing}) for batch in batches)
 
     def fit(self, examples: Iterable[tuple[ModelInputs, Mapping[Placement, Int[Tensor, " batch"]] | None]]) -> None:
         """Fit closed-form statistics to inputs' activations at the edited sites, with classes where some are known."""
@@ -300,7 +300,7 @@ def across(
     return apply(base, source)
 
 
-def _classes(batch: CounterfactualBatch, placement: Placement, intervention: Intervention) -> Int[Tensor, " batch"]:
+def classes_of(batch: CounterfactualBatch, placement: Placement, intervention: Intervention) -> Int[Tensor, " batch"]:
     """The class of each base: its value of the placement's variable, or else of that which all pairs interchange.
 
     Of several variables it is that of their values together.

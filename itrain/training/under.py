@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import TypeAlias
@@ -15,12 +15,14 @@ from torch.nn.utils import parametrize
 
 from itrain.data import CounterfactualBatch
 from itrain.data.splits import SplitDataModule
+from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
 from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.base import Training
-from itrain.training.interchange import Interchange
+from itrain.training.finite import require_finite
+from itrain.training.interchange import Interchange, classes_of
 
 Given: TypeAlias = Training | Callable[..., Interchange]
 """A trained module whose interventions act, or what makes an interchange of a network."""
@@ -65,11 +67,36 @@ class Under(nn.Module):
         trained = self.interchange.trained
         data.require([place if each.takes_source else Placement(write=place.write) for place, each in trained.items()])
 
-    def learn(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Fit closed-form statistics to the bases, unless the interventions are known."""
-        if not self.known:
-            self.interchange.learn(batches)
-            self.known.fill_(not any(True for _ in self.interchange.parameters()))
+    @torch.no_grad()
+    def learn(self, batches: Sequence[CounterfactualBatch]) -> None:
+        """Fit closed-form statistics to the bases, unless the interventions are known.
+
+        Several interventions are fitted in the order given, each in the run that those before it edit.
+        """
+        part = self.interchange
+        if self.known:
+            return
+        if len(set(part.trained.values())) < len(part.trained):
+            part.learn(batches)  # one for all placements, which sees them all at once
+        else:
+            before: dict[Placement, Intervention] = {}
+            for place, each in part.trained.items():
+                if each.fits_activations:
+                    self._fit(place, batches, before)
+                before[place] = each.hardened()
+        self.known.fill_(not any(True for _ in part.parameters()))
+
+    def _fit(
+        self, place: Placement, batches: Sequence[CounterfactualBatch], before: Mapping[Placement, Intervention]
+    ) -> None:
+        part, site, intervention = self.interchange, place.write, self.interchange.trained[place]
+        found, classes = [], []
+        for batch in (each.to(next(part.network.parameters()).device) for each in batches):
+            activation = part.network.read(batch.base, [site], self._edits(batch, before))[site]
+            rows, example = part.rows(activation, batch.base, site)
+            found.append(rows)
+            classes += [classes_of(batch, place, intervention)[example]] if intervention.needs_classes else []
+        intervention.fit(require_finite(torch.cat(found), site), torch.cat(classes) if classes else None)
 
     def require_known(self) -> None:
         """Refuse interventions that are neither trained nor fitted.
@@ -83,10 +110,18 @@ class Under(nn.Module):
             )
 
     @torch.no_grad()
-    def edits(self, batch: CounterfactualBatch) -> list[tuple[Site, Edit]]:
+    def read(self, batch: CounterfactualBatch, sites: Iterable[Site]) -> dict[Site, Tensor]:
+        """What is read at the sites in the bases' run under the interventions."""
+        network = self.interchange.network
+        with network.unchanged(), parametrize.cached():
+            return network.read(batch.base, sites, self._edits(batch, self.interchange.hardened()))
+
+    def _edits(
+        self, batch: CounterfactualBatch, interventions: Mapping[Placement, Intervention]
+    ) -> list[tuple[Site, Edit]]:
         """The edits of the bases' run: of interventions without a source, then of those with sources."""
         part, taking, edits = self.interchange, {}, []
-        for place, each in part.hardened().items():
+        for place, each in interventions.items():
             if each.takes_source:
                 taking[place] = each
             else:
@@ -94,13 +129,6 @@ class Under(nn.Module):
         if taking:
             edits += part.edits(batch, taking, part.read(batch, taking))
         return edits
-
-    @torch.no_grad()
-    def read(self, batch: CounterfactualBatch, sites: Iterable[Site]) -> dict[Site, Tensor]:
-        """What is read at the sites in the bases' run under the interventions."""
-        network = self.interchange.network
-        with network.unchanged(), parametrize.cached():
-            return network.read(batch.base, sites, self.edits(batch))
 
 
 def _copied(training: Training, network: Network) -> Interchange:
