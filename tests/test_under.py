@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.cli import main
+from itrain.config.foreign import require_harmless
 from itrain.data import CounterfactualDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.ablation import Mean, Zero
@@ -32,6 +33,7 @@ from itrain.training.alignment import AlignmentSearch
 from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.interchange import Interchange
 from itrain.training.probing import ProbeTraining
+from itrain.trust import TrustError
 from tests.commands import SMALL
 
 HIDDEN = 8
@@ -246,6 +248,13 @@ def test_a_sweep_refuses_an_export_beside_a_random_model() -> None:
     with pytest.raises(ValueError, match=r"sweep\.methods\.probing\.under: .*; add sweep\.random_model=false"):
         Grid(methods=methods)
     Grid(methods=methods, random_model=False)
+
+
+def test_no_file_names_another_export() -> None:
+    node = {"_target_": "itrain.training.probing.ProbeTraining", "_partial_": True, "under": "somebody/repository"}
+    with pytest.raises(TrustError, match=r"names an export \(training\.under\), which no file may"):
+        require_harmless({"training": node}, "'file'", trust=())
+    require_harmless({"training": node}, "'file'", trust=(), typed=["training.under"])
 
 
 @pytest.mark.slow
