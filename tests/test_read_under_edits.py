@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
+from itrain.networks.lane import EditAt
 from itrain.sites import Site
 from tests.models import hook_count, tiny_inputs, tiny_model
 from tests.test_recomputation import enable_checkpointing
@@ -83,6 +85,19 @@ def test_a_site_is_read_after_its_edits_and_before_those_above(hidden: Tensor) -
     assert torch.equal(network.read(inputs, [here], edits[2:])[here], plain)
     for stop_early in (False, True):
         assert torch.equal(network.read(inputs, [here], edits[2:], stop_early=stop_early)[here], plain)
+
+
+def test_an_edit_of_a_response_does_not_reach_what_is_read_of_the_prompt() -> None:
+    """The first 4 tokens are the prompt, and the last 2 the response, which counts as generated."""
+    network, whole = HookedNetwork(tiny_model("gpt2")), tiny_inputs((6, 6))
+    inputs = replace(whole, tokens=torch.tensor([[0, 4], [0, 4]]), stop=torch.tensor([6, 6]))
+    edit, prompt = (Site.parse(f"layer0.block_output@{position}") for position in ("last", "all"))
+    plain = network.read(inputs, [prompt])[prompt]
+    for acts in ("generated", (0,)):
+        found = network.read(inputs, [prompt], [EditAt(edit, torch.zeros_like, acts)])
+        assert torch.equal(found[prompt], plain)
+    acting = network.read(inputs, [prompt], [EditAt(edit, torch.zeros_like, "all")])[prompt]
+    assert torch.equal(acting[:, :3], plain[:, :3]) and not acting[:, 3].any()
 
 
 def test_an_edit_that_never_acts_is_an_error(hidden: Tensor) -> None:

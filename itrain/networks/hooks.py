@@ -84,7 +84,11 @@ class HookedNetwork(Network):
             for each in reads:
                 each.until = reads
         # First, so that a site that is edited and read is read as edited.
-        edited = [Planned(lane=lane, site=site, route=self._route(site), edit=edit) for site, edit in edits]
+        edited = [
+            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts)
+            for each in edits
+            for part in (each if isinstance(each, EditAt) else EditAt(*each)).parts
+        ]
         with suppress(AllRead):
             self.run(inputs.arguments, [*edited, *reads], answers([lane]))
         return {each.site: each.read for each in reads if each.read is not None}

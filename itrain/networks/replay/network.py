@@ -112,7 +112,7 @@ class ReplayNetwork(Network):
         if not self._looked:
             self._look()
         if edits or self._reason is not None:
-            in_blocks = self._reason is None and self._in_blocks([*wanted, *(site for site, _ in edits)])
+            in_blocks = self._reason is None and self._in_blocks([*wanted, *(each[0] for each in edits)])
             return self.hooked.read(inputs, wanted, edits, stop_early=in_blocks)
         reason = unfit(inputs, causal=self._causal, changing=self._changing) if self.keeps else None
         if reason is not None and self.strict:
