@@ -23,6 +23,7 @@ from itrain.interventions.ablation import Mean, Zero
 from itrain.interventions.das import DAS
 from itrain.interventions.directions import MeanDifference
 from itrain.interventions.erasure import Erasure
+from itrain.interventions.reft import LoReFT
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import export, load
@@ -30,6 +31,7 @@ from itrain.sites import Site
 from itrain.sweeps.grid import Grid
 from itrain.tasks.base import Pair, Split, Task
 from itrain.training.alignment import AlignmentSearch
+from itrain.training.finetuning import RepresentationFinetuning
 from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.interchange import Interchange
 from itrain.training.probing import ProbeTraining
@@ -88,10 +90,9 @@ class Marks(Task):
         return ModelInputs(arguments={"ids": torch.tensor(rows)})
 
 
-def data(network: HookedNetwork) -> CounterfactualDataModule:
-    made = CounterfactualDataModule(
-        task=Marks(), network=network, keep="all", train_pairs=300, validation_pairs=100, test_pairs=200, batch_size=100
-    )
+def data(network: HookedNetwork, seed: int = 0) -> CounterfactualDataModule:
+    sizes = {"train_pairs": 300, "validation_pairs": 100, "test_pairs": 200}
+    made = CounterfactualDataModule(task=Marks(), network=network, keep="all", batch_size=100, seed=seed, **sizes)
     made.setup("fit")
     return made
 
@@ -151,6 +152,23 @@ def test_each_is_fitted_in_the_run_that_those_before_it_edit() -> None:
     assert module.under is not None
     below, above = (module.under.interchange.trained[site].mean for site in (JOIN, bent))
     torch.testing.assert_close(above, torch.relu(model.top.weight @ below))
+
+
+def test_statistics_are_fitted_again_to_other_data_and_those_of_a_training_are_not() -> None:
+    network = HookedNetwork(Marked())
+    given = [data(network, seed) for seed in (0, 1)]
+    search = AlignmentSearch(network=network, **erasing().keywords)
+    search.fit_activations(given[0].whole("train"))
+    fitting, taking = (probing(network, under=under) for under in (erasing(), search))
+    means: dict[ProbeTraining, list[Tensor]] = {fitting: [], taking: []}
+    for module, found in means.items():
+        for each in given:
+            module.prepare(each)
+            assert module.under is not None
+            found.append(module.under.interchange.trained[JOIN].mean.clone())
+    assert not torch.equal(*means[fitting]) and torch.equal(*means[taking])
+    assert torch.equal(means[taking][0], search.trained[JOIN].mean)
+    assert torch.equal(means[fitting][0], means[taking][0])
 
 
 def test_sources_give_their_values_to_the_bases_that_interchange_the_variable() -> None:
@@ -233,6 +251,11 @@ def test_what_cannot_act_by_itself_is_refused() -> None:
     for wrong in (trained, probing(network)):
         with pytest.raises(ValueError, match="has no interventions that act by themselves"):
             probing(network, under=wrong)
+    reft = RepresentationFinetuning(
+        network=network, sites=f"{JOIN}@last", intervention=LoReFT, acts="generated", hidden_sizes=[HIDDEN]
+    )
+    with pytest.raises(ValueError, match="edits generated tokens alone, and probes read prompts"):
+        probing(network, under=reft)
     with pytest.raises(ValueError, match="it makes a Linear"):
         probing(network, under=lambda network: nn.Linear(2, 2))
 

@@ -41,7 +41,8 @@ class Under(nn.Module):
         network: runs the model.
 
     Raises:
-        ValueError: the training has no interventions that act on a frozen model by themselves, or is of another model.
+        ValueError: the training has no interventions that act on a frozen model's prompts by themselves, or is of
+            another model.
     """
 
     known: Bool[Tensor, ""]
@@ -57,7 +58,9 @@ class Under(nn.Module):
         if not isinstance(self.interchange, Interchange):
             raise ValueError(f"under: it makes a {type(self.interchange).__name__}; give partial(Interchange, ...)")
         self.interchange.requires_grad_(False)
-        self.register_buffer("known", torch.tensor(isinstance(given, Training)))
+        self.fits = not isinstance(given, Training)
+        """Whether closed-form statistics are fitted here."""
+        self.register_buffer("known", torch.tensor(not self.fits))
 
     def __str__(self) -> str:
         return ", ".join(f"{type(each).__name__} at {place}" for place, each in self.interchange.trained.items())
@@ -69,12 +72,13 @@ class Under(nn.Module):
 
     @torch.no_grad()
     def learn(self, batches: Sequence[CounterfactualBatch]) -> None:
-        """Fit closed-form statistics to the bases, unless the interventions are known.
+        """Fit closed-form statistics to the bases, unless the interventions are those of a training.
 
         Several interventions are fitted in the order given, each in the run that those before it edit.
         """
         part = self.interchange
-        if self.known:
+        self.to(next(part.network.parameters()).device)  # a run reads before its trainer moves what it trains
+        if not self.fits:
             return
         if len(set(part.trained.values())) < len(part.trained):
             part.learn(batches)  # one for all placements, which sees them all at once
@@ -84,7 +88,8 @@ class Under(nn.Module):
                 if each.fits_activations:
                     self._fit(place, batches, before)
                 before[place] = each.hardened()
-        self.known.fill_(not any(True for _ in part.parameters()))
+        if not list(part.parameters()):
+            self.known.fill_(True)
 
     def _fit(
         self, place: Placement, batches: Sequence[CounterfactualBatch], before: Mapping[Placement, Intervention]
@@ -140,6 +145,8 @@ def _copied(training: Training, network: Network) -> Interchange:
             f"under: {name} has no interventions that act by themselves on a frozen model; give an AlignmentSearch or "
             "a RepresentationFinetuning"
         )
+    if getattr(training, "acts", "prompt") not in ("prompt", "all"):
+        raise ValueError(f"under: the {name} edits generated tokens alone, and probes read prompts")
     if training.network.model is not network.model:
         raise ValueError(f"under: the {name} is of another model; load it onto this one: itrain.load(folder, model)")
     return deepcopy(part, {id(part.network): network})
