@@ -48,7 +48,7 @@ class Placement:
             return
         object.__setattr__(self, "variables", tuple(self.variables))
         for name in self.variables:
-            if not isinstance(name, str) or not name or "+" in name:
+            if not (isinstance(name, str) and name.strip() and name.isprintable()) or "+" in name:
                 raise ValueError(f"site '{self.write}': {name!r} is no name of a variable")
         if len(set(self.variables)) != len(self.variables) or not self.variables:
             raise ValueError(f"site '{self.write}': name each of its variables once, or none to serve all")
@@ -96,11 +96,13 @@ def require_distinct(placements: Sequence[Placement]) -> None:
     Raises:
         ValueError: naming the placement.
     """
-    for place, each in enumerate(placements):
-        for other in placements[:place]:
-            one = each.variables is None or other.variables is None or set(each.variables) & set(other.variables)
-            if one and (each.write, each.read) == (other.write, other.read):
+    seen: dict[tuple[Site, Site], list[Placement]] = {}
+    for each in placements:
+        others = seen.setdefault((each.write, each.read), [])
+        for other in others:
+            if each.variables is None or other.variables is None or not set(each.variables).isdisjoint(other.variables):
                 raise ValueError(f"site '{each}' is listed twice; leave one of them out")
+        others.append(each)
 
 
 def require_served(placements: Sequence[Placement], interchanged: Iterable[str], known: Iterable[str]) -> None:

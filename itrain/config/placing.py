@@ -95,6 +95,8 @@ def _with(site: Any, path: Sequence[str], value: Any, place: str) -> Any:
     if key in SITE_FIELDS:
         if parts:
             raise ConfigError(f"{inside}: the site is written and read apart; set {place}.write.{key}")
+        if rest:
+            raise ConfigError(f"{inside}.{rest[0]}: {inside} is one value; set {inside}=<value>")
         return _fields(site) | {key: value}
     if isinstance(site, dict) and (key in site or (not parts and set(site).isdisjoint(SITE_FIELDS))):
         return site | {key: _with(site.get(key), rest, value, inside)}
