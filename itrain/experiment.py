@@ -35,9 +35,8 @@ from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
 from itrain.sharing import export as write_export
-from itrain.sharing import limited_to, load, load_weights, require_model
+from itrain.sharing import limited_to, load_weights, require_model
 from itrain.tasks.base import Task
-from itrain.tasks.responses import Prompts
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
@@ -48,8 +47,6 @@ from itrain.training.finite import fault_in
 
 EXPORT = "export"
 METRICS = "metrics.csv"
-GENERATED = 64
-"""The most tokens that are generated after a typed prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,24 +145,6 @@ def export(cfg: DictConfig, folder: Path) -> Path:
     return folder / EXPORT
 
 
-def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
-    """Print continuations of prompts, before and after the training of an export."""
-    base_model = _base_model(cfg)
-    module = load(cfg.export, base_model.model, trust=cfg.trust)
-    if not isinstance(module, Finetuning):
-        raise RunError(f"'{cfg.export}' is of {type(module).__name__}, which trains no responses to generate")
-    if base_model.tokenizer is None:
-        raise RunError(f"'{cfg.export}' was trained on a model without a tokenizer, which no prompt can be given to")
-    task = Prompts(texts=prompts)
-    task.bind(base_model.tokenizer)
-    inputs = task.inputs(task.settings("test"))
-    columns = {"prompt": prompts}
-    for name, trained in (("before", False), ("after", True)):
-        tokens = module.generate(inputs, max_new_tokens=GENERATED, end=task.end, trained=trained)
-        columns[name] = [task.text(each) for each in tokens.tolist()]
-    print_generations(columns)
-
-
 def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
     """Load the model, and make its task and data; nothing is sampled yet.
 
@@ -173,7 +152,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     """
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
-    base_model = _base_model(cfg)
+    base_model = base_model_of(cfg)
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     same = like is not None and like.base_model.fingerprint == base_model.fingerprint
@@ -196,7 +175,12 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     )
 
 
-def _base_model(cfg: DictConfig) -> BaseModel:
+def base_model_of(cfg: DictConfig) -> BaseModel:
+    """The base model of a configuration, within the limits of its export or checkpoint.
+
+    Raises:
+        RunError: what makes it makes something else.
+    """
     with limits_of_model(cfg.model._target_, cfg.export or cfg.ckpt):
         made = instantiate(cfg.model)
     if not isinstance(made, nn.Module | BaseModel):
