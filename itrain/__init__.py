@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from itrain.interventions.directions import LinearDiscriminant as LinearDiscriminant
     from itrain.interventions.directions import MeanDifference as MeanDifference
     from itrain.interventions.directions import PrincipalDirections as PrincipalDirections
+    from itrain.interventions.erasure import Erasure as Erasure
     from itrain.interventions.featurizers import Featurizer as Featurizer
     from itrain.interventions.featurizers import Identity as Identity
     from itrain.interventions.featurizers import Rotation as Rotation
@@ -102,6 +103,7 @@ _HOMES = {
     "LinearDiscriminant": "interventions.directions",
     "MeanDifference": "interventions.directions",
     "PrincipalDirections": "interventions.directions",
+    "Erasure": "interventions.erasure",
     "Featurizer": "interventions.featurizers",
     "Identity": "interventions.featurizers",
     "Rotation": "interventions.featurizers",

@@ -6,10 +6,20 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 Setting = Mapping[str, Any]
 """A value for each variable, or for some of them."""
+
+
+class Intervened(Protocol):
+    """A run under interchange: its base and, for each interchanged variable, the run that gives its value."""
+
+    @property
+    def base(self) -> Setting: ...
+
+    @property
+    def sources(self) -> Mapping[str, Setting | Intervened]: ...
 
 
 class CausalModel:
@@ -81,15 +91,20 @@ class CausalModel:
                     ) from error
         return setting
 
-    def interchange(self, base: Setting, sources: Mapping[str, Setting]) -> dict[str, Any]:
+    def interchange(self, base: Setting, sources: Mapping[str, Setting | Intervened]) -> dict[str, Any]:
         """The run of ``base`` in which each variable of ``sources`` has the value that it takes in its source's run.
 
-        Its output is the counterfactual label (Geiger et al. 2022, "Inducing Causal Structure for Interpretable Neural
-        Networks", section 3).
+        A source that is itself intervened, to any depth, is run under its own sources first. The output is the
+        counterfactual label (Geiger et al. 2022, "Inducing Causal Structure for Interpretable Neural Networks", section
+        3).
         """
         for variable in sources:
             self._require(variable, "an interchange")
-        return self.run(base, {variable: self.run(source)[variable] for variable, source in sources.items()})
+        runs = {
+            variable: self.run(source) if isinstance(source, Mapping) else self.interchange(source.base, source.sources)
+            for variable, source in sources.items()
+        }
+        return self.run(base, {variable: run[variable] for variable, run in runs.items()})
 
     def _in_order(self) -> Iterator[str]:
         done = set(self.inputs)

@@ -21,7 +21,7 @@ from torch import nn
 from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
-from itrain.factories import Limited, limits_of_model
+from itrain.factories import Limited, as_node, describe, limits_of_model
 from itrain.files import finite, write_json
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
@@ -38,7 +38,6 @@ from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
 from itrain.tasks.base import Task
-from itrain.tasks.responses import Prompts
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
@@ -49,8 +48,6 @@ from itrain.training.finite import fault_in
 
 EXPORT = "export"
 METRICS = "metrics.csv"
-GENERATED = 64
-"""The most tokens that are generated after a typed prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +62,8 @@ class Opened:
     """Makes the network of a base model."""
     threads: str
     """How many CPU threads were chosen, and why."""
+    trust: Sequence[str] = ()
+    """Packages whose classes an export may name."""
 
     @cached_property
     def random_twin(self) -> Opened:
@@ -75,6 +74,8 @@ class Opened:
     def module(self, training: Callable[..., Training], sites: Placements, *, intervention: Any = None) -> Training:
         """The training module at the sites; the run gives those arguments that only it knows."""
         given: Mapping[str, Any] = getattr(training, "keywords", {})
+        if isinstance(folder := given.get("under"), str):
+            training = partial(training, under=load(folder, self.base_model.model, trust=self.trust))
         join = bool(given.get("join_positions", False))
         known: dict[str, Callable[[], Any]] = {
             "network": lambda: self.network,
@@ -145,24 +146,6 @@ def export(cfg: DictConfig, folder: Path) -> Path:
     return folder / EXPORT
 
 
-def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
-    """Print continuations of prompts, before and after the training of an export."""
-    base_model = _base_model(cfg)
-    module = load(cfg.export, base_model.model, trust=cfg.trust)
-    if not isinstance(module, Finetuning):
-        raise RunError(f"'{cfg.export}' is of {type(module).__name__}, which trains no responses to generate")
-    if base_model.tokenizer is None:
-        raise RunError(f"'{cfg.export}' was trained on a model without a tokenizer, which no prompt can be given to")
-    task = Prompts(texts=prompts)
-    task.bind(base_model.tokenizer)
-    inputs = task.inputs(task.settings("test"))
-    columns = {"prompt": prompts}
-    for name, trained in (("before", False), ("after", True)):
-        tokens = module.generate(inputs, max_new_tokens=GENERATED, end=task.end, trained=trained)
-        columns[name] = [task.text(each) for each in tokens.tolist()]
-    print_generations(columns)
-
-
 def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
     """Load the model, and make its task and data; nothing is sampled yet.
 
@@ -170,7 +153,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     """
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
-    base_model = _base_model(cfg)
+    base_model = base_model_of(cfg)
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     same = like is not None and like.base_model.fingerprint == base_model.fingerprint
@@ -183,11 +166,22 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     known = {"task": lambda: task, "network": lambda: network, "seed": lambda: cfg.seed}
     data = instantiate(cfg.data, _convert_="all")(**additions("data", cfg.data, known))
     return Opened(
-        base_model=base_model, network=network, task=task, data=data, open_network=open_network, threads=threads
+        base_model=base_model,
+        network=network,
+        task=task,
+        data=data,
+        open_network=open_network,
+        threads=threads,
+        trust=cfg.trust,
     )
 
 
-def _base_model(cfg: DictConfig) -> BaseModel:
+def base_model_of(cfg: DictConfig) -> BaseModel:
+    """The base model of a configuration, within the limits of its export or checkpoint.
+
+    Raises:
+        RunError: what makes it makes something else.
+    """
     with limits_of_model(cfg.model._target_, cfg.export or cfg.ckpt):
         made = instantiate(cfg.model)
     if not isinstance(made, nn.Module | BaseModel):
@@ -210,6 +204,9 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     sites = _placements(cfg.site)
     with _limits(cfg):
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
+    if isinstance(cfg.training.get("under"), str):
+        # Its weights are part of what is saved, which is to be loaded without the folder.
+        cfg.training.under = as_node(describe("under", module.arguments["under"]))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
     opened.network.to(trainer.strategy.root_device)

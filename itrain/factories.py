@@ -58,6 +58,15 @@ def rebuild(name: str, value: Any, place: str, *, trust: Sequence[str] = ()) -> 
     return value
 
 
+def as_node(described: Any) -> Any:
+    """What :func:`describe` gave, in the form in which a configuration says it."""
+    if isinstance(described, dict):
+        if described.keys() == {"class", "arguments"}:
+            return {"_target_": described["class"], "_partial_": True, **as_node(described["arguments"])}
+        return {key: as_node(each) for key, each in described.items()}
+    return [as_node(each) for each in described] if isinstance(described, list | tuple) else described
+
+
 def _described(placement: Placement) -> Any:
     plain = placement.described()
     if placement.intervention is None:

@@ -54,6 +54,7 @@ ROOMS = [
     {"itrain.reports"},
     {"itrain.trainers"},
     {"itrain.experiment"},
+    {"itrain.generating"},
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},

@@ -118,6 +118,12 @@ def fit_and_test(module: ProbeTraining, data: CounterfactualDataModule, **settin
     return runner.test(module, datamodule=data, verbose=False)[0]
 
 
+def test_a_single_probe_is_counted_too() -> None:
+    """Of one strength and without a control: torchmetrics drops the axes of a result that is one number."""
+    found = fit_and_test(*probing(l2=[0.01], control=False), max_epochs=2)
+    assert found["test/probe_accuracy"] == found[f"test/probe_accuracy/{KIND}"] > found["test/majority_accuracy"]
+
+
 # --- the contract of a probe, for every probe
 
 

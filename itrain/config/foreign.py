@@ -53,6 +53,10 @@ def require_harmless(
             for key in _written(plain[group], group):
                 if not any(word == key or key.startswith(f"{word}.") for word in typed):
                     raise TrustError(f"{place} says where to write ({key}), which no file may; repeat it: {key}=<path>")
+    training = plain.get("training")
+    if isinstance(training, dict) and isinstance(training.get("under"), str) and "training.under" not in typed:
+        # What itrain saves says what probes read under itself, and its weights hold it.
+        raise TrustError(f"{place} names an export (training.under), which no file may; repeat it: training.under=...")
     for key, value in _named(plain, ""):
         if key.split(".")[-1] in CROWDS and _number(value) > CROWD:
             raise TrustError(f"{place}: {key} is {value}; no file may ask for more than {CROWD}; repeat it: {key}=...")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,8 +24,69 @@ class PairError(ValueError):
     """The task's pairs cannot be used."""
 
 
+class Interchanging:
+    """Runs of which each interchanges some variables: those of its group."""
+
+    groups: tuple[tuple[str, ...], ...]
+    group: Int[Tensor, " batch"]
+
+    def rows(self, variable: str) -> Int[Tensor, " rows"] | None:
+        """The runs that interchange the variable, on the CPU; None where all do."""
+        holds = [variable in group for group in self.groups]
+        return None if all(holds) else torch.tensor(holds)[self.group].nonzero()[:, 0]
+
+
 @dataclass(eq=False, kw_only=True)
-class CounterfactualBatch(Batch):
+class IntervenedInputs(ModelInputs, Interchanging):
+    """The inputs of sources that are intervened runs: each is edited by sources of its own before it is read.
+
+    They are taken, moved and pinned together with their sources. Whoever runs them as inputs runs them unedited.
+
+    Args:
+        sources: for each variable, the runs its value is taken from, which may be intervened too.
+        groups, group: as in :class:`CounterfactualBatch`; a run that nothing edits belongs to the empty group.
+    """
+
+    sources: Mapping[str, ModelInputs]
+    groups: tuple[tuple[str, ...], ...]
+    group: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, inputs: ModelInputs, sources: Sources) -> IntervenedInputs:
+        """The inputs, edited by these sources."""
+        given = {each.name: getattr(inputs, each.name) for each in fields(ModelInputs) if each.init}
+        made = cls(**given, **sources._asdict())
+        made._with(**inputs._known())
+        return made
+
+    @property
+    def base(self) -> ModelInputs:
+        """The runs that are edited."""
+        return self
+
+    def take(self, rows: Int[Tensor, " rows"]) -> IntervenedInputs:
+        sources = {variable: source.take(rows) for variable, source in self.sources.items()}
+        return IntervenedInputs.of(super().take(rows), Sources(sources, self.groups, self.group[rows]))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> IntervenedInputs:
+        sources = {variable: source.to(device, non_blocking) for variable, source in self.sources.items()}
+        return IntervenedInputs.of(super().to(device, non_blocking), Sources(sources, self.groups, self.group))
+
+    def pin_memory(self) -> IntervenedInputs:
+        sources = {variable: source.pin_memory() for variable, source in self.sources.items()}
+        return IntervenedInputs.of(super().pin_memory(), Sources(sources, self.groups, self.group))
+
+
+class Sources(NamedTuple):
+    """What edits some runs: the sources of each variable, and the group of variables that each run interchanges."""
+
+    sources: Mapping[str, ModelInputs]
+    groups: tuple[tuple[str, ...], ...]
+    group: Int[Tensor, " batch"]
+
+
+@dataclass(eq=False, kw_only=True)
+class CounterfactualBatch(Batch, Interchanging):
     """Pairs of base and source with the causal model's labels.
 
     Labels are one token or class, (B,), or several tokens, (B, A); a base label is cut or padded to the tokens of its
@@ -33,12 +94,13 @@ class CounterfactualBatch(Batch):
 
     Args:
         base: the runs that are edited.
-        sources: for each variable, the runs its value is taken from.
+        sources: for each variable, the runs its value is taken from; :class:`IntervenedInputs` where some of them are
+            intervened themselves.
         base_label: the causal model's answer for the base.
         counterfactual_label: its answer after the interchange.
         contrast_label: the answer that the pairwise rule compares the counterfactual label with: the base's where the
             label changes, else the source's, else the task's first other output.
-        source_labels: its answer for the sources of each variable.
+        source_labels: its answer for the sources of each variable, as they are before anything edits them.
         variables: the base's value of each variable, as a class.
         groups: the sets of variables that are interchanged together.
         group: which of the groups a pair belongs to, on the CPU.
@@ -64,11 +126,6 @@ class CounterfactualBatch(Batch):
     def changes(self) -> Bool[Tensor, " batch"]:
         """Whether the interchange changes the label."""
         return (self.base_label != self.counterfactual_label).view(len(self), -1).any(1)
-
-    def rows(self, variable: str) -> Int[Tensor, " rows"] | None:
-        """The pairs that interchange the variable, on the CPU; None where all do."""
-        holds = [variable in group for group in self.groups]
-        return None if all(holds) else torch.tensor(holds)[self.group].nonzero()[:, 0]
 
     def __len__(self) -> int:
         return len(self.base_label)
@@ -120,6 +177,10 @@ class CounterfactualBatch(Batch):
         )
 
 
+Runs: TypeAlias = CounterfactualBatch | IntervenedInputs
+"""Runs that sources edit: the bases of pairs, or sources that are intervened in their turn."""
+
+
 def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
     """The pairs as tensors, labelled by the causal model."""
     model, names = task.causal_model, task.variables
@@ -127,34 +188,50 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
     counterfactuals = [model.interchange(pair.base, pair.sources)[model.output] for pair in pairs]
     outputs = [base[model.output] for base in bases]
     contrasts = [
-        _contrast(task, [base, *(model.run(source)[model.output] for source in pair.sources.values())], new)
-        for base, new, pair in zip(outputs, counterfactuals, pairs, strict=True)
+        _contrast(task, [model.run(setting)[model.output] for setting in pair.settings()], new)
+        for new, pair in zip(counterfactuals, pairs, strict=True)
     ]
-    # By the task's order, so that {left, right} and {right, left} are one set.
-    order = {variable: place for place, variable in enumerate(names)}
-    together = [tuple(sorted(pair.sources, key=lambda each: (order.get(each, len(order)), each))) for pair in pairs]
-    groups = sorted(set(together))
-    sources = {
-        variable: [pair.sources.get(variable, pair.base) for pair in pairs]
-        for variable in dict.fromkeys(variable for group in groups for variable in group)
-    }
+    sources = _sources(task, pairs)
     return CounterfactualBatch(
         base=answerable(task, [pair.base for pair in pairs], counterfactuals),
-        sources={variable: task.inputs(settings) for variable, settings in sources.items()},
+        **sources._asdict(),
         base_label=labels(task, outputs),
         counterfactual_label=labels(task, counterfactuals),
         contrast_label=labels(task, contrasts),
         source_labels={
-            variable: labels(task, [model.run(setting)[model.output] for setting in settings])
-            for variable, settings in sources.items()
+            variable: labels(task, [model.run(_pair(each).base)[model.output] for each in _runs(pairs, variable)])
+            for variable in sources.sources
         },
         variables={name: torch.tensor([_place(task, name, base[name]) for base in bases]) for name in names},
-        groups=tuple(groups),
-        group=torch.tensor([groups.index(each) for each in together]),
         isolates=torch.tensor([pair.isolates for pair in pairs]),
         types=None if task.control is None else torch.tensor([_hash(base[task.control]) for base in bases]),
         candidates=labels(task, task.outputs).unique() if _answers(task) == 1 else None,
     )
+
+
+def _sources(task: Task, pairs: Sequence[Pair]) -> Sources:
+    """The sources of each variable as inputs of the model, and the variables that each pair interchanges."""
+    # By the task's order, so that {left, right} and {right, left} are one set.
+    order = {variable: place for place, variable in enumerate(task.variables)}
+    together = [tuple(sorted(pair.sources, key=lambda each: (order.get(each, len(order)), each))) for pair in pairs]
+    groups = sorted(set(together))
+    sources = {}
+    for variable in dict.fromkeys(variable for group in groups for variable in group):
+        runs = [_pair(run) for run in _runs(pairs, variable)]
+        inputs = task.inputs([run.base for run in runs])
+        edited = any(run.sources for run in runs)
+        sources[variable] = IntervenedInputs.of(inputs, _sources(task, runs)) if edited else inputs
+    return Sources(sources, tuple(groups), torch.tensor([groups.index(each) for each in together]))
+
+
+def _runs(pairs: Sequence[Pair], variable: str) -> list[Setting | Pair]:
+    """The sources of a variable; a pair that does not interchange it has its base in their place."""
+    return [pair.sources.get(variable, pair.base) for pair in pairs]
+
+
+def _pair(source: Setting | Pair) -> Pair:
+    """The source as a run that others may edit."""
+    return source if isinstance(source, Pair) else Pair(base=source, sources={})
 
 
 def labels(task: Task, outputs: Sequence[Any]) -> Int[Tensor, "outputs ..."]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import product
 from random import Random
 from typing import Literal, cast
@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader
 
 from itrain.causal_model import Setting
 from itrain.data.balance import balance, is_balanced
-from itrain.data.counterfactual import CounterfactualBatch, PairError, answerable, collate, labels
+from itrain.data.counterfactual import (
+    CounterfactualBatch,
+    IntervenedInputs,
+    PairError,
+    Runs,
+    answerable,
+    collate,
+    labels,
+)
 from itrain.data.splits import SplitDataModule, SplitDataset
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED, is_right
@@ -94,10 +102,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
 
     def read(self) -> list[ModelInputs]:
         found = []
-        for pairs in (dataset.examples for dataset in self.datasets.values()):
-            for variable, source in pairs.sources.items():
-                rows = pairs.rows(variable)
-                found.append(source if rows is None else source.take(rows))
+        for dataset in self.datasets.values():
+            found += _untouched(dataset.examples)
         return found
 
     def describe(self) -> dict[str, str]:
@@ -107,6 +113,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             fewer = "" if len(dataset) == self.sizes[split] else f" of {self.sizes[split]}: the task has no more"
             counts.append(f"{len(dataset)} {split}{fewer} ({int(dataset.examples.changes.sum())} change the label)")
         lines = {"pairs": ", ".join(counts)}
+        if (depth := _depth(train)) > 1:
+            lines["sources"] = f"intervened runs themselves, in chains of up to {depth}"
         if self.task.exhaustive:
             lines["note"] = f"{type(self.task).__name__} holds no pairs out: its test pairs are among those trained on"
         elif seen := self.trained_on:
@@ -146,16 +154,11 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         """
         splits = [dataset.examples for dataset in self.datasets.values()]
         if any(each.variables is not None for each in placements):
-            interchanged = [variable for pairs in splits for group in pairs.groups for variable in group]
+            interchanged = [variable for pairs in splits for variable in _interchanged(pairs)]
             require_served(placements, dict.fromkeys(interchanged), self.task.variables)
         for pairs, each in product(splits, placements):
             pairs.base.require(each.write)
-            for variable, source in pairs.sources.items():
-                if each.variables is None or variable in each.variables:
-                    rows = pairs.rows(variable)
-                    (source if rows is None else source.take(rows)).require(each.read)
-                    if each.names_tokens:
-                        pairs.base.require_same_count(source, each.write, each.read, rows)
+            _require_sources(pairs, each)
 
     def collect(self, split: Split) -> CounterfactualBatch:
         held_out = split != "train" and not self.task.exhaustive
@@ -260,8 +263,9 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
 
     @torch.no_grad()
     def _right(self, pairs: Sequence[Pair], split: Split) -> list[bool]:
-        """Whether the base model answers base and sources correctly by the rule of ``keep``."""
-        settings: list[Setting] = [setting for pair in pairs for setting in (pair.base, *pair.sources.values())]
+        """Whether the base model answers base and sources correctly, at any depth, by the rule of ``keep``."""
+        of_pairs: list[list[Setting]] = [list(pair.settings()) for pair in pairs]
+        settings = [setting for of_pair in of_pairs for setting in of_pair]
         others = labels(self.task, self.task.outputs)
         rights: dict[str, list[Tensor]] = {"argmax": [], "pairwise": []}
         for start in range(0, len(settings), self.eval_batch_size):
@@ -284,7 +288,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         )
         if self.keep == "all":
             return [True] * len(pairs)
-        return [bool(part.all()) for part in right[self.keep].split([1 + len(pair.sources) for pair in pairs])]
+        return [bool(part.all()) for part in right[self.keep].split(list(map(len, of_pairs)))]
 
     def _require_classes(self, labels: Tensor, classes: int) -> None:
         """Refuse labels that the model has no logits for."""
@@ -293,3 +297,42 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
                 f"task {type(self.task).__name__}: the largest label is {int(labels.max())}, and the model gives "
                 f"{classes} logits, counted from 0; check label(), or take a model of this task"
             )
+
+
+def _taken(runs: Runs) -> Iterator[tuple[str, Tensor | None, ModelInputs]]:
+    """Each variable, the runs that interchange it, and their sources."""
+    for variable, source in runs.sources.items():
+        rows = runs.rows(variable)
+        yield variable, rows, source if rows is None else source.take(rows)
+
+
+def _untouched(runs: Runs) -> list[ModelInputs]:
+    """The sources that nothing edits, at any depth."""
+    found = []
+    for _, _, source in _taken(runs):
+        found += _untouched(source) if isinstance(source, IntervenedInputs) else [source]
+    return found
+
+
+def _interchanged(runs: Runs) -> list[str]:
+    """The variables that are interchanged, at any depth."""
+    inner = [each for each in runs.sources.values() if isinstance(each, IntervenedInputs)]
+    return [*runs.sources, *(variable for each in inner for variable in _interchanged(each))]
+
+
+def _depth(runs: Runs) -> int:
+    """How many runs lie above one another."""
+    return 1 + max((_depth(each) for each in runs.sources.values() if isinstance(each, IntervenedInputs)), default=0)
+
+
+def _require_sources(runs: Runs, placement: Placement) -> None:
+    """Refuse sources in which the placement reads no token, or not as many as it writes, at any depth."""
+    for variable, rows, source in _taken(runs):
+        if placement.variables is None or variable in placement.variables:
+            source.require(placement.read)
+            if isinstance(runs, IntervenedInputs):
+                (runs if rows is None else runs.take(rows)).require(placement.write)
+            if placement.names_tokens:
+                runs.base.require_same_count(runs.sources[variable], placement.write, placement.read, rows)
+        if isinstance(source, IntervenedInputs):
+            _require_sources(source, placement)

@@ -52,7 +52,7 @@ class Batch(ABC):
 
     def pin_memory(self) -> Self:
         """The batch in memory from which an accelerator copies without waiting."""
-        return self.each(ModelInputs.pin_memory, Tensor.pin_memory)
+        return self.each(lambda inputs: inputs.pin_memory(), Tensor.pin_memory)
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)

@@ -34,11 +34,15 @@ class Network(nn.Module, ABC):
         return self.edit(inputs, [])
 
     @abstractmethod
-    def read(self, inputs: ModelInputs, sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch *places features"]]:
-        """The activations at the sites, (B, P, D) where a site has a position; at least fp32.
+    def read(
+        self, inputs: ModelInputs, sites: Iterable[Site], edits: Edits = ()
+    ) -> dict[Site, Float[Tensor, "batch *places features"]]:
+        """The activations at the sites in a run under the edits, (B, P, D) where a site has a position; at least fp32.
 
-        Where spans are ragged, positions that an example lacks repeat its first one. Without a position, the whole
-        activation: of a text all its own tokens, as by ``@all``, and of a map (B, places, channels).
+        What is read at a site that is edited too is what the edits have made of it; edits above a site do not change
+        what is read there. Gradients flow through the edits. Where spans are ragged, positions that an example lacks
+        repeat its first one. Without a position, the whole activation: of a text all its own tokens, as by ``@all``,
+        and of a map (B, places, channels).
         """
 
     def edit(self, inputs: ModelInputs, edits: Edits) -> Tensor:

@@ -59,12 +59,13 @@ class HookedNetwork(Network):
         self.register_load_state_dict_post_hook(_forgive_frozen_weights)
 
     def read(
-        self, inputs: ModelInputs, sites: Iterable[Site], *, stop_early: bool = False
+        self, inputs: ModelInputs, sites: Iterable[Site], edits: Edits = (), *, stop_early: bool = False
     ) -> dict[Site, Float[Tensor, "batch *places features"]]:
         """The activations at the sites, (B, P, D) where a site has a position or the texts are ragged; at least fp32.
 
         Positions that an example lacks repeat its first one. ``stop_early`` ends the run as soon as all is found: for
-        modules that are known to be called once, since further calls would go unnoticed.
+        modules that are known to be called once, since further calls would go unnoticed. Edits that come later are then
+        not made.
 
         Raises:
             RuntimeError: a site of a trainable model runs without gradients although they are enabled.
@@ -72,16 +73,24 @@ class HookedNetwork(Network):
         if self.call.right and not inputs.all_own:
             inputs = self._padded_right(inputs, reads=True)
         lane = Lane(inputs=inputs, rows=inputs.batch_size)
-        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.model.parameters())
+        learns = torch.is_grad_enabled() and (
+            bool(edits) or any(parameter.requires_grad for parameter in self.model.parameters())
+        )
         reads = [
-            Planned(lane=lane, site=site, route=self._route(site), with_gradient=trains)
+            Planned(lane=lane, site=site, route=self._route(site), with_gradient=learns)
             for site in dict.fromkeys(sites)
         ]
         if stop_early:
             for each in reads:
                 each.until = reads
+        # First, so that a site that is edited and read is read as edited.
+        edited = [
+            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts)
+            for each in edits
+            for part in (each if isinstance(each, EditAt) else EditAt(*each)).parts
+        ]
         with suppress(AllRead):
-            self.run(inputs.arguments, reads, answers([lane]))
+            self.run(inputs.arguments, [*edited, *reads], answers([lane]))
         return {each.site: each.read for each in reads if each.read is not None}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
@@ -190,7 +199,7 @@ class HookedNetwork(Network):
             if any(block.training for each in planned for block in each.route.inside):
                 recompute_alike(planned, stack)
             if at is not None:
-                asked = not planned or any(each.edit is not None for each in planned)
+                asked = all(each.edit is not None for each in planned)
                 answer_only(forward.model, at, candidates, arguments, stack, asked=asked)
             # A compiled graph was traced without these hooks and would skip them in silence.
             stack.enter_context(torch.compiler.set_stance("force_eager"))

@@ -45,7 +45,8 @@ class Grid:
 
     Raises:
         ValueError: the layers cannot be read, something is empty or listed twice, sites are named in both ways, a
-            method cannot have its name, or a window is less than 1 layer or one of probes.
+            method cannot have its name or is of the trained model alone, or a window is less than 1 layer or one of
+            probes.
     """
 
     methods: Mapping[str, Callable[..., Intervention] | Callable[..., Training]]
@@ -71,6 +72,12 @@ class Grid:
             # The fits of a layer, too, are kept under a name.
             if not re.fullmatch(r"\w[\w-]*", method) or re.fullmatch(r"layer\d+", method):
                 raise ValueError(f"sweep.methods: '{method}' is no name of a method; use letters, digits, '_' and '-'")
+        for name, factory in self.methods.items() if self.random_model else ():
+            if isinstance(getattr(factory, "keywords", {}).get("under"), str):
+                raise ValueError(
+                    f"sweep.methods.{name}.under: an export belongs to the model that it was trained on, not to a "
+                    "random one; add sweep.random_model=false"
+                )
         self._require_layers()
         require_at_least(1, **{"sweep.ranks": min(self.ranks), "sweep.patience": self.patience})
         require_at_least(0, **{"sweep.seeds": min(self.seeds)})

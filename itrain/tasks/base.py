@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,12 +29,25 @@ Label = int | Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Input settings of a base and, for each interchanged variable, of the source that gives its value."""
+    """Input settings of a base and, for each interchanged variable, of the source that gives its value.
+
+    A source may itself be an intervened run, to any depth: with ``Pair(base=b, sources={"v": Pair(base=s, sources={"w":
+    t})})`` the base takes v from a run of s that has taken w from t.
+    """
 
     base: Setting
-    sources: Mapping[str, Setting]
+    sources: Mapping[str, Setting | Pair]
     isolates: bool = False
     """Whether the base asks for a variable that is not interchanged, so that its label must not change."""
+
+    def settings(self) -> Iterator[Setting]:
+        """The settings of all runs that the pair takes: the base's, then each source's with those that edit it."""
+        yield self.base
+        for source in self.sources.values():
+            if isinstance(source, Pair):
+                yield from source.settings()
+            else:
+                yield source
 
 
 class Task(ABC):

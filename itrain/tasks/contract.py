@@ -40,7 +40,13 @@ def label_tokens(task: Task, output: Any) -> tuple[int, ...]:
 
 def pair_identity(task: Task, pair: Pair) -> tuple[Hashable, ...]:
     """What tells the pair from others, as the base model sees them: first its base, then each variable's source."""
-    return task.identity(pair.base), *sorted((name, task.identity(source)) for name, source in pair.sources.items())
+    return task.identity(pair.base), *sorted((name, _identity(task, each)) for name, each in pair.sources.items())
+
+
+def _identity(task: Task, source: Setting | Pair) -> Hashable:
+    if not isinstance(source, Pair):
+        return task.identity(source)
+    return pair_identity(task, source) if source.sources else task.identity(source.base)
 
 
 def check_task(task: Task) -> None:
@@ -106,7 +112,17 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _settings(pair: Pair) -> dict[str, Setting]:
-    return {"the base": pair.base} | {f"the source of '{name}'": source for name, source in pair.sources.items()}
+    """The settings of all runs that the pair takes, under names for messages."""
+    found = {"the base": pair.base}
+    for name, source in pair.sources.items():
+        role = f"the source of '{name}'"
+        if isinstance(source, Pair):
+            inner = _settings(source)
+            found[role] = inner.pop("the base")
+            found |= {f"{of} in {role}": setting for of, setting in inner.items()}
+        else:
+            found[role] = source
+    return found
 
 
 def _check_kind(task: Task) -> None:
@@ -205,19 +221,31 @@ def _check_pair(task: Task, pair: Pair, call: str) -> None:
         raise TaskError(
             f"{_name(task)}: {call} returns a {type(pair).__name__}; return itrain.Pair(base=..., sources={{...}})"
         )
+    _check_sources(task, pair, call)
+    for place, setting in _settings(pair).items():
+        _check_setting(task, setting, f"{place} of {call}")
+
+
+def _check_sources(task: Task, pair: Pair, call: str) -> None:
     if not isinstance(pair.sources, Mapping):
         raise TaskError(
             f"{_name(task)}: the sources of {call} are a {type(pair.sources).__name__}; give one for each variable, as "
             f"in {{'{task.variables[0]}': ...}}"
         )
-    for name in pair.sources:
+    for name, source in pair.sources.items():
         if name not in task.causal_model.variables:
             raise TaskError(
                 f"{_name(task)}: {call} has a source of '{name}', which its causal model does not have"
                 f"{nearest(str(name), task.causal_model.variables)}"
             )
-    for place, setting in _settings(pair).items():
-        _check_setting(task, setting, f"{place} of {call}")
+        if isinstance(source, Pair):
+            place = f"the source of '{name}' of {call}"
+            if source.isolates:
+                raise TaskError(
+                    f"{_name(task)}: {place} has isolates=True, which only says something of the whole pair; set it "
+                    "there"
+                )
+            _check_sources(task, source, place)
 
 
 def _check_setting(task: Task, setting: Setting, place: str) -> dict[str, Any]:

@@ -202,7 +202,7 @@ class Training(lightning.LightningModule, ABC):
         source: Source | Mapping[str, Source] | None = None,
         acts: Acts | Sequence[int] | None = None,
         strength: float = 1.0,
-        prompts: ModelInputs | None = None,
+        prompts: Source | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> Attached:
         """Have what was trained act in all calls of a model until it is detached.
@@ -216,7 +216,7 @@ class Training(lightning.LightningModule, ABC):
             acts: on which tokens edits act, ``prompt``, ``all``, ``generated``, or some generated ones, as ``[0, 2]``,
                 counted from 0; None: as in the training.
             strength: how much of an edit's effect is applied: base + strength * (edit(base) - base).
-            prompts: the prompts of all calls, where positions name spans.
+            prompts: the prompts of all calls, as ``source`` is given, where positions name spans.
             tokenizer: of the source's texts; None: that of the base model.
 
         Raises:
@@ -226,7 +226,8 @@ class Training(lightning.LightningModule, ABC):
         tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None) or self.tokenizer
         known = source if isinstance(source, Mapping) else {} if source is None else {"": source}
         sources = {name: inputs_of(each, tokenizer) for name, each in known.items()}
-        return self.attach_to(target, sources, Attaching(acts=acts, strength=strength, prompts=prompts))
+        texts = None if prompts is None else inputs_of(prompts, tokenizer)
+        return self.attach_to(target, sources, Attaching(acts=acts, strength=strength, prompts=texts))
 
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
         """Have what was trained act in all calls of the model; see :meth:`attach`.

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parametrize
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from itrain.data import CounterfactualBatch
+from itrain.data import CounterfactualBatch, IntervenedInputs
 from itrain.data.splits import SplitDataModule
 from itrain.networks.base import ROWS
 from itrain.placements import Placement
@@ -120,9 +120,15 @@ class Cohort(Training):
         """
         with self.network.unchanged(), parametrize.cached():
             parts = {name: member.interchange for name, member in self.members.items()}
-            read = [place for each in interventions.values() for place in each if each[place].takes_source]
-            activations = next(iter(parts.values())).read(batch, list(dict.fromkeys(read)))
-            edits = [parts[name].edits(batch, each, activations) for name, each in interventions.items()]
+            if any(isinstance(source, IntervenedInputs) for source in batch.sources.values()):
+                # What is read in an intervened run depends on whose interventions edit it.
+                read = {name: parts[name].read(batch, each) for name, each in interventions.items()}
+            else:
+                every = {
+                    place: each[place] for each in interventions.values() for place in each if each[place].takes_source
+                }
+                read = dict.fromkeys(interventions, next(iter(parts.values())).read(batch, every))
+            edits = [parts[name].edits(batch, each, read[name]) for name, each in interventions.items()]
             answers = self.network.edit_each(batch.base, edits, rows=self.rows)
         return dict(zip(interventions, answers, strict=True))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
-from itrain.data import CounterfactualBatch
+from itrain.data import CounterfactualBatch, IntervenedInputs, Runs
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED
@@ -122,25 +122,35 @@ class Interchange(nn.Module):
     ) -> Float[Tensor, "batch ... vocabulary"]:
         """The model's answer on the bases under the interventions, each variable's values read from its sources."""
         with self.network.unchanged(), parametrize.cached():
-            read = self.read(batch, [placement for placement, each in interventions.items() if each.takes_source])
+            read = self.read(batch, interventions)
             return self.network.edit(batch.base, self.edits(batch, interventions, read))
 
-    def read(self, batch: CounterfactualBatch, placements: Iterable[Placement]) -> Activations:
-        """What the placements read in each variable's sources, for the pairs that interchange the variable."""
+    def read(self, batch: Runs, interventions: Interventions) -> Activations:
+        """What the placements read in each variable's sources, for the pairs that interchange the variable.
+
+        A source that is itself an intervened run is edited by the same interventions before it is read, to any depth:
+        the values that it takes from its own sources pass through them too, and gradients flow through all of the
+        chain.
+        """
         if not batch.sources:
             raise ValueError("the batch has no sources, so there is no variable to interchange")
         found: Activations = {}
+        placements = [placement for placement, each in interventions.items() if each.takes_source]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_source):
             for variable, source in batch.sources.items():
                 rows = batch.rows(variable)
                 taken = source if rows is None else source.take(rows)
                 sites = [each.read for each in placements if each.variables is None or variable in each.variables]
-                found[variable] = self.network.read(taken, sites) if sites and taken.batch_size else {}
+                if not sites or not taken.batch_size:
+                    found[variable] = {}
+                elif isinstance(taken, IntervenedInputs):
+                    edits = self.edits(taken, interventions, self.read(taken, interventions))
+                    found[variable] = self.network.read(taken, sites, edits)
+                else:
+                    found[variable] = self.network.read(taken, sites)
         return found
 
-    def edits(
-        self, batch: CounterfactualBatch, interventions: Interventions, activations: Activations
-    ) -> list[tuple[Site, Edit]]:
+    def edits(self, batch: Runs, interventions: Interventions, activations: Activations) -> list[tuple[Site, Edit]]:
         """The edits of each variable, at each placement that serves it."""
         edits = []
         for variable, source in batch.sources.items():
@@ -204,7 +214,7 @@ class Interchange(nn.Module):
                 listed.
         """
         needing = [each for each in self.trained.items() if each[1].needs_classes]
-        self.fit((batch.base, {each[0]: _classes(batch, *each) for each in needing}) for batch in batches)
+        self.fit((batch.base, {each[0]: classes_of(batch, *each) for each in needing}) for batch in batches)
 
     def fit(self, examples: Iterable[tuple[ModelInputs, Mapping[Placement, Int[Tensor, " batch"]] | None]]) -> None:
         """Fit closed-form statistics to inputs' activations at the edited sites, with classes where some are known."""
@@ -290,7 +300,7 @@ def across(
     return apply(base, source)
 
 
-def _classes(batch: CounterfactualBatch, placement: Placement, intervention: Intervention) -> Int[Tensor, " batch"]:
+def classes_of(batch: CounterfactualBatch, placement: Placement, intervention: Intervention) -> Int[Tensor, " batch"]:
     """The class of each base: its value of the placement's variable, or else of that which all pairs interchange.
 
     Of several variables it is that of their values together.

@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule, SplitDataModule
-from itrain.inputs import ModelInputs
 from itrain.metrics import likeliest
 from itrain.networks.base import Network
 from itrain.placements import Placements, plain_sites
@@ -25,6 +24,7 @@ from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers, require_finite
 from itrain.training.interchange import match_precision
 from itrain.training.optimization import OptimizerFactory
+from itrain.training.under import Given, Under
 
 
 class ProbeSet(nn.Module):
@@ -104,6 +104,11 @@ class ProbeAccuracy(Metric):
         examples = self.classes.sum()
         return self.right / examples, self.classes.max() / examples, examples
 
+    def found(self) -> tuple[Float[Tensor, "tasks strengths"], Float[Tensor, ""], Int[Tensor, ""]]:
+        """As ``compute``, of whose result torchmetrics drops all axes where a single probe is counted."""
+        accuracy, majority, examples = self.compute()
+        return accuracy.view_as(self.right), majority, examples
+
 
 class Prediction(NamedTuple):
     """The class scores of a variable's probes at a site on a batch, and the right classes."""
@@ -127,6 +132,9 @@ class ProbeTraining(Training):
     was trained on, since the label of an unseen type cannot be known. Hewitt and Liang 2019, "Designing and
     Interpreting Probes with Control Tasks", section 2.
 
+    Probes may read a run ``under`` interventions, as in amnesic probing: what can still be read once a variable is
+    erased, or swapped for that of a source? The classes stay those of the base's own run.
+
     Args:
         network: the base model, frozen.
         sites: sites of one token each.
@@ -138,6 +146,8 @@ class ProbeTraining(Training):
         optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
         hidden_sizes: features at each site; None asks the network.
+        under: the interventions: those of a training of the same model, which stay as they are, or
+            ``partial(Interchange, sites=..., intervention=...)``, which are fitted in closed form before the probes.
 
     Raises:
         ValueError: a site has several tokens, a strength is negative, or control probes have no types to label.
@@ -156,6 +166,7 @@ class ProbeTraining(Training):
         control_seed: int = 0,
         warmup: float = 0.1,
         hidden_sizes: Sequence[int] | None = None,
+        under: Given | str | None = None,
     ) -> None:
         super().__init__()
         self.remember(locals())
@@ -182,6 +193,9 @@ class ProbeTraining(Training):
             }
         )
         match_precision(self.probes, network)
+        self.under = None if under is None else Under(under, network)
+        if self.under is not None:
+            self.arguments["under"] = self.under.factory
         self.network = network
         self.metrics: dict[str, dict[str, ProbeAccuracy]] = {}
         self.answers = FiniteAnswers(network)
@@ -195,7 +209,7 @@ class ProbeTraining(Training):
 
     def predictions(self, batch: CounterfactualBatch) -> Iterator[Prediction]:
         """The prediction of each variable's probes at each site."""
-        for site, activation in self._read(batch.base).items():
+        for site, activation in self._read(batch).items():
             for number, (variable, count) in enumerate(self.classes.items()):
                 name, values = f"{variable} {site}", [batch.variables[variable]]
                 probe_set = self._probes(name)
@@ -218,7 +232,7 @@ class ProbeTraining(Training):
 
     @property
     def exported(self) -> nn.Module:
-        return self.probes
+        return self.probes if self.under is None else nn.ModuleDict({"probes": self.probes, "under": self.under})
 
     @property
     def edited(self) -> tuple[Site, ...]:
@@ -244,15 +258,28 @@ class ProbeTraining(Training):
                 f"{type(data.task).__name__} are trained on; let sample() draw each split from settings of its own, "
                 "or set exhaustive = True on a task that has no more"
             )
-        return super().prepare(data, uses=uses)
+        how = super().prepare(data, uses=uses)
+        return how if self.under is None else f"under {self.under}; what is read is not cached"
+
+    def check(self, data: SplitDataModule) -> None:
+        super().check(data)
+        if self.under is not None:
+            self.under.require(data)
+
+    def on_train_start(self) -> None:
+        if self.under is not None:
+            self.under.require_known()
 
     def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Fit the probes' mean and deviation to the training activations."""
+        """Fit the probes' mean and deviation to the training activations, and before them what they read under."""
         found: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
         device = next(self.network.parameters()).device
+        if self.under is not None:
+            batches = list(batches)
+            self.under.learn(batches)
         with torch.no_grad():
             for batch in batches:
-                for site, activation in self._read(batch.base.to(device)).items():
+                for site, activation in self._read(batch.to(device)).items():
                     found[site].append(activation)
         activations = {site: require_finite(torch.cat(rows), site) for site, rows in found.items()}
         for site, variable in self._pairs:
@@ -289,7 +316,7 @@ class ProbeTraining(Training):
         fits, trying = self.trainer.state.fn == TrainerFn.FITTING, self.trainer.sanity_checking
         best = []
         for name, metric in metrics.items():
-            accuracy, *_ = metric.compute()
+            accuracy, *_ = metric.found()
             probe_set = self._probes(name)
             if not trying and (fits or probe_set.chosen < 0):
                 probe_set.choose(accuracy[0])
@@ -301,10 +328,10 @@ class ProbeTraining(Training):
         controls = self._control_metrics() if self.control else {}
         figures: dict[str, dict[str, Tensor]] = {}
         for name, metric in metrics.items():
-            (accuracy, majority, examples), choice = metric.compute(), self._probes(name).choice
+            (accuracy, majority, examples), choice = metric.found(), self._probes(name).choice
             found = {"probe_accuracy": accuracy[0, choice], "majority_accuracy": majority, "examples": examples}
             if self.control:
-                (_, control), _, control_examples = controls[name].compute()
+                (_, control), _, control_examples = controls[name].found()
                 found |= {
                     "control_accuracy": control[choice],
                     "control_examples": control_examples,
@@ -323,14 +350,17 @@ class ProbeTraining(Training):
         """The accuracy of each chosen probe on other batches than the test's."""
         for batch in batches:
             self.score("others", batch.to(self.device))
-        found = {name: metric.compute()[0][0] for name, metric in self.metrics.pop("others").items()}
+        found = {name: metric.found()[0][0] for name, metric in self.metrics.pop("others").items()}
         return {name: float(accuracy[self._probes(name).choice]) for name, accuracy in found.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.probes.parameters())}]
 
-    def _read(self, inputs: ModelInputs) -> dict[Site, Tensor]:
-        activations = self.network.read(inputs, self.sites)
+    def _read(self, batch: CounterfactualBatch) -> dict[Site, Tensor]:
+        if self.under is None:
+            activations = self.network.read(batch.base, self.sites)
+        else:
+            activations = self.under.read(batch, self.sites)
         for site, activation in activations.items():
             if activation.ndim == 3 and activation.shape[1] != 1:
                 raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
 from itrain.bounds import require_at_least
-from itrain.data import CounterfactualBatch
+from itrain.data import CounterfactualBatch, Runs
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.controls import FullVector
@@ -188,14 +188,12 @@ class Restoration(Interchange):
         super().__init__(network, sites=sites, intervention=intervention, shared=shared, hidden_sizes=hidden_sizes)
         self.corrupted, self.noise = corrupted, noise
 
-    def read(self, batch: CounterfactualBatch, placements: Iterable[Placement]) -> Activations:
+    def read(self, batch: Runs, interventions: Interventions) -> Activations:
         """What the placements read in the clean run."""
-        sites = [each.read for each in placements]
+        sites = [placement.read for placement, each in interventions.items() if each.takes_source]
         return {"clean": self.network.read(batch.base, sites) if sites else {}}
 
-    def edits(
-        self, batch: CounterfactualBatch, interventions: Interventions, activations: Activations
-    ) -> list[tuple[Site, Edit]]:
+    def edits(self, batch: Runs, interventions: Interventions, activations: Activations) -> list[tuple[Site, Edit]]:
         """The noise, followed by the restored sites."""
         restored = []
         for placement, each in interventions.items():

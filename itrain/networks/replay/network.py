@@ -26,7 +26,7 @@ from itrain.networks.replay.comparison import StaleError, alike
 from itrain.networks.replay.eligible import State, inexact, obstacle, shortest_changing, unfit
 from itrain.networks.replay.levels import Choice, choose
 from itrain.networks.replay.plan import AGAIN, Plan
-from itrain.networks.replay.stores import Sizes, Stores, keep
+from itrain.networks.replay.stores import Sizes, Stores, keep_reading
 from itrain.sites import Site
 from itrain.weights import fingerprint
 
@@ -105,12 +105,15 @@ class ReplayNetwork(Network):
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
         return self.hooked.hidden_size(site, example)
 
-    def read(self, inputs: ModelInputs, sites: Iterable[Site]) -> dict[Site, Float[Tensor, "batch *places features"]]:
+    def read(
+        self, inputs: ModelInputs, sites: Iterable[Site], edits: Edits = ()
+    ) -> dict[Site, Float[Tensor, "batch *places features"]]:
         wanted = tuple(dict.fromkeys(sites))
         if not self._looked:
             self._look()
-        if self._reason is not None:
-            return self.hooked.read(inputs, wanted)
+        if edits or self._reason is not None:
+            in_blocks = self._reason is None and self._in_blocks([*wanted, *(each[0] for each in edits)])
+            return self.hooked.read(inputs, wanted, edits, stop_early=in_blocks)
         reason = unfit(inputs, causal=self._causal, changing=self._changing) if self.keeps else None
         if reason is not None and self.strict:
             raise inexact(reason)
@@ -125,12 +128,15 @@ class ReplayNetwork(Network):
             if (spans := store.find(inputs.keys)) is not None:
                 (found[site],) = store.gather(spans, inputs.slots(site)[0], inputs.device)
         if missing := [site for site in wanted if site not in found]:
-            # Only modules within blocks are known to be called once.
-            in_blocks = all(self._depth(site) is not None for site in missing)
-            found |= self.hooked.read(inputs, missing, stop_early=in_blocks)
+            found |= self.hooked.read(inputs, missing, stop_early=self._in_blocks(missing))
             for site in missing:
-                if site in kept:
-                    self._keep_reading(inputs, site, found[site])
+                if site in kept and site not in self._full:
+                    try:
+                        keep_reading(self.stores.of(site), inputs, site, found[site])
+                    except BudgetError as error:
+                        self._full.add(site)
+                        self.stores.of(site).close()
+                        warnings.warn(f"what is read at '{site}' is not cached: {error}", stacklevel=2)
         return {site: found[site] for site in wanted}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
@@ -336,6 +342,10 @@ class ReplayNetwork(Network):
             self._depths[site] = depth if site.step is None else None
         return self._depths[site]
 
+    def _in_blocks(self, sites: Iterable[Site]) -> bool:
+        """Whether the sites' modules lie within blocks, the only ones that are known to be called once."""
+        return all(self._depth(site) is not None for site in sites)
+
     def _below(self, sites: Sequence[Site]) -> int | None:
         """How many blocks lie below all of the sites; None where one of them lies in no block.
 
@@ -360,23 +370,6 @@ class ReplayNetwork(Network):
             strict=self.strict,
             compile=self.compiles,
         )
-
-    def _keep_reading(
-        self, inputs: ModelInputs, site: Site, activation: Float[Tensor, "batch positions features"]
-    ) -> None:
-        if site in self._full:
-            return
-        store = self.stores.of(site)
-        slots, counts = inputs.slots(site)
-        # Slots that repeat a token hold the same, so that it does not matter which of them is taken.
-        slot = torch.zeros_like(slots).scatter(1, slots, torch.arange(slots.shape[1]).expand_as(slots))
-        activation = activation.take_along_dim(slot[:, :, None].to(activation.device), 1)
-        try:
-            keep(store, inputs, torch.zeros_like(counts), counts, [activation])
-        except BudgetError as error:
-            self._full.add(site)
-            store.close()
-            warnings.warn(f"what is read at '{site}' is not cached: {error}", stacklevel=2)
 
     def _sizes(self, tokens: Mapping[Any, int], bases: Sequence[ModelInputs]) -> Sizes:
         return self.stores.sizes(tokens, bases[0].take(torch.tensor([0])).to(self._device))

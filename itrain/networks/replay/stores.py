@@ -287,6 +287,17 @@ def keep(store: TokenStore, inputs: ModelInputs, start: Tensor, end: Tensor, act
     store.add(inputs.keys[rows], counts, [activation[at].flatten(1) for activation in activations])
 
 
+def keep_reading(
+    store: TokenStore, inputs: ModelInputs, site: Site, activation: Float[Tensor, "batch positions features"]
+) -> None:
+    """Keep what was read at the site's own tokens of the examples; raises as :func:`keep` does."""
+    slots, counts = inputs.slots(site)
+    # Slots that repeat a token hold the same, so that it does not matter which of them is taken.
+    slot = torch.zeros_like(slots).scatter(1, slots, torch.arange(slots.shape[1]).expand_as(slots))
+    activation = activation.take_along_dim(slot[:, :, None].to(activation.device), 1)
+    keep(store, inputs, torch.zeros_like(counts), counts, [activation])
+
+
 def earliest(inputs: ModelInputs, sites: Sequence[Site]) -> Int[Tensor, " batch"]:
     """The earliest token at any of the sites, on the CPU."""
     return torch.stack([inputs.earliest(site) for site in sites]).amin(0)
