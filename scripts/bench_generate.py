@@ -43,9 +43,7 @@ def main() -> None:
     ways: dict[str, Callable[[], AbstractContextManager[object]]] = {
         "the model alone": nullcontext,
         "an edit at every token": lambda: AttachedEdits(model, edits([6], "all")),
-        "an edit of the MLP outputs of all layers at every token": lambda: AttachedEdits(
-            model, edits(range(12), "all")
-        ),
+        "edits of all layers at every token": lambda: AttachedEdits(model, edits(range(12), "all")),
         "an edit of the prompt alone": lambda: AttachedEdits(model, edits([6], "prompt")),
         "edits of all layers that never act": lambda: AttachedEdits(model, edits(range(12), (10**6,))),
     }
