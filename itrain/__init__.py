@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from itrain.probes import Probe as Probe
     from itrain.results.table import read_results as read_results
     from itrain.sharing import export as export
+    from itrain.sharing import list_exports as list_exports
     from itrain.sharing import load as load
+    from itrain.sharing import push_to_hub as push_to_hub
     from itrain.sites import Site as Site
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
@@ -116,7 +118,9 @@ _HOMES = {
     "MLPProbe": "probes",
     "Probe": "probes",
     "export": "sharing",
+    "list_exports": "sharing",
     "load": "sharing",
+    "push_to_hub": "sharing",
     "Site": "sites",
     "read_results": "results.table",
     "Pair": "tasks.base",

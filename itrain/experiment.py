@@ -210,6 +210,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     with _limits(cfg):
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
+    module.provenance = {"base_model": opened.base_model.described(), "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
@@ -254,6 +255,7 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
     results = {**parts.data.figures(), **start, **_figures(parts)}
     if parts.trainer.is_global_zero:
         write_json(folder / "metrics.json", finite(results))
+        parts.module.provenance["metrics"] = results
         if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
             save_generations(parts.module.generations, parts.data.text, folder)
     return results
