@@ -172,7 +172,8 @@ class Handler(BaseHTTPRequestHandler):
         for line in self.body.splitlines():
             each = json.loads(line)
             value = each["value"]
-            if each["key"] == "header" and value.get("parentCommit", repository.refs[branch]) != repository.refs[branch]:
+            now = repository.refs[branch]
+            if each["key"] == "header" and value.get("parentCommit", now) != now:
                 raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
             if each["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
