@@ -18,28 +18,41 @@ KEPT = {"best_model_path", "kth_best_model_path", "last_model_path", "best_k_mod
 """What Lightning's callbacks say of files that they have kept, and may remove."""
 
 
-def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """What a checkpoint holds: tensors, which are mapped from the file, and plain data.
+def read_tensors(file: str | Path, kind: str) -> Any:
+    """What a file of ``torch.save`` holds, mapped from the file, if that is tensors and plain data alone.
+
+    Args:
+        file: the file.
+        kind: how messages speak of it.
 
     Raises:
-        TrustError: it is damaged, not a checkpoint, or would run code or take far more memory than its file.
+        TrustError: it is damaged, or would run code or take far more memory than its file.
     """
     file = Path(file)
     if not file.is_file():
-        raise TrustError(f"there is no checkpoint at '{file}'")
+        raise TrustError(f"there is no {kind} at '{file}'")
     try:
         with zipfile.ZipFile(file) as parts:
             entries = parts.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise TrustError(f"'{file}' is packed, as no checkpoint is")
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            raise TrustError(f"'{file}' is packed, as no {kind} is")
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except TrustError:
         raise
     except Exception as error:  # which kind depends on the byte at fault
         reason = printable(str(error).strip().splitlines()[0]) if str(error).strip() else type(error).__name__
         # torch's own remedy is to run what the file asks for.
         reason = "it asks for code to be run" if "weights_only" in reason or "Weights only" in reason else reason
-        raise TrustError(f"'{file}' cannot be read as a checkpoint: {reason}") from error
+        raise TrustError(f"'{file}' cannot be read as a {kind}: {reason}") from error
+
+
+def read_checkpoint(file: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds: tensors, which are mapped from the file, and plain data.
+
+    Raises:
+        TrustError: it is damaged, not a checkpoint, or would run code or take far more memory than its file.
+    """
+    found = read_tensors(file, "checkpoint")
     state = found.get("state_dict") if isinstance(found, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(each, torch.Tensor) for each in state.values()):
         raise TrustError(f"'{file}' is not a checkpoint: it has no weights under 'state_dict'")

@@ -67,6 +67,7 @@ ONLY_USERS = {
     "datasets": {"itrain.models", "itrain.tasks"},
     "peft": {"itrain.adapters"},
     "wandb": {"itrain.loggers"},
+    "gguf": {"itrain.sharing"},
     "matplotlib": {"itrain.reports", "itrain.loggers"},
     "hydra": {
         "itrain.cli",

@@ -285,11 +285,21 @@ def load_weights(training: Training, folder: str | Path) -> None:
         wanted = expected[name].dtype
         if weight.dtype != wanted and not (weight.dtype in FLOATS and wanted in FLOATS):
             raise ExportError(f"'{folder}': '{name}' is of {weight.dtype}; {wanted} is needed here")
-    _require_finite(weights, module, f"'{folder}'")
+    fill(module, weights, f"'{folder}'")
+    training.fitted.fill_(True)
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
+    """Set weights of a module, parametrised ones by their values.
+
+    Raises:
+        ExportError: a weight is not finite, or has rows that are not orthonormal where they must be.
+    """
+    _require_finite(weights, module, place)
     places = {name: _place(module, name) for name in weights}
     for name, (owner, leaf) in places.items():
         if _is_orthonormal(owner, leaf):
-            _require_orthonormal(weights[name], f"'{folder}': '{name}'")
+            _require_orthonormal(weights[name], f"{place}: '{name}'")
     with torch.no_grad():
         for name, (owner, leaf) in places.items():
             there = getattr(owner, leaf)
@@ -297,7 +307,6 @@ def load_weights(training: Training, folder: str | Path) -> None:
                 setattr(owner, leaf, weights[name].to(there.device, there.dtype))
             else:
                 there.copy_(weights[name])
-    training.fitted.fill_(True)
 
 
 def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -1,0 +1,190 @@
+"""Control vectors in GGUF, as llama.cpp, repeng and EasySteer read them: a vector for each layer, added everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from itrain.architectures import unwrap
+from itrain.files import replacing
+from itrain.interventions.steering import SteeringVector
+from itrain.networks.hooks import HookedNetwork
+from itrain.sharing.foreign.parts import ForeignError, Part, assemble, taken
+from itrain.sites import Site
+from itrain.training.base import Training
+from itrain.trust import printable, shown
+
+ARCHITECTURE = "controlvector"
+FLOATS = ("F32", "F16")
+"""Kinds of GGUF's tensors that hold a vector as it is; others are quantised."""
+
+
+def save_gguf(training: Training, file: str | Path, *, everywhere: bool = False) -> Path:
+    """Write steering vectors as a control vector, strength included.
+
+    Args:
+        training: its interventions are steering vectors at blocks' outputs, above layer 0, which llama.cpp refuses.
+        file: the file, usually ``....gguf``.
+        everywhere: accept that a control vector acts at every token of prompt and response, where the training's acts
+            at its position in the prompt.
+
+    Raises:
+        ForeignError: an intervention is something else, is at another site, or acts at some tokens only.
+    """
+    directions = directions_of(training, "a control vector", everywhere=everywhere)
+    if 0 in directions:
+        raise ForeignError(
+            "site 'layer0.block_output': llama.cpp refuses a control vector with layer 0; EasySteer takes one: "
+            "save_easysteer, or itrain export to=easysteer"
+        )
+    return write_directions(Path(file), directions, training)
+
+
+def load_gguf(
+    file: str | Path,
+    model: nn.Module,
+    *,
+    layers: Sequence[int] | None = None,
+    strength: float = 1.0,
+    model_hint: str | None = None,
+) -> Training:
+    """Read a control vector: steering vectors at the outputs of blocks, on all tokens.
+
+    Args:
+        file: a GGUF file of the architecture ``controlvector``.
+        model: the base model.
+        layers: those of the file's layers that are steered, which the tools choose as they run; None: all.
+        strength: by what the vectors are multiplied, which the tools choose as they run.
+        model_hint: the type of model that the file was made for, where that is called otherwise than this model's.
+
+    Raises:
+        ForeignError: the file is damaged, quantised or for another type of model, or lacks a layer.
+    """
+    file = Path(file)
+    directions, hint = _read(file)
+    expected = model_hint or _model_type(model)
+    if hint not in (expected, "unknown"):
+        raise ForeignError(
+            f"'{file}' is for models of type {shown(hint)}, and this one is of type '{expected}'; if they are the "
+            f"same, add model_hint={shown(hint)}"
+        )
+    chosen = sorted(directions) if layers is None else list(layers)
+    if lacking := [layer for layer in chosen if layer not in directions]:
+        has = ", ".join(map(str, sorted(directions)))
+        raise ForeignError(f"'{file}' has no direction for layer {lacking[0]}; it has {has}")
+    parts = [
+        Part(
+            Site(layer=layer, component="block_output", position="all"),
+            partial(SteeringVector, alpha=float(strength)),
+            len(directions[layer]),
+            {"vector": directions[layer]},
+        )
+        for layer in chosen
+    ]
+    if not parts:
+        raise ForeignError(f"'{file}' has no directions" if not directions else "layers: name one at least")
+    return assemble(parts, HookedNetwork(model), f"'{file}'")
+
+
+def directions_of(training: Training, kind: str, *, everywhere: bool) -> dict[int, Float[Tensor, " hidden"]]:
+    """The vector that a training adds at each layer.
+
+    Raises:
+        ForeignError: it does something else besides.
+    """
+    found: dict[int, Tensor] = {}
+    for site, intervention in taken(training, kind):
+        if not isinstance(intervention, SteeringVector):
+            name = type(intervention).__name__
+            raise ForeignError(f"site '{site}': {name} is no vector that is added, which is all that {kind} holds")
+        layer = block_of(site, kind, everywhere=everywhere)
+        if layer in found:
+            raise ForeignError(f"site '{site}': {kind} has one vector for a layer, and this training has two")
+        found[layer] = (intervention.strength * intervention.vector).detach().float().cpu()
+    return found
+
+
+def block_of(site: Site, kind: str, *, everywhere: bool) -> int:
+    """The layer of a site at a block's output, where the site acts as the file will."""
+    if site.layer is None or site.component != "block_output":
+        raise ForeignError(f"site '{site}': {kind} acts at block_output alone")
+    if not everywhere:
+        raise ForeignError(
+            f"site '{site}': {kind} does not say at which tokens it acts, and by itself acts at all of prompt and "
+            f"response; the training's acts at '{site.position}' of the prompt. Add everywhere=True to write it "
+            "all the same"
+        )
+    return site.layer
+
+
+def write_directions(file: Path, directions: Mapping[int, Float[Tensor, " hidden"]], training: Training) -> Path:
+    """Write vectors by layer."""
+    hint = _model_type(training.network.model)
+    with replacing(file) as beside:
+        writer = _gguf().GGUFWriter(beside, ARCHITECTURE)
+        writer.add_string(f"{ARCHITECTURE}.model_hint", hint)
+        writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions))
+        for layer, direction in sorted(directions.items()):
+            writer.add_tensor(f"direction.{layer}", direction.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return file
+
+
+def _read(file: Path) -> tuple[dict[int, Float[Tensor, " hidden"]], str]:
+    """The directions of a file by layer, and the type of model that they are for."""
+    if not file.is_file():
+        raise ForeignError(f"there is no control vector at '{file}'")
+    gguf = _gguf()
+    try:
+        reader = gguf.GGUFReader(file)
+        architecture, hint = (
+            field.contents() if (field := reader.get_field(name)) else None
+            for name in ("general.architecture", f"{ARCHITECTURE}.model_hint")
+        )
+        found = [(each.name, each.tensor_type.name, each.data) for each in reader.tensors]
+    except Exception as error:  # which kind depends on the byte at fault
+        raise ForeignError(f"'{file}' is damaged, or no GGUF: {printable(str(error))}") from error
+    if architecture != ARCHITECTURE and any(not name.startswith("direction.") for name, _, _ in found):
+        raise ForeignError(f"'{file}' holds {shown(architecture)}, and is no control vector")
+    return dict(_directions(found, file)), hint if isinstance(hint, str) else "unknown"
+
+
+def _directions(found: Iterable[tuple[str, str, Any]], file: Path) -> Iterable[tuple[int, Tensor]]:
+    for name, kind, data in found:
+        layer = re.fullmatch(r"direction\.(\d{1,6})", name)
+        if layer is None:
+            raise ForeignError(f"'{file}' has the tensor {shown(name)}, which is no direction.<layer>")
+        if kind not in FLOATS or data.ndim != 1:
+            raise ForeignError(
+                f"'{file}': {name} is no vector of {' or '.join(FLOATS)}, but {kind} of shape {data.shape}"
+            )
+        yield int(layer[1]), torch.from_numpy(data.astype("float32"))
+
+
+def _model_type(model: nn.Module) -> str:
+    found = getattr(getattr(unwrap(model), "config", None), "model_type", "")
+    if not found:
+        raise ForeignError(
+            f"a control vector is for a type of model, and {type(model).__name__} has no config with one"
+        )
+    return found
+
+
+def _gguf() -> Any:
+    try:
+        return import_module("gguf")
+    except ImportError as error:
+        raise ForeignError(
+            "control vectors are read and written by gguf, which is not here: pip install 'itrain[gguf]'"
+        ) from error

@@ -1,0 +1,220 @@
+"""What files of other tools have in common: interventions at sites, read into a training or taken from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from itrain.checkpoints import read_tensors
+from itrain.factories import describe
+from itrain.interventions.base import Intervention
+from itrain.networks.hooks import HookedNetwork
+from itrain.sharing.exports import ExportError, fill
+from itrain.sites import Site
+from itrain.training.alignment import AlignmentSearch
+from itrain.training.base import Training
+from itrain.training.finetuning import RepresentationFinetuning
+from itrain.trust import TrustError
+
+UNEVEN = 1e-5
+"""How far R R^T may be from 1: itrain's R is orthonormal, so more would change what the intervention computes."""
+
+
+class ForeignError(ExportError):
+    """A file of another tool cannot be read as an intervention, or cannot hold one."""
+
+
+class Part(NamedTuple):
+    """An intervention of a file: where it acts, what builds it, and the weights that it then gets."""
+
+    site: Site
+    intervention: Callable[[int], Intervention]
+    hidden_size: int
+    weights: Mapping[str, Tensor] = {}
+
+
+def assemble(
+    parts: Sequence[Part], network: HookedNetwork, place: str, *, shared: bool = False, join_positions: bool = False
+) -> Training:
+    """The training that has these interventions, ready to be tested or run.
+
+    Those that take a source make an :class:`~itrain.training.alignment.AlignmentSearch`, the others a
+    :class:`~itrain.training.finetuning.RepresentationFinetuning`.
+
+    Raises:
+        ForeignError: they do not fit the model, or cannot be in one training.
+    """
+    first = parts[0]
+    for part in parts:
+        if describe("intervention", part.intervention) != describe("intervention", first.intervention):
+            raise ForeignError(
+                f"{place}: '{first.site}' and '{part.site}' have interventions of different kinds or settings, which "
+                "no training holds; read them from folders of their own"
+            )
+        _require_size(network, part, place, joined=join_positions)
+    sizes = [part.hidden_size for part in parts]
+    sites = [part.site for part in parts]
+    takes_source = getattr(first.intervention, "func", first.intervention).takes_source
+    try:
+        if takes_source:
+            training: Training = AlignmentSearch(
+                network=network,
+                sites=sites,
+                intervention=first.intervention,
+                shared=shared,
+                join_positions=join_positions,
+                hidden_sizes=sizes,
+            )
+        else:
+            training = RepresentationFinetuning(
+                network=network, sites=sites, intervention=first.intervention, shared=shared, hidden_sizes=sizes
+            )
+    except ValueError as error:
+        raise ForeignError(f"{place}: {error}") from error
+    for part, intervention in zip(parts, interventions_of(training).values(), strict=True):
+        _fill(intervention, part, place)
+    training.fitted.fill_(True)
+    return training.eval()
+
+
+def interventions_of(training: Training) -> Mapping[Site, Intervention]:
+    """The interventions of a training by their sites.
+
+    Raises:
+        ForeignError: it is of a kind that has others, or none.
+    """
+    if not isinstance(training, AlignmentSearch | RepresentationFinetuning):
+        raise ForeignError(
+            f"{type(training).__name__} is more than interventions at sites of a frozen model, which is all that files "
+            "of other tools hold"
+        )
+    return training.trained
+
+
+def taken(training: Training, tool: str) -> Iterator[tuple[Site, Intervention]]:
+    """The interventions of a training as they are evaluated, for a file of another tool.
+
+    Raises:
+        ForeignError: positions are joined, a module's call is chosen, or a weight is not finite.
+    """
+    for site, intervention in interventions_of(training).items():
+        if training.arguments.get("join_positions") and site.count != 1:
+            raise ForeignError(f"site '{site}': {tool} cannot hold an intervention on joined positions")
+        if site.step is not None:
+            raise ForeignError(f"site '{site}': {tool} cannot name one call of a module")
+        for name, weight in intervention.state_dict().items():
+            if not weight.isfinite().all():
+                raise ForeignError(f"site '{site}': the weight '{name}' is not finite; the training went wrong")
+        yield site, intervention.hardened()
+
+
+def tensors(file: Path, kind: str) -> Any:
+    """What a file of ``torch.save`` holds: tensors and plain data, and no code.
+
+    Raises:
+        ForeignError: it is damaged, holds more than that, or says that tensors are larger than the file.
+    """
+    try:
+        found = read_tensors(file, kind)
+    except TrustError as error:
+        raise ForeignError(str(error)) from error
+    for tensor in _leaves(found):
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ForeignError(f"'{file}' is damaged: a tensor of shape {tuple(tensor.shape)} is not whole in it")
+    return found
+
+
+def weight(state: Any, name: str, shape: Sequence[int | None], place: str) -> Tensor:
+    """A weight of a state dict, in fp32 or fp64, of a shape in which None stands for any size.
+
+    Raises:
+        ForeignError: it is missing, or of another kind or shape.
+    """
+    found = state.get(name) if isinstance(state, Mapping) else None
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise ForeignError(f"{place} has no weight '{name}'")
+    fits = found.ndim == len(shape) and all(
+        given in (None, size) for given, size in zip(shape, found.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ForeignError(f"{place}: '{name}' has the shape {tuple(found.shape)}; ({wanted}) is needed")
+    return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def orthogonal_rows(state: Any, name: str, place: str) -> Float[Tensor, "rank hidden"]:
+    """R from torch's orthogonal parametrisation of the columns R^T, as pyvene's rotation layers save it.
+
+    Raises:
+        ForeignError: it is damaged, or not orthonormal.
+    """
+    prefix = f"{name}.parametrizations.weight"
+    original = weight(state, f"{prefix}.original", (None, None), place)
+    hidden, rank = original.shape
+    if not 1 <= rank <= hidden:
+        raise ForeignError(f"{place}: '{name}' has {rank} columns for {hidden} features")
+    base = weight(state, f"{prefix}.0.base", (hidden, hidden), place)
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.eye(hidden, rank, dtype=original.dtype))
+    nn.utils.parametrizations.orthogonal(layer, "weight")
+    layer.load_state_dict({"parametrizations.weight.original": original, "parametrizations.weight.0.base": base})
+    return orthonormal(layer.weight.detach().T, f"{place}: '{name}'")
+
+
+def orthonormal(rows: Float[Tensor, "rank hidden"], place: str) -> Float[Tensor, "rank hidden"]:
+    """The rows, if they are orthonormal.
+
+    Raises:
+        ForeignError: they are not.
+    """
+    exact = rows.double()
+    apart = float((exact @ exact.T - torch.eye(len(exact), dtype=exact.dtype)).abs().max())
+    if not apart <= UNEVEN:
+        raise ForeignError(f"{place} is not orthonormal (R R^T is {apart:.2g} from 1), as itrain's rotations are")
+    return rows.contiguous()
+
+
+def _require_size(network: HookedNetwork, part: Part, place: str, *, joined: bool) -> None:
+    """Refuse a site that the model has not, or that has another size there."""
+    try:
+        size = network.hidden_size(part.site)
+    except ValueError as error:
+        if "does not tell its size" in str(error):
+            return
+        raise ForeignError(f"{place}: {error}") from error
+    size *= (part.site.count or 1) if joined else 1
+    if size != part.hidden_size:
+        raise ForeignError(
+            f"{place} is for {part.hidden_size} features at '{part.site}'; this model has {size} there, so the file "
+            "belongs to another model or site"
+        )
+
+
+def _fill(intervention: Intervention, part: Part, place: str) -> None:
+    for name, value in part.weights.items():
+        path, _, leaf = name.rpartition(".")
+        there = getattr(intervention.get_submodule(path), leaf)
+        if there.shape != value.shape:
+            raise ForeignError(f"{place}: '{name}' has the shape {tuple(value.shape)}; {tuple(there.shape)} is needed")
+    try:
+        fill(intervention, part.weights, place)
+    except ForeignError:
+        raise
+    except ExportError as error:
+        raise ForeignError(str(error)) from error
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _leaves(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _leaves(each)
