@@ -63,6 +63,18 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
     return adapted
 
 
+def merge_lora(model: nn.Module) -> list[str]:
+    """Add the adapters' maps to the weights that they adapt, and take the adapters out; return the modules' paths."""
+    from peft.tuners.lora import LoraLayer
+
+    found = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for path, module in found.items():
+        module.merge(safe_merge=True)  # type: ignore[operator]
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module.get_base_layer())
+    return list(found)
+
+
 def _is_linear(module: nn.Module) -> bool:
     # transformers' Conv1D, of GPT-2, is a linear module that calls its sizes nx and nf.
     return isinstance(module, nn.Linear) or hasattr(module, "nx")
