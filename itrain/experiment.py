@@ -136,12 +136,12 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     return results
 
 
-def export(cfg: DictConfig, folder: Path) -> Path:
-    """Export what a checkpoint holds."""
+def export(cfg: DictConfig, folder: Path, *, tests: bool = False) -> Parts:
+    """Export what a checkpoint holds, with figures where it ``tests`` them; return the parts."""
     parts = _build(cfg, folder)
     _load(cfg, parts)
-    _export(cfg, folder, parts, metrics={})
-    return folder / EXPORT
+    _export(cfg, folder, parts, metrics=_test(parts, folder) if tests else {})
+    return parts
 
 
 def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:

@@ -253,5 +253,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def environment(hub: Hub, home: Path, *, token: str | None) -> dict[str, str]:
     """The environment of a process that speaks to the hub."""
     found = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    found.pop("HF_HUB_OFFLINE", None)
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        found.pop(name, None)
     return found | ({"HF_TOKEN": token} if token else {})

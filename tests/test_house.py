@@ -57,6 +57,7 @@ ROOMS = [
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},
+    {"itrain.exporting"},
     {"itrain.cli"},
     {"itrain.__main__"},
 ]

@@ -16,6 +16,7 @@ from itrain.trust import printable
 
 README = "README.md"
 BEGIN, END = "<!-- itrain: what stands from here is written anew by each push -->", "<!-- itrain: to here -->"
+NOTE = ("<!-- itrain: on the model in this repository -->", "<!-- itrain: so far -->")
 TAGS = ("itrain", "interpretability", "intervention")
 CITATION = """\
 @software{itrain,
@@ -31,7 +32,12 @@ _HEAD = re.compile(r"\s*---\r?\n")
 
 
 def card_of(
-    exports: Mapping[str, Mapping[str, Any]], repo_id: str, *, former: str | None = None, note: str = ""
+    exports: Mapping[str, Mapping[str, Any]],
+    repo_id: str,
+    *,
+    former: str | None = None,
+    note: str = "",
+    base_model: str | None = None,
 ) -> str:
     """The text of ``README.md`` for a repository of exports.
 
@@ -39,21 +45,24 @@ def card_of(
         exports: the description of each export, by subfolder; that at the top has the name ``""``.
         repo_id: the repository.
         former: the card that was there. What was written to it by hand stays.
-        note: Markdown that comes first, below the title.
+        note: Markdown that comes first, below the title; none: the one that was there.
+        base_model: on the hub, of what the note describes.
     """
     from huggingface_hub import ModelCard
 
-    card = ModelCard(former if former and _HEAD.match(former) else f"---\nlibrary_name: itrain\n---\n{former or ''}")
-    card.data.library_name = "itrain"
+    former = former or ""
+    card: Any = ModelCard(former if _HEAD.match(former) else f"---\nlibrary_name: itrain\n---\n{former}")
+    before, written, after = _parts(card.text)
+    note = f"{NOTE[0]}\n{note}\n{NOTE[1]}" if note else _between(written, *NOTE)
+    card.data.library_name = "transformers" if note else "itrain"
     card.data.tags = list(dict.fromkeys([*_texts(card.data.tags), *TAGS]))
-    if bases := sorted({name for config in exports.values() if (name := _hub_name(config))}):
+    if bases := sorted({name for name in (base_model, *map(hub_name, exports.values())) if name}):
         card.data.base_model = bases if len(bases) > 1 else bases[0]
-    written = [f"# {escaped(repo_id)}", *([note] if note else []), _introduction(exports)]
+    lines = [f"# {escaped(repo_id)}", *([note] if note else []), *([_introduction(exports)] if exports else [])]
     for name, config in sorted(exports.items()):
-        written += _section(name, config, repo_id)
-    written += ["## Citation", _fenced(CITATION % __version__, "bibtex")]
-    before, after = _by_hand(card.text)
-    card.text = before + "\n\n".join([BEGIN, *written, END]) + after
+        lines += _section(name, config, repo_id)
+    lines += ["## Citation", _fenced(CITATION % __version__, "bibtex")]
+    card.text = before + "\n\n".join([BEGIN, *lines, END]) + after
     return str(card)
 
 
@@ -66,6 +75,27 @@ def escaped(text: str) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line)
 
 
+def line_of(name: str, config: Mapping[str, Any]) -> str:
+    """An export in a line: its name, what it trains where, and what was found."""
+    found = claim(_figures(config.get("metrics")))
+    sites = ", ".join(_texts(config.get("sites")))
+    what = f"{_last(config.get('training'))}{f' at {sites}' if sites else ''} on {_base_name(config)}"
+    return printable(f"{name or '(at the top)'}  {what}{f': {found}' if found else ''}")
+
+
+def note_on_merged(
+    config: Mapping[str, Any], repo_id: str, model: str, folded: Mapping[str, str], left: Mapping[str, str]
+) -> str:
+    """The part of a card on a model into whose weights an export was folded."""
+    base = escaped(_base_name(config))
+    lines = [f"{base} with what was trained with itrain folded into its weights; it runs without itrain."]
+    lines += ["\n".join(f"- folded {escaped(name)}: {escaped(where)}" for name, where in folded.items())]
+    if left:
+        lines.append("\n".join(f"- **not** folded {escaped(name)}: {_plain(why)}" for name, why in left.items()))
+    lines.append(_fenced(f'import transformers\n\nmodel = transformers.{model}.from_pretrained("{repo_id}")', "python"))
+    return "\n\n".join([*lines, "What was folded, with figures from before it was:", *_described(config)])
+
+
 def _introduction(exports: Mapping[str, Mapping[str, Any]]) -> str:
     several = "" if list(exports) == [""] else f" {len(exports)} of them:"
     return (
@@ -76,16 +106,8 @@ def _introduction(exports: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _section(name: str, config: Mapping[str, Any], repo_id: str) -> list[str]:
     """The part of the card on one export."""
-    found = _figures(config.get("metrics"))
     run = config.get("configuration")
-    lines = [f"## {escaped(name)}"] if name else []
-    lines += [_claimed(config, found), _facts(config)]
-    if found:
-        summary = summarise_run(found)
-        lines += [_drawn(table) for table in summary.tables]
-        lines += ["\n".join(f"- {_plain(line)}" for line in summary.lines)] if summary.lines else []
-    else:
-        lines.append("No figures were given.")
+    lines = [*([f"## {escaped(name)}"] if name else []), *_described(config)]
     address = f"{repo_id}/{name}" if name else repo_id
     trust = [each for each in config.get("trust", ()) if isinstance(each, str)]
     packages = ", ".join(map(printable, trust))
@@ -96,6 +118,17 @@ def _section(name: str, config: Mapping[str, Any], repo_id: str) -> list[str]:
     if packages:
         lines.append(f"It names classes of {escaped(packages)}, which are imported only where they are trusted so.")
     return lines
+
+
+def _described(config: Mapping[str, Any]) -> list[str]:
+    """Claim, facts and figures of an export."""
+    found = _figures(config.get("metrics"))
+    lines = [_claimed(config, found), _facts(config)]
+    if not found:
+        return [*lines, "No figures were given."]
+    summary = summarise_run(found)
+    lines += [_drawn(table) for table in summary.tables]
+    return lines + (["\n".join(f"- {_plain(line)}" for line in summary.lines)] if summary.lines else [])
 
 
 def _claimed(config: Mapping[str, Any], found: Mapping[str, float]) -> str:
@@ -162,7 +195,7 @@ def _base_name(config: Mapping[str, Any]) -> str:
     return str(dict(_items(config.get("base_model"))).get("name", "unknown"))
 
 
-def _hub_name(config: Mapping[str, Any]) -> str | None:
+def hub_name(config: Mapping[str, Any]) -> str | None:
     """The base model's name on the hub; None where it is a folder's or one of itrain's own."""
     name, base = _base_name(config), dict(_items(config.get("base_model")))
     is_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) and not base.get("folder")
@@ -182,10 +215,17 @@ def _items(value: object) -> list[tuple[str, Any]]:
     return [(str(key), each) for key, each in value.items()] if isinstance(value, Mapping) else []
 
 
-def _by_hand(text: str) -> tuple[str, str]:
-    """What was written to a card by hand, before and after what a push writes anew."""
+def _parts(text: str) -> tuple[str, str, str]:
+    """What stands in a card before, between and after the marks of what a push writes anew."""
     before, begun, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
+    written, ended, after = rest.partition(END)
     if begun and ended:
-        return before, after
-    return f"\n{text.strip()}\n\n" if text.strip() else "\n", "\n"
+        return before, written, after
+    return f"\n{text.strip()}\n\n" if text.strip() else "\n", "", "\n"
+
+
+def _between(text: str, begin: str, end: str) -> str:
+    """A part of a card with its marks; nothing where it has none."""
+    _, begun, rest = text.partition(begin)
+    inside, ended, _ = rest.partition(end)
+    return f"{begin}{inside}{end}" if begun and ended else ""

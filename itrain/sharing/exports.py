@@ -188,7 +188,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: Sequence[
     except (FactoryError, TrustError) as error:
         raise ExportError(str(error)) from error
     limits = limited_to(folder)
-    model = model if model is not None else _base_model(config, folder, trust)
+    model = model if model is not None else base_model_of(folder, trust=trust).model
     require_model(model, folder)
     network = HookedNetwork(model, trainable=cls.trains_model)
     try:
@@ -205,8 +205,13 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: Sequence[
     return training.eval()
 
 
-def _base_model(config: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> nn.Module:
-    """The base model that an export names."""
+def base_model_of(folder: str | Path, *, trust: Sequence[str] = ()) -> BaseModel:
+    """The base model that an export names, with its tokenizer.
+
+    Raises:
+        ExportError: the export is damaged, or its model is not known or not here.
+    """
+    config = read_config(folder)
     base, run = config["base_model"], config.get("configuration")
     name, revision = base["name"], base.get("revision")
     if name == OWN:
@@ -218,10 +223,10 @@ def _base_model(config: Mapping[str, Any], folder: str | Path, trust: Sequence[s
         raise ExportError(f"'{folder}' was trained on the model in '{name}', which is not here: load(folder, model)")
     if revision is not None and not isinstance(revision, str):
         raise ExportError(f"'{folder}' is damaged: {shown(revision)} is no revision of a model")
-    return load_pretrained(name=name, revision=revision).model
+    return load_pretrained(name=name, revision=revision)
 
 
-def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> nn.Module:
+def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> BaseModel:
     """The base model as the configuration of a run makes it."""
     node, seed = run["model"], run.get("seed", 0)
     arguments = {key: value for key, value in node.items() if key != "_target_"}
@@ -237,7 +242,7 @@ def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str])
         raise ExportError(str(error)) from error
     except TypeError as error:
         raise ExportError(f"'{folder}': its model cannot be made: {printable(str(error))}") from error
-    return made.model if isinstance(made, BaseModel) else made
+    return made if isinstance(made, BaseModel) else BaseModel(model=made)
 
 
 def require_model(model: nn.Module, folder: str | Path) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Token = str | bool | None
 
-LIBRARY = {"library_name": "itrain", "library_version": __version__}
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _ADDRESS = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<subfolder>{_NAME}(?:/{_NAME})*))?(?:@(?P<revision>[^\s@]+))?")
 
@@ -67,8 +67,7 @@ class Address:
 
 def is_address(source: str | Path) -> bool:
     """Whether text names a place on the hub and nothing on this machine."""
-    is_here = isinstance(source, Path) or Path(source).exists()
-    return not is_here and _ADDRESS.fullmatch(source) is not None
+    return isinstance(source, str) and not Path(source).exists() and _ADDRESS.fullmatch(source) is not None
 
 
 def load(
@@ -117,16 +116,17 @@ def fetch(
     Raises:
         HubError: the repository cannot be read, or has no export there.
     """
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     inside = PurePosixPath(address.subfolder)
-    how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only, **LIBRARY}
+    download = partial(
+        client(token).hf_hub_download, address.repo_id, cache_dir=cache_dir, local_files_only=local_files_only
+    )
     with in_one_line(address, token):
         try:
-            config = hf_hub_download(address.repo_id, str(inside / CONFIG), revision=address.revision, **how)
+            config = download(str(inside / CONFIG), revision=address.revision)
             commit = Path(config).parents[len(inside.parts)].name
-            hf_hub_download(address.repo_id, str(inside / WEIGHTS), revision=commit, **how)
+            download(str(inside / WEIGHTS), revision=commit)
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError as error:
@@ -142,16 +142,13 @@ def list_exports(
     Raises:
         HubError: the repository cannot be read, or a description is damaged.
     """
-    from huggingface_hub import HfApi, hf_hub_download
-
-    address = Address(repo_id=repo_id, revision=revision)
+    address, api = Address(repo_id=repo_id, revision=revision), client(token)
     with in_one_line(address, token):
-        api = HfApi(token=token, **LIBRARY)
         commit = api.repo_info(repo_id, revision=revision).sha
         found = {}
         for name in _names(api, replace(address, revision=commit)):
             file = str(PurePosixPath(name) / CONFIG)
-            local = hf_hub_download(repo_id, file, revision=commit, token=token, cache_dir=cache_dir, **LIBRARY)
+            local = api.hf_hub_download(repo_id, file, revision=commit, cache_dir=cache_dir)
             try:
                 found[name] = read_json(Path(local))
             except TrustError as error:
@@ -159,6 +156,13 @@ def list_exports(
             if not isinstance(found[name], dict):
                 raise HubError(f"'{address}': '{file}' is damaged: it holds no object")
     return found
+
+
+def client(token: Token) -> HfApi:
+    """What speaks to the hub, as the owner of a token."""
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, library_name="itrain", library_version=__version__)
 
 
 def _names(api: HfApi, address: Address) -> list[str]:
@@ -178,9 +182,7 @@ def _names(api: HfApi, address: Address) -> list[str]:
 
 def _without(address: Address, token: Token) -> str:
     """The line that says that there is no whole export at an address, and where there are some."""
-    from huggingface_hub import HfApi
-
-    names = [name or "one at the top" for name in _names(HfApi(token=token, **LIBRARY), replace(address, subfolder=""))]
+    names = [name or "one at the top" for name in _names(client(token), replace(address, subfolder=""))]
     place = f"at '{address.subfolder}'" if address.subfolder else "at the top"
     if not names:
         return f"'{address.repo_id}' holds no export: it has no {CONFIG}"
@@ -198,7 +200,7 @@ def in_one_line(address: Address, token: Token, *, writes: bool = False) -> Iter
     """
     from huggingface_hub import errors
 
-    transport = errors.HfHubHTTPError.__bases__  # whichever library the hub's client uses
+    transport: Any = errors.HfHubHTTPError.__bases__  # whichever library the hub's client uses
     login = "log in with `hf auth login`, or give token=<token>"
     try:
         yield

@@ -13,7 +13,7 @@ from itrain import __version__
 from itrain.models import BaseModel
 from itrain.sharing.card import README, card_of
 from itrain.sharing.exports import CONFIG, WEIGHTS, export, read_config, read_shapes
-from itrain.sharing.hub import LIBRARY, Address, HubError, Token, in_one_line, list_exports
+from itrain.sharing.hub import Address, HubError, Token, client, in_one_line, list_exports
 from itrain.training.base import Training
 from itrain.trust import TrustError, read_text
 
@@ -49,6 +49,7 @@ class Push:
         *,
         described: Mapping[str, Mapping[str, Any]],
         note: str = "",
+        base_model: str | None = None,
     ) -> str:
         """Push files, by their paths in the repository, which is made if there is none; return the commit's address.
 
@@ -56,16 +57,16 @@ class Push:
             files: their contents, or where these are.
             address: the repository.
             described: the descriptions of exports among the files, by subfolder, which the card takes up.
-            note: Markdown that the card begins with.
+            note, base_model: as :func:`~itrain.sharing.card.card_of` takes them.
 
         Raises:
             HubError: the hub refuses it, or the repository is not as private as it is asked to be.
         """
-        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub import CommitOperationAdd
 
         repo_id = address.repo_id
         with in_one_line(address, self.token, writes=True):
-            api = HfApi(token=self.token, **LIBRARY)
+            api = client(self.token)
             api.create_repo(repo_id, private=self.private, exist_ok=True)
             info = api.repo_info(repo_id)
             if self.private is not None and bool(info.private) != self.private:
@@ -78,7 +79,8 @@ class Push:
                 api.create_branch(repo_id, branch=self.branch, exist_ok=True)
                 info = api.repo_info(repo_id, revision=self.branch)
             there = list_exports(repo_id, revision=info.sha, token=self.token)
-            card = card_of({**there, **described}, repo_id, former=_readme(api, repo_id, info.sha), note=note)
+            former = _readme(api, repo_id, info.sha)
+            card = card_of({**there, **described}, repo_id, former=former, note=note, base_model=base_model)
             commit = api.create_commit(
                 repo_id,
                 [
