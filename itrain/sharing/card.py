@@ -109,8 +109,8 @@ def _section(name: str, config: Mapping[str, Any], repo_id: str) -> list[str]:
     run = config.get("configuration")
     lines = [*([f"## {escaped(name)}"] if name else []), *_described(config)]
     address = f"{repo_id}/{name}" if name else repo_id
-    trust = [each for each in config.get("trust", ()) if isinstance(each, str)]
-    packages = ", ".join(map(printable, trust))
+    trust = [each for each in _texts(config.get("trust")) if re.fullmatch(r"\w+(\.\w+)*", each)]
+    packages = ", ".join(trust)
     lines.append(_fenced(f'import itrain\n\ntraining = itrain.load("{address}"{_trusting(trust)})', "python"))
     if isinstance(run, Mapping):
         word = f" trust=[{packages}]" if packages else ""
@@ -162,17 +162,19 @@ def _drawn(table: Table) -> str:
 
 def _plain(text: str) -> str:
     """Text of itrain's own with names in it, none of which may act."""
-    return re.sub(r"([\\`*_\[\]<>|&~#])", r"\\\1", printable(text))
+    line = printable(text)
+    line = f"{line[: 3 * LONGEST]}..." if len(line) > 3 * LONGEST else line
+    return re.sub(r"([\\`*_\[\]<>|&~#])", r"\\\1", line)
 
 
 def _fenced(text: str, language: str) -> str:
-    lines = "\n".join(map(printable, text.split("\n")))
+    lines = "\n".join(printable(line)[: 3 * LONGEST] for line in text.split("\n")).replace("<!--", "< !--")
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", lines)), 3)
     return f"{fence}{language}\n{lines}\n{fence}"
 
 
 def _trusting(trust: Sequence[str]) -> str:
-    return f", trust={printable(str(list(trust)))}" if trust else ""
+    return f", trust={list(trust)}" if trust else ""
 
 
 def _figures(metrics: object) -> dict[str, float]:
