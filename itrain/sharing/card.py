@@ -169,7 +169,7 @@ def _plain(text: str) -> str:
 
 def _fenced(text: str, language: str) -> str:
     lines = "\n".join(printable(line)[: 3 * LONGEST] for line in text.split("\n")).replace("<!--", "< !--")
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", lines)), 3)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", lines))])
     return f"{fence}{language}\n{lines}\n{fence}"
 
 
@@ -201,7 +201,7 @@ def hub_name(config: Mapping[str, Any]) -> str | None:
     """The base model's name on the hub; None where it is a folder's or one of itrain's own."""
     name, base = _base_name(config), dict(_items(config.get("base_model")))
     is_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) and not base.get("folder")
-    return name if is_one and name != "custom" and not name.startswith("itrain/") else None
+    return name if is_one and len(name) <= LONGEST and name != "custom" and not name.startswith("itrain/") else None
 
 
 def _last(path: object) -> str:
