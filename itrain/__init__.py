@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from itrain.networks.base import Network as Network
     from itrain.networks.choose import make_network as make_network
     from itrain.networks.hooks import HookedNetwork as HookedNetwork
+    from itrain.placements import Placement as Placement
     from itrain.probes import LinearProbe as LinearProbe
     from itrain.probes import MLPProbe as MLPProbe
     from itrain.probes import Probe as Probe
@@ -49,6 +50,13 @@ if TYPE_CHECKING:
     from itrain.sharing import list_exports as list_exports
     from itrain.sharing import load as load
     from itrain.sharing import push_to_hub as push_to_hub
+    from itrain.sharing.foreign import ForeignError as ForeignError
+    from itrain.sharing.foreign import load_gguf as load_gguf
+    from itrain.sharing.foreign import load_mib as load_mib
+    from itrain.sharing.foreign import load_pyvene as load_pyvene
+    from itrain.sharing.foreign import save_easysteer as save_easysteer
+    from itrain.sharing.foreign import save_gguf as save_gguf
+    from itrain.sharing.foreign import save_mib as save_mib
     from itrain.sites import Site as Site
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
@@ -63,6 +71,7 @@ if TYPE_CHECKING:
     from itrain.tasks.responses import ResponseTask as ResponseTask
     from itrain.training.alignment import AlignmentSearch as AlignmentSearch
     from itrain.training.base import Training as Training
+    from itrain.training.building import count_features as count_features
     from itrain.training.callbacks import FirstStepError as FirstStepError
     from itrain.training.callbacks import Preparation as Preparation
     from itrain.training.callbacks import Schedules as Schedules
@@ -72,7 +81,6 @@ if TYPE_CHECKING:
     from itrain.training.finite import FirstStepCheck as FirstStepCheck
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.interchange import Interchange as Interchange
-    from itrain.training.interchange import count_features as count_features
     from itrain.training.probing import ProbeTraining as ProbeTraining
     from itrain.training.tracing import CausalTracing as CausalTracing
 
@@ -121,7 +129,15 @@ _HOMES = {
     "list_exports": "sharing",
     "load": "sharing",
     "push_to_hub": "sharing",
+    "ForeignError": "sharing.foreign",
+    "load_gguf": "sharing.foreign",
+    "load_mib": "sharing.foreign",
+    "load_pyvene": "sharing.foreign",
+    "save_easysteer": "sharing.foreign",
+    "save_gguf": "sharing.foreign",
+    "save_mib": "sharing.foreign",
     "Site": "sites",
+    "Placement": "placements",
     "read_results": "results.table",
     "Pair": "tasks.base",
     "Task": "tasks.base",
@@ -145,7 +161,7 @@ _HOMES = {
     "RepresentationFinetuning": "training.finetuning",
     "InterchangeInterventionTraining": "training.iit",
     "Interchange": "training.interchange",
-    "count_features": "training.interchange",
+    "count_features": "training.building",
     "ProbeTraining": "training.probing",
     "CausalTracing": "training.tracing",
 }

@@ -155,7 +155,7 @@ class Mask(Intervention):
 
 
 class FixedMask(Intervention):
-    """Swaps chosen features: decode((1 - g) f(h) + g f(s)), with given gates g of 0 or 1; None opens all.
+    """Swaps chosen features: decode((1 - g) f(h) + g f(s)), with given gates g from 0 to 1; None opens all.
 
     Raises:
         ValueError: there are more or fewer gates than features.
@@ -168,7 +168,7 @@ class FixedMask(Intervention):
         hidden_size: int,
         *,
         featurizer: Callable[[int], Featurizer] = Identity,
-        gate: Sequence[int] | Bool[Tensor, " features"] | None = None,
+        gate: Sequence[float] | Bool[Tensor, " features"] | None = None,
     ) -> None:
         super().__init__()
         self.featurizer = featurizer(hidden_size)
@@ -177,7 +177,7 @@ class FixedMask(Intervention):
         chosen = torch.ones(count) if gate is None else torch.as_tensor(gate).float()
         if len(chosen) != count:
             raise ValueError(f"{len(chosen)} gates for {count} features of {type(self.featurizer).__name__}")
-        self.hidden_size, self.rank = hidden_size, int(chosen.sum())
+        self.hidden_size, self.rank = hidden_size, int((chosen > 0).sum())
         self.register_buffer("gate", chosen)
         saved_lately(self, "gate")
 
@@ -196,7 +196,7 @@ class FixedMask(Intervention):
         if self.rank and any(parameter.requires_grad for parameter in self.featurizer.parameters()):
             return None
         order = torch.randperm(len(self.gate), generator=torch.Generator().manual_seed(0))
-        gate = self.gate[order.to(self.gate.device)].bool()
+        gate = self.gate[order.to(self.gate.device)].tolist()
         return FixedMask(self.hidden_size, featurizer=lambda _: self.featurizer, gate=gate)
 
 

@@ -12,6 +12,7 @@ from itrain.sharing.foreign.easysteer import save_easysteer as save_easysteer
 from itrain.sharing.foreign.mib import load_mib as load_mib
 from itrain.sharing.foreign.mib import save_mib as save_mib
 from itrain.sharing.foreign.parts import ForeignError as ForeignError
+from itrain.sharing.foreign.pyvene import load_pyvene as load_pyvene
 
 
 class Format(NamedTuple):

@@ -31,14 +31,14 @@ def save_easysteer(training: Training, folder: str | Path, *, everywhere: bool =
     """
     folder, kind = Path(folder), "an EasySteer file"
     found = list(taken(training, kind))
-    if not isinstance(found[0][1], LoReFT):
+    (site, intervention), *others = found
+    if not isinstance(intervention, LoReFT):
         directions = directions_of(training, kind, everywhere=everywhere)
         with replacing_folder(folder) as beside:
             write_directions(beside / VECTORS, directions, training)
         return folder
-    if len(found) > 1:
+    if others:
         raise ForeignError(f"{kind} has LoReFT at one layer, and this training has it at {len(found)} sites")
-    ((site, intervention),) = found
     layer = block_of(site, kind, everywhere=everywhere)
     rows = intervention.subspace.rows.detach().float().cpu()
     state = {

@@ -29,6 +29,7 @@ from itrain.sharing.foreign.parts import (
     assemble,
     orthogonal_rows,
     orthonormal,
+    size_at,
     taken,
     tensors,
     weight,
@@ -203,10 +204,9 @@ def _part(path: Path, network: HookedNetwork, component: str | None, position: s
     if info["featurizer_class"] == SUBSPACE[0]:
         rows = _matrix(info, state, place)
         return _part_of(site, Features(rows, indices), rows.shape[1], place)
-    try:
-        return _part_of(site, Features(None, indices), network.hidden_size(site), place)
-    except ValueError as error:
-        raise ForeignError(f"{place}: {error}") from error
+    size = size_at(network, site, place)
+    assert size is not None, "a named component tells its size"
+    return _part_of(site, Features(None, indices), size, place)
 
 
 def _part_of(site: Site, features: Features, hidden_size: int, place: str) -> Part:
@@ -230,7 +230,7 @@ def _part_of(site: Site, features: Features, hidden_size: int, place: str) -> Pa
 def _read(path: Path, kind: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """What a file says of its featurizer, and its weights."""
     file = Path(f"{path}{kind}")
-    found = tensors(file, "featurizer")
+    found = tensors(file)
     info, state = (found.get(key) if isinstance(found, dict) else None for key in ("model_info", "state_dict"))
     if not isinstance(info, dict) or not isinstance(state, dict):
         raise ForeignError(f"'{file}' is no featurizer of MIB's track: it has no model_info and state_dict")

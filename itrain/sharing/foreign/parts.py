@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from itrain.architectures import locate
 from itrain.checkpoints import read_tensors
 from itrain.factories import describe
 from itrain.interventions.base import Intervention
@@ -59,9 +60,9 @@ def assemble(
         _require_size(network, part, place, joined=join_positions)
     sizes = [part.hidden_size for part in parts]
     sites = [part.site for part in parts]
-    takes_source = getattr(first.intervention, "func", first.intervention).takes_source
+    made: Any = getattr(first.intervention, "func", first.intervention)
     try:
-        if takes_source:
+        if made.takes_source:
             training: Training = AlignmentSearch(
                 network=network,
                 sites=sites,
@@ -113,14 +114,14 @@ def taken(training: Training, tool: str) -> Iterator[tuple[Site, Intervention]]:
         yield site, intervention.hardened()
 
 
-def tensors(file: Path, kind: str) -> Any:
+def tensors(file: Path) -> Any:
     """What a file of ``torch.save`` holds: tensors and plain data, and no code.
 
     Raises:
         ForeignError: it is damaged, holds more than that, or says that tensors are larger than the file.
     """
     try:
-        found = read_tensors(file, kind)
+        found = read_tensors(file, "file of weights")
     except TrustError as error:
         raise ForeignError(str(error)) from error
     for tensor in _leaves(found):
@@ -145,6 +146,18 @@ def weight(state: Any, name: str, shape: Sequence[int | None], place: str) -> Te
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ForeignError(f"{place}: '{name}' has the shape {tuple(found.shape)}; ({wanted}) is needed")
     return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def size_at(network: HookedNetwork, site: Site, place: str) -> int | None:
+    """The features at a site, where its module tells them.
+
+    Raises:
+        ForeignError: the model has no such site.
+    """
+    try:
+        return locate(network.model, site).hidden_size
+    except ValueError as error:
+        raise ForeignError(f"{place}: {error}") from error
 
 
 def orthogonal_rows(state: Any, name: str, place: str) -> Float[Tensor, "rank hidden"]:
@@ -180,15 +193,10 @@ def orthonormal(rows: Float[Tensor, "rank hidden"], place: str) -> Float[Tensor,
 
 
 def _require_size(network: HookedNetwork, part: Part, place: str, *, joined: bool) -> None:
-    """Refuse a site that the model has not, or that has another size there."""
-    try:
-        size = network.hidden_size(part.site)
-    except ValueError as error:
-        if "does not tell its size" in str(error):
-            return
-        raise ForeignError(f"{place}: {error}") from error
-    size *= (part.site.count or 1) if joined else 1
-    if size != part.hidden_size:
+    """Refuse a site that has another size in the model."""
+    one = size_at(network, part.site, place)
+    size = None if one is None else one * ((part.site.count or 1) if joined else 1)
+    if size not in (None, part.hidden_size):
         raise ForeignError(
             f"{place} is for {part.hidden_size} features at '{part.site}'; this model has {size} there, so the file "
             "belongs to another model or site"
