@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from itrain.sharing import export as export
     from itrain.sharing import list_exports as list_exports
     from itrain.sharing import load as load
+    from itrain.sharing import merge as merge
     from itrain.sharing import push_to_hub as push_to_hub
     from itrain.sharing.foreign import ForeignError as ForeignError
     from itrain.sharing.foreign import load_gguf as load_gguf
@@ -128,6 +129,7 @@ _HOMES = {
     "export": "sharing",
     "list_exports": "sharing",
     "load": "sharing",
+    "merge": "sharing",
     "push_to_hub": "sharing",
     "ForeignError": "sharing.foreign",
     "load_gguf": "sharing.foreign",

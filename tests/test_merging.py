@@ -138,7 +138,7 @@ def test_adapters_become_weights() -> None:
     ("site", "kind", "how", "said"),
     [
         ("layer0.mlp_output@last", SteeringVector, {"acts": "all"}, "acts at last alone.*only @all can be folded"),
-        ("layer0.mlp_output@all", SteeringVector, {}, "acts on prompt.*acts=all folds it so"),
+        ("layer0.mlp_output@all", SteeringVector, {}, "acts on the prompt alone.*acts=all folds it so"),
         ("layer0.block_output@all", KINDS["loreft"], {"acts": "all"}, "maps the residual stream.*try mlp_output"),
         ("layer0.mlp_output@all", "clamp", {"acts": "all"}, r"no affine map .*\(Intervention.affine\)"),
     ],
@@ -158,6 +158,20 @@ def test_what_cannot_be_folded_is_said_by_name(site: str, kind: object, how: dic
     with pytest.raises(MergeError, match=f"nothing can be folded into the weights: {site}: .*{said}") as found:
         merge(trained, **how)
     assert "\n" not in str(found.value)
+
+
+def test_several_kinds_at_one_place_are_all_folded() -> None:
+    model = tiny_model("llama")
+    sites = [{"site": "layer0.mlp_output@all", "intervention": kind} for kind in (KINDS["loreft"], SteeringVector)]
+    sites[1]["site"] = "layer1.block_input@all"
+    trained = at(model, sites, KINDS["direft"])  # type: ignore[arg-type]
+    merged = merge(trained, acts="all")
+    torch.testing.assert_close(logits(merged.model), logits(model, trained.edits()), atol=1e-5, rtol=1e-5)
+    for_one = AlignmentSearch(
+        network=HookedNetwork(model), sites={"left": "layer0.mlp_output@all"}, intervention=SteeringVector
+    )
+    with pytest.raises(MergeError, match="it acts where left is interchanged, and a weight acts in every run"):
+        merge(for_one, acts="all")
 
 
 def test_what_takes_a_source_is_left_and_the_rest_is_folded() -> None:

@@ -12,4 +12,7 @@ from itrain.sharing.exports import require_model as require_model
 from itrain.sharing.hub import HubError as HubError
 from itrain.sharing.hub import list_exports as list_exports
 from itrain.sharing.hub import load as load
+from itrain.sharing.merging import Merged as Merged
+from itrain.sharing.merging import MergeError as MergeError
+from itrain.sharing.merging import merge as merge
 from itrain.sharing.pushing import push_to_hub as push_to_hub

@@ -210,7 +210,7 @@ def _last(path: object) -> str:
 
 def _texts(value: object) -> list[str]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    return [str(each) for each in values]
+    return [", ".join(f"{key} {part}" for key, part in _items(each)) or str(each) for each in values]
 
 
 def _items(value: object) -> list[tuple[str, Any]]:

@@ -27,15 +27,19 @@ from itrain.files import replacing_folder
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Affine, Intervention
 from itrain.networks.hooks import HookedNetwork
+from itrain.placements import Placement
 from itrain.sharing.exports import ExportError
 from itrain.sharing.folding import Fold, add_to_embeddings, fold_input, fold_output, is_linear
 from itrain.sites import Site
 from itrain.training.base import Training
+from itrain.training.interchange import Interventions
 
 TRIED = (2, 7)
 """Examples and tokens on which a fold is tried."""
 APART = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """How far logits may be apart for rounding alone, relative to the largest."""
+SUBLAYERS = ("attention_input", "mlp_input")
+"""Components that several linear modules may read."""
 WEIGHTS_ITSELF = "the model's own weights"
 
 
@@ -95,27 +99,20 @@ def merge(training: Training, *, acts: str | None = None) -> Merged:
     folded = dict.fromkeys(merge_lora(model), WEIGHTS_ITSELF)
     if training.trains_model and not folded:
         folded["the trained model"] = WEIGHTS_ITSELF
-    left: dict[str, str] = {}
-    placed = {_site(place): each.hardened() for place, each in getattr(training, "trained", {}).items()}
-    wanted = {}
-    for site, intervention in placed.items():
-        if why := _obstacle(training, site, intervention, acts):
-            left[str(site)] = why
-        else:
-            wanted[site] = intervention
-    start, tried = deepcopy(model), {}
-    for site in _in_turn(model, wanted):
-        tried[site] = _folded(model, site, wanted[site])
-    folded |= {str(site): tried[site].said for site in wanted if tried[site].done}
-    left |= {str(site): tried[site].said for site in wanted if not tried[site].done}
+    placed: Interventions = getattr(training, "trained", {})
+    left = {place: why for place, each in placed.items() if (why := _obstacle(training, place, each, acts))}
+    wanted = {place: each.hardened() for place, each in placed.items() if place not in left}
+    start, done = deepcopy(model), {}
+    for place in _in_turn(model, list(wanted)):
+        found = _folded(model, place.write, wanted[place])
+        (done if found.done else left)[place] = found.said
+    folded |= {str(place): done[place] for place in placed if place in done}
+    reasons = {str(place): left[place] for place in placed if place in left}
     if not folded:
-        reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
-        raise MergeError(
-            f"nothing can be folded into the weights: {reasons or f'{type(training).__name__} edits none'}"
-        )
-    edits = [(site, each) for site, each in wanted.items() if str(site) in folded]
-    _require_alike(start, model, edits)
-    return Merged(model=model, folded=folded, left=left)
+        said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        raise MergeError(f"nothing can be folded into the weights: {said or f'{type(training).__name__} edits none'}")
+    _require_alike(start, model, [(place.write, wanted[place]) for place in placed if place in done])
+    return Merged(model=model, folded=folded, left=reasons)
 
 
 @dataclass(frozen=True)
@@ -124,16 +121,13 @@ class Found:
     said: str
 
 
-def _site(place: Any) -> Site:
-    """Where an intervention writes, of a site or a placement."""
-    return getattr(place, "write", place)
-
-
-def _obstacle(training: Training, site: Site, intervention: Intervention, acts: str | None) -> str | None:
+def _obstacle(training: Training, place: Placement, intervention: Intervention, acts: str | None) -> str | None:
     """Why no weight can do what an intervention does, whatever the model."""
-    name = type(intervention).__name__
+    name, site = type(intervention).__name__, place.write
     if intervention.takes_source:
         return f"{name} takes a source, which differs from run to run; a weight is the same in all"
+    if place.variables is not None:
+        return f"it acts where {'+'.join(place.variables)} is interchanged, and a weight acts in every run"
     if site.position not in (None, "all"):
         return f"it acts at {site.position} alone, and a weight acts at every token; only @all can be folded"
     if site.step is not None:
@@ -142,27 +136,25 @@ def _obstacle(training: Training, site: Site, intervention: Intervention, acts: 
         return "its positions are joined into one vector, whose length a weight does not know"
     trained = getattr(training, "acts", "prompt")
     if (acts or trained) != "all":
-        return (
-            f"it acts on {trained if isinstance(trained, str) else 'some generated tokens'}, and a weight acts on "
-            "generated tokens too; acts=all folds it so"
-        )
+        asked = f"the {trained}" if isinstance(trained, str) else "some generated tokens"
+        return f"it acts on {asked} alone, and a weight acts on all tokens, also generated ones; acts=all folds it so"
     if intervention.affine() is None:
         return f"{name} is no affine map of the activation, as far as it says (Intervention.affine)"
     return None
 
 
-def _in_turn(model: nn.Module, sites: Mapping[Site, Intervention]) -> list[Site]:
-    """The sites in the order in which they are folded.
+def _in_turn(model: nn.Module, placements: Sequence[Placement]) -> list[Placement]:
+    """The placements in the order in which they are folded.
 
     What acts later on the input of a module is folded earlier, since W A2 A1 h is folded from the left; what is folded
     elsewhere than where it acts comes last, when all that acts before it is in the weights.
     """
-    known = {site: locate(model, site) for site in sites}
-    here = [site for site, place in known.items() if is_linear(place.module)]
-    before = [site for site in here if known[site].end == "input"]
-    readers = [site for site in sites if site not in here and site.component in ("attention_input", "mlp_input")]
-    others = [site for site in sites if site not in here and site not in readers]
-    return [*(site for site in here if site not in before), *reversed(before), *reversed(readers), *others]
+    known = {place: locate(model, place.write) for place in placements}
+    here = [place for place, found in known.items() if is_linear(found.module)]
+    before = [place for place in here if known[place].end == "input"]
+    readers = [place for place in placements if place not in here and place.write.component in SUBLAYERS]
+    others = [place for place in placements if place not in here and place not in readers]
+    return [*(place for place in here if place not in before), *reversed(before), *reversed(readers), *others]
 
 
 def _folded(model: nn.Module, site: Site, intervention: Intervention) -> Found:
@@ -200,7 +192,7 @@ def _ways(model: nn.Module, site: Site, affine: Affine) -> Iterator[Fold]:
         yield fold_output(model, place.module, place.columns, affine)
     elif is_linear(place.module):
         yield fold_input(model, [place.module], place.columns, affine)
-    elif site.component in ("attention_input", "mlp_input"):
+    elif site.component in SUBLAYERS:
         yield fold_input(model, _readers(model, site, place), place.columns, affine)
     elif affine.matrix is None and affine.constant is not None and site.component in ("block_input", "block_output"):
         layer = _layer(site) - (site.component == "block_input")
