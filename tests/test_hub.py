@@ -261,6 +261,8 @@ def test_a_folder_here_comes_before_a_repository(
     trained = search(model)
     itrain.export(trained, "alice/gender", base_model=BaseModel(model=model))
     torch.testing.assert_close(rows(load("alice/gender", model)), rows(trained), atol=1e-6, rtol=0)
+    with pytest.raises(ExportError, match="'alice/gendr/export' is not an export"):
+        load("alice/gendr/export", model)
     assert not hub.asked
     with pytest.raises(ExportError, match="revision is for a repository of the hub; 'alice/gender' is none"):
         load("alice/gender", model, revision="main")

@@ -67,7 +67,10 @@ class Address:
 
 def is_address(source: str | Path) -> bool:
     """Whether text names a place on the hub and nothing on this machine."""
-    return isinstance(source, str) and not Path(source).exists() and _ADDRESS.fullmatch(source) is not None
+    if not isinstance(source, str) or Path(source).exists() or (found := _ADDRESS.fullmatch(source)) is None:
+        return False
+    # A mistyped path such as outputs/das/run is not to be asked for on the hub.
+    return not found["subfolder"] or not Path(source.partition("/")[0]).exists()
 
 
 def load(
