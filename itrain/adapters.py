@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
 
 from torch import nn
 
@@ -73,6 +75,33 @@ def merge_lora(model: nn.Module) -> list[str]:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, module.get_base_layer())
     return list(found)
+
+
+def maps_of(adapted: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A and B of a module's adapter."""
+    down, up = (next(cast(nn.Module, getattr(adapted, name)).children()) for name in ("lora_A", "lora_B"))
+    return down, up
+
+
+@contextmanager
+def scaled(adapted: Iterable[nn.Module], strength: float) -> Iterator[None]:
+    """Have the adapters of modules act, scaled by ``strength``; afterwards they are as they were."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in adapted if isinstance(module, LoraLayer)]
+    off = [module for module in layers if module.disable_adapters]
+    scaling = [dict(module.scaling) for module in layers]
+    for module in layers:
+        module.scaling.update({name: strength * value for name, value in module.scaling.items()})
+    for module in off:
+        module.enable_adapters(True)
+    try:
+        yield
+    finally:
+        for module in off:
+            module.enable_adapters(False)
+        for module, own in zip(layers, scaling, strict=True):
+            module.scaling.update(own)
 
 
 def _is_linear(module: nn.Module) -> bool:

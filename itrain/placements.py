@@ -21,7 +21,8 @@ class Placement:
     A plain site stands for a placement that reads where it writes and serves all variables. Other forms, which
     :meth:`parse_all` reads, are ``{write: layer5.block_output@object, read: layer5.block_output@subject}``, a mapping
     of variables to sites, ``{left: layer1.block_output@a, right: layer2.block_output@b}``, and a list of these in which
-    ``{site: ..., intervention: ...}`` has an intervention of its own.
+    ``{site: ..., intervention: ...}`` has an intervention of its own. A variable with the name of a key of these forms
+    is named by ``variables``.
 
     Args:
         write: the site that is edited in the base.
@@ -86,7 +87,7 @@ Placements: TypeAlias = PlacementLike | Sequence[PlacementLike]
 
 FIELDS = ("site", "write", "read", "variables", "intervention")
 """The keys of one placement; ``site`` is the short form of ``write``, and takes every form."""
-SITE_FIELDS = frozenset(Site.__dataclass_fields__)
+SITE_FIELDS = tuple(Site.__dataclass_fields__)
 
 
 def require_distinct(placements: Sequence[Placement]) -> None:
@@ -152,8 +153,8 @@ def _parsed(form: object, place: str) -> Iterator[Placement]:
         yield form
     elif isinstance(form, Site | str):
         yield Placement(write=Site.parse(form))
-    elif isinstance(form, Mapping) and form and all(isinstance(key, str) for key in form):
-        if "component" in form or SITE_FIELDS.issuperset(form):
+    elif isinstance(form, Mapping) and all(isinstance(key, str) for key in form):
+        if not form or not set(form).isdisjoint(SITE_FIELDS):
             yield Placement(write=_site(form, place))
         elif not set(form).isdisjoint(FIELDS):
             yield from _of_fields(form, place)
@@ -165,7 +166,7 @@ def _parsed(form: object, place: str) -> Iterator[Placement]:
         for each in form:
             yield from _parsed(each, place)
     else:
-        raise ValueError(f"{place}: {form!r} is no site; give text such as layer5.block_output@last")
+        raise ValueError(f"{place}: expected text, a mapping or a list of sites, not {form!r}")
 
 
 def _of_fields(form: Mapping[str, object], place: str) -> Iterator[Placement]:
@@ -201,10 +202,15 @@ def _filled(placements: Iterable[Placement], fields: Mapping[str, object]) -> It
 
 
 def _site(form: object, place: str) -> Site:
-    if not isinstance(form, Site | str | Mapping):
+    """One site, as text or as a mapping of its fields."""
+    if isinstance(form, Mapping):
+        for key in form:
+            if key not in SITE_FIELDS:
+                raise ValueError(f"{place}.{key}: a site has no '{key}'{nearest(str(key), SITE_FIELDS)}")
+        if form.get("component") is None:
+            raise ValueError(f"{place}.component has no value; add {place}.component=<component>, such as block_output")
+    elif not isinstance(form, Site | str):
         raise ValueError(f"{place}: expected one site, not {form!r}")
-    if isinstance(form, Mapping) and "component" not in form:
-        raise ValueError(f"{place}.component has no value; give {place}.component=<component>, or the site as text")
     return Site.parse(form)
 
 

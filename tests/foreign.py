@@ -75,7 +75,7 @@ MODEL = tiny_model("gpt2")
 SITE = "layer0.block_output@4"
 
 
-def search(intervention: Callable[[int], Intervention], *sites: str, **settings: Any) -> AlignmentSearch:
+def search(intervention: Callable[[int], Intervention], *sites: Any, **settings: Any) -> AlignmentSearch:
     """A search with random weights, none as at the start."""
     torch.manual_seed(3)
     made = AlignmentSearch(network=HookedNetwork(MODEL), sites=sites or (SITE,), intervention=intervention, **settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,7 @@ def gguf_bytes(
     return head + bytes(-len(head) % 32) + data
 
 
-@pytest.fixture
-def gguf() -> Any:
-    return pytest.importorskip("gguf")
-
-
-def test_a_control_vector_by_hand(gguf: Any, tmp_path: Path) -> None:
+def test_a_control_vector_by_hand(tmp_path: Path) -> None:
     vectors = {layer: torch.randn(HIDDEN) for layer in (1, 0)}
     (tmp_path / "x.gguf").write_bytes(gguf_bytes({f"direction.{layer}": each for layer, each in vectors.items()}))
     training = load_gguf(tmp_path / "x.gguf", MODEL, strength=2.0)
@@ -66,7 +60,7 @@ def test_a_control_vector_by_hand(gguf: Any, tmp_path: Path) -> None:
         load_gguf(tmp_path / "x.gguf", MODEL, layers=[5])
 
 
-def test_a_steering_vector_comes_back_from_gguf(gguf: Any, tmp_path: Path) -> None:
+def test_a_steering_vector_comes_back_from_gguf(tmp_path: Path) -> None:
     made = steering("layer1.block_output@all")
     save_gguf(made, tmp_path / "x.gguf", everywhere=True)
     again = load_gguf(tmp_path / "x.gguf", MODEL)
@@ -76,8 +70,9 @@ def test_a_steering_vector_comes_back_from_gguf(gguf: Any, tmp_path: Path) -> No
     torch.testing.assert_close(ours(load_gguf(tmp_path / "y.gguf", MODEL)), ours(strong))
 
 
-def test_repeng_reads_and_writes_the_same_vectors(gguf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeng_reads_and_writes_the_same_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np = pytest.importorskip("numpy")
+    pytest.importorskip("gguf")
     monkeypatch.setattr(np, "float_", np.float64, raising=False)  # repeng 0.4 asks for it
     repeng = pytest.importorskip("repeng")
     made = steering("layer1.block_output@all")
@@ -116,7 +111,7 @@ def test_two_vectors_of_a_layer_and_layer_0_are_refused(tmp_path: Path) -> None:
         save_gguf(steering("layer0.block_output@all"), tmp_path / "x", everywhere=True)
 
 
-def test_easysteer_takes_layer_0(gguf: Any, tmp_path: Path) -> None:
+def test_easysteer_takes_layer_0(tmp_path: Path) -> None:
     made = steering("layer0.block_output@all", "layer1.block_output@all")
     save_easysteer(made, tmp_path / "x", everywhere=True)
     assert torch.equal(ours(load_gguf(tmp_path / "x" / "vectors.gguf", MODEL)), ours(made))
@@ -130,18 +125,39 @@ def test_easysteer_has_loreft_at_one_layer(tmp_path: Path) -> None:
         save_easysteer(made, tmp_path / "x", everywhere=True)
 
 
+def counted(tensors: int, keys: int) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys)
+
+
+def listed(dimensions: int, kind: int) -> bytes:
+    return counted(1, 0) + text("direction.1") + struct.pack("<I", dimensions) + struct.pack("<QIQ", HIDDEN, kind, 0)
+
+
+WHOLE, LARGE = gguf_bytes({"direction.1": torch.ones(HIDDEN)}), 2**60
 BROKEN: Mapping[str, tuple[bytes, str]] = {
-    "text": (b"no gguf at all", "is damaged, or no GGUF"),
-    "nothing": (b"", "is damaged, or no GGUF"),
-    "counts beyond the file": (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "is damaged, or no GGUF"),
-    "an array beyond the file": (
-        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("x") + struct.pack("<IIQ", 9, 0, 2**60), "is damaged, or no GGUF",
+    "text": (b"no gguf at all", "is no GGUF file"),
+    "nothing": (b"", "is no GGUF file"),
+    "another version": (b"GGUF" + struct.pack(">I", 3), "GGUF's version 50331648"),
+    "keys beyond the file": (counted(0, LARGE), "keys or tensors"),
+    "tensors beyond the file": (counted(LARGE, 0), "keys or tensors"),
+    "more tensors than are there": (counted(9_999, 0), "ends before its header says"),
+    "an array beyond the file": (counted(0, 1) + text("x") + struct.pack("<IIQ", 9, 4, LARGE), "ends before"),
+    "texts beyond the file": (counted(0, 1) + text("x") + struct.pack("<IIQ", 9, 8, LARGE), "ends before"),
+    "arrays of arrays": (counted(0, 1) + text("x") + struct.pack("<IIQ", 9, 9, LARGE), "a key of the kind 9"),
+    "an unknown kind": (counted(0, 1) + text("x") + struct.pack("<IIQ", 99, 9, LARGE), "a key of the kind 99"),
+    "a name beyond the file": (counted(0, 1) + struct.pack("<Q", LARGE), "ends before its header says"),
+    "a name that is no text": (counted(0, 1) + struct.pack("<Q", 1) + b"\xff", "is no text"),
+    "no alignment": (counted(0, 1) + text("general.alignment") + struct.pack("<II", 4, 0), "its alignment is"),
+    "a tensor beyond the file": (WHOLE[:-32], "ends before its header says"),
+    "half a header": (WHOLE[:100], "ends before its header says"),
+    "a matrix": (listed(2, 0), "'direction.1' is no vector"),
+    "quantised": (listed(1, 8), r"is quantised \(kind 8\)"),
+    "a tensor twice": (
+        counted(2, 0) + 2 * (text("direction.1") + struct.pack("<IQIQ", 1, 1, 0, 0)) + bytes(64), "twice",
     ),
-    "text beyond the file": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**60), "is damaged, or no"),
-    "a tensor beyond the file": (gguf_bytes({"direction.1": torch.ones(HIDDEN)})[:-32], "is damaged, or no GGUF"),
-    "half": (gguf_bytes({"direction.1": torch.ones(HIDDEN)})[:100], "is damaged, or no GGUF"),
-    "a model": (gguf_bytes({"blk.1.w": torch.ones(HIDDEN)}, architecture="llama"), "'llama', and is no control vector"),
-    "another tensor": (gguf_bytes({"scale": torch.ones(HIDDEN)}), "has the tensor 'scale'"),
+    "a layer twice": (gguf_bytes(dict.fromkeys(["direction.1", "direction.01"], torch.ones(1))), "of its own"),
+    "a model": (gguf_bytes({"blk.1.w": torch.ones(HIDDEN)}, architecture="llama"), r"\('llama'\) has the tensor"),
+    "another tensor": (gguf_bytes({"scale": torch.ones(HIDDEN)}), "which is no direction"),
     "no directions": (gguf_bytes({}), "has no directions"),
     "another model's": (gguf_bytes({"direction.1": torch.ones(HIDDEN)}, hint="llama"), "add model_hint='llama'"),
     "another width": (gguf_bytes({"direction.1": torch.ones(8)}), "is for 8 features"),
@@ -151,7 +167,7 @@ BROKEN: Mapping[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_no_control_vector_is_refused_by_name(what: str, gguf: Any, tmp_path: Path) -> None:
+def test_what_is_no_control_vector_is_refused_by_name(what: str, tmp_path: Path) -> None:
     written, said = BROKEN[what]
     (tmp_path / "x.gguf").write_bytes(written)
     with pytest.raises(ForeignError, match=said) as caught:
@@ -159,14 +175,29 @@ def test_what_is_no_control_vector_is_refused_by_name(what: str, gguf: Any, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ForeignError, match=r"pip install 'itrain\[gguf\]'"):
-        save_gguf(steering("layer1.block_output@all"), tmp_path / "x", everywhere=True)
-    (tmp_path / "y").touch()
-    with pytest.raises(ForeignError, match=r"pip install 'itrain\[gguf\]'"):
-        load_gguf(tmp_path / "y", MODEL)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".py") == ["y"]
+def test_the_gguf_library_reads_and_writes_the_same(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    made = steering("layer1.block_output@all")
+    reader = gguf.GGUFReader(save_gguf(made, tmp_path / "x.gguf", everywhere=True))
+    (tensor,) = reader.tensors
+    (intervention,) = made.trained.values()
+    assert (tensor.name, tensor.tensor_type.name) == ("direction.1", "F32")
+    assert torch.equal(torch.tensor(tensor.data), intervention.vector.detach())  # type: ignore[arg-type]
+    keys = {name: reader.get_field(name).contents() for name in ("general.architecture", "controlvector.model_hint")}
+    assert list(keys.values()) == ["controlvector", "gpt2"]
+    writer = gguf.GGUFWriter(tmp_path / "y.gguf", "controlvector")
+    writer.add_string("controlvector.model_hint", "gpt2")
+    writer.add_array("controlvector.notes", ["a", "b"])
+    writer.add_array("controlvector.numbers", [1, 2, 3])
+    writer.add_float32("controlvector.strength", 0.5)
+    for layer, dtype in enumerate((torch.float16, torch.float32)):
+        writer.add_tensor(f"direction.{layer}", torch.arange(HIDDEN).to(dtype).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for each in load_gguf(tmp_path / "y.gguf", MODEL).trained.values():  # type: ignore[attr-defined]
+        assert torch.equal(each.vector.detach(), torch.arange(HIDDEN).float())
 
 
 def test_each_format_says_what_it_holds() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import itrain
 from itrain.interventions.das import DAS
-from itrain.sharing.foreign import ForeignError, load_pyvene, save_easysteer
+from itrain.sharing.foreign import ForeignError, load_pyvene, save_easysteer, save_mib
 from tests.canary import CANARY
 from tests.canary import watched as watched
 from tests.foreign import LOREFT, LOW_RANK, RANK, Runs, folder_of, loreft, ours, same
@@ -95,8 +95,43 @@ def test_interventions_that_share_weights_share_them_here(tmp_path: Path) -> Non
     assert first is second
     config["representations"][1][8], config["representations"][0][8] = 0, 1  # group_key
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ForeignError, match="different sources by their group_key"):
+    with pytest.raises(ForeignError, match=r"different sources by group_key.*add variables="):
         load_pyvene(folder, model, position="last", act_fn="linear")
+
+
+def test_interventions_of_different_sizes_and_variables_are_one_training(tmp_path: Path) -> None:
+    folder, model = tmp_path / "x", tiny_model("gpt2")
+    for layer, rank in ((0, 2), (1, 3)):
+        base = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN))[0]
+        state = {f"{ROTATION}.original": -torch.eye(HIDDEN, rank), f"{ROTATION}.0.base": base}
+        folder_of(folder, LOW_RANK, state, layer=layer)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("intervention_types", "intervention_constant_sources", "intervention_dimensions"):
+        config[key] *= 2
+    fields = config["representations"][0]
+    config["representations"] = [[layer, *fields[1:8], layer, *fields[9:]] for layer in (0, 1)]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ForeignError, match="variables is a list with one for each"):
+        load_pyvene(folder, model, position="last", variables=["x"])
+    training = load_pyvene(folder, model, position="last", variables=["x", "y"])
+    placed = training.trained  # type: ignore[attr-defined]
+    assert [str(each) for each in placed] == ["x: layer0.block_output@last", "y: layer1.block_output@last"]
+    assert [each.rank for each in placed.values()] == [2, 3]
+    with pytest.raises(ForeignError, match="cannot hold sites of different variables"):
+        save_mib(training, tmp_path / "y")
+
+
+def test_what_takes_a_source_and_what_does_not_are_two_trainings(tmp_path: Path) -> None:
+    folder, model = folder_of(tmp_path / "x", LOREFT, loreft()), tiny_model("gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("intervention_types", "intervention_constant_sources", "intervention_dimensions"):
+        config[key] *= 2
+    config["intervention_types"][1] = "<class 'pyvene.models.interventions.VanillaIntervention'>"
+    config["intervention_constant_sources"][1] = False
+    config["representations"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ForeignError, match="some interventions take a source and others do not"):
+        load_pyvene(folder, model, position=["first", "last"], act_fn="linear")
 
 
 Change = Callable[[dict[str, Any]], None]

@@ -28,7 +28,7 @@ from itrain.sharing.foreign import (
 )
 from itrain.training.base import Training
 from tests.canary import watched as watched
-from tests.foreign import MODEL, Runs, ours, same, search, steering
+from tests.foreign import MODEL, SITE, Runs, ours, same, search, steering
 from tests.models import HIDDEN
 
 HELD: Mapping[str, Callable[[int], Intervention]] = {
@@ -82,6 +82,10 @@ NOT_HELD: Mapping[str, tuple[Callable[[], Training], str]] = {
     "an mlp": (lambda: search(DAS, "layer1.mlp_output@4"), "knows a block's output"),
     "two tokens": (lambda: search(DAS, "layer0.block_output@2+4"), "list them as sites of one token"),
     "joined tokens": (lambda: search(DAS, "layer0.block_output@2+4", join_positions=True), "joined positions"),
+    "a source read elsewhere": (
+        lambda: search(DAS, {"write": SITE, "read": "layer0.block_output@2"}),
+        "at another site",
+    ),
     "a call": (lambda: search(DAS, "layer0.block_output.step0@4"), "one call of a module"),
 }
 

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from itrain.inputs.keys import example_keys
 from itrain.inputs.layout import MASK, SECOND, moved, require_mask, tokens_of_mask
-from itrain.inputs.positions import PositionError, Range, TokenIndices, token_indices, token_ranges, token_slots
+from itrain.inputs.positions import (
+    Acts,
+    PositionError,
+    Range,
+    TokenIndices,
+    generated_ranges,
+    token_indices,
+    token_ranges,
+    token_slots,
+)
 from itrain.sites import Site
 
 Value = TypeVar("Value")
@@ -73,7 +82,7 @@ class ModelInputs:
     texts: Sequence[str] | None = None
     candidates: Int[Tensor, " candidates"] | None = None
     # Never handed on by replace(), whose result may have other spans or another device.
-    _indices: dict[tuple[str | None, int], TokenIndices] = field(default_factory=dict, init=False, repr=False)
+    _indices: dict[tuple[str | None, int, Acts], TokenIndices] = field(default_factory=dict, init=False, repr=False)
     _ranges: dict[tuple[str | None, int | None], list[Range]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -225,8 +234,10 @@ class ModelInputs:
         """How messages speak of an example."""
         return f"example {example}" + (f" ('{self.texts[example]}')" if self.texts else "")
 
-    def indices(self, site: Site, length: int) -> TokenIndices:
+    def indices(self, site: Site, length: int, acts: Acts = "prompt") -> TokenIndices:
         """The tokens that the site's position names in an activation of ``length`` tokens, on the inputs' device.
+
+        ``acts`` says whether the prompt's tokens are meant, those of what follows it, or both.
 
         Raises:
             PositionError: the position does not exist in some example, or the activation has not the text's tokens, or
@@ -238,7 +249,7 @@ class ModelInputs:
                 f"site '{site}': the activation there has {length} tokens, {than} than the inputs, which have "
                 f"{self.length}, so that positions in it cannot be told"
             )
-        key = (site.position, length)
+        key = (site.position, length, acts)
         if key not in self._indices:
             second = [value for name, value in self.arguments.items() if name in SECOND]
             if self.tokens is not None and any(value.shape[1] == length for value in second):
@@ -248,9 +259,14 @@ class ModelInputs:
                 )
             # Kept for steps with gradients, which tensors of inference mode do not serve.
             with torch.inference_mode(False):
-                index, valid = token_indices(
-                    [(start.clone(), stop.clone()) for start, stop in self._find(site, length)]
-                )
+                ranges = self._find(site, length) if acts in ("prompt", "all") else []
+                if acts != "prompt":
+                    ranges = [*ranges, *generated_ranges(acts, self._follows(length))]
+                index, valid = token_indices([(start.clone(), stop.clone()) for start, stop in ranges])
+                if acts != "prompt":
+                    # The prompt's last token stands in for those that an example lacks: it runs wherever edits act.
+                    begin, end = self._follows(length)
+                    index = torch.where(index < end[:, None], index, begin[:, None] - 1)
                 # Not blocking: a blocking copy would wait for all that the accelerator has still to do.
                 index = index.to(self.device, non_blocking=True)
                 valid = None if valid is None else valid.to(self.device, non_blocking=True)
@@ -343,6 +359,13 @@ class ModelInputs:
                 counted = start, start + length
             self._ranges[key] = token_ranges(site, counted, self.spans, self.name)
         return self._ranges[key]
+
+    def _follows(self, length: int) -> Range:
+        """First token after the prompt, and one past the last."""
+        if self.tokens is None:
+            end = torch.full((self.batch_size,), length)
+            return end, end
+        return self.tokens[:, 1], self.tokens[:, 1] if self.stop is None else self.stop
 
     def _own_tokens(self) -> tuple[Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]]:
         """Where each token stands from the example's first own one, and whether it is no padding."""

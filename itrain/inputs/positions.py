@@ -6,7 +6,7 @@ Tensor letters: B batch, P positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,6 +16,9 @@ from itrain.sites import POSITION_TERM, RESERVED, Site
 
 Range = tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]
 """First token and one past the last, per example."""
+
+Acts = Literal["prompt", "all", "generated"] | tuple[int, ...]
+"""Tokens of a text that is continued: of the prompt, all, those that follow it, or these of the latter, from 0."""
 
 
 class TokenIndices(NamedTuple):
@@ -62,6 +65,21 @@ def token_ranges(
                 )
         ranges.append((start, stop))
     return ranges
+
+
+def generated_ranges(acts: Acts, follows: Range) -> list[Range]:
+    """The ranges of tokens after the prompt that are meant; examples with fewer of them have empty ones.
+
+    Args:
+        acts: which tokens are meant.
+        follows: the tokens after each prompt.
+    """
+    if acts == "prompt":
+        return []
+    if isinstance(acts, str):
+        return [follows]
+    first, end = follows
+    return [(torch.minimum(first + step, end), torch.minimum(first + step + 1, end)) for step in acts]
 
 
 def _term_range(term: str, extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], site: Site) -> Range:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -59,15 +61,33 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def generate(
-        self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
-    ) -> Int[Tensor, "batch new"]:
-        """Continue the prompts greedily; return the new tokens.
+        self,
+        inputs: ModelInputs,
+        edits: Edits,
+        *,
+        max_new_tokens: int,
+        end: int | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        **settings: Any,
+    ) -> Int[Tensor, "rows new"]:
+        """Continue the prompts by the model's own ``generate``, greedily unless the settings say otherwise.
 
-        The edits act once, on the prompts' activations; generated tokens see them through keys and values. Responses in
-        the inputs are ignored. After the token ``end``, a row is filled with it.
+        The edits act as each says: on the prompts' activations, or on those of generated tokens too. Responses in the
+        inputs are ignored. Return the new tokens, ``num_return_sequences`` rows for each prompt.
+
+        Args:
+            inputs: the prompts.
+            edits: what acts.
+            max_new_tokens: the most tokens that are generated.
+            end: the token that ends a text; the rest of its row is filled with it.
+            generators: with ``do_sample=True``, draw each row with a generator of its own, so that its tokens do not
+                depend on the rows beside it.
+            settings: fields of a GenerationConfig, as ``do_sample=True``, ``num_beams=4``, and whatever else the
+                model's ``generate`` takes, as ``streamer``. The model's own GenerationConfig is not used.
 
         Raises:
-            ValueError: the model does not cache keys and values, so it cannot continue from a prompt.
+            ValueError: the model does not generate text, or refuses a setting.
+            RuntimeError: its logits are not finite.
         """
 
     @abstractmethod

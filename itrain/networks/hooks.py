@@ -19,9 +19,11 @@ from itrain.inputs import ModelInputs
 from itrain.inputs.layout import MASK
 from itrain.layouts import REMEDY
 from itrain.networks.answer import Answers, answer_only, answers, each_answer
+from itrain.networks.attached import AttachedEdits
 from itrain.networks.base import ROWS, Network
-from itrain.networks.forward import Forward, cache_arguments, cache_of
-from itrain.networks.lane import Edits, Lane
+from itrain.networks.forward import Forward
+from itrain.networks.generation import generate
+from itrain.networks.lane import EditAt, Edits, Lane
 from itrain.networks.planned import AllRead, Planned, Route, install, recompute_alike
 from itrain.sites import Site
 
@@ -103,39 +105,40 @@ class HookedNetwork(Network):
     def run_edits(self, arguments: Mapping[str, Any], lanes: Sequence[Lane], at: Answers | None) -> list[Tensor]:
         """The answer of each lane under its edits, from one run of the model's forward with these arguments."""
         planned = [
-            Planned(lane=lane, site=site, route=self._route(site), edit=edit)
+            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts)
             for lane in lanes
-            for site, edit in lane.edits
+            for each in (each if isinstance(each, EditAt) else EditAt(*each) for each in lane.edits)
+            for part in (each.parts if each.generated else (each,))
         ]
         return each_answer(self.run(arguments, planned, at, lanes[0].inputs.candidates), lanes)
 
     @torch.no_grad()
     def generate(
-        self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
-    ) -> Int[Tensor, "batch new"]:
+        self,
+        inputs: ModelInputs,
+        edits: Edits,
+        *,
+        max_new_tokens: int,
+        end: int | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        **settings: Any,
+    ) -> Int[Tensor, "rows new"]:
         prompts = inputs.prompts()
         if self.call.right and prompts.padding[0]:
-            return self._generate_by_length(prompts, edits, max_new_tokens=max_new_tokens, end=end)
-        lane = Lane(inputs=prompts, edits=edits, rows=prompts.batch_size)
-        planned = [Planned(lane=lane, site=site, route=self._route(site), edit=edit) for site, edit in edits]
-        output = self.run({**prompts.arguments, "use_cache": True}, planned, answers([lane]))
-        forward, cache = self.call, cache_of(output)
-        if cache is None:
-            raise ValueError(f"{type(forward.model).__name__} keeps no keys and values to generate text from")
-        tokens, mask = [_likeliest(output.logits[:, 0], prompts)], prompts.arguments["attention_mask"]
-        stop = -1 if end is None else end
-        while len(tokens) < max_new_tokens and not bool((tokens[-1] == stop).all()):
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            arguments = forward.arguments({"input_ids": tokens[-1][:, None], "attention_mask": mask})
-            if "position_ids" in arguments:
-                arguments["position_ids"] = arguments["position_ids"][:, -1:]
-            output = self.model(**arguments | cache_arguments(forward.model, cache))
-            cache = cache_of(output)
-            ended = tokens[-1] == stop
-            tokens.append(
-                _likeliest(output.logits[:, -1].masked_fill(ended[:, None], 0), prompts).masked_fill(ended, stop)
+            return self._generate_by_length(
+                prompts, edits, max_new_tokens=max_new_tokens, end=end, generators=generators, **settings
             )
-        return torch.stack(tokens, 1)
+        if self.training and not self.trainable:
+            self.eval()
+        with AttachedEdits(self.model, edits, prompts=prompts):
+            return generate(
+                self.call.model,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                end=end,
+                generators=generators,
+                settings=settings,
+            )
 
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
         location = locate(self.model, site)
@@ -232,21 +235,30 @@ class HookedNetwork(Network):
         return inputs.padded_right()
 
     def _generate_by_length(
-        self, prompts: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None
-    ) -> Int[Tensor, "batch new"]:
+        self,
+        prompts: ModelInputs,
+        edits: Edits,
+        *,
+        end: int | None,
+        generators: Sequence[torch.Generator] | None,
+        **settings: Any,
+    ) -> Int[Tensor, "rows new"]:
         """The new tokens, from runs of prompts of one length each, which need no padding."""
         lengths = prompts.extent[1] - prompts.extent[0]
         found: dict[int, Tensor] = {}
         for length in lengths.unique():
             rows = (lengths == length).nonzero()[:, 0]
-            found |= zip(
-                rows.tolist(),
-                self.generate(prompts.take(rows), edits, max_new_tokens=max_new_tokens, end=end),
-                strict=True,
-            )
+            each = len(generators or ()) // prompts.batch_size
+            own = [
+                generator for row in rows.tolist() for generator in (generators or ())[row * each : (row + 1) * each]
+            ]
+            tokens = self.generate(prompts.take(rows), edits, end=end, generators=own or None, **settings)
+            found |= zip(rows.tolist(), tokens.split(len(tokens) // len(rows)), strict=True)
         # Rows differ in length only where all of a run have ended.
         return pad_sequence(
-            [found[row] for row in range(prompts.batch_size)], batch_first=True, padding_value=0 if end is None else end
+            [each for row in range(prompts.batch_size) for each in found[row].unbind()],
+            batch_first=True,
+            padding_value=0 if end is None else end,
         )
 
     def _route(self, site: Site) -> Route:
@@ -260,30 +272,10 @@ class HookedNetwork(Network):
             moved = isinstance(columns, Tensor) and columns.device != next(known.location.module.parameters()).device
             if module is known.location.module and not moved:
                 return known
-        with torch.inference_mode(False):  # columns serve steps with gradients too
-            location = locate(self.model, site)
-        module = location.module
-        path = next((name for name, each in self.model.named_modules() if each is module), None)
-        inside = tuple(each for each in self.model.modules() if module in set(each.modules()))
-        route = Route(location, tuple(path.split(".")) if path else (), inside)
-        if path is not None:
+        route = Route.to(site, self.model)
+        if route.path:
             self._routes[site] = route
         return route
-
-
-def _likeliest(logits: Float[Tensor, "batch vocabulary"], prompts: ModelInputs) -> Int[Tensor, " batch"]:
-    """The next token of each text.
-
-    Raises:
-        RuntimeError: the largest logit of some text is not finite, so that it has none.
-    """
-    largest, token = logits.max(-1)
-    if lost := (~largest.isfinite()).nonzero()[:, 0].tolist():
-        raise RuntimeError(
-            f"the model's logits after {prompts.name(lost[0])} are not finite, so there is no next token; load the "
-            "model in another precision, or look for weights of model and intervention that are not finite"
-        )
-    return token
 
 
 def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

@@ -1,27 +1,78 @@
-"""Lane: one member's part of a run that several share, and what is picked and replaced in it.
+"""Edits, and the lane of a run in which they act: what is picked of an activation, and what is replaced in it.
 
-Tensor letters: B batch, S sequence, P positions, D hidden.
+Tensor letters: B batch, S sequence, P positions, G generated tokens, D hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from itrain.architectures import Location
-from itrain.inputs import ModelInputs, TokenIndices
+from itrain.inputs import Acts, ModelInputs, TokenIndices
 from itrain.layouts import REMEDY
 from itrain.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
 """From the activation at a site, (B, P, D) or (B, D), to the one that takes its place."""
 
-Edits = Sequence[tuple[Site, Edit]]
+EditGenerated = Callable[[Float[Tensor, "batch generated hidden"], Sequence[int]], Tensor]
+"""The same for generated tokens, (B, G, D), given which steps they are."""
+
+
+class EditAt(NamedTuple):
+    """An edit at a site, and when it acts.
+
+    ``prompt``: on the tokens of the prompt that the site's position names. ``generated``: on every generated token,
+    whatever the position; a response that follows a prompt counts as generated. ``all``: on both. Several numbers: on
+    these generated tokens, counted from 0. What is generated before a token is never changed by an edit of it.
+    """
+
+    site: Site
+    edit: Edit
+    acts: Acts = "prompt"
+    generated: EditGenerated | None = None
+    """What edits generated tokens; None: ``edit``, which is then given them beside those of the prompt."""
+
+    @property
+    def parts(self) -> tuple[EditAt, ...]:
+        """Itself, or an edit of the prompt and one of generated tokens where different functions make them."""
+        generated = self.generated
+        if generated is None or self.acts == "prompt":
+            return (self,)
+        prompt = (EditAt(self.site, self.edit),) if self.acts == "all" else ()
+        acts = "generated" if self.acts == "all" else self.acts
+
+        def edit(base: Tensor) -> Tensor:
+            steps = range(base.shape[1]) if isinstance(acts, str) else sorted(acts)[: base.shape[1]]
+            return generated(base, steps)
+
+        return (*prompt, EditAt(self.site, edit, acts))
+
+
+Edits: TypeAlias = Sequence[EditAt | tuple[Site, Edit]]
 """Act together, those of one activation in the order given, each on the result of those before it."""
+
+
+def require_acts(acts: object) -> Acts:
+    """When an edit acts, with steps as a tuple.
+
+    Raises:
+        ValueError: it is no such word, and no list of steps.
+    """
+    if isinstance(acts, str) and acts in ("prompt", "all", "generated"):
+        return acts  # type: ignore[return-value]
+    steps: list[Any] = [acts] if isinstance(acts, int) else list(acts) if isinstance(acts, Sequence) else []
+    if isinstance(acts, str) or not steps or not all(type(step) is int and step >= 0 for step in steps):
+        raise ValueError(
+            f"acts={acts!r}: use 'prompt', 'all', 'generated', or the generated tokens, counted from 0, as in [0, 2]"
+        )
+    return tuple(sorted(set(steps)))
 
 
 class Cells(NamedTuple):
@@ -49,7 +100,7 @@ class Lane:
     first: int = 0
     shift: int | None = None
 
-    def pick(self, activation: Tensor, site: Site, location: Location) -> tuple[Tensor, Cells]:
+    def pick(self, activation: Tensor, site: Site, location: Location, acts: Acts = "prompt") -> tuple[Tensor, Cells]:
         """The features at the site, at least fp32, and where they lie.
 
         Raises:
@@ -57,10 +108,12 @@ class Lane:
         """
         size, tokens = self.inputs.batch_size, None
         index: tuple[Any, ...] = (...,)
-        if site.position is not None or not (self.inputs.all_own or self._is_whole(activation)):
+        whole = acts == "prompt" and site.position is None and (self.inputs.all_own or self._is_whole(activation))
+        if not whole:
             if activation.ndim != 3 or len(activation) != self.rows:
                 raise self._unplaced(activation, site)
-            tokens = self.inputs.indices(site, activation.shape[1] if self.shift is None else self.inputs.length)
+            length = activation.shape[1] if self.shift is None else self.inputs.length
+            tokens = self.inputs.indices(site, length, acts)
             if self.shift is not None:
                 tokens = TokenIndices(tokens.index - self.shift, tokens.valid)
             index = torch.arange(self.first, self.first + size, device=activation.device)[:, None], tokens.index
@@ -112,3 +165,48 @@ class Lane:
         index = tokens.index.masked_fill(~tokens.valid, length)
         longer = torch.cat([activation, activation[:, :1]], 1).index_put((cells.index[0], index), new)
         return longer[:, :length].contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Generated tokens in a run of some of a text's last tokens; they lie in the same columns in every row.
+
+    Args:
+        columns: where they lie in the run.
+        count: how many tokens the run has.
+    """
+
+    columns: tuple[int, ...]
+    count: int
+
+    def pick(
+        self, activation: Tensor, site: Site, location: Location, acts: Acts = "generated"
+    ) -> tuple[Tensor, Cells]:
+        """The features at the tokens, at least fp32, and where they lie.
+
+        Raises:
+            ValueError: the activation has not the run's tokens.
+        """
+        if activation.ndim != 3 or activation.shape[1] != self.count:
+            raise ValueError(
+                f"site '{site}': the activation there has shape {tuple(activation.shape)} in a run of {self.count} "
+                "tokens, so that a generated token cannot be told in it; name a site in the residual stream, such as "
+                "layer0.block_output, or edit the prompt alone (acts='prompt')"
+            )
+        index = (...,) if len(self.columns) == self.count else (slice(None), list(self.columns))
+        picked = activation[index]
+        if location.columns is not None:
+            picked = picked[..., location.columns]
+        return picked.to(torch.promote_types(picked.dtype, torch.float32)), Cells(index, None)
+
+    def replace(self, activation: Tensor, cells: Cells, location: Location, new: Tensor) -> Tensor:
+        """The activation with the features at the tokens replaced, out of place."""
+        if location.columns is not None:
+            whole = activation[cells.index].clone()
+            whole[..., location.columns] = new
+            new = whole
+        if cells.index == (...,):
+            return new.clone(memory_format=torch.contiguous_format)
+        replaced = activation.clone()
+        replaced[cells.index] = new
+        return replaced

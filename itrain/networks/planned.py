@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from itrain.architectures import Location
+from itrain.architectures import Location, locate
+from itrain.inputs import Acts
 from itrain.networks.forward import CHECKPOINT, checkpoint_of
-from itrain.networks.lane import Edit, Lane
+from itrain.networks.lane import Edit, Lane, Steps
 from itrain.sites import Site
 
 
@@ -28,6 +29,29 @@ class Route(NamedTuple):
     path: tuple[str, ...]
     inside: tuple[nn.Module, ...]
 
+    @classmethod
+    def to(cls, site: Site, model: nn.Module) -> Route:
+        """The site's place in the model as it is now; without names where the model does not hold the module.
+
+        Raises:
+            ValueError: the model does not have the site.
+        """
+        with torch.inference_mode(False):  # columns serve steps with gradients too
+            location = locate(model, site)
+        path = next((name for name, each in model.named_modules() if each is location.module), None)
+        inside = tuple(each for each in model.modules() if location.module in set(each.modules()))
+        return cls(location, tuple(path.split(".")) if path else (), inside)
+
+
+class Acting(Protocol):
+    """What acts on the activation at a place."""
+
+    route: Route
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        """The activation that the module's call goes on with."""
+        ...
+
 
 @dataclass(eq=False, kw_only=True)
 class Planned:
@@ -38,14 +62,16 @@ class Planned:
         site: where it acts.
         route: the site's place in the model.
         edit: what takes the activation's place; None: it is read, and ``read`` holds it afterwards.
+        acts: on which tokens.
         with_gradient: refuse to read where gradients are switched off.
         until: the reads after which the run may end; empty: it goes on to its end.
     """
 
-    lane: Lane
+    lane: Lane | Steps
     site: Site
     route: Route
     edit: Edit | None = None
+    acts: Acts = "prompt"
     with_gradient: bool = False
     until: Sequence[Planned] = ()
     read: Tensor | None = field(default=None, init=False)
@@ -77,13 +103,15 @@ class Planned:
         given, layout = activation, location.layout
         if layout is not None:
             activation = layout.by_place(activation)
-        base, cells = lane.pick(activation, site, location)
+        base, cells = lane.pick(activation, site, location, self.acts)
         if self.edit is None:
             # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
             self.read = base.clone() if site.position is None else base
             if self.until and all(each.done for each in self.until):
                 raise AllRead
             return given
+        if not base.shape[1:].numel():
+            return given  # no example has such a token
         with torch.autocast(activation.device.type, enabled=False):
             new = self.edit(base)
         if new.shape != base.shape:
@@ -93,7 +121,7 @@ class Planned:
 
     def again(self) -> Planned:
         """The same for a second run of the module within one step, which does not end early."""
-        return Planned(lane=self.lane, site=self.site, route=self.route, edit=self.edit)
+        return replace(self, with_gradient=False, until=())
 
     def missing(self) -> RuntimeError:
         """The error of a run in which it was never its turn."""
@@ -101,20 +129,49 @@ class Planned:
         return RuntimeError(f"site '{self.site}': its module {calls} in this run; nothing was read or edited there")
 
 
-def install(planned: Sequence[Planned], stack: ExitStack) -> None:
-    """Hook the modules until the stack is left; what is planned for one activation acts in the order given."""
-    groups: dict[tuple[nn.Module, str], list[Planned]] = {}
-    for each in planned:
+def install(acting: Sequence[Acting], stack: ExitStack, *, first: bool = False) -> None:
+    """Hook the modules until the stack is left; what acts on one activation does so in the order given.
+
+    ``first``: before the hooks of others, which then see what becomes of the activation.
+    """
+    groups: dict[tuple[nn.Module, str], list[Acting]] = {}
+    for each in acting:
         groups.setdefault(each.route.location[:2], []).append(each)
     for (module, end), group in groups.items():
         if end == "output":
-            handle = module.register_forward_hook(partial(_on_output, group))
+            handle = module.register_forward_hook(partial(_on_output, group), prepend=first)
         else:
-            handle = module.register_forward_pre_hook(partial(_on_input, group), with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(_on_input, group), prepend=first, with_kwargs=True)
         stack.callback(handle.remove)
 
 
-def recompute_alike(planned: Sequence[Planned], stack: ExitStack) -> None:
+def add_to_output(module: nn.Module, added: Callable[[Tensor], Tensor], stack: ExitStack) -> None:
+    """Add to a module's output what a function makes of its input, until the stack is left."""
+
+    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + added(args[0])
+
+    handle = module.register_forward_hook(add, prepend=True)
+    stack.callback(handle.remove)
+
+
+def surround(
+    module: nn.Module,
+    before: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None],
+    after: Callable[[nn.Module, Any], None],
+    stack: ExitStack,
+) -> None:
+    """Have a function called before each call of the module, and one after it, with None where the call has failed."""
+    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    handle = module.register_forward_hook(lambda module, args, output: after(module, output), always_call=True)
+    stack.callback(handle.remove)
+
+
+def recompute_alike(
+    planned: Sequence[Planned],
+    stack: ExitStack,
+    put_back: Callable[[Sequence[Planned], ExitStack], None] = install,
+) -> None:
     """Have blocks that are recomputed in the backward pass recompute with the same hooks.
 
     Gradient checkpointing runs a block's forward again after our hooks are gone. Its function is wrapped for this run
@@ -124,17 +181,17 @@ def recompute_alike(planned: Sequence[Planned], stack: ExitStack) -> None:
         checkpoint = checkpoint_of(block)
         if checkpoint is not None:
             inner = [each for each in planned if block in each.route.inside]
-            block.__dict__[CHECKPOINT] = partial(_checkpoint, checkpoint, inner)
+            block.__dict__[CHECKPOINT] = partial(_checkpoint, checkpoint, inner, put_back)
             stack.callback(setattr, block, CHECKPOINT, checkpoint)
 
 
-def _on_output(group: Sequence[Planned], module: nn.Module, args: Any, output: Any) -> Any:
+def _on_output(group: Sequence[Acting], module: nn.Module, args: Any, output: Any) -> Any:
     # Several outputs: the first is the activation, under whatever key in transformers' model outputs.
     key: Any = None if isinstance(output, Tensor) else next(iter(output)) if isinstance(output, Mapping) else 0
     activation: Any = output if key is None else output[key]
     new = activation
-    for planned in group:
-        new = planned(new)
+    for acting in group:
+        new = acting(new)
     if new is activation:
         return None
     if isinstance(output, Mapping):
@@ -142,19 +199,23 @@ def _on_output(group: Sequence[Planned], module: nn.Module, args: Any, output: A
     return new if key is None else type(output)((new, *output[1:]))
 
 
-def _on_input(group: Sequence[Planned], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _on_input(group: Sequence[Acting], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     key = None if args else next(key for key, value in kwargs.items() if isinstance(value, Tensor))
     activation: Tensor = args[0] if key is None else kwargs[key]
     new = activation
-    for planned in group:
-        new = planned(new)
+    for acting in group:
+        new = acting(new)
     if new is activation:
         return None
     return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})
 
 
 def _checkpoint(
-    checkpoint: Callable[..., Any], group: Sequence[Planned], function: Callable[..., Any], *args: Any
+    checkpoint: Callable[..., Any],
+    group: Sequence[Planned],
+    put_back: Callable[[Sequence[Planned], ExitStack], None],
+    function: Callable[..., Any],
+    *args: Any,
 ) -> Any:
     runs = 0
 
@@ -163,7 +224,7 @@ def _checkpoint(
         runs += 1
         with ExitStack() as stack:
             if runs > 1:
-                install([planned.again() for planned in group], stack)
+                put_back([planned.again() for planned in group], stack)
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             return function(*values)
 

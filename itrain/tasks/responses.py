@@ -5,10 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from random import Random
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from itrain.causal_model import CausalModel, Setting
+from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, TextTask
+from itrain.tasks.tokens import answer_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class ResponseTask(TextTask):
@@ -71,3 +76,21 @@ class Prompts(ResponseTask):
 
     def settings(self, split: Split) -> Sequence[Setting]:
         return [{"prompt": text} for text in self.causal_model.inputs["prompt"]]
+
+
+def typed(tokenizer: Tokenizer | None, texts: Sequence[str], continuations: Sequence[str] | None = None) -> ModelInputs:
+    """Typed texts as a model is given them, each followed by its continuation if there are any.
+
+    Raises:
+        TaskError: a text has a word that is not in the vocabulary, or there is no tokenizer.
+    """
+    task = Prompts(texts=texts)
+    task.bind(tokenizer)
+    if continuations is None:
+        return task.inputs(task.settings("test"))
+    tokens = [
+        answer_tokens(task.tokenizer, text, after, task.separator)
+        for text, after in zip(texts, continuations, strict=True)
+    ]
+    # The last token of a response is predicted and not run.
+    return task.inputs(task.settings("test"), [[*each, each[-1]] for each in tokens])

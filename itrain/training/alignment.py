@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
+from itrain.inputs import ModelInputs
+from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.placements import Factory, Placement, Placements
+from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
@@ -92,6 +95,9 @@ class AlignmentSearch(Training):
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch ... vocabulary"]:
         """The logits of each pair's interchange, with gates as in evaluation."""
         return self.interchange(batch, self.interchange.hardened())
+
+    def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
+        return attach_interchange(self.interchange, model, sources, how)
 
     @property
     def placements(self) -> tuple[Placement, ...]:

@@ -17,17 +17,23 @@ from torch import Tensor, nn
 from itrain.checkpoints import ORIGIN, forget_foreign_files, read_checkpoint, require_origin
 from itrain.data.splits import SplitDataModule
 from itrain.factories import FactoryError, class_path, describe, rebuild
+from itrain.identity import identity
+from itrain.inputs import Acts, ModelInputs
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.models import BaseModel, fingerprint
+from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.placements import Placement
 from itrain.sites import Site
+from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
 from itrain.training.callbacks import Preparation, Schedules
 from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from itrain.tasks.responses import Tokenizer
 
 ARGUMENTS = "training"
 """The key of a checkpoint that holds the constructor's arguments."""
@@ -61,10 +67,14 @@ class Training(lightning.LightningModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {}
+        self.base_identity: Mapping[str, Any] | None = None
+        """What the base model computed before it was trained; None: it is not trained."""
         self.origin: dict[str, Any] = {}
         """What checkpoints are bound to: the fingerprint of the base model as loaded, and the run's configuration."""
         self.provenance: dict[str, Any] = {}
         """What an export says besides the weights, where it is known: base model, metrics and configuration."""
+        self.tokenizer: Tokenizer | None = None
+        """Of texts that are attached as sources; None: unknown."""
         self.fitted_to: object | None = None
         """The data whose statistics this module has fitted itself; None: none, or they were loaded."""
         self.register_buffer("fitted", torch.tensor(False))
@@ -84,6 +94,7 @@ class Training(lightning.LightningModule, ABC):
         if self.trains_model:
             # Before adapters are added; later there is no telling what the model was at the start.
             self.origin["fingerprint"] = fingerprint(arguments["network"].model)
+            self.base_identity = identity(arguments["network"].model)
 
     @property
     @abstractmethod
@@ -186,6 +197,47 @@ class Training(lightning.LightningModule, ABC):
     def groups(self) -> Sequence[Sequence[Site]]:
         """The sites that are edited together, for each fit that uses the examples."""
         return [self.edited]
+
+    def attach(
+        self,
+        model: nn.Module | BaseModel | None = None,
+        *,
+        source: Source | Mapping[str, Source] | None = None,
+        acts: Acts | Sequence[int] | None = None,
+        strength: float = 1.0,
+        prompts: ModelInputs | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> Attached:
+        """Have what was trained act in all calls of a model until it is detached.
+
+        ``with training.attach(model): model.generate(...)``; outside of a ``with``, call ``detach()``.
+
+        Args:
+            model: the base model that the training was made for, also wrapped; None: the training's own.
+            source: what interventions that take a source are given, read once: a text, a text and its continuation, a
+                list of these with one for each prompt, or inputs of a task; a mapping names one for each variable.
+            acts: on which tokens edits act, ``prompt``, ``all``, ``generated``, or some generated ones, as ``[0, 2]``,
+                counted from 0; None: as in the training.
+            strength: how much of an edit's effect is applied: base + strength * (edit(base) - base).
+            prompts: the prompts of all calls, where positions name spans.
+            tokenizer: of the source's texts; None: that of the base model.
+
+        Raises:
+            ValueError: the training edits nothing, the model is another one, or a source is missing.
+        """
+        target = model_to_attach(model, self)
+        tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None) or self.tokenizer
+        known = source if isinstance(source, Mapping) else {} if source is None else {"": source}
+        sources = {name: inputs_of(each, tokenizer) for name, each in known.items()}
+        return self.attach_to(target, sources, Attaching(acts=acts, strength=strength, prompts=prompts))
+
+    def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
+        """Have what was trained act in all calls of the model; see :meth:`attach`.
+
+        Raises:
+            ValueError: the training edits nothing.
+        """
+        raise ValueError(f"{type(self).__name__} edits nothing, so that there is nothing to attach")
 
     def export_arguments(self) -> dict[str, Any]:
         """The constructor's arguments that rebuild what is exported, without network and optimizer."""

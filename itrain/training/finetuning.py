@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,15 +15,18 @@ from torch.nn.utils import parametrize
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.text import Perplexity
 
-from itrain.adapters import add_lora
+from itrain.adapters import add_lora, maps_of, scaled
+from itrain.architectures import unwrap
 from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.data.splits import SplitDataModule
-from itrain.inputs import ModelInputs
+from itrain.inputs import Acts, ModelInputs
 from itrain.metrics import UNUSED, is_right
+from itrain.networks.attached import Attached, AttachedMaps
 from itrain.networks.base import Network
-from itrain.networks.lane import Edit
+from itrain.networks.lane import EditAt, require_acts
 from itrain.placements import Factory, Placement, Placements
-from itrain.sites import Site, module_names
+from itrain.sites import module_names
+from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions, answer_loss
@@ -69,8 +73,8 @@ class Finetuning(Training):
             raise ValueError(f"{type(self).__name__} learns from data=responses, not from {type(data).__name__}")
 
     @abstractmethod
-    def edits(self) -> list[tuple[Site, Edit]]:
-        """The edits of the prompt's activations."""
+    def edits(self) -> list[EditAt]:
+        """The edits of prompts, and of responses where they act there too."""
 
     def respond(self, batch: ResponseBatch) -> Float[Tensor, "batch response vocabulary"]:
         """The logits of each response's tokens, given the prompt and the right tokens before."""
@@ -78,11 +82,20 @@ class Finetuning(Training):
             return self.network.edit(batch.inputs, self.edits())
 
     def generate(
-        self, inputs: ModelInputs, *, max_new_tokens: int, end: int | None = None, trained: bool = True
+        self,
+        inputs: ModelInputs,
+        *,
+        max_new_tokens: int,
+        end: int | None = None,
+        trained: bool = True,
+        **settings: Any,
     ) -> Int[Tensor, "batch new"]:
-        """Continue each prompt greedily; ``trained=False`` generates as before the training."""
+        """Continue each prompt, greedily unless the settings say otherwise, as those of ``Network.generate``.
+
+        ``trained=False`` generates as before the training.
+        """
         edits = self.edits() if trained else []
-        return self.network.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
+        return self.network.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end, **settings)
 
     def penalty(self) -> Tensor | float:
         """The penalty on the size of what is trained, which the loss adds."""
@@ -128,16 +141,19 @@ class Finetuning(Training):
 
 
 class RepresentationFinetuning(Finetuning):
-    """Finetunes a frozen model by interventions on its prompts' activations.
+    """Finetunes a frozen model by interventions on its activations.
 
-    A position such as ``first2+last2`` counts the prompt's tokens: in generation the interventions act once, and the
-    response is run unedited. Wu et al. 2024, "ReFT: Representation Finetuning for Language Models".
+    A position such as ``first2+last2`` counts the prompt's tokens. The interventions act on these, once, and the
+    response is run unedited (Wu et al. 2024, "ReFT: Representation Finetuning for Language Models"), unless ``acts``
+    says that they act on the response's tokens too, in training as in generation.
 
     Args:
         network: the base model, frozen.
         sites, intervention, shared, hidden_sizes: as in :class:`~itrain.training.interchange.Interchange`.
         optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
+        acts: on which tokens the interventions act: ``prompt``, ``all`` (those of the response too), ``generated``
+            (those alone), or some of the response's, as ``[0, 2]``, counted from 0.
 
     Raises:
         ValueError: a site has no position, so that the response would be edited too; or an intervention takes a source,
@@ -154,15 +170,17 @@ class RepresentationFinetuning(Finetuning):
         warmup: float = 0.1,
         shared: bool = False,
         hidden_sizes: Sequence[int] | None = None,
+        acts: Literal["prompt", "all", "generated"] | Sequence[int] = "prompt",
     ) -> None:
         super().__init__()
         self.remember(locals())
         self.optimizer, self.warmup = optimizer, warmup
+        self.acts: Acts = require_acts(acts)
         self.interchange = Interchange(
             network, sites=sites, intervention=intervention, shared=shared, hidden_sizes=hidden_sizes
         )
         self.sites = self.interchange.sites
-        self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
+        self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes, acts=self.acts)
         self.network = network
         for placement, each in self.trained.items():
             site = placement.write
@@ -180,9 +198,13 @@ class RepresentationFinetuning(Finetuning):
                     f"{type(each).__name__} takes a source, and responses have none; try intervention=loreft"
                 )
 
-    def edits(self) -> list[tuple[Site, Edit]]:
+    def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
+        how = how if how.acts is not None else how._replace(acts=self.acts)
+        return attach_interchange(self.interchange, model, sources, how)
+
+    def edits(self) -> list[EditAt]:
         used = self.trained if self.training else self.interchange.hardened()
-        return [(placement.write, partial(each, source=None)) for placement, each in used.items()]
+        return [EditAt(placement.write, partial(each, source=None), self.acts) for placement, each in used.items()]
 
     def penalty(self) -> Tensor | float:
         return self.interchange.penalty()
@@ -222,6 +244,27 @@ class RepresentationFinetuning(Finetuning):
 
 class LoRA(nn.ModuleDict):
     """The two matrices of an adapter."""
+
+
+class AttachedAdapters(Attached):
+    """Adapters of a model that act scaled; afterwards they act as before.
+
+    Args:
+        model: the model that has them.
+        adapted: its modules with adapters.
+        strength: their scale.
+    """
+
+    def __init__(self, model: nn.Module, adapted: Sequence[nn.Module], *, strength: float) -> None:
+        super().__init__(model, strength=strength)
+        self.adapted = adapted
+        self.attach()
+
+    def _install(self, stack: ExitStack) -> None:
+        stack.enter_context(scaled(self.adapted, self.strength))
+
+    def _what(self) -> str:
+        return f"adapters of {len(self.adapted)} modules"
 
 
 class LoRAFinetuning(Finetuning):
@@ -272,15 +315,36 @@ class LoRAFinetuning(Finetuning):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.exported.parameters())}]
 
-    def edits(self) -> list[tuple[Site, Edit]]:
+    def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
+        """Attach the adapters: to a model without any, or to that in which they are, where they are scaled.
+
+        Raises:
+            ValueError: a source is given, or when they act, which is always.
+        """
+        if sources or how.acts not in (None, "all"):
+            what = "takes no source" if sources else f"changes weights, which act at all tokens, not acts={how.acts!r}"
+            raise ValueError(f"{type(self).__name__} {what}; leave that out")
+        if unwrap(model) is unwrap(self.network.model):
+            return AttachedAdapters(model, list(self._adapted.values()), strength=how.strength)
+        maps = {path: maps_of(module) for path, module in self._adapted.items()}
+        self.exported.to(next(model.parameters()).device)
+        return AttachedMaps(model, maps, scale=self.alpha / self.rank, strength=how.strength)
+
+    def edits(self) -> list[EditAt]:
         return []
 
     def generate(
-        self, inputs: ModelInputs, *, max_new_tokens: int, end: int | None = None, trained: bool = True
+        self,
+        inputs: ModelInputs,
+        *,
+        max_new_tokens: int,
+        end: int | None = None,
+        trained: bool = True,
+        **settings: Any,
     ) -> Int[Tensor, "batch new"]:
         self._switch(trained)
         try:
-            return super().generate(inputs, max_new_tokens=max_new_tokens, end=end)
+            return super().generate(inputs, max_new_tokens=max_new_tokens, end=end, **settings)
         finally:
             self._switch(True)
 

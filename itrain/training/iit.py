@@ -19,9 +19,11 @@ from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
 from itrain.metrics import is_right
+from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.placements import Factory, Placement, Placements
 from itrain.precision import FullPrecision
+from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
 from itrain.training.interchange import Interchange, Interventions, answer_loss, match_precision
@@ -210,6 +212,19 @@ class InterchangeInterventionTraining(Training):
             if name not in names:
                 raise ValueError(f"interchange_weights: no pair interchanges '{name}'; there are {', '.join(names)}")
         return torch.tensor([weights.get(name, 0.0) for name in names])[batch.group].to(batch.base_label.device)
+
+    def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
+        """Attach the interventions to the co-trained model.
+
+        Raises:
+            ValueError: the model is another one, which has not been trained.
+        """
+        if unwrap(model) is not unwrap(self.network.model):
+            raise ValueError(
+                f"{type(self).__name__} has trained the weights of its own model, which this one has not: leave model "
+                "out, and call training.network.model inside"
+            )
+        return attach_interchange(self.interchange, model, sources, how)
 
     @property
     def placements(self) -> tuple[Placement, ...]:

@@ -136,7 +136,7 @@ class ReplayNetwork(Network):
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
         if not self._looked:
             self._look()
-        groups = tuple(tuple(dict.fromkeys(site for site, _ in edits)) for edits in members)
+        groups = tuple(tuple(dict.fromkeys(each[0] for each in edits)) for edits in members)
         plan = None
         if self._reason is None and all(groups):
             plan = self._plans.get(groups) or self.plan(groups)
@@ -155,9 +155,9 @@ class ReplayNetwork(Network):
             return self.edit_each(inputs, members, rows=rows)
 
     def generate(
-        self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, end: int | None = None
-    ) -> Int[Tensor, "batch new"]:
-        return self.hooked.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end)
+        self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, **settings: Any
+    ) -> Int[Tensor, "rows new"]:
+        return self.hooked.generate(inputs, edits, max_new_tokens=max_new_tokens, **settings)
 
     def plan(self, groups: Sequence[Sequence[Site]]) -> Plan | None:
         """How members that are edited at a group of sites each are run; None: under plain hooks, outside the blocks."""

@@ -118,7 +118,9 @@ class Plan:
         skips = self.choice.level in ("suffix", "recompute")
         if not skips or inputs.earliest_answer is None or "token_type_ids" in inputs.arguments:
             return 0
-        start = int(torch.stack([inputs.earliest_answer, *(inputs.earliest(site) for site, _ in edits)]).min())
+        # What edits of a response's tokens can change comes after the prompt's tokens at their sites.
+        earliest = (inputs.earliest(each[0]) for each in edits)
+        start = int(torch.stack([inputs.earliest_answer, *earliest]).min())
         return start if start > int(inputs.extent[0].min()) else 0
 
     def _spans(self, inputs: ModelInputs, *, suffix: bool) -> Spans | None:

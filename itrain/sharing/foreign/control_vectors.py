@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
-from itrain.files import replacing
 from itrain.interventions.steering import SteeringVector
 from itrain.networks.hooks import HookedNetwork
+from itrain.sharing.foreign.gguf import read, write
 from itrain.sharing.foreign.parts import ForeignError, Part, assemble, taken
 from itrain.sites import Site
 from itrain.training.base import Training
-from itrain.trust import printable, shown
+from itrain.trust import shown
 
 ARCHITECTURE = "controlvector"
-FLOATS = ("F32", "F16")
-"""Kinds of GGUF's tensors that hold a vector as it is; others are quantised."""
 
 
 def save_gguf(training: Training, file: str | Path, *, everywhere: bool = False) -> Path:
@@ -127,49 +122,29 @@ def block_of(site: Site, kind: str, *, everywhere: bool) -> int:
 
 def write_directions(file: Path, directions: Mapping[int, Float[Tensor, " hidden"]], training: Training) -> Path:
     """Write vectors by layer."""
-    hint = _model_type(training.network.model)
-    with replacing(file) as beside:
-        writer = _gguf().GGUFWriter(beside, ARCHITECTURE)
-        writer.add_string(f"{ARCHITECTURE}.model_hint", hint)
-        writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions))
-        for layer, direction in sorted(directions.items()):
-            writer.add_tensor(f"direction.{layer}", direction.numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    keys: dict[str, str | int] = {
+        "general.architecture": ARCHITECTURE,
+        f"{ARCHITECTURE}.model_hint": _model_type(training.network.model),
+        f"{ARCHITECTURE}.layer_count": len(directions),
+    }
+    write(file, keys, {f"direction.{layer}": each for layer, each in sorted(directions.items())})
     return file
 
 
 def _read(file: Path) -> tuple[dict[int, Float[Tensor, " hidden"]], str]:
     """The directions of a file by layer, and the type of model that they are for."""
-    if not file.is_file():
-        raise ForeignError(f"there is no control vector at '{file}'")
-    gguf = _gguf()
-    try:
-        reader = gguf.GGUFReader(file)
-        architecture, hint = (
-            field.contents() if (field := reader.get_field(name)) else None
-            for name in ("general.architecture", f"{ARCHITECTURE}.model_hint")
-        )
-        found = [(each.name, each.tensor_type.name, each.data) for each in reader.tensors]
-    except Exception as error:  # which kind depends on the byte at fault
-        raise ForeignError(f"'{file}' is damaged, or no GGUF: {printable(str(error))}") from error
-    if architecture != ARCHITECTURE and any(not name.startswith("direction.") for name, _, _ in found):
-        raise ForeignError(f"'{file}' holds {shown(architecture)}, and is no control vector")
-    return dict(_directions(found, file)), hint if isinstance(hint, str) else "unknown"
-
-
-def _directions(found: Iterable[tuple[str, str, Any]], file: Path) -> Iterable[tuple[int, Tensor]]:
-    for name, kind, data in found:
+    keys, vectors = read(file)
+    found: dict[int, Tensor] = {}
+    for name, vector in vectors.items():
         layer = re.fullmatch(r"direction\.(\d{1,6})", name)
-        if layer is None:
-            raise ForeignError(f"'{file}' has the tensor {shown(name)}, which is no direction.<layer>")
-        if kind not in FLOATS or data.ndim != 1:
+        if layer is None or int(layer[1]) in found:
+            kind = shown(keys.get("general.architecture"))
             raise ForeignError(
-                f"'{file}': {name} is no vector of {' or '.join(FLOATS)}, but {kind} of shape {data.shape}"
+                f"'{file}' ({kind}) has the tensor {shown(name)}, which is no direction.<layer> of its own"
             )
-        yield int(layer[1]), torch.from_numpy(data.astype("float32"))
+        found[int(layer[1])] = vector
+    hint = keys.get(f"{ARCHITECTURE}.model_hint")
+    return found, hint if isinstance(hint, str) else "unknown"
 
 
 def _model_type(model: nn.Module) -> str:
@@ -179,12 +154,3 @@ def _model_type(model: nn.Module) -> str:
             f"a control vector is for a type of model, and {type(model).__name__} has no config with one"
         )
     return found
-
-
-def _gguf() -> Any:
-    try:
-        return import_module("gguf")
-    except ImportError as error:
-        raise ForeignError(
-            "control vectors are read and written by gguf, which is not here: pip install 'itrain[gguf]'"
-        ) from error

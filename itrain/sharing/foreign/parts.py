@@ -15,6 +15,7 @@ from itrain.checkpoints import read_tensors
 from itrain.factories import describe
 from itrain.interventions.base import Intervention
 from itrain.networks.hooks import HookedNetwork
+from itrain.placements import Placement
 from itrain.sharing.exports import ExportError, fill
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
@@ -37,6 +38,8 @@ class Part(NamedTuple):
     intervention: Callable[[int], Intervention]
     hidden_size: int
     weights: Mapping[str, Tensor] = {}
+    variables: tuple[str, ...] | None = None
+    """Those whose source it takes; None: all."""
 
 
 def assemble(
@@ -50,41 +53,42 @@ def assemble(
     Raises:
         ForeignError: they do not fit the model, or cannot be in one training.
     """
-    first = parts[0]
     for part in parts:
-        if describe("intervention", part.intervention) != describe("intervention", first.intervention):
-            raise ForeignError(
-                f"{place}: '{first.site}' and '{part.site}' have interventions of different kinds or settings, which "
-                "no training holds; read them from folders of their own"
-            )
         _require_size(network, part, place, joined=join_positions)
-    sizes = [part.hidden_size for part in parts]
-    sites = [part.site for part in parts]
-    made: Any = getattr(first.intervention, "func", first.intervention)
+    first, *others = parts
+    kinds = {_class(part).takes_source for part in parts}
+    if len(kinds) > 1:
+        raise ForeignError(f"{place}: some interventions take a source and others do not; read them from two folders")
+    same = all(describe("", part.intervention) == describe("", first.intervention) for part in others)
+    placements = [
+        Placement(write=part.site, variables=part.variables, intervention=None if same else part.intervention)
+        for part in parts
+    ]
+    intervention, sizes = first.intervention if same else None, [part.hidden_size for part in parts]
     try:
-        if made.takes_source:
+        if True in kinds:
             training: Training = AlignmentSearch(
                 network=network,
-                sites=sites,
-                intervention=first.intervention,
+                sites=placements,
+                intervention=intervention,
                 shared=shared,
                 join_positions=join_positions,
                 hidden_sizes=sizes,
             )
         else:
             training = RepresentationFinetuning(
-                network=network, sites=sites, intervention=first.intervention, shared=shared, hidden_sizes=sizes
+                network=network, sites=placements, intervention=intervention, shared=shared, hidden_sizes=sizes
             )
     except ValueError as error:
         raise ForeignError(f"{place}: {error}") from error
-    for part, intervention in zip(parts, interventions_of(training).values(), strict=True):
-        _fill(intervention, part, place)
+    for part, each in zip(parts, interventions_of(training).values(), strict=True):
+        _fill(each, part, place)
     training.fitted.fill_(True)
     return training.eval()
 
 
-def interventions_of(training: Training) -> Mapping[Site, Intervention]:
-    """The interventions of a training by their sites.
+def interventions_of(training: Training) -> Mapping[Placement, Intervention]:
+    """The interventions of a training by their placements.
 
     Raises:
         ForeignError: it is of a kind that has others, or none.
@@ -101,9 +105,16 @@ def taken(training: Training, tool: str) -> Iterator[tuple[Site, Intervention]]:
     """The interventions of a training as they are evaluated, for a file of another tool.
 
     Raises:
-        ForeignError: positions are joined, a module's call is chosen, or a weight is not finite.
+        ForeignError: a source is read elsewhere, sites serve different variables, positions are joined, a module's call
+            is chosen, or a weight is not finite.
     """
-    for site, intervention in interventions_of(training).items():
+    found = interventions_of(training)
+    if len({placement.variables for placement in found}) > 1:
+        raise ForeignError(f"site '{next(iter(found))}': {tool} cannot hold sites of different variables")
+    for placement, intervention in found.items():
+        site = placement.write
+        if placement.read != site:
+            raise ForeignError(f"site '{placement}': {tool} cannot hold a source that is read at another site")
         if training.arguments.get("join_positions") and site.count != 1:
             raise ForeignError(f"site '{site}': {tool} cannot hold an intervention on joined positions")
         if site.step is not None:
@@ -201,6 +212,11 @@ def _require_size(network: HookedNetwork, part: Part, place: str, *, joined: boo
             f"{place} is for {part.hidden_size} features at '{part.site}'; this model has {size} there, so the file "
             "belongs to another model or site"
         )
+
+
+def _class(part: Part) -> type[Intervention]:
+    made: Any = getattr(part.intervention, "func", part.intervention)
+    return made
 
 
 def _fill(intervention: Intervention, part: Part, place: str) -> None:

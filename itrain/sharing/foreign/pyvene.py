@@ -43,6 +43,7 @@ class Entry(NamedTuple):
     constant: bool = False
     partition: Any = None
     link: Any = None
+    group: Any = None
 
 
 def load_pyvene(
@@ -54,6 +55,7 @@ def load_pyvene(
     head: int | None = None,
     act_fn: str | None = None,
     kind: str | None = None,
+    variables: Sequence[str] | None = None,
 ) -> Training:
     """Read what pyvene 0.1.8 or pyreft has saved, and EasySteer in the layout of pyreft.
 
@@ -69,6 +71,7 @@ def load_pyvene(
         act_fn: that of LoReFT, NoReFT, DiReFT and NodiReFT, which is not saved; itrain's are linear.
         kind: the class, for example ``LoreftIntervention``, where the folder has no ``config.json``, as those of
             pyreft's trainer have not.
+        variables: the variable that each intervention serves, where they take different sources; None: all serve all.
 
     Raises:
         ForeignError: a setting is needed, the files are damaged or hold more than tensors, or an intervention is of a
@@ -76,10 +79,12 @@ def load_pyvene(
     """
     folder = Path(folder)
     entries = _described(folder) if (folder / CONFIG).is_file() else _listed(folder, kind)
+    served = _served(variables, entries, folder)
     network = HookedNetwork(model)
     parts, joined = [], set()
-    for entry, at in zip(entries, _positions(position, entries, folder), strict=True):
-        part, joins = _part(entry, folder, network, _site(entry, model, at, head, folder), dimensions, act_fn)
+    for entry, at, names in zip(entries, _positions(position, entries, folder), served, strict=True):
+        site = _site(entry, model, at, head, folder)
+        part, joins = _part(entry, folder, network, site, dimensions, act_fn, names)
         parts.append(part)
         joined.add(joins)
     if len(joined) > 1:
@@ -110,17 +115,12 @@ def _described(folder: Path) -> list[Entry]:
     if not all(isinstance(each, list) and len(each) == len(kinds) for each in (sizes, constants)):
         raise ForeignError(f"{place} is damaged: not every intervention has its dimensions and source")
     seen: Counter[str] = Counter()
-    entries, groups = [], set()
+    entries = []
     for fields, kind, size, constant in zip(listed, kinds, sizes, constants, strict=True):
         fields = dict(zip(FIELDS, fields, strict=False)) if isinstance(fields, list) else fields
         if not isinstance(fields, dict) or fields.get("moe_key") is not None:
             raise ForeignError(f"{place} has a representation that itrain does not read: {shown(fields)}")
-        groups.add(str(fields.get("group_key")))
         entries.append(_entry({**dict.fromkeys(FIELDS), **fields}, kind, size, bool(constant), seen, place))
-    if len(groups) > 1:
-        raise ForeignError(
-            f"{place} gives its interventions different sources by their group_key; itrain reads those of one source"
-        )
     return entries
 
 
@@ -146,6 +146,7 @@ def _entry(fields: Mapping[str, Any], kind: Any, size: Any, constant: bool, seen
         constant=constant,
         partition=fields["subspace_partition"],
         link=fields["intervention_link_key"],
+        group=fields["group_key"],
     )
 
 
@@ -191,6 +192,22 @@ def _positions(position: str | Sequence[str] | None, entries: Sequence[Entry], f
     return listed
 
 
+def _served(
+    variables: Sequence[str] | None, entries: Sequence[Entry], folder: Path
+) -> Sequence[tuple[str, ...] | None]:
+    """The variables of each intervention."""
+    if variables is None:
+        if len({str(entry.group) for entry in entries}) > 1:
+            raise ForeignError(
+                f"'{folder}' gives its interventions different sources by group_key, and does not say which; add "
+                "variables=[...], the variable of each"
+            )
+        return [None] * len(entries)
+    if isinstance(variables, str) or len(variables) != len(entries):
+        raise ForeignError(f"'{folder}' has {len(entries)} interventions; variables is a list with one for each")
+    return [(name,) for name in variables]
+
+
 def _site(entry: Entry, model: nn.Module, position: str, head: int | None, folder: Path) -> Site:
     """The site of an intervention, under itrain's names."""
     place, component = f"'{folder}'", entry.component
@@ -229,6 +246,7 @@ def _part(
     site: Site,
     dimensions: Dimensions | None,
     act_fn: str | None,
+    variables: tuple[str, ...] | None,
 ) -> tuple[Part, bool]:
     """The intervention at a site, and whether it sees the site's tokens as one vector."""
     known = _known(entry.kind, f"'{folder / CONFIG}'")
@@ -253,7 +271,7 @@ def _part(
     joins = made.joins and entry.units > 1
     if joins and site.count != entry.units:
         raise ForeignError(f"'{file}' joins {entry.units} tokens; position '{site.position}' is not as many")
-    return Part(site, made.intervention, made.hidden_size, made.weights), joins
+    return Part(site, made.intervention, made.hidden_size, made.weights, variables), joins
 
 
 def _known(kind: Any, place: str) -> str:
