@@ -42,9 +42,14 @@ class Ablation(LoReFT):
         nn.init.zeros_(self.weight)
 
 
-def at(model: nn.Module, sites: Sequence[str], kind: object) -> RepresentationFinetuning:
+def at(model: nn.Module, sites: Sequence[str], kind: object, **how: object) -> RepresentationFinetuning:
     torch.manual_seed(1)
-    trained = RepresentationFinetuning(network=HookedNetwork(model), sites=list(sites), intervention=kind)  # type: ignore[arg-type]
+    trained = RepresentationFinetuning(
+        network=HookedNetwork(model),
+        sites=list(sites),
+        intervention=kind,  # type: ignore[arg-type]
+        **how,  # type: ignore[arg-type]
+    )
     for each in trained.trained.values():
         for weight in () if isinstance(each, Ablation) else (*each.parameters(), *each.buffers()):
             if weight.ndim:
@@ -119,6 +124,20 @@ def test_a_constant_before_the_first_block_goes_into_an_embedding() -> None:
         trained = at(tiny_model(model_type), ["layer0.block_input@all"], SteeringVector)
         assert_merged(trained)
         assert merge(trained, acts="all").folded == {"layer0.block_input@all": where}
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_merged_model_generates_as_the_attached_one(model_type: str) -> None:
+    model = tiny_model(model_type)
+    trained = at(model, ["layer1.block_output@all"], partial(SteeringVector, alpha=20.0), acts="all")
+    tokens = tiny_inputs((6, 6)).arguments
+    how = {"max_new_tokens": 5, "do_sample": False}
+    plain = model.generate(**tokens, **how)  # type: ignore[operator]
+    with trained.attach(model):
+        expected = model.generate(**tokens, **how)  # type: ignore[operator]
+    merged = merge(trained).model
+    assert torch.equal(merged.generate(**tokens, **how), expected)  # type: ignore[operator]
+    assert not torch.equal(plain, expected)
 
 
 def test_adapters_become_weights() -> None:
