@@ -140,9 +140,18 @@ def test_plain_names_are_code_and_all_else_is_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["subprocess.Popen", "builtins.eval", "torch.load", f"{CANARY}.Thing", "os.system", "itrain.cli.main"]
+    ("path", "part"),
+    [
+        ("subprocess.Popen", "intervention"),
+        ("builtins.eval", "intervention"),
+        ("torch.load", "intervention"),
+        ("itrain.cli.main", "intervention"),
+        (f"{CANARY}.Thing", "intervention"),
+        (f"{CANARY}.Thing", "training"),
+        (f"{CANARY}.Thing", "model"),
+        ("os.system", "model"),
+    ],
 )
-@pytest.mark.parametrize("part", ["training", "intervention", "model"])
 def test_a_repository_cannot_name_what_is_not_trusted(
     path: str, part: str, hub: Hub, model: Any, tmp_path: Path
 ) -> None:
