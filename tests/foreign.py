@@ -91,9 +91,9 @@ def search(intervention: Callable[[int], Intervention], *sites: Any, **settings:
     return made.eval()
 
 
-def steering(*sites: str, alpha: float = 1.0) -> RepresentationFinetuning:
+def steering(*sites: str, alpha: float = 1.0, acts: Any = "prompt") -> RepresentationFinetuning:
     made = RepresentationFinetuning(
-        network=HookedNetwork(MODEL), sites=sites, intervention=partial(SteeringVector, alpha=alpha)
+        network=HookedNetwork(MODEL), sites=sites, intervention=partial(SteeringVector, alpha=alpha), acts=acts
     )
     torch.manual_seed(0)
     for each in made.trained.values():

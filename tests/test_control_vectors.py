@@ -65,6 +65,8 @@ def test_a_steering_vector_comes_back_from_gguf(tmp_path: Path) -> None:
     save_gguf(made, tmp_path / "x.gguf", everywhere=True)
     again = load_gguf(tmp_path / "x.gguf", MODEL)
     assert torch.equal(ours(again), ours(made)) and again.sites == made.sites
+    save_gguf(again, tmp_path / "z.gguf")  # it acts everywhere, as read
+    assert (tmp_path / "z.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
     strong = steering("layer1.block_output@all", alpha=3.0)
     save_gguf(strong, tmp_path / "y.gguf", everywhere=True)
     torch.testing.assert_close(ours(load_gguf(tmp_path / "y.gguf", MODEL)), ours(strong))
@@ -83,6 +85,12 @@ def test_repeng_reads_and_writes_the_same_vectors(tmp_path: Path, monkeypatch: p
     controlled.set_control(found)
     inputs = {**BASE.arguments, "position_ids": torch.arange(LENGTH).expand(BATCH, -1)}
     same(made, controlled(**inputs).logits[:, -1])
+    asked = {name: value[:1] for name, value in BASE.arguments.items()}
+    greedy = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with load_gguf(tmp_path / "x.gguf", MODEL).attach(MODEL):
+        generated = MODEL.generate(**asked, **greedy)  # type: ignore[operator]
+    assert torch.equal(generated, controlled.generate(**asked, **greedy))
+    assert not torch.equal(generated, MODEL.generate(**asked, **greedy))  # type: ignore[operator]
     (2 * found).export_gguf(tmp_path / "y.gguf")
     controlled.set_control(found, coeff=2.0)
     same(load_gguf(tmp_path / "y.gguf", MODEL), controlled(**inputs).logits[:, -1])
@@ -90,9 +98,12 @@ def test_repeng_reads_and_writes_the_same_vectors(tmp_path: Path, monkeypatch: p
 
 UNFIT: Mapping[str, tuple[Callable[[], Training], str]] = {
     "the prompt alone": (lambda: steering("layer1.block_output@all"), "Add everywhere=True"),
+    "the last token and the response": (
+        lambda: steering("layer1.block_output@last", acts="all"), "acts='all' at 'last'",
+    ),
     "no vector": (lambda: search(DAS), "DAS is no vector that is added"),
     "another component": (lambda: steering("layer1.mlp_output@all"), "acts at block_output alone"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("write", [save_gguf, save_easysteer])
@@ -100,7 +111,7 @@ UNFIT: Mapping[str, tuple[Callable[[], Training], str]] = {
 def test_what_a_control_vector_cannot_hold_is_refused_by_name(what: str, write: Any, tmp_path: Path) -> None:
     make, said = UNFIT[what]
     with pytest.raises(ForeignError, match=said):
-        write(make(), tmp_path / "x", everywhere=what != "the prompt alone")
+        write(make(), tmp_path / "x", everywhere=not what.startswith("the "))
     assert not (tmp_path / "x").exists()
 
 

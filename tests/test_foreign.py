@@ -56,7 +56,7 @@ def test_low_rank_by_hand(tmp_path: Path) -> None:
 def test_easysteer_gets_loreft_as_pyreft_saves_it(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     training = load_pyvene(folder_of(tmp_path / "x", LOREFT, loreft()), model, position="all", act_fn="linear")
-    with pytest.raises(ForeignError, match=r"at 'all' of the prompt\. Add everywhere=True"):
+    with pytest.raises(ForeignError, match=r"acts='prompt' at 'all'\. Add everywhere=True"):
         save_easysteer(training, tmp_path / "y")
     save_easysteer(training, tmp_path / "y", everywhere=True)
     again = load_pyvene(tmp_path / "y", model, position="all", act_fn="linear")
@@ -156,6 +156,7 @@ REFUSED: Mapping[str, tuple[Change, str]] = {
     "no representations": (keys(representations=[]), "lists no representations"),
     "a missing source": (keys(intervention_constant_sources=[True, True]), "not every intervention"),
     "unit": (fields(unit="t"), "by 'pos' and 'h.pos'"),
+    "a layer that is text": (fields(layer="0"), "'0' is no layer of 'block_output'"),
     "layer beyond": (fields(layer=7), "layer 7 does not exist"),
     "component": (fields(component="attention_weight"), "no component 'attention_weight'"),
     "gated": (fields(component="mlp_activation"), r"act\(gate\) \* up"),

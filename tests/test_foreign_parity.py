@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from itrain.interventions.masking import FixedMask
 from itrain.interventions.reft import DiReFT, LoReFT, NoReFT
 from itrain.interventions.steering import SteeringVector
+from itrain.models import BaseModel
+from itrain.sharing import export, load
 from itrain.sharing.foreign import ForeignError, load_pyvene, save_easysteer
 from tests.foreign import BASE, BATCH, LAYER, LENGTH, LOREFT, POSITION, RANK, SOURCE, folder_of, loreft, ours, same
 from tests.models import HEADS, HIDDEN, tiny_model
@@ -77,7 +79,7 @@ def test_pyvenes_chosen_columns_are_a_smaller_subspace(tmp_path: Path) -> None:
 def test_pyvenes_full_rotation_asks_which_coordinates_are_swapped(tmp_path: Path) -> None:
     model, partition = tiny_model("gpt2"), [[0, 3], [3, HIDDEN]]
     made = saved(tmp_path, model, pyvene.RotatedSpaceIntervention, subspace_partition=partition)
-    with pytest.raises(ForeignError, match=r"which of its 16 coordinates.*\[\[0, 3\], \[3, 16\]\]; add dimensions="):
+    with pytest.raises(ForeignError, match=r"which of its 16 coordinates.*\[\[0, 3\], \[3, 16\]\]'; add dimensions="):
         load_pyvene(tmp_path, model, position=str(POSITION))
     training = load_pyvene(tmp_path, model, position=str(POSITION), dimensions=range(3, HIDDEN))
     same(training, theirs(made, [POSITION], [[[1]] * BATCH]))
@@ -97,6 +99,8 @@ def test_pyvenes_soft_boundary_stays_soft(temperature: float, tmp_path: Path) ->
     training = load_pyvene(tmp_path, model, position=str(POSITION))
     same(training, theirs(made, [POSITION]))
     assert isinstance(next(iter(training.trained.values())), FixedMask)  # type: ignore[attr-defined]
+    again = load(export(training, tmp_path / "export", base_model=BaseModel(model=model)), model)
+    same(again, theirs(made, [POSITION]))
 
 
 @pytest.mark.filterwarnings("ignore:To copy construct")

@@ -28,8 +28,8 @@ def save_gguf(training: Training, file: str | Path, *, everywhere: bool = False)
     Args:
         training: its interventions are steering vectors at blocks' outputs, above layer 0, which llama.cpp refuses.
         file: the file, usually ``....gguf``.
-        everywhere: accept that a control vector acts at every token of prompt and response, where the training's acts
-            at its position in the prompt.
+        everywhere: accept that a control vector acts at every token of prompt and response, where the training's do
+            not: with another ``acts`` than ``all``, or another position.
 
     Raises:
         ForeignError: an intervention is something else, is at another site, or acts at some tokens only.
@@ -51,7 +51,7 @@ def load_gguf(
     strength: float = 1.0,
     model_hint: str | None = None,
 ) -> Training:
-    """Read a control vector: steering vectors at the outputs of blocks, on all tokens.
+    """Read a control vector: steering vectors at the outputs of blocks, which act at all tokens of prompt and response.
 
     Args:
         file: a GGUF file of the architecture ``controlvector``.
@@ -86,7 +86,7 @@ def load_gguf(
     ]
     if not parts:
         raise ForeignError(f"'{file}' has no directions" if not directions else "layers: name one at least")
-    return assemble(parts, HookedNetwork(model), f"'{file}'")
+    return assemble(parts, HookedNetwork(model), f"'{file}'", acts="all")
 
 
 def directions_of(training: Training, kind: str, *, everywhere: bool) -> dict[int, Float[Tensor, " hidden"]]:
@@ -100,22 +100,22 @@ def directions_of(training: Training, kind: str, *, everywhere: bool) -> dict[in
         if not isinstance(intervention, SteeringVector):
             name = type(intervention).__name__
             raise ForeignError(f"site '{site}': {name} is no vector that is added, which is all that {kind} holds")
-        layer = block_of(site, kind, everywhere=everywhere)
+        layer = block_of(site, training, kind, everywhere=everywhere)
         if layer in found:
             raise ForeignError(f"site '{site}': {kind} has one vector for a layer, and this training has two")
         found[layer] = (intervention.strength * intervention.vector).detach().float().cpu()
     return found
 
 
-def block_of(site: Site, kind: str, *, everywhere: bool) -> int:
-    """The layer of a site at a block's output, where the site acts as the file will."""
+def block_of(site: Site, training: Training, kind: str, *, everywhere: bool) -> int:
+    """The layer of a site at a block's output, where the training acts as the file will."""
     if site.layer is None or site.component != "block_output":
         raise ForeignError(f"site '{site}': {kind} acts at block_output alone")
-    if not everywhere:
+    acts = training.arguments.get("acts", "prompt")
+    if not (everywhere or (acts == "all" and site.position in (None, "all"))):
         raise ForeignError(
             f"site '{site}': {kind} does not say at which tokens it acts, and by itself acts at all of prompt and "
-            f"response; the training's acts at '{site.position}' of the prompt. Add everywhere=True to write it "
-            "all the same"
+            f"response; the training's acts={acts!r} at '{site.position}'. Add everywhere=True to write it all the same"
         )
     return site.layer
 

@@ -39,7 +39,7 @@ def save_easysteer(training: Training, folder: str | Path, *, everywhere: bool =
         return folder
     if others:
         raise ForeignError(f"{kind} has LoReFT at one layer, and this training has it at {len(found)} sites")
-    layer = block_of(site, kind, everywhere=everywhere)
+    layer = block_of(site, training, kind, everywhere=everywhere)
     rows = intervention.subspace.rows.detach().float().cpu()
     state = {
         "weight": intervention.weight.detach().float().cpu().clone(),

@@ -23,6 +23,7 @@ from itrain.interventions.masking import FixedMask
 from itrain.interventions.reft import DiReFT, LoReFT, NoReFT
 from itrain.interventions.steering import SteeringVector
 from itrain.sharing.foreign.parts import ForeignError, orthogonal_rows, orthonormal, weight
+from itrain.trust import shown
 
 Dimensions = Sequence[int] | Mapping[str, Sequence[int]]
 """Coordinates of a rotation, of one variable or of several by name."""
@@ -227,7 +228,7 @@ def _blocks(saved: Saved, count: int, *, several: bool) -> dict[str, list[int]]:
     if named is None and saved.swapped is not None and saved.swapped < count:
         named = range(saved.swapped)
     if named is None:
-        hint = "" if saved.partition is None else f", of its subspace_partition {saved.partition}"
+        hint = "" if saved.partition is None else f", of its subspace_partition {shown(saved.partition)}"
         raise ForeignError(
             f"{saved.place} does not say which of its {count} coordinates are swapped{hint}; add "
             "dimensions=range(...), or dimensions={variable: ...}"

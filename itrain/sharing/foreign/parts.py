@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -43,7 +43,13 @@ class Part(NamedTuple):
 
 
 def assemble(
-    parts: Sequence[Part], network: HookedNetwork, place: str, *, shared: bool = False, join_positions: bool = False
+    parts: Sequence[Part],
+    network: HookedNetwork,
+    place: str,
+    *,
+    shared: bool = False,
+    join_positions: bool = False,
+    acts: Literal["prompt", "all"] = "prompt",
 ) -> Training:
     """The training that has these interventions, ready to be tested or run.
 
@@ -77,7 +83,12 @@ def assemble(
             )
         else:
             training = RepresentationFinetuning(
-                network=network, sites=placements, intervention=intervention, shared=shared, hidden_sizes=sizes
+                network=network,
+                sites=placements,
+                intervention=intervention,
+                shared=shared,
+                hidden_sizes=sizes,
+                acts=acts,
             )
     except ValueError as error:
         raise ForeignError(f"{place}: {error}") from error

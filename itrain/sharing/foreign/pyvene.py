@@ -130,6 +130,8 @@ def _entry(fields: Mapping[str, Any], kind: Any, size: Any, constant: bool, seen
     typed = isinstance(component, str) and isinstance(unit, str) and isinstance(units, int)
     if not typed or unit not in ("pos", "h.pos") or not (size is None or isinstance(size, int)):
         raise ForeignError(f"{place}: itrain reads components by 'pos' and 'h.pos', and not {shown((component, unit))}")
+    if "." not in component and not (isinstance(layer, int) and layer >= 0):
+        raise ForeignError(f"{place}: {shown(layer)} is no layer of {shown(component)}")
     where = component.replace(".", "_") if "." in component else f"{layer}_comp_{component}"
     where = f"comp_{where}" if "." in component else f"layer_{where}"
     proposal = f"{where}_unit_{unit.replace('.', '_')}_nunit_{units}"
