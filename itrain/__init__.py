@@ -48,7 +48,10 @@ if TYPE_CHECKING:
     from itrain.probes import Probe as Probe
     from itrain.results.table import read_results as read_results
     from itrain.sharing import export as export
+    from itrain.sharing import list_exports as list_exports
     from itrain.sharing import load as load
+    from itrain.sharing import merge as merge
+    from itrain.sharing import push_to_hub as push_to_hub
     from itrain.sharing.foreign import ForeignError as ForeignError
     from itrain.sharing.foreign import load_gguf as load_gguf
     from itrain.sharing.foreign import load_mib as load_mib
@@ -126,7 +129,10 @@ _HOMES = {
     "MLPProbe": "probes",
     "Probe": "probes",
     "export": "sharing",
+    "list_exports": "sharing",
     "load": "sharing",
+    "merge": "sharing",
+    "push_to_hub": "sharing",
     "ForeignError": "sharing.foreign",
     "load_gguf": "sharing.foreign",
     "load_mib": "sharing.foreign",

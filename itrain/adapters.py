@@ -65,6 +65,18 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
     return adapted
 
 
+def merge_lora(model: nn.Module) -> list[str]:
+    """Add the adapters' maps to the weights that they adapt, and take the adapters out; return the modules' paths."""
+    from peft.tuners.lora import LoraLayer
+
+    found = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for path, module in found.items():
+        module.merge(safe_merge=True)  # type: ignore[operator]
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module.get_base_layer())
+    return list(found)
+
+
 def maps_of(adapted: nn.Module) -> tuple[nn.Module, nn.Module]:
     """A and B of a module's adapter."""
     down, up = (next(cast(nn.Module, getattr(adapted, name)).children()) for name in ("lora_A", "lora_B"))

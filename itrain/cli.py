@@ -123,7 +123,10 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _generate(words)
     if verb == "sweep":
         return _sweep(stop, words)
-    configuration = config.request(words, tests=verb in ("test", "export"))
+    if verb == "export":
+        return _export(words)
+    words = _fetched(words)
+    configuration = config.request(words, tests=verb == "test")
     if verb == "show":
         print(OmegaConf.to_yaml(configuration), end="", flush=True)
         return 0
@@ -139,6 +142,11 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
 def _list(words: Sequence[str]) -> int:
     if len(words) > 1:
         raise ConfigError(f"'list' takes one group, not also '{words[1]}'")
+    if words and "/" in words[0]:
+        from itrain.exporting import list_repository
+
+        print("\n".join(list_repository(words[0])), flush=True)
+        return 0
     print("\n".join(list_group(words[0]) if words else list_all()), flush=True)
     return 0
 
@@ -193,7 +201,7 @@ def _generate(words: Sequence[str]) -> int:
         request, overrides = generating.requested(words)
     except (OSError, ValueError) as error:
         raise ConfigError(f"generate: {error}") from error
-    configuration = config.request(overrides, tests=True)
+    configuration = config.request(_fetched(overrides), tests=True)
     if not request.prompts or configuration.export is None:
         raise ConfigError(
             'generate needs export=<folder> and prompt="<text>", once or several times, or prompts=<file>'
@@ -203,6 +211,24 @@ def _generate(words: Sequence[str]) -> int:
     with one_line(configuration):
         generating.generate(configuration, request)
     return 0
+
+
+def _export(words: Sequence[str]) -> int:
+    from itrain.exporting import run_export
+
+    for line in run_export(words):
+        print(line, flush=True)
+    return 0
+
+
+def _fetched(words: Sequence[str]) -> list[str]:
+    """The words, with the folder of what is exported to the hub in place of its address."""
+    exports, others = _split(words, "export=")
+    if not any("/" in each and not Path(each).exists() for each in exports):
+        return list(words)
+    from itrain.exporting import fetched
+
+    return [*(f"export={fetched(each)}" for each in exports), *others]
 
 
 def _split(words: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:

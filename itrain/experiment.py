@@ -138,12 +138,12 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     return results
 
 
-def export(cfg: DictConfig, folder: Path) -> Path:
-    """Export what a checkpoint holds."""
+def export(cfg: DictConfig, folder: Path, *, tests: bool = False) -> Parts:
+    """Export what a checkpoint holds, with figures where it ``tests`` them; return the parts."""
     parts = _build(cfg, folder)
     _load(cfg, parts)
-    _export(cfg, folder, parts, metrics={})
-    return folder / EXPORT
+    _export(cfg, folder, parts, metrics=_test(parts, folder) if tests else {})
+    return parts
 
 
 def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
@@ -208,6 +208,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         # Its weights are part of what is saved, which is to be loaded without the folder.
         cfg.training.under = as_node(describe("under", module.arguments["under"]))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
+    module.provenance = {"base_model": opened.base_model.described(), "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
@@ -254,6 +255,7 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
     results = {**parts.data.figures(), **start, **_figures(parts)}
     if parts.trainer.is_global_zero:
         write_json(folder / "metrics.json", finite(results))
+        parts.module.provenance["metrics"] = results
         if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
             save_generations(parts.module.generations, parts.data.text, folder)
     return results

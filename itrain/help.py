@@ -28,7 +28,7 @@ verbs
   report    one page for one or several finished sweeps: report <folder> [<folder> ...] [output=<file>]
   dashboard lay out finished sweeps in W&B: dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>]
   test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
-  export    write the portable weights of a checkpoint
+  export    write the portable weights of a checkpoint, merge them into the model, or share them: to=hub
   generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
   show      print the resolved configuration without running it
   list      list recipes and the choices for each part; list <part> says what each choice is
@@ -125,12 +125,25 @@ examples
   itrain test export=outputs/das_gender/2025-01-31_12-00-00/export data.test_pairs=1024 seed=1
 """,
     "export": """\
-usage: itrain export ckpt=<run folder or .ckpt> [key=value ...]
+usage: itrain export ckpt=<run folder or .ckpt> [to=<form>] [key=value ...]
+       itrain export export=<folder or user/repo> to=<form> [output=<path>] [trust=[<package>]]
 
-Writes the portable weights of a checkpoint, and prints their folder.
+Writes the portable weights of a checkpoint, and prints their folder; or what a checkpoint or an export holds in another
+form, and prints where that lies.
 
-example
+keys
+  to         folder (itrain's own, the default), hub, mib, gguf or easysteer
+  repo       to=hub: user/name, or user/name/<export> in a repository of several
+  private    to=hub: whether the repository is private; without it, as it is
+  branch     to=hub: main without it
+  merge      true folds what acts at all tokens into the weights of the base model, which is written, or pushed
+  acts       all: with merge=true, also what was trained to act on the prompt alone
+  everywhere true: to=gguf or easysteer, whose files act at all tokens, whatever the export acts at
+
+examples
   itrain export ckpt=outputs/das_gender/2025-01-31_12-00-00
+  itrain export ckpt=outputs/das_gender/2025-01-31_12-00-00 to=hub repo=user/das-gender private=true
+  itrain export export=outputs/reft_style/2025-01-31_12-00-00/export merge=true acts=all output=merged
 """,
     "generate": """\
 usage: itrain generate export=<folder> prompt="<text>" [prompt="<text>" ...] [key=value ...]
@@ -162,8 +175,10 @@ example
 """,
     "list": """\
 usage: itrain list [<part>]
+       itrain list <user/repo>[@<revision>]
 
-Lists the recipes and the choices for each part, or says in a line what each choice for one part is.
+Lists the recipes and the choices for each part, or says in a line what each choice for one part is, or what each export
+in a repository of the hub is.
 
 examples
   itrain list

@@ -57,6 +57,17 @@ class BaseModel:
         object.__setattr__(self, "fingerprint", fingerprint(self.model))
         object.__setattr__(self, "identity", identity(self.model))
 
+    def described(self) -> dict[str, Any]:
+        """What an export says of its base model, as plain data."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "type": getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__),
+            "fingerprint": self.fingerprint,
+            "identity": dict(self.identity),
+            **({"folder": True} if Path(self.name).expanduser().is_dir() else {}),
+        }
+
 
 def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
     """The tiny world: a small GPT-NeoX that ships with itrain and knows pronouns, agreement, facts and prices.

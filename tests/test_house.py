@@ -49,7 +49,8 @@ ROOMS = [
     {"itrain.data"},
     {"itrain.responses"},
     {"itrain.training"},
-    {"itrain.sharing", "itrain.results"},
+    {"itrain.results"},
+    {"itrain.sharing"},
     {"itrain.loggers"},
     {"itrain.reports"},
     {"itrain.trainers"},
@@ -58,6 +59,7 @@ ROOMS = [
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},
+    {"itrain.exporting"},
     {"itrain.cli"},
     {"itrain.__main__"},
 ]

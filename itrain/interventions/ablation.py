@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from itrain.interventions.base import Intervention
+from itrain.interventions.base import Affine, Intervention
 
 
 class Zero(Intervention):
@@ -22,6 +22,9 @@ class Zero(Intervention):
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         return torch.zeros_like(base)
+
+    def affine(self) -> Affine:
+        return Affine(torch.zeros(self.hidden_size, self.hidden_size, dtype=torch.float64))
 
 
 class Mean(Intervention):
@@ -46,6 +49,13 @@ class Mean(Intervention):
         self.mean.copy_(activations.mean(0))
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
+        return self._known().expand_as(base)
+
+    def affine(self) -> Affine:
+        mean = self._known().double()
+        return Affine(mean.new_zeros(self.hidden_size, self.hidden_size), mean)
+
+    def _known(self) -> Float[Tensor, " hidden"]:
         if self.mean.isnan().any():
             raise RuntimeError("the mean is unknown: call fit(activations) first, or train, which does")
-        return self.mean.expand_as(base)
+        return self.mean

@@ -5,10 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+
+class Affine(NamedTuple):
+    """The map h -> A h + c, in fp64; A None stands for the identity, c None for 0."""
+
+    matrix: Float[Tensor, "hidden hidden"] | None = None
+    constant: Float[Tensor, " hidden"] | None = None
+
+    @classmethod
+    def low_rank(
+        cls, left: Float[Tensor, "rank hidden"], right: Float[Tensor, "rank hidden"], bias: Float[Tensor, " rank"]
+    ) -> Affine:
+        """The map h -> h + L^T (M h + b)."""
+        left, right, bias = (each.detach().double() for each in (left, right, bias))
+        one = torch.eye(left.shape[1], dtype=left.dtype, device=left.device)
+        return cls(one + left.T @ right, left.T @ bias)
 
 
 class Intervention(nn.Module, ABC):
@@ -58,6 +75,14 @@ class Intervention(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters as an optimizer takes them, those with a learning rate of their own in groups of their own."""
         return [{"params": list(self.parameters())}]
+
+    def affine(self) -> Affine | None:
+        """The intervention as an affine map of the base, which weights can take up; None: it is none, or not known.
+
+        Raises:
+            RuntimeError: it has not been fitted.
+        """
+        return None
 
     def hardened(self) -> Intervention:
         """The intervention as evaluated: with gates of 0 or 1 where training uses soft ones, else itself."""

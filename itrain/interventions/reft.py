@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
-from itrain.interventions.base import Intervention, require_rank
+from itrain.interventions.base import Affine, Intervention, require_rank
 from itrain.interventions.featurizers import Subspace
 
 
@@ -39,6 +39,10 @@ class LoReFT(Intervention):
             rows = self.subspace.rows.to(base.dtype)
             return base + (_map(base, self.weight, self.bias) - base @ rows.T) @ rows
 
+    def affine(self) -> Affine:
+        rows = self.subspace.rows
+        return Affine.low_rank(rows, self.weight - rows, self.bias)
+
 
 class DiReFT(Intervention):
     """Adds a low-rank map of the activation: h + W2^T (W1 h + b), both matrices (rank, hidden) and free.
@@ -63,6 +67,9 @@ class DiReFT(Intervention):
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         return base + _map(base, self.weight, self.bias) @ self.projection.to(base.dtype)
+
+    def affine(self) -> Affine:
+        return Affine.low_rank(self.projection, self.weight, self.bias)
 
 
 class NoReFT(Intervention):
@@ -89,6 +96,9 @@ class NoReFT(Intervention):
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         projection = self.projection.to(base.dtype)
         return base + (_map(base, self.weight, self.bias) - base @ projection.T) @ projection
+
+    def affine(self) -> Affine:
+        return Affine.low_rank(self.projection, self.weight - self.projection, self.bias)
 
 
 def _rows(rank: int, hidden_size: int) -> Float[Tensor, "rank hidden"]:

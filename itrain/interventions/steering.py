@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from itrain.interventions.base import Intervention, saved_lately
+from itrain.interventions.base import Affine, Intervention, saved_lately
 
 
 class SteeringVector(Intervention):
@@ -41,3 +41,6 @@ class SteeringVector(Intervention):
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         return base + (self.strength * self.vector).to(base.dtype)
+
+    def affine(self) -> Affine:
+        return Affine(constant=(self.strength * self.vector).detach().double())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from itrain import __version__
+from itrain.architectures import unwrap
 from itrain.factories import FactoryError, Limited, class_path, describe, find_class, limits_of_model, rebuild
 from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
@@ -47,7 +48,7 @@ def export(
     training: Training,
     folder: str | Path,
     *,
-    base_model: BaseModel,
+    base_model: BaseModel | None = None,
     metrics: Mapping[str, float] | None = None,
     configuration: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -62,11 +63,14 @@ def export(
         metrics: final figures, kept for the reader.
         configuration: the run's resolved configuration, from which ``itrain test export=<folder>`` repeats its test.
 
+    What is None is taken from the training's ``provenance``.
+
     Raises:
         ExportError: the intervention or probe was not given as a class or a partial of one, so its arguments are
-            unknown; or a weight is not finite.
+            unknown; a weight is not finite; or the base model is not known.
     """
-    folder = Path(folder)
+    folder, known = Path(folder), training.provenance
+    metrics, configuration = metrics or known.get("metrics"), configuration or known.get("configuration")
     try:
         arguments = {name: describe(name, value) for name, value in training.export_arguments().items()}
     except FactoryError as error:
@@ -75,14 +79,7 @@ def export(
         "format": FORMAT,
         "training": class_path(type(training)),
         **arguments,
-        "base_model": {
-            "name": base_model.name,
-            "revision": base_model.revision,
-            "type": getattr(getattr(base_model.model, "config", None), "model_type", type(base_model.model).__name__),
-            "fingerprint": base_model.fingerprint,
-            "identity": dict(base_model.identity),
-            **({"folder": True} if Path(base_model.name).expanduser().is_dir() else {}),
-        },
+        "base_model": base_model.described() if base_model is not None else _known_base_model(training),
         "metrics": finite(metrics or {}),
         "versions": {"itrain": __version__}
         | {package: version(package) for package in ("torch", "transformers", "lightning")},
@@ -97,6 +94,20 @@ def export(
             _save(weights, file)
         (beside / CONFIG).write_text(text + "\n")
     return folder
+
+
+def _known_base_model(training: Training) -> dict[str, Any]:
+    """The base model that a training remembers, or whose name on the hub the model itself knows."""
+    if known := training.provenance.get("base_model"):
+        return dict(known)
+    model = training.network.model
+    name = getattr(getattr(unwrap(model), "config", None), "name_or_path", "")
+    if training.trains_model or not name or Path(name).exists():
+        raise ExportError(
+            "which base model the export belongs to is not known; add base_model=itrain.load_pretrained(name=...), the "
+            "model as it was loaded"
+        )
+    return BaseModel(model=model, name=name, revision=getattr(unwrap(model).config, "_commit_hash", None)).described()
 
 
 def _save(weights: dict[str, Tensor], file: Path) -> None:
@@ -177,7 +188,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: Sequence[
     except (FactoryError, TrustError) as error:
         raise ExportError(str(error)) from error
     limits = limited_to(folder)
-    model = model if model is not None else _base_model(config, folder, trust)
+    model = model if model is not None else base_model_of(folder, trust=trust).model
     require_model(model, folder)
     network = HookedNetwork(model, trainable=cls.trains_model)
     try:
@@ -188,11 +199,19 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: Sequence[
     except TypeError as error:
         raise ExportError(f"'{folder}' does not fit {cls.__name__}: {printable(str(error))}") from error
     load_weights(training, folder)
+    training.provenance = {part: config.get(part) for part in ("base_model", "configuration")}
+    if isinstance(found := config.get("metrics"), dict):
+        training.provenance["metrics"] = {name: each for name, each in found.items() if isinstance(each, int | float)}
     return training.eval()
 
 
-def _base_model(config: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> nn.Module:
-    """The base model that an export names."""
+def base_model_of(folder: str | Path, *, trust: Sequence[str] = ()) -> BaseModel:
+    """The base model that an export names, with its tokenizer.
+
+    Raises:
+        ExportError: the export is damaged, or its model is not known or not here.
+    """
+    config = read_config(folder)
     base, run = config["base_model"], config.get("configuration")
     name, revision = base["name"], base.get("revision")
     if name == OWN:
@@ -204,10 +223,10 @@ def _base_model(config: Mapping[str, Any], folder: str | Path, trust: Sequence[s
         raise ExportError(f"'{folder}' was trained on the model in '{name}', which is not here: load(folder, model)")
     if revision is not None and not isinstance(revision, str):
         raise ExportError(f"'{folder}' is damaged: {shown(revision)} is no revision of a model")
-    return load_pretrained(name=name, revision=revision).model
+    return load_pretrained(name=name, revision=revision)
 
 
-def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> nn.Module:
+def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> BaseModel:
     """The base model as the configuration of a run makes it."""
     node, seed = run["model"], run.get("seed", 0)
     arguments = {key: value for key, value in node.items() if key != "_target_"}
@@ -223,7 +242,7 @@ def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str])
         raise ExportError(str(error)) from error
     except TypeError as error:
         raise ExportError(f"'{folder}': its model cannot be made: {printable(str(error))}") from error
-    return made.model if isinstance(made, BaseModel) else made
+    return made if isinstance(made, BaseModel) else BaseModel(model=made)
 
 
 def require_model(model: nn.Module, folder: str | Path) -> None:

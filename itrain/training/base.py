@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,6 +71,8 @@ class Training(lightning.LightningModule, ABC):
         """What the base model computed before it was trained; None: it is not trained."""
         self.origin: dict[str, Any] = {}
         """What checkpoints are bound to: the fingerprint of the base model as loaded, and the run's configuration."""
+        self.provenance: dict[str, Any] = {}
+        """What an export says besides the weights, where it is known: base model, metrics and configuration."""
         self.tokenizer: Tokenizer | None = None
         """Of texts that are attached as sources; None: unknown."""
         self.fitted_to: object | None = None
@@ -260,7 +263,28 @@ class Training(lightning.LightningModule, ABC):
             retract_after_steps(optimizer, self)
         return with_linear_schedule(optimizer, self.trainer, self.warmup)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        base_model: BaseModel | None = None,
+        metrics: Mapping[str, float] | None = None,
+        configuration: Mapping[str, Any] | None = None,
+        subfolder: str = "",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+    ) -> str:
+        """Push what was trained to a repository of the Hugging Face hub, as :func:`itrain.sharing.push_to_hub` does."""
+        given = {name: value for name, value in locals().items() if name not in ("self", "repo_id")}
+        # Exports are made of trainings, so that their room lies above this one.
+        return import_module("itrain.sharing").push_to_hub(self, repo_id, **given)
+
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.provenance.pop("metrics", None)  # of the weights as they were
         if stage == "fit" and self.trainer.checkpoint_callbacks:
             # Before the weights are divided among processes.
             self._bind()
