@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from itrain.training.interchange import Interchange as Interchange
     from itrain.training.interchange import count_features as count_features
     from itrain.training.probing import ProbeTraining as ProbeTraining
+    from itrain.training.steering import Steering as Steering
     from itrain.training.tracing import CausalTracing as CausalTracing
 
 __version__ = "0.1.0"
@@ -143,6 +144,7 @@ _HOMES = {
     "Interchange": "training.interchange",
     "count_features": "training.interchange",
     "ProbeTraining": "training.probing",
+    "Steering": "training.steering",
     "CausalTracing": "training.tracing",
 }
 

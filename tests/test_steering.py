@@ -92,6 +92,7 @@ def test_mentions_are_the_tokens_of_words_that_the_model_knows(tmp_path: Path) -
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"The {x}", "response": "is red ."}) + "\n" for x in "abcdefghij"))
     tokenizer = load_embedded().tokenizer
+    assert tokenizer is not None
     red, green = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("red", "green"))
     task = Instructions(file=str(file), concept=["red", "green"])
     task.bind(tokenizer)
@@ -221,7 +222,7 @@ def test_a_vector_that_only_breaks_the_text_is_given_strength_0() -> None:
 def test_the_random_vector_moves_each_activation_as_far_and_in_one_direction(shared: bool) -> None:
     _, module = data_and_module(shared=shared, intervention=partial(LoReFT, rank=2))
     for each in module.trained.values():
-        each.bias.data += torch.arange(1.0, 3.0)
+        each.get_parameter("bias").data.copy_(torch.arange(1.0, 3.0))
     base = torch.randn(3, 4, 80)
     directions = []
     for trained, random in zip(module.edits(1.5), module.random_edits(1.5), strict=True):
@@ -278,7 +279,7 @@ def test_a_run_leaves_a_table_a_picture_and_an_export_that_steers(
     assert all(f"<!-- {text} -->" in drawn for text in ("concept rate", "perplexity ratio", "random vector"))
     loaded = itrain.load(folder / "export")
     assert isinstance(loaded, Steering) and loaded.acts == "all" and loaded.strengths == [0.5, 1.0]
-    assert all(float(each.vector.norm()) > 0 for each in loaded.trained.values())
+    assert all(bool(each.get_parameter("vector").any()) for each in loaded.trained.values())
     assert len(set(loaded.trained.values())) == 1
 
 

@@ -66,7 +66,7 @@ class Stories(ResponseTask):
 
 def _stories(split: Split, seed: int) -> list[Setting]:
     """Different prompts, each with one way to go on."""
-    names, nouns = (_share(words, split, seed) for words in (tiny_world.NAMES, tiny_world.NOUNS))
+    names, nouns = _share(tiny_world.NAMES, split, seed), _share(tiny_world.NOUNS, split, seed)
     random = Random(f"{seed} {split}")
     found: dict[str, Setting] = {}
     while len(found) < SIZES[split]:

@@ -84,7 +84,7 @@ class Steering(RepresentationFinetuning):
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         if not concept:
-            raise ValueError("concept: no word is named that could be counted; set task.concept")
+            raise ValueError("concept: no word is named that could be counted; choose task=stories, or set task.concept")
         require_some(strengths=strengths)
         require_at_least(1, max_perplexity_ratio=max_perplexity_ratio, max_new_tokens=max_new_tokens)
         for strength in strengths:
@@ -167,8 +167,9 @@ class Steering(RepresentationFinetuning):
 
     def _choose(self, data: SplitDataModule) -> float:
         spoken = Spoken()
-        for batch in data.whole("validation"):
-            self._measure(spoken, batch.to(self.device))
+        with self.trainer.precision_plugin.test_step_context():
+            for batch in data.whole("validation"):
+                self._measure(spoken, batch.to(self.device))
         found = spoken.compute()
         fluent = {0.0: found[f"{UNSTEERED}/{CONCEPT_RATE}"]} | {
             strength: found[f"{_place(strength)}/{CONCEPT_RATE}"]
