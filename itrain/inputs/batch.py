@@ -260,10 +260,13 @@ class ModelInputs:
             # Kept for steps with gradients, which tensors of inference mode do not serve.
             with torch.inference_mode(False):
                 ranges = self._find(site, length) if acts in ("prompt", "all") else []
-                ranges = [*ranges, *generated_ranges(acts, self._follows(length))]
+                if acts != "prompt":
+                    ranges = [*ranges, *generated_ranges(acts, self._follows(length))]
                 index, valid = token_indices([(start.clone(), stop.clone()) for start, stop in ranges])
                 if acts != "prompt":
-                    index = index.clamp(max=length - 1)  # stands in for tokens that no example has
+                    # The prompt's last token stands in for those that an example lacks: it runs wherever edits act.
+                    begin, end = self._follows(length)
+                    index = torch.where(index < end[:, None], index, begin[:, None] - 1)
                 # Not blocking: a blocking copy would wait for all that the accelerator has still to do.
                 index = index.to(self.device, non_blocking=True)
                 valid = None if valid is None else valid.to(self.device, non_blocking=True)

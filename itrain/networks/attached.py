@@ -20,11 +20,15 @@ from itrain.architectures import unwrap
 from itrain.inputs import ModelInputs, PositionError
 from itrain.networks.calls import Call, Calls, Prompt, eagerly
 from itrain.networks.lane import Edit, EditAt, Edits, Lane, Steps, require_acts
-from itrain.networks.planned import Place, Planned, Route, add_to_output, install_lasting, recompute_alike
+from itrain.networks.planned import Planned, Route, add_to_output, install, recompute_alike
 from itrain.sites import Site
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+Place = tuple[nn.Module, str]
+"""A module, and which end of it."""
 
 
 class Matched(NamedTuple):
@@ -90,6 +94,29 @@ class Attached(ABC):
         """What acts, in words."""
 
 
+class Standing:
+    """What stands at a place for as long as edits are attached, and does what is planned for each call.
+
+    Args:
+        route: the place.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.planned: list[Planned] | None = None
+        """What acts in the call of the model that is going on; None: there is none."""
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        if self.planned is None:
+            raise RuntimeError(
+                f"{type(self.route.location.module).__name__}, at which an edit is attached, is called by itself, so "
+                "that the tokens it runs are not known; call the whole model, or detach first"
+            )
+        for each in self.planned:
+            activation = each(activation)
+        return activation
+
+
 class AttachedEdits(Attached):
     """Edits of a model that act whenever it is called.
 
@@ -119,11 +146,11 @@ class AttachedEdits(Attached):
     ) -> None:
         super().__init__(model, strength=strength)
         self.prompts, self.matched = prompts, tuple(matched)
-        self.edits = tuple(EditAt.of(each) for each in edits)
+        self.edits = tuple(each if isinstance(each, EditAt) else EditAt(*each) for each in edits)
         for each in self.edits:
             require_acts(each.acts)
         self._routes = {each.site: Route.to(each.site, model) for each in self.edits}
-        self._groups: dict[Place, list[Callable[[Tensor], Tensor]]] = {}
+        self._standing = {place: Standing(route) for place, route in self._at_places().items()}
         self._call = ExitStack()
         self._planned: list[Planned] = []
         self._prompt: Prompt | None = None
@@ -131,9 +158,7 @@ class AttachedEdits(Attached):
         self.attach()
 
     def _install(self, stack: ExitStack) -> None:
-        for place in dict.fromkeys(route.place for route in self._routes.values()):
-            self._groups[place] = [_outside]
-            install_lasting(place, self._groups[place], stack)
+        install(list(self._standing.values()), stack)
         calls = Calls.of(self.model)
         calls.join(self, self.model)
         stack.callback(calls.leave, self)
@@ -148,10 +173,7 @@ class AttachedEdits(Attached):
             self._inputs = self._inputs_of(call.prompt)
             self._prompt = call.prompt
         self._planned = [planned for each in self.edits for planned in self._plan(each, call)]
-        for group in self._groups.values():
-            group.clear()
-        for planned in self._planned:
-            self._groups[planned.route.place].append(planned)
+        self._fill(self._planned)
         if any(block.training for each in self._planned for block in each.route.inside):
             recompute_alike(self._planned, self._call, self._put_back)
 
@@ -163,8 +185,8 @@ class AttachedEdits(Attached):
         """
         self._call.close()
         planned, self._planned = self._planned, []
-        for group in self._groups.values():
-            group[:] = [_outside]
+        for standing in self._standing.values():
+            standing.planned = None
         for each in planned if whole else ():
             if not each.done:
                 raise each.missing()
@@ -239,13 +261,23 @@ class AttachedEdits(Attached):
         strength = self.strength
         return edit if strength == 1 else lambda base: base + strength * (edit(base) - base)
 
+    def _at_places(self) -> dict[Place, Route]:
+        """The different activations that are edited, in the order of the edits."""
+        return {route.location[:2]: route for route in reversed(list(self._routes.values()))}
+
+    def _fill(self, planned: Sequence[Planned]) -> None:
+        """Have what is planned act, and nothing else."""
+        for standing in self._standing.values():
+            standing.planned = []
+        for each in planned:
+            there = self._standing[each.route.location[:2]]
+            there.planned = [*(there.planned or ()), each]
+
     def _put_back(self, planned: Sequence[Planned], stack: ExitStack) -> None:
         """Have what is planned act until the stack is left, where a block is run again in the backward pass."""
-        for group in self._groups.values():
-            stack.callback(group.__setitem__, slice(None), list(group))
-            group.clear()
-        for each in planned:
-            self._groups[each.route.place].append(each)
+        for standing in self._standing.values():
+            stack.callback(setattr, standing, "planned", standing.planned)
+        self._fill(planned)
 
 
 class AttachedMaps(Attached):
@@ -276,18 +308,6 @@ class AttachedMaps(Attached):
 
     def _what(self) -> str:
         return f"low-rank maps of {len(self.maps)} modules"
-
-
-def _outside(activation: Tensor) -> Tensor:
-    """What acts where a module is called by itself.
-
-    Raises:
-        RuntimeError: always, since its positions are not known.
-    """
-    raise RuntimeError(
-        "a module at which an edit is attached is called by itself, so that the tokens it runs are not known; call the "
-        "whole model, or detach first"
-    )
 
 
 def _of_steps(generated: Callable[[Tensor, Sequence[int]], Tensor], steps: Sequence[int], base: Tensor) -> Tensor:

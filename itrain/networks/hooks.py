@@ -107,8 +107,8 @@ class HookedNetwork(Network):
         planned = [
             Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts)
             for lane in lanes
-            for each in lane.edits
-            for part in EditAt.of(each).parts
+            for each in (each if isinstance(each, EditAt) else EditAt(*each) for each in lane.edits)
+            for part in (each.parts if each.generated else (each,))
         ]
         return each_answer(self.run(arguments, planned, at, lanes[0].inputs.candidates), lanes)
 

@@ -39,11 +39,6 @@ class EditAt(NamedTuple):
     generated: EditGenerated | None = None
     """What edits generated tokens; None: ``edit``, which is then given them beside those of the prompt."""
 
-    @classmethod
-    def of(cls, edit: EditAt | tuple[Site, Edit]) -> EditAt:
-        """The edit, which acts on the prompt where a plain pair does not say when."""
-        return edit if isinstance(edit, EditAt) else cls(*edit)
-
     @property
     def parts(self) -> tuple[EditAt, ...]:
         """Itself, or an edit of the prompt and one of generated tokens where different functions make them."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,6 @@ from itrain.inputs import Acts
 from itrain.networks.forward import CHECKPOINT, checkpoint_of
 from itrain.networks.lane import Edit, Lane, Steps
 from itrain.sites import Site
-
-Place = tuple[nn.Module, str]
-"""A module, and which end of it: its input or its output."""
-
-Group = Sequence[Callable[[Tensor], Tensor]]
-"""What acts on one activation, in order."""
 
 
 class AllRead(Exception):
@@ -35,11 +29,6 @@ class Route(NamedTuple):
     path: tuple[str, ...]
     inside: tuple[nn.Module, ...]
 
-    @property
-    def place(self) -> Place:
-        """The module, and whether its input or its output is meant."""
-        return self.location.module, self.location.end
-
     @classmethod
     def to(cls, site: Site, model: nn.Module) -> Route:
         """The site's place in the model as it is now; without names where the model does not hold the module.
@@ -52,6 +41,16 @@ class Route(NamedTuple):
         path = next((name for name, each in model.named_modules() if each is location.module), None)
         inside = tuple(each for each in model.modules() if location.module in set(each.modules()))
         return cls(location, tuple(path.split(".")) if path else (), inside)
+
+
+class Acting(Protocol):
+    """What acts on the activation at a place."""
+
+    route: Route
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        """The activation that the module's call goes on with."""
+        ...
 
 
 @dataclass(eq=False, kw_only=True)
@@ -130,23 +129,17 @@ class Planned:
         return RuntimeError(f"site '{self.site}': its module {calls} in this run; nothing was read or edited there")
 
 
-def install(planned: Sequence[Planned], stack: ExitStack) -> None:
-    """Hook the modules until the stack is left; what is planned for one activation acts in the order given."""
-    groups: dict[Place, list[Planned]] = {}
-    for each in planned:
-        groups.setdefault(each.route.place, []).append(each)
-    for place, group in groups.items():
-        install_lasting(place, group, stack)
-
-
-def install_lasting(place: Place, group: Group, stack: ExitStack) -> None:
-    """Hook a module until the stack is left; whatever the group holds at a call acts in the order given."""
-    (module, end) = place
-    if end == "output":
-        handle = module.register_forward_hook(partial(_on_output, group))
-    else:
-        handle = module.register_forward_pre_hook(partial(_on_input, group), with_kwargs=True)
-    stack.callback(handle.remove)
+def install(acting: Sequence[Acting], stack: ExitStack) -> None:
+    """Hook the modules until the stack is left; what acts on one activation does so in the order given."""
+    groups: dict[tuple[nn.Module, str], list[Acting]] = {}
+    for each in acting:
+        groups.setdefault(each.route.location[:2], []).append(each)
+    for (module, end), group in groups.items():
+        if end == "output":
+            handle = module.register_forward_hook(partial(_on_output, group))
+        else:
+            handle = module.register_forward_pre_hook(partial(_on_input, group), with_kwargs=True)
+        stack.callback(handle.remove)
 
 
 def add_to_output(module: nn.Module, added: Callable[[Tensor], Tensor], stack: ExitStack) -> None:
@@ -189,13 +182,13 @@ def recompute_alike(
             stack.callback(setattr, block, CHECKPOINT, checkpoint)
 
 
-def _on_output(group: Group, module: nn.Module, args: Any, output: Any) -> Any:
+def _on_output(group: Sequence[Acting], module: nn.Module, args: Any, output: Any) -> Any:
     # Several outputs: the first is the activation, under whatever key in transformers' model outputs.
     key: Any = None if isinstance(output, Tensor) else next(iter(output)) if isinstance(output, Mapping) else 0
     activation: Any = output if key is None else output[key]
     new = activation
-    for planned in group:
-        new = planned(new)
+    for acting in group:
+        new = acting(new)
     if new is activation:
         return None
     if isinstance(output, Mapping):
@@ -203,12 +196,12 @@ def _on_output(group: Group, module: nn.Module, args: Any, output: Any) -> Any:
     return new if key is None else type(output)((new, *output[1:]))
 
 
-def _on_input(group: Group, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _on_input(group: Sequence[Acting], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     key = None if args else next(key for key, value in kwargs.items() if isinstance(value, Tensor))
     activation: Tensor = args[0] if key is None else kwargs[key]
     new = activation
-    for planned in group:
-        new = planned(new)
+    for acting in group:
+        new = acting(new)
     if new is activation:
         return None
     return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})

@@ -128,10 +128,7 @@ def _probe(run: Run, members: Sequence[Edits], values: Values | None = None) -> 
         return made[key]
 
     probes = [
-        [
-            part._replace(edit=partial(probe, (member, number), part.edit))
-            for number, part in enumerate(part for each in edits for part in EditAt.of(each).parts)
-        ]
+        [part._replace(edit=partial(probe, (member, number), part.edit)) for number, part in enumerate(_parts(edits))]
         for member, edits in enumerate(members)
     ]
     # The edits' random numbers must be those that they would draw without the trial.
@@ -147,6 +144,12 @@ def _probe(run: Run, members: Sequence[Edits], values: Values | None = None) -> 
         made_of = [made[key] for key in keys]
         gradients = torch.autograd.grad(total, made_of, allow_unused=True, materialize_grads=True)
     return Probed(results, list(gradients)), {key: each.detach() for key, each in made.items()}
+
+
+def _parts(edits: Edits) -> list[EditAt]:
+    """The edits of prompts and of responses, apart where different functions make them."""
+    at = [each if isinstance(each, EditAt) else EditAt(*each) for each in edits]
+    return [part for each in at for part in each.parts]
 
 
 def _weights(answer: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from itrain.architectures import architecture, blocks, locate
 from itrain.inputs import ModelInputs
 from itrain.networks.base import ROWS, Network
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.lane import EditAt, Edits
+from itrain.networks.lane import Edits
 from itrain.networks.replay.budget import Budget, BudgetError, in_words
 from itrain.networks.replay.comparison import StaleError, alike
 from itrain.networks.replay.eligible import State, inexact, obstacle, shortest_changing, unfit
@@ -136,7 +136,7 @@ class ReplayNetwork(Network):
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
         if not self._looked:
             self._look()
-        groups = tuple(tuple(EditAt.of(each).site for each in edits) for edits in members)
+        groups = tuple(tuple(each[0] for each in edits) for edits in members)
         plan = None
         if self._reason is None and all(groups):
             plan = self._plans.get(groups) or self.plan(groups)

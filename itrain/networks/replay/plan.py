@@ -20,7 +20,7 @@ from itrain.inputs import ModelInputs
 from itrain.networks.answer import answers
 from itrain.networks.forward import Forward, cache_arguments
 from itrain.networks.hooks import HookedNetwork
-from itrain.networks.lane import EditAt, Edits, Lane
+from itrain.networks.lane import Edits, Lane
 from itrain.networks.replay.budget import BudgetError
 from itrain.networks.replay.comparison import Difference, Run, StaleError, difference, failure
 from itrain.networks.replay.compiled import CompileError, compiled, compiling, unedited
@@ -119,7 +119,7 @@ class Plan:
         if not skips or inputs.earliest_answer is None or "token_type_ids" in inputs.arguments:
             return 0
         # What edits of a response's tokens can change comes after the prompt's tokens at their sites.
-        earliest = (inputs.earliest(EditAt.of(each).site) for each in edits)
+        earliest = (inputs.earliest(each[0]) for each in edits)
         start = int(torch.stack([inputs.earliest_answer, *earliest]).min())
         return start if start > int(inputs.extent[0].min()) else 0
 
