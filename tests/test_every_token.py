@@ -100,9 +100,7 @@ def test_ragged_responses_are_edited_token_by_token(acts: Acts) -> None:
     assert whole.tokens is not None
     ends = whole.tokens[:, 1] - torch.tensor([3, 1, 0])
     answer = torch.stack([ends - 1, whole.tokens[:, 1] - 1], 1)
-    inputs = replace(
-        whole, tokens=torch.stack([whole.tokens[:, 0], ends], 1), stop=whole.tokens[:, 1], answer=answer
-    )
+    inputs = replace(whole, tokens=torch.stack([whole.tokens[:, 0], ends], 1), stop=whole.tokens[:, 1], answer=answer)
     together = network.edit(inputs, edits(acts))
     for row in range(3):
         one = inputs.take(torch.tensor([row]))
@@ -127,9 +125,7 @@ def test_replay_of_responses_equals_hooks(acts: Acts) -> None:
     assert whole.tokens is not None
     ends = whole.tokens[:, 1] - torch.tensor([3, 2, 1])
     answer = torch.stack([ends - 1, ends], 1)
-    inputs = replace(
-        whole, tokens=torch.stack([whole.tokens[:, 0], ends], 1), stop=whole.tokens[:, 1], answer=answer
-    )
+    inputs = replace(whole, tokens=torch.stack([whole.tokens[:, 0], ends], 1), stop=whole.tokens[:, 1], answer=answer)
     vector = VECTOR.clone().requires_grad_()
     members = [
         [EditAt(site, lambda base: base + vector, acts) for site in sites(*texts)]

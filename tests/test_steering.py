@@ -51,7 +51,7 @@ def data_and_module(
     return data, Steering(network=network, concept=task.mentions, end=task.end, optimizer=optimizer, **given)
 
 
-def tested(data: ResponseDataModule, module: Steering) -> dict[str, float]:
+def measured(data: ResponseDataModule, module: Steering) -> dict[str, float]:
     (figures,) = trainer(1).test(module, data, verbose=False)
     return dict(figures)
 
@@ -134,7 +134,7 @@ def test_figures_are_those_of_the_texts_that_the_model_has_said(monkeypatch: pyt
 
     monkeypatch.setattr(module, "_choose", lambda data: 2.0)
     monkeypatch.setattr(module, "_sample", remember)
-    figures = tested(data, module)
+    figures = measured(data, module)
     model, (red,) = load_embedded().model.double(), module.concept[0]
 
     def perplexity(place: str) -> float:
@@ -161,7 +161,7 @@ def test_figures_do_not_depend_on_the_batches() -> None:
     for batch in (3, 64):
         data, module = data_and_module(batch=batch)
         push(module, 2.0)
-        both.append(tested(data, module))
+        both.append(measured(data, module))
     assert both[0] == pytest.approx(both[1], rel=1e-4)
 
 
@@ -195,6 +195,7 @@ def test_strength_is_chosen_on_validation_prompts_among_the_fluent_ones(monkeypa
     monkeypatch.setattr("itrain.training.steering.Spoken", Told)
     monkeypatch.setattr(module, "_measure", lambda spoken, batch: seen.extend(batch.inputs.texts))
     data.setup("test")
+    module.trainer = trainer(1)
 
     def chosen(**places: tuple[float, float]) -> float:
         found.clear()
@@ -212,7 +213,7 @@ def test_strength_is_chosen_on_validation_prompts_among_the_fluent_ones(monkeypa
 def test_a_vector_that_only_breaks_the_text_is_given_strength_0() -> None:
     data, module = data_and_module(strengths=[20.0])
     push(module, 2.0)
-    figures = tested(data, module)
+    figures = measured(data, module)
     assert figures["test/strength"] == 0 and figures["test/strength_20/perplexity_ratio"] > 10
     assert figures["test/concept_rate"] == figures["test/unsteered/concept_rate"]
     assert figures["test/perplexity_ratio"] == figures["test/random_vector/perplexity_ratio"] == 1
@@ -255,7 +256,7 @@ def test_what_cannot_be_steered_is_refused_by_name() -> None:
 def test_training_raises_the_concept_on_held_out_prompts_and_a_random_vector_does_not() -> None:
     data, module = data_and_module(examples=(512, 64, 256))
     trainer(4).fit(module, data)
-    figures = tested(data, module)
+    figures = measured(data, module)
     assert figures["test/strength"] == 1
     assert figures["test/unsteered/concept_rate"] < 0.15
     assert figures["test/concept_rate"] > 0.7 and figures["test/perplexity_ratio"] < 1.5
@@ -267,7 +268,12 @@ def test_a_run_leaves_a_table_a_picture_and_an_export_that_steers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["fit", "recipe=steer_story", "trainer.max_steps=2", "data.train_examples=64", "trainer.accelerator=cpu"]
-    words += ["data.validation_examples=8", "data.test_examples=16", "training.strengths=[0.5,1]"]
+    words += [
+        "data.validation_examples=8",
+        "data.test_examples=16",
+        "training.strengths=[0.5,1]",
+        "training.shared=true",
+    ]
     assert main([*words, f"output={tmp_path}", "trainer.enable_progress_bar=false"]) == 0
     (folder,) = [path.parent for path in tmp_path.rglob("config.yaml")]
     told = capsys.readouterr().out

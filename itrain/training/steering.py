@@ -84,7 +84,9 @@ class Steering(RepresentationFinetuning):
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         if not concept:
-            raise ValueError("concept: no word is named that could be counted; choose task=stories, or set task.concept")
+            raise ValueError(
+                "concept: no word is named that could be counted; choose task=stories, or set task.concept"
+            )
         require_some(strengths=strengths)
         require_at_least(1, max_perplexity_ratio=max_perplexity_ratio, max_new_tokens=max_new_tokens)
         for strength in strengths:
