@@ -282,7 +282,9 @@ def test_a_run_leaves_a_table_a_picture_and_an_export_that_steers(
     assert {"test/strength_0.5/concept_rate", "test/random_vector/strength_1/perplexity_ratio"} <= set(results)
     assert "test/exact_match" not in results
     drawn = (folder / "figure.svg").read_text()
-    assert all(f"<!-- {text} -->" in drawn for text in ("concept rate", "perplexity ratio", "random vector"))
+    assert all(
+        f"<!-- {text} -->" in drawn for text in ("concept rate, 16 held-out prompts", "steered", "random vector")
+    )
     loaded = itrain.load(folder / "export")
     assert isinstance(loaded, Steering) and loaded.acts == "all" and loaded.strengths == [0.5, 1.0]
     assert all(bool(each.get_parameter("vector").any()) for each in loaded.trained.values())

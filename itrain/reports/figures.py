@@ -42,7 +42,7 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
     for place, plot in zip(lefts, summary.plots, strict=False):
         draw_plot(place, plot)
     if summary.plots:
-        lefts[0].legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=2, frameon=False)
+        figure.legend(*lefts[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     elif summary.bars is None:
         _say(lefts[0], "no figures")
     else:

@@ -22,7 +22,6 @@ TOP = 3.0
 """The highest perplexity ratio that is drawn: far above 1 there is no text left to tell apart."""
 SIDES = {"steered": TEST, RANDOM_VECTOR.replace("_", " "): f"{TEST}/{RANDOM_VECTOR}"}
 """The lines of a plot, and where their figures are."""
-TITLES = {CONCEPT_RATE: "concept rate", PERPLEXITY_RATIO: "perplexity ratio"}
 
 
 def _is_of_steering(results: Results) -> bool:
@@ -83,10 +82,14 @@ def _plots(results: Results) -> Sequence[Plot]:
     """The concept rate over strength, and the perplexity ratio."""
     strengths = _strengths(results)
     chosen = f" (chosen: {results[TEST_STRENGTH]:g})" if TEST_STRENGTH in results else ""
-    tops = {CONCEPT_RATE: 1.0, PERPLEXITY_RATIO: TOP}
+    count = f"{results[f'{TEST}/{EXAMPLES}']:.0f}"
+    drawn = {
+        CONCEPT_RATE: (f"concept rate, {count} held-out prompts", 1.0),
+        PERPLEXITY_RATIO: ("perplexity ratio, by the untouched model", TOP),
+    }
     return [
         Plot(
-            title=TITLES[figure],
+            title=title,
             axis=f"strength{chosen}",
             ticks={strength: f"{strength:g}" for strength in (0.0, *strengths)},
             ends=(-0.05 * max(strengths), 1.05 * max(strengths)),
@@ -96,7 +99,7 @@ def _plots(results: Results) -> Sequence[Plot]:
                 for stroke, (name, side) in enumerate(SIDES.items())
             ],
         )
-        for figure, top in tops.items()
+        for figure, (title, top) in drawn.items()
     ]
 
 
