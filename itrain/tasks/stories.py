@@ -32,18 +32,18 @@ class Stories(ResponseTask):
 
     Args:
         concept: a quality of the tiny world, for example a colour.
-        seed: divides people and nouns among the splits, and draws the stories.
+        split_seed: divides people and nouns among the splits, and draws the stories.
 
     Raises:
         ValueError: the concept is no quality.
     """
 
-    def __init__(self, *, concept: str = "red", seed: int = 0) -> None:
+    def __init__(self, *, concept: str = "red", split_seed: int = 0) -> None:
         qualities = tiny_world.WORD_CLASSES["quality"]
         if concept not in qualities:
             raise ValueError(f"concept: '{concept}' is none of {', '.join(qualities)}")
         self.concept = (concept,)
-        self._settings = {split: _stories(split, seed) for split in SIZES}
+        self._settings = {split: _stories(split, split_seed) for split in SIZES}
         every = [setting for settings in self._settings.values() for setting in settings]
         self.causal_model = CausalModel(
             inputs={name: [setting[name] for setting in every] for name in ("prompt", "story")},
