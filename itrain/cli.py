@@ -187,16 +187,21 @@ def _dashboard(words: Sequence[str]) -> int:
 
 
 def _generate(words: Sequence[str]) -> int:
-    from itrain import experiment
+    from itrain import generating
 
-    prompts, overrides = _split(words, "prompt=")
+    try:
+        request, overrides = generating.requested(words)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"generate: {error}") from error
     configuration = config.request(overrides, tests=True)
-    if not prompts or configuration.export is None:
-        raise ConfigError('generate needs export=<folder> and prompt="<text>", once or several times')
+    if not request.prompts or configuration.export is None:
+        raise ConfigError(
+            'generate needs export=<folder> and prompt="<text>", once or several times, or prompts=<file>'
+        )
     if configuration.ckpt is not None:
         raise ConfigError("ckpt=<checkpoint> is not for 'generate'; export it first: itrain export ckpt=<checkpoint>")
     with one_line(configuration):
-        experiment.generate(configuration, prompts)
+        generating.generate(configuration, request)
     return 0
 
 

@@ -28,28 +28,26 @@ from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.owned import additions
+from itrain.placements import Placement, Placements
 from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import in_words, print_generations, save_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
 from itrain.sharing import export as write_export
-from itrain.sharing import limited_to, load, load_weights, require_model
-from itrain.sites import Site
+from itrain.sharing import limited_to, load_weights, require_model
 from itrain.tasks.base import Task
-from itrain.tasks.responses import Prompts, ResponseTask
+from itrain.tasks.responses import ResponseTask
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
+from itrain.training.building import count_features
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
-from itrain.training.interchange import count_features
 
 EXPORT = "export"
 METRICS = "metrics.csv"
-GENERATED = 64
-"""The most tokens that are generated after a typed prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,7 @@ class Opened:
         base_model = with_random_weights(self.base_model, seed=self.data.seed)
         return replace(self, base_model=base_model, network=self.open_network(base_model))
 
-    def module(self, training: Callable[..., Training], sites: Sequence[Site], *, intervention: Any = None) -> Training:
+    def module(self, training: Callable[..., Training], sites: Placements, *, intervention: Any = None) -> Training:
         """The training module at the sites; the run gives those arguments that only it knows."""
         given: Mapping[str, Any] = getattr(training, "keywords", {})
         join = bool(given.get("join_positions", False))
@@ -146,24 +144,6 @@ def export(cfg: DictConfig, folder: Path) -> Path:
     return folder / EXPORT
 
 
-def generate(cfg: DictConfig, prompts: Sequence[str]) -> None:
-    """Print continuations of prompts, before and after the training of an export."""
-    base_model = _base_model(cfg)
-    module = load(cfg.export, base_model.model, trust=cfg.trust)
-    if not isinstance(module, Finetuning):
-        raise RunError(f"'{cfg.export}' is of {type(module).__name__}, which trains no responses to generate")
-    if base_model.tokenizer is None:
-        raise RunError(f"'{cfg.export}' was trained on a model without a tokenizer, which no prompt can be given to")
-    task = Prompts(texts=prompts)
-    task.bind(base_model.tokenizer)
-    inputs = task.inputs(task.settings("test"))
-    columns = {"prompt": prompts}
-    for name, trained in (("before", False), ("after", True)):
-        tokens = module.generate(inputs, max_new_tokens=GENERATED, end=task.end, trained=trained)
-        columns[name] = [task.text(each) for each in tokens.tolist()]
-    print_generations(columns)
-
-
 def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
     """Load the model, and make its task and data; nothing is sampled yet.
 
@@ -171,7 +151,7 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     """
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
-    base_model = _base_model(cfg)
+    base_model = base_model_of(cfg)
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     same = like is not None and like.base_model.fingerprint == base_model.fingerprint
@@ -188,7 +168,12 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     )
 
 
-def _base_model(cfg: DictConfig) -> BaseModel:
+def base_model_of(cfg: DictConfig) -> BaseModel:
+    """The base model of a configuration, within the limits of its export or checkpoint.
+
+    Raises:
+        RunError: what makes it makes something else.
+    """
     with limits_of_model(cfg.model._target_, cfg.export or cfg.ckpt):
         made = instantiate(cfg.model)
     if not isinstance(made, nn.Module | BaseModel):
@@ -208,7 +193,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
     elif cfg.ckpt is not None:
         require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
-    sites = _sites(cfg.site)
+    sites = _placements(cfg.site)
     with _limits(cfg):
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
@@ -241,9 +226,10 @@ def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable:
     return instantiate(cfg.network)(**additions("network", cfg.network, known))
 
 
-def _sites(site: Any) -> list[Site]:
-    node: Any = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
-    return [Site.parse(each) for each in (node if isinstance(node, list) else [] if node is None else [node])]
+def _placements(site: Any) -> tuple[Placement, ...]:
+    """The placements of a configuration's site, each with the factory of its own intervention where it has one."""
+    node = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
+    return () if node is None else Placement.parse_all(instantiate({"site": node}, _convert_="all")["site"])
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:

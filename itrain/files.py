@@ -126,3 +126,20 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(node, dict):
         raise ConfigError(f"'{file}': expected key: value at the top")
     return {str(key): value for key, value in node.items()}
+
+
+def one_a_line(path: Path) -> list[str]:
+    """The texts of a file that has one on each line; empty lines are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no text, or has none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is no text in UTF-8") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise ValueError(f"'{path}' holds no text")
+    return texts

@@ -134,10 +134,22 @@ example
     "generate": """\
 usage: itrain generate export=<folder> prompt="<text>" [prompt="<text>" ...] [key=value ...]
 
-Continues prompts with the model as it was before and as it is after the training of an export.
+Continues prompts with the model as it was before, and with what an export of any kind of training holds, side by side.
 
-example
+keys
+  prompts       a file with a prompt on each line
+  source        the text that interchanged values come from, one for all prompts or one for each; source.<variable>
+                where there are several variables. Where a site names a span, mark it: "{name=Lisa} jumped because"
+  continuation  what follows the source: a generated token gets what its token of the same number has
+  acts          prompt, all (generated tokens too), generated, or some generated tokens: [0,2]
+  strength      how much of an edit's effect is applied: base + strength * (edit(base) - base)
+  others        the fields of transformers' GenerationConfig: max_new_tokens=20 do_sample=true temperature=0.7
+                num_beams=4; seed=<n> sets the draws
+
+examples
   itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
+  itrain generate export=outputs/das_gender/2025-01-31_12-00-00/export prompt="{name=Lisa} jumped because" \\
+      source="{name=John} walked because" max_new_tokens=6
 """,
     "show": """\
 usage: itrain show [key=value ...]

@@ -106,8 +106,8 @@ def test_ragged_responses_are_edited_token_by_token(acts: Acts) -> None:
         one = inputs.take(torch.tensor([row]))
         length = one.length - {0: 3, 1: 1, 2: 0}[row]
         response = one.arguments["input_ids"][:, length:]
-        seen = [length + step for step in ({"generated", "all"} & {acts} and range(response.shape[1])) or ()]
-        seen += [length + step for step in acts if not isinstance(acts, str) and step < response.shape[1]]
+        steps = {"prompt": (), "all": range(9), "generated": range(9)}[acts] if isinstance(acts, str) else acts
+        seen = [length + step for step in steps if step < response.shape[1]]
         seen += [length - 1] if acts in ("prompt", "all") else []
 
         def by_hand(base: Tensor, seen: list[int] = seen) -> Tensor:
@@ -151,7 +151,7 @@ def test_generated_tokens_may_have_an_edit_of_their_own() -> None:
 
 def test_left_padding_that_a_model_counts_is_avoided() -> None:
     """A model outside the table is run on prompts of one length at a time, with rows and generators in order."""
-    model = tiny_model("llama")
+    model: Any = tiny_model("llama")
     model.config.model_type = "llama_of_ours"
     network, inputs = HookedNetwork(model), tiny_inputs((6, 4, 6))
     (site,) = [Site.parse("module:model.layers.0.output@last")]
@@ -175,7 +175,7 @@ def test_the_models_own_settings_of_generation_are_not_used() -> None:
 
 @pytest.mark.parametrize("wrong", ["always", [], [-1], [0.5], True, None])
 def test_acts_that_mean_nothing_are_refused(wrong: object) -> None:
-    with pytest.raises(ValueError, match="acts=.*use 'prompt', 'all', 'generated'"):
+    with pytest.raises(ValueError, match=r"acts=.*use 'prompt', 'all', 'generated'"):
         require_acts(wrong)
 
 

@@ -31,6 +31,7 @@ ROOMS = [
         "itrain.probes",
         "itrain.interventions",
     },
+    {"itrain.placements"},
     {
         "itrain.inputs",
         "itrain.architectures",
@@ -53,6 +54,7 @@ ROOMS = [
     {"itrain.reports"},
     {"itrain.trainers"},
     {"itrain.experiment"},
+    {"itrain.generating"},
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},

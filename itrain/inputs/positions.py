@@ -99,9 +99,10 @@ def _term_range(term: str, extent: Range, spans: Mapping[str, Int[Tensor, "batch
         return extent
     if match["span"] not in spans:
         known = ", ".join(sorted(spans)) or "none"
+        mark = "" if spans else f", or mark it in a typed text: {{{match['span']}=<its words>}}"
         raise PositionError(
             f"site '{site}': the task names no span '{match['span']}' (it names: {known}); "
-            "or use first, last, an integer"
+            f"or use first, last, an integer{mark}"
         )
     start, stop = spans[match["span"]].unbind(1)
     if match["edge"]:

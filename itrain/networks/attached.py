@@ -20,7 +20,7 @@ from itrain.architectures import unwrap
 from itrain.inputs import ModelInputs, PositionError
 from itrain.networks.calls import Call, Calls, Prompt, eagerly
 from itrain.networks.lane import Edit, EditAt, Edits, Lane, Steps, require_acts
-from itrain.networks.planned import Planned, Route, add_to_output, install, recompute_alike
+from itrain.networks.planned import Planned, Route, add_to_output, recompute_alike
 from itrain.sites import Site
 
 if TYPE_CHECKING:
@@ -158,10 +158,9 @@ class AttachedEdits(Attached):
         self.attach()
 
     def _install(self, stack: ExitStack) -> None:
-        install(list(self._standing.values()), stack)
-        calls = Calls.of(self.model)
-        calls.join(self, self.model)
-        stack.callback(calls.leave, self)
+        calls, standing = Calls.of(self.model), list(self._standing.values())
+        calls.join(self, self.model, standing)
+        stack.callback(calls.leave, self, standing)
 
     def _what(self) -> str:
         acts = {f"{each.site} ({_in_words(each.acts)})": None for each in self.edits}
@@ -246,7 +245,7 @@ class AttachedEdits(Attached):
         for each in self.edits:
             if prompt.text and each.acts in ("prompt", "all"):
                 inputs.require(each.site)
-        for write, source, _ in self.matched:
+        for write, source, read in self.matched:
             count = source.batch_size
             if count not in (1, prompt.examples):
                 raise ValueError(
@@ -254,7 +253,7 @@ class AttachedEdits(Attached):
                     "prompts; give one source for all, or one for each prompt"
                 )
             if prompt.text:
-                inputs.require_same_count(source.take(row if count > 1 else torch.zeros_like(row)), write)
+                inputs.require_same_count(source.take(row if count > 1 else torch.zeros_like(row)), write, read)
         return inputs
 
     def _scaled(self, edit: Edit) -> Edit:

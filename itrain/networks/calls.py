@@ -6,7 +6,7 @@ Tensor letters: B batch, S sequence.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -20,7 +20,7 @@ from itrain.architectures import layers, unwrap
 from itrain.inputs import ModelInputs
 from itrain.inputs.layout import MASK, SECOND, TEXTS
 from itrain.networks.forward import CACHE, cache_of
-from itrain.networks.planned import surround
+from itrain.networks.planned import Acting, Route, install, surround
 
 PACKED = ("cu_seq_lens_q", "block_table")
 """Arguments of a forward that holds several texts in one row, as continuous batching has them."""
@@ -92,6 +92,23 @@ class Generation:
     stop: int = 0
 
 
+class Together:
+    """All that acts at a place, in the order in which it has joined.
+
+    Args:
+        route: the place.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self.route, self.stack = route, ExitStack()
+        self.acting: list[Acting] = []
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        for each in self.acting:
+            activation = each(activation)
+        return activation
+
+
 class Calls:
     """Tells whoever is attached to a model which tokens each of its calls runs; one for all that are attached to it.
 
@@ -106,6 +123,7 @@ class Calls:
         self.model = model
         self.listeners: list[Listener] = []
         self._stack = ExitStack()
+        self._places: dict[tuple[nn.Module, str], Together] = {}
         self._watched: dict[nn.Module, list[str]] = {}
         self._outermost: nn.Module | None = None
         self._generation: Generation | None = None
@@ -120,8 +138,11 @@ class Calls:
             cls._of[inner] = cls(inner)
         return cls._of[inner]
 
-    def join(self, listener: Listener, model: nn.Module) -> None:
-        """Tell the listener of each call of the model, which may be wrapped, after those that have joined before."""
+    def join(self, listener: Listener, model: nn.Module, acting: Sequence[Acting]) -> None:
+        """Tell the listener of each call of the model, which may be wrapped, after those that have joined before.
+
+        What is ``acting`` does so after theirs at the same place, and before the hooks of others.
+        """
         if not self.listeners:
             eagerly(self._stack)
             if hasattr(self.model, "generate"):
@@ -133,10 +154,21 @@ class Calls:
                 self._watched[module] = list(inspect.signature(of.forward).parameters)
                 surround(module, self._before, self._after, self._stack)
         self.listeners.append(listener)
+        for each in acting:
+            place = each.route.location[:2]
+            if place not in self._places:
+                self._places[place] = Together(each.route)
+                install([self._places[place]], self._places[place].stack, first=True)
+            self._places[place].acting.append(each)
 
-    def leave(self, listener: Listener) -> None:
+    def leave(self, listener: Listener, acting: Sequence[Acting]) -> None:
         """Tell the listener of no more calls; the model is left as it was found with the last of them."""
         self.listeners.remove(listener)
+        for each in acting:
+            there = self._places[each.route.location[:2]]
+            there.acting.remove(each)
+            if not there.acting:
+                self._places.pop(each.route.location[:2]).stack.close()
         if not self.listeners:
             self._stack.close()
             self._watched.clear()
@@ -210,6 +242,11 @@ class Calls:
             )
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.ndim}
         name = next((name for name in ("inputs_embeds", "input_ids") if name in tensors), None)
+        if not tensors:
+            raise ValueError(
+                f"{type(self.model).__name__} is called without a tensor among its arguments, so that the examples of "
+                "the call cannot be told; give it tensors with the batch first"
+            )
         if name is None or any(each in given for each in SECOND):
             inputs = ModelInputs(arguments=tensors)
             return Call(Prompt(inputs=inputs, examples=inputs.batch_size, text=False))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def generate(
     """The new tokens after prompts that are padded on the left; the arguments are those of ``Network.generate``.
 
     Raises:
-        ValueError: the model does not generate text, or there are not as many generators as rows.
+        ValueError: the model does not generate text or refuses a setting, or there are not as many generators as rows.
         RuntimeError: the largest logit of some text is not finite, so that it has no next token.
     """
     if not hasattr(model, "generate"):
@@ -42,9 +43,19 @@ def generate(
     checks = [_require_finite(prompts), *chosen.pop("logits_processor", ())]
     draws = nullcontext() if generators is None else _DrawnByRow(generators)
     with _without_defaults(model), draws:
-        made: Any = model.generate(**prompts.arguments, logits_processor=checks, **chosen)  # type: ignore[operator]
+        try:
+            made: Any = model.generate(**prompts.arguments, logits_processor=checks, **chosen)  # type: ignore[operator]
+        except (ValueError, TypeError) as error:
+            if not _raised_by_transformers(error):
+                raise
+            raise ValueError(f"{type(model).__name__}.generate: {' '.join(str(error).split())}") from error
     tokens = made if isinstance(made, Tensor) else made.sequences
     return tokens[:, prompts.length :]
+
+
+def _raised_by_transformers(error: Exception) -> bool:
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("transformers.")
 
 
 @contextmanager

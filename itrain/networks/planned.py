@@ -129,16 +129,19 @@ class Planned:
         return RuntimeError(f"site '{self.site}': its module {calls} in this run; nothing was read or edited there")
 
 
-def install(acting: Sequence[Acting], stack: ExitStack) -> None:
-    """Hook the modules until the stack is left; what acts on one activation does so in the order given."""
+def install(acting: Sequence[Acting], stack: ExitStack, *, first: bool = False) -> None:
+    """Hook the modules until the stack is left; what acts on one activation does so in the order given.
+
+    ``first``: before the hooks of others, which then see what becomes of the activation.
+    """
     groups: dict[tuple[nn.Module, str], list[Acting]] = {}
     for each in acting:
         groups.setdefault(each.route.location[:2], []).append(each)
     for (module, end), group in groups.items():
         if end == "output":
-            handle = module.register_forward_hook(partial(_on_output, group))
+            handle = module.register_forward_hook(partial(_on_output, group), prepend=first)
         else:
-            handle = module.register_forward_pre_hook(partial(_on_input, group), with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(_on_input, group), prepend=first, with_kwargs=True)
         stack.callback(handle.remove)
 
 
@@ -148,7 +151,7 @@ def add_to_output(module: nn.Module, added: Callable[[Tensor], Tensor], stack: E
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + added(args[0])
 
-    handle = module.register_forward_hook(add)
+    handle = module.register_forward_hook(add, prepend=True)
     stack.callback(handle.remove)
 
 

@@ -41,9 +41,9 @@ def save_generations(generations: Generations, text: Callable[[Int[Tensor, " tok
     write_text(folder / FILE, "".join(f"{line}\n" for line in lines))
 
 
-def print_generations(columns: Mapping[str, Sequence[str]]) -> None:
+def print_generations(columns: Mapping[str, Sequence[str]], *, title: str = "greedy generations") -> None:
     """Print prompts and what follows them as a table."""
-    table = Table(*columns, title="greedy generations", box=SIMPLE_HEAD)
+    table = Table(*columns, title=title, box=SIMPLE_HEAD)
     for row in zip(*columns.values(), strict=True):
         table.add_row(*map(plain, row))
     Console().print(table)

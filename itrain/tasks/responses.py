@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from random import Random
@@ -11,10 +12,14 @@ from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, TextTask
-from itrain.tasks.tokens import answer_tokens, continuation
+from itrain.tasks.tokens import answer_tokens, continuation, fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+MARKED = re.compile(r"\{([a-z_]\w*)=([^{}]+)\}")
+"""A span of a typed text: its name and its words."""
 
 
 class ResponseTask(TextTask):
@@ -85,7 +90,11 @@ class ResponseTask(TextTask):
 
 
 class Prompts(ResponseTask):
-    """Typed prompts, which have no responses."""
+    """Typed prompts, which have no responses. ``{name=Lisa} jumped`` is the text ``Lisa jumped`` with a span ``name``.
+
+    Raises:
+        TaskError: a span stands twice in a text, or has the name of another position.
+    """
 
     def __init__(self, *, texts: Sequence[str] = ()) -> None:
         self.causal_model = CausalModel(inputs={"prompt": list(texts)}, mechanisms={}, output="prompt")
@@ -95,6 +104,14 @@ class Prompts(ResponseTask):
 
     def settings(self, split: Split) -> Sequence[Setting]:
         return [{"prompt": text} for text in self.causal_model.inputs["prompt"]]
+
+    def _render(self, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
+        marked = setting["prompt"]
+        pieces = MARKED.split(marked)  # text, name, words, text, name, words, ..., text
+        words = dict(zip(pieces[1::3], pieces[2::3], strict=True))
+        plain = [piece.replace("{", "{{").replace("}", "}}") for piece in pieces[::3]]
+        template = "".join(f"{text}{{{name}}}" for text, name in zip(plain, pieces[1::3], strict=False)) + plain[-1]
+        return fill(template, words)
 
 
 def typed(tokenizer: Tokenizer | None, texts: Sequence[str], continuations: Sequence[str] | None = None) -> ModelInputs:
@@ -108,8 +125,8 @@ def typed(tokenizer: Tokenizer | None, texts: Sequence[str], continuations: Sequ
     if continuations is None:
         return task.inputs(task.settings("test"))
     tokens = [
-        answer_tokens(task.tokenizer, text, after, task.separator)
-        for text, after in zip(texts, continuations, strict=True)
+        answer_tokens(task.tokenizer, str(task.identity(setting)), after, task.separator)
+        for setting, after in zip(task.settings("test"), continuations, strict=True)
     ]
     # The last token of a response is predicted and not run.
     return task.inputs(task.settings("test"), [[*each, each[-1]] for each in tokens])

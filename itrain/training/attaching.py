@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 import torch
@@ -20,9 +21,10 @@ from itrain.models import BaseModel
 from itrain.networks.attached import AttachedEdits, Matched
 from itrain.networks.base import Network
 from itrain.networks.lane import EditAt, require_acts
+from itrain.placements import Placement, unserved
 from itrain.sites import Site
 from itrain.tasks.responses import typed
-from itrain.training.interchange import Interchange
+from itrain.training.interchange import Interchange, across
 from itrain.weights import WeightError
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ def edits_on(
         ValueError: a source is missing or not asked for, or it has several tokens that a generated one could be given.
     """
     used = interchange.hardened()
-    needing = [site for site, each in used.items() if each.takes_source]
+    needing = [placement for placement, each in used.items() if each.takes_source]
     if needing and not sources:
         name = type(used[needing[0]]).__name__
         raise ValueError(f"{name} at '{needing[0]}' puts in what a source has there: add source=...")
@@ -119,19 +121,39 @@ def edits_on(
         raise ValueError(f"{type(next(iter(used.values()))).__name__} takes no source; leave source out")
     if interchange.join_positions and acts != "prompt":
         raise ValueError("positions of the prompt are joined, which generated tokens cannot be; use acts='prompt'")
-    edits = [EditAt(site, _alone(each), acts) for site, each in used.items() if not each.takes_source]
+    edits = [
+        EditAt(placement.write, _alone(each), acts) for placement, each in used.items() if placement not in needing
+    ]
     matched, device = [], next(interchange.network.parameters()).device
     for variable, source in sources.items():
-        source = source.to(device)
+        source, serving = source.to(device), _serving(variable, needing)
+        sites = [placement.read for placement in serving]
         with torch.no_grad():
-            found = interchange.network.read(source, needing)
-            later = {} if acts == "prompt" else _continued(interchange.network, source, needing)
-        for site in needing:
-            apply = used[site].edit_for(variable)
-            generated = None if acts == "prompt" else _generated(apply, site, found[site], later.get(site), source)
-            edits.append(EditAt(site, _with_source(interchange, apply, found[site]), acts, generated))
-            matched.append(Matched(site, source, site))
+            found = interchange.network.read(source, sites)
+            later = {} if acts == "prompt" else _continued(interchange.network, source, sites)
+        for placement in serving:
+            write, read = placement.write, placement.read
+            apply = used[placement].edit_for(variable)
+            generated = None if acts == "prompt" else _generated(apply, read, found[read], later.get(read), source)
+            prompt = apply if read == write else partial(across, apply, placement)
+            edits.append(EditAt(write, _with_source(interchange, prompt, found[read]), acts, generated))
+            matched.append(Matched(write, source, read))
     return edits, matched
+
+
+def _serving(variable: str, placements: Sequence[Placement]) -> list[Placement]:
+    """The placements that serve a variable; without a name, those that serve all.
+
+    Raises:
+        ValueError: there is none, or only some serve all.
+    """
+    serving = [each for each in placements if each.variables is None or variable in each.variables]
+    if not variable and len(serving) < len(placements):
+        names = dict.fromkeys(name for each in placements for name in each.variables or ())
+        raise ValueError(f"the sites serve different variables ({', '.join(names)}): name them, source={{name: ...}}")
+    if not serving:
+        raise unserved(variable, placements)
+    return serving
 
 
 def _alone(intervention: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:

@@ -22,6 +22,7 @@ from itrain.interventions.orthogonal import retract_after_steps
 from itrain.models import BaseModel, fingerprint
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
+from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
 from itrain.training.callbacks import Preparation, Schedules
@@ -115,6 +116,11 @@ class Training(lightning.LightningModule, ABC):
         """The figures over all batches of a split since the last call; their names begin with the split's."""
 
     @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Where interventions act and read, and for which variables; of a training that only reads, its sites."""
+        return Placement.parse_all(self.sites)
+
+    @property
     def edited(self) -> tuple[Site, ...]:
         """The sites that are edited in a run of the model."""
         return self.sites
@@ -166,13 +172,19 @@ class Training(lightning.LightningModule, ABC):
 
         Raises:
             PositionError: an example lacks the position of a site.
+            ValueError: a placement names a variable that the task lacks, or none serves one that pairs interchange.
         """
-        data.require(list(dict.fromkeys([*self.sites, *self.edited])))
-        how = self.network.prepare(self.groups, data.edited(), data.read(), uses=uses)
+        self.check(data)
+        read = tuple(dict.fromkeys(each.read for each in self.placements))
+        how = self.network.prepare(self.groups, data.edited(), data.read(), uses=uses, read=read)
         if self.lacks_statistics_of(data):
             self.fit_activations(data.whole("train"))
             self.fitted_to = data
         return how
+
+    def check(self, data: SplitDataModule) -> None:
+        """Refuse data in which the placements have no sense, before the model runs; raises as :meth:`prepare` does."""
+        data.require(self.placements)
 
     def lacks_statistics_of(self, data: object) -> bool:
         """Whether closed-form statistics are to be fitted to this data, or data loader, before a fit."""
@@ -190,7 +202,7 @@ class Training(lightning.LightningModule, ABC):
         source: Source | Mapping[str, Source] | None = None,
         acts: Acts | Sequence[int] | None = None,
         strength: float = 1.0,
-        prompts: ModelInputs | None = None,
+        prompts: Source | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> Attached:
         """Have what was trained act in all calls of a model until it is detached.
@@ -204,7 +216,7 @@ class Training(lightning.LightningModule, ABC):
             acts: on which tokens edits act, ``prompt``, ``all``, ``generated``, or some generated ones, as ``[0, 2]``,
                 counted from 0; None: as in the training.
             strength: how much of an edit's effect is applied: base + strength * (edit(base) - base).
-            prompts: the prompts of all calls, where positions name spans.
+            prompts: the prompts of all calls, as ``source`` is given, where positions name spans.
             tokenizer: of the source's texts; None: that of the base model.
 
         Raises:
@@ -214,7 +226,8 @@ class Training(lightning.LightningModule, ABC):
         tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None) or self.tokenizer
         known = source if isinstance(source, Mapping) else {} if source is None else {"": source}
         sources = {name: inputs_of(each, tokenizer) for name, each in known.items()}
-        return self.attach_to(target, sources, Attaching(acts=acts, strength=strength, prompts=prompts))
+        texts = None if prompts is None else inputs_of(prompts, tokenizer)
+        return self.attach_to(target, sources, Attaching(acts=acts, strength=strength, prompts=texts))
 
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
         """Have what was trained act in all calls of the model; see :meth:`attach`.

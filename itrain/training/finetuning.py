@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -20,12 +20,12 @@ from itrain.architectures import unwrap
 from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import Acts, ModelInputs
-from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.attached import Attached, AttachedMaps
 from itrain.networks.base import Network
 from itrain.networks.lane import EditAt, require_acts
-from itrain.sites import Sites, module_names
+from itrain.placements import Factory, Placement, Placements
+from itrain.sites import module_names
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers
@@ -156,15 +156,16 @@ class RepresentationFinetuning(Finetuning):
             (those alone), or some of the response's, as ``[0, 2]``, counted from 0.
 
     Raises:
-        ValueError: a site has no position, so that the response would be edited too, or an intervention takes a source.
+        ValueError: a site has no position, so that the response would be edited too; or an intervention takes a source,
+            or a placement reads one or names variables.
     """
 
     def __init__(
         self,
         *,
         network: Network,
-        sites: Sites,
-        intervention: Callable[[int], Intervention],
+        sites: Placements,
+        intervention: Factory | None = None,
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         shared: bool = False,
@@ -179,9 +180,15 @@ class RepresentationFinetuning(Finetuning):
             network, sites=sites, intervention=intervention, shared=shared, hidden_sizes=hidden_sizes
         )
         self.sites = self.interchange.sites
-        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes, acts=self.acts)
+        self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes, acts=self.acts)
         self.network = network
-        for site, each in self.trained.items():
+        for placement, each in self.trained.items():
+            site = placement.write
+            if not placement.is_plain:
+                raise ValueError(
+                    f"site '{placement}': responses have neither sources to read nor variables; name the site alone: "
+                    f"site={site}"
+                )
             if site.position is None:
                 raise ValueError(
                     f"site '{site}': the prompt is edited, not the response; name its tokens, as in '{site}@all'"
@@ -196,20 +203,24 @@ class RepresentationFinetuning(Finetuning):
         return attach_interchange(self.interchange, model, sources, how)
 
     def edits(self) -> list[EditAt]:
-        used = {site: each if self.training else each.hardened() for site, each in self.trained.items()}
-        return [EditAt(site, partial(each, source=None), self.acts) for site, each in used.items()]
+        used = self.trained if self.training else self.interchange.hardened()
+        return [EditAt(placement.write, partial(each, source=None), self.acts) for placement, each in used.items()]
 
     def penalty(self) -> Tensor | float:
         return self.interchange.penalty()
 
     @property
+    def placements(self) -> tuple[Placement, ...]:
+        return self.interchange.placements
+
+    @property
     def trained(self) -> Interventions:
-        """The intervention of each site."""
+        """The intervention of each placement."""
         return self.interchange.trained
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        """The intervention of each site, under the site's name."""
+        """The intervention of each placement, under its name."""
         return self.interchange.parts
 
     @property

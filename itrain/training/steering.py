@@ -5,7 +5,7 @@ Tensor letters: B batch, S sequence, T generated tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -20,10 +20,9 @@ from itrain.data.responses import ResponseBatch
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.inputs.layout import MASK
-from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit, EditAt
-from itrain.sites import Sites
+from itrain.placements import Factory, Placements
 from itrain.training.finetuning import RepresentationFinetuning
 from itrain.training.optimization import OptimizerFactory
 
@@ -69,8 +68,8 @@ class Steering(RepresentationFinetuning):
         self,
         *,
         network: Network,
-        sites: Sites,
-        intervention: Callable[[int], Intervention],
+        sites: Placements,
+        intervention: Factory | None = None,
         concept: Sequence[Sequence[int]],
         end: int | None = None,
         acts: Literal["prompt", "all", "generated"] | Sequence[int] = "all",
@@ -123,10 +122,11 @@ class Steering(RepresentationFinetuning):
     def random_edits(self, strength: float) -> list[EditAt]:
         """Edits that move each activation as far as the trained ones do, in a random direction of each intervention."""
         generator = torch.Generator().manual_seed(self.seed)
-        directions = {each: torch.randn(each.hidden_size, generator=generator) for each in self.trained.values()}
+        trained = self.trained.values()
+        directions = {each: torch.randn(each.hidden_size, generator=generator) for each in dict.fromkeys(trained)}
         return [
-            each._replace(edit=partial(_pushed, each.edit, directions[self.trained[each.site]]))
-            for each in self.edits(strength)
+            edit._replace(edit=partial(_pushed, edit.edit, directions[each]))
+            for edit, each in zip(self.edits(strength), trained, strict=True)
         ]
 
     def generate(
