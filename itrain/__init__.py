@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.interchange import Interchange as Interchange
     from itrain.training.probing import ProbeTraining as ProbeTraining
+    from itrain.training.steering import Steering as Steering
     from itrain.training.tracing import CausalTracing as CausalTracing
 
 __version__ = "0.1.0"
@@ -167,6 +168,7 @@ _HOMES = {
     "Interchange": "training.interchange",
     "count_features": "training.building",
     "ProbeTraining": "training.probing",
+    "Steering": "training.steering",
     "CausalTracing": "training.tracing",
 }
 

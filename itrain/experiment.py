@@ -38,6 +38,7 @@ from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
 from itrain.tasks.base import Task
+from itrain.tasks.responses import ResponseTask
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
@@ -84,6 +85,8 @@ class Opened:
             **({} if intervention is None else {"intervention": lambda: intervention}),
             "classes": lambda: {variable: len(self.task.values(variable)) for variable in self.task.variables},
             "control": lambda: self.task.control is not None,
+            "concept": lambda: self.task.mentions if isinstance(self.task, ResponseTask) else [],
+            "end": lambda: self.task.end if isinstance(self.task, ResponseTask) else None,
         }
         asked = inspect.signature(training).parameters
         known = {name: make for name, make in known.items() if name in asked}

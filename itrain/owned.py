@@ -45,7 +45,7 @@ OWNED: Mapping[str, Mapping[str, str]] = {
 
 FILLED: Mapping[str, frozenset[str]] = {
     "network": frozenset({"folder"}),
-    "training": frozenset({"control"}),
+    "training": frozenset({"control", "concept", "end"}),
     "sweep.methods": frozenset({"control"}),
     "trainer": frozenset({"callbacks", "enable_model_summary"}),
     "logger": frozenset({"save_dir"}),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from itrain.files import replacing
 from itrain.reports.colours import BLUE, GREY, ORANGE
+from itrain.reports.lines import draw_plot
 from itrain.reports.text import drawn, listed
 from itrain.results.history import Curve
 from itrain.results.run import Bars, summarise_run
@@ -36,11 +37,16 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
     summary = summarise_run(results, metrics)
     names = 0 if summary.bars is None else len(summary.bars.names)
     figure = Figure(figsize=(9, max(3.6, 0.25 * names)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    if summary.bars is None:
-        _say(left, "no figures")
+    widths = [1] * len(summary.plots) or [1.5]
+    *lefts, right = figure.subplots(1, len(widths) + 1, width_ratios=[*widths, 1])
+    for place, plot in zip(lefts, summary.plots, strict=False):
+        draw_plot(place, plot)
+    if summary.plots:
+        figure.legend(*lefts[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
+    elif summary.bars is None:
+        _say(lefts[0], "no figures")
     else:
-        _draw_bars(left, summary.bars)
+        _draw_bars(lefts[0], summary.bars)
     if summary.curve is None:
         _say(right, "no training")
     else:

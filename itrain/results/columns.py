@@ -36,6 +36,8 @@ ANSWER_SPREAD = "answer_spread"
 """The standard deviation over examples of the answer's probability."""
 FEATURES = "features"
 """The size of the activation that an intervention edits, which is the highest rank that a subspace of it can have."""
+CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
+"""The share of continuations that mention a concept; their perplexity, divided by that of unsteered ones."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
 RUNS = ("corrupted", "clean")
@@ -58,6 +60,7 @@ COUNTED: Mapping[str, tuple[str, str]] = {
     PROBE_ACCURACY: (EXAMPLES, "examples"),
     RANDOM_MODEL + PROBE_ACCURACY: (EXAMPLES, "examples"),
     CONTROL_ACCURACY: (CONTROL_EXAMPLES, "examples"),
+    CONCEPT_RATE: (EXAMPLES, "examples"),
 }
 """For figures that are shares: the column with the number of pairs or examples, and what is counted."""
 CHANCE: Mapping[str, str] = {
@@ -76,6 +79,10 @@ restores nothing has the probability of the corrupted run.
 
 TEST, BEFORE = "test", "before"
 MODEL_ACCURACY, TASK_ACCURACY, TEST_RANK = "model/accuracy", "task_accuracy", "test/rank"
+TEST_STRENGTH, STRENGTH = "test/strength", "strength_"
+"""The strength of steering that a run has chosen, and what the names of all strengths begin with."""
+UNSTEERED, RANDOM_VECTOR = "unsteered", "random_vector"
+"""What a steered model is compared with: strength 0, and a random direction of equal size."""
 EXACT_MATCH, PERPLEXITY, L2 = "exact_match", "perplexity", "l2"
 TRAIN_LOSS = "train/loss"
 
@@ -84,6 +91,7 @@ KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
+    | {CONCEPT_RATE, PERPLEXITY_RATIO}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""

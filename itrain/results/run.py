@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from itrain.metrics import RULES
 from itrain.results.columns import (
@@ -38,16 +36,15 @@ from itrain.results.columns import (
     TASK_ACCURACY,
     TEST,
     TEST_RANK,
+    TEST_STRENGTH,
     is_known,
     spoken,
 )
+from itrain.results.curves import Plot
 from itrain.results.history import Curve, read_curve
-from itrain.results.intervals import Ends, of_run
-
-if TYPE_CHECKING:
-    import pandas
-
-Results = Mapping[str, float]
+from itrain.results.intervals import of_run
+from itrain.results.parts import Bars, Kind, Results, Table
+from itrain.results.steering import STEERING
 
 INTERVALS = "95% intervals"
 OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
@@ -58,50 +55,10 @@ OF_DATA = {
     DATA + BASES_DISTINCT: "different test bases",
     DATA + BASES_TRAINED_ON: "test bases that are bases of training pairs too",
 }
-IN_LINES = frozenset({MODEL_ACCURACY, TEST_RANK, f"{TEST}/{TASK_ACCURACY}", f"{BEFORE}/{TASK_ACCURACY}", *OF_DATA})
+IN_LINES = frozenset(
+    {MODEL_ACCURACY, TEST_RANK, TEST_STRENGTH, f"{TEST}/{TASK_ACCURACY}", f"{BEFORE}/{TASK_ACCURACY}", *OF_DATA}
+)
 """The figures that have lines of their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows by name, below heads of two lines, of which the upper may be empty."""
-
-    title: str
-    heads: Sequence[tuple[str, str]]
-    rows: Mapping[str, Sequence[str]]
-
-    @property
-    def columns(self) -> list[str]:
-        """The heads in one line each, the rows' names first."""
-        uppers = list(accumulate((upper for upper, _ in self.heads), lambda before, upper: upper or before))
-        return ["", *(f"{upper} {lower}".strip() for upper, (_, lower) in zip(uppers, self.heads, strict=True))]
-
-    @property
-    def lines(self) -> list[list[str]]:
-        """The rows, each with its name first."""
-        return [[name, *cells] for name, cells in self.rows.items()]
-
-    def frame(self) -> pandas.DataFrame:
-        """The same as a data frame."""
-        import pandas
-
-        return pandas.DataFrame(self.lines, columns=pandas.Index(self.columns))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bars:
-    """Groups of bars, the first group at the bottom."""
-
-    axis: str
-    names: Sequence[str]
-    series: Mapping[str, Sequence[float]]
-    """A bar of each group, by what the bars show."""
-    marks: Sequence[float] = ()
-    """A value to compare with in each group: the accuracy of the most frequent class."""
-    intervals: Mapping[str, Sequence[Ends | None]] = field(default_factory=dict)
-    """The 95% interval of each bar over pairs or examples, by what the bars show."""
-    shares: bool = True
-    """Whether all values are shares, which lie between -1 and 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +73,8 @@ class RunSummary:
     """None where nothing was trained step by step."""
     results: Results
     """The final figures themselves."""
+    plots: Sequence[Plot] = ()
+    """Lines that are drawn in place of the bars, where there are some."""
 
     @property
     def named_tables(self) -> dict[str, Table]:
@@ -134,9 +93,9 @@ def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
     kind = next((kind for kind in KINDS if kind.fits(results)), None)
     if kind is None:
         shown = {key: value for key, value in results.items() if key not in {MODEL_ACCURACY, *OF_DATA}}
-        tables, bars = [_plain_table(shown, title="test figures")], _plain_bars(shown)
+        tables, bars, plots = [_plain_table(shown, title="test figures")], _plain_bars(shown), ()
     else:
-        tables, bars = [kind.table(results)], kind.bars(results)
+        tables, bars, plots = [kind.table(results)], kind.bars(results), kind.plots(results)
         own = {key: value for key, value in results.items() if not kind.shows(key) and key not in IN_LINES}
         tables += [_plain_table(own, title="other test figures")] if own else []
     return RunSummary(
@@ -145,22 +104,8 @@ def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
         bars=bars,
         curve=None if metrics is None else read_curve(metrics),
         results=results,
+        plots=plots,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A kind of run, known by the figures that it has."""
-
-    fits: Callable[[Results], bool]
-    known: frozenset[str]
-    """The figures that its table has room for, or leaves out."""
-    table: Callable[[Results], Table]
-    bars: Callable[[Results], Bars]
-
-    def shows(self, key: str) -> bool:
-        """Whether a figure is one of its own; the others are shown beside its table."""
-        return not self.known.isdisjoint(key.split("/"))
 
 
 # --- interchange interventions
@@ -335,6 +280,7 @@ KINDS = (
         table=_trace_table,
         bars=_places_bars(ANSWER_PROBABILITY, TRACED, "probability of the clean answer"),
     ),
+    STEERING,
     Kind(
         fits=lambda results: f"{TEST}/{EXACT_MATCH}" in results,
         known=KNOWN,
@@ -366,6 +312,8 @@ def _plain_bars(figures: Results) -> Bars | None:
 
 def _lines(results: Results) -> list[str]:
     lines = [f"rank found: {results[TEST_RANK]:g}"] if TEST_RANK in results else []
+    if TEST_STRENGTH in results:
+        lines.append(f"strength chosen on validation prompts: {results[TEST_STRENGTH]:g}")
     full, random = (f"{TEST}/{control}/{IIA}" in results for control in (FULL_VECTOR, RANDOM_SUBSPACE))
     if full and not random:
         lines.append("random subspace: none; one of full rank swaps the whole activation and is no control")

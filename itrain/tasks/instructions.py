@@ -34,6 +34,7 @@ class Instructions(ResponseTask):
         dataset: a data set's name on the hub, or a folder. Splits named train, validation and test are used as they
             are; a data set with train alone is divided.
         prompt, response: format strings of the columns.
+        concept: the words by which responses mention a concept, which training=steering counts; capital letters differ.
         split_seed: shuffles the different prompts before they are divided.
 
     Raises:
@@ -48,10 +49,12 @@ class Instructions(ResponseTask):
         dataset: str | None = None,
         prompt: str = "{prompt}",
         response: str = "{response}",
+        concept: Sequence[str] = (),
         split_seed: int = 0,
     ) -> None:
         if (file is None) == (dataset is None):
             raise ValueError("instructions come from one place: set task.file=<.jsonl> or task.dataset=<name>")
+        self.concept = concept
         self.formats = {"prompt": prompt, "response": response}
         sources = _dataset(dataset) if dataset is not None else _files(file or {})
         rows = {split: [self._written(*row) for row in each] for split, each in sources.items()}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, get_args
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
+from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, TextTask
-from itrain.tasks.tokens import answer_tokens, fill
+from itrain.tasks.tokens import answer_tokens, continuation, fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -29,6 +30,8 @@ class ResponseTask(TextTask):
     """
 
     variables = ()
+    concept: Sequence[str] = ()
+    """The words that mention the concept that steering is to raise; none where responses have no concept."""
 
     @abstractmethod
     def settings(self, split: Split) -> Sequence[Setting]:
@@ -55,6 +58,22 @@ class ResponseTask(TextTask):
                 f"{type(self.tokenizer).__name__} has no end-of-text token to end a response; set eos_token"
             )
         return end
+
+    @property
+    def mentions(self) -> list[list[int]]:
+        """The tokens of each of the concept's words, as a response begins with it and after another word.
+
+        Raises:
+            TaskError: a word is not in the vocabulary.
+        """
+        found: dict[tuple[int, ...], None] = {}
+        for word in self.concept:
+            for form in (word, f" {word}"):
+                tokens = tuple(continuation(self.tokenizer, form))
+                if not tokens or self.tokenizer.unk_token_id in tokens:
+                    raise TaskError(f"the concept's word {word!r} is not in the model's vocabulary; use another word")
+                found[tokens] = None
+        return [list(tokens) for tokens in found]
 
     def response(self, setting: Setting) -> list[int]:
         """The tokens of the setting's response and the one that ends it."""

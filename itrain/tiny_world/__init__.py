@@ -44,7 +44,9 @@ from itrain.tiny_world.words import THING_TEMPLATES as THING_TEMPLATES
 from itrain.tiny_world.words import THINGS as THINGS
 from itrain.tiny_world.words import TRANSITIVE_VERBS as TRANSITIVE_VERBS
 from itrain.tiny_world.words import UNKNOWN as UNKNOWN
+from itrain.tiny_world.words import WORD_CLASSES as WORD_CLASSES
 from itrain.tiny_world.words import Facts as Facts
+from itrain.tiny_world.words import Slots as Slots
 from itrain.tiny_world.words import fact_held_out as fact_held_out
 from itrain.tiny_world.words import gender_of as gender_of
 from itrain.tiny_world.words import held_out as held_out

@@ -1,0 +1,126 @@
+"""The summary of a steered model: how often it mentions the concept, and how fluent it is, over strength."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from itrain.results.columns import (
+    CONCEPT_RATE,
+    EXAMPLES,
+    PERPLEXITY_RATIO,
+    RANDOM_VECTOR,
+    STRENGTH,
+    TEST,
+    TEST_STRENGTH,
+    UNSTEERED,
+)
+from itrain.results.curves import Line, Plot, Point
+from itrain.results.intervals import Ends, of_run
+from itrain.results.parts import Bars, Kind, Results, Table
+
+TOP = 3.0
+"""The highest perplexity ratio that is drawn: far above 1 there is no text left to tell apart."""
+SIDES = {"steered": TEST, RANDOM_VECTOR.replace("_", " "): f"{TEST}/{RANDOM_VECTOR}"}
+"""The lines of a plot, and where their figures are."""
+
+
+def _is_of_steering(results: Results) -> bool:
+    return f"{TEST}/{UNSTEERED}/{CONCEPT_RATE}" in results
+
+
+def _strengths(results: Results) -> dict[float, str]:
+    """The strengths above 0 from the lowest, with their names."""
+    first, last = f"{TEST}/{STRENGTH}", f"/{CONCEPT_RATE}"
+    names = [key[len(first) : -len(last)] for key in results if key.startswith(first) and key.endswith(last)]
+    return {float(name): f"{STRENGTH}{name}" for name in sorted(names, key=float)}
+
+
+def _interval(results: Results, place: str) -> Ends | None:
+    counted = {CONCEPT_RATE: results[f"{place}/{CONCEPT_RATE}"], EXAMPLES: results[f"{TEST}/{EXAMPLES}"]}
+    return of_run(counted, CONCEPT_RATE)
+
+
+def _table(results: Results) -> Table:
+    start = f"{TEST}/{UNSTEERED}"
+    rows = {UNSTEERED: [*_cells(results, start), "", ""]}
+    for name in _strengths(results).values():
+        random = _cells(results, f"{TEST}/{RANDOM_VECTOR}/{name}")
+        rows[name.replace("_", " ")] = [*_cells(results, f"{TEST}/{name}"), random[0], random[2]]
+    uppers = ["steered", "", "", "random vector", ""]
+    lowers = ["concept", "95%", "perplexity", "concept", "perplexity"]
+    return Table(
+        title=f"mentions of the concept on {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts, perplexity as a ratio",
+        heads=list(zip(uppers, lowers, strict=True)),
+        rows=rows,
+    )
+
+
+def _cells(results: Results, place: str) -> list[str]:
+    low, high = _interval(results, place) or (0.0, 1.0)
+    return [f"{results[f'{place}/{CONCEPT_RATE}']:.3f}", f"{low:.2f}-{high:.2f}", _ratio(results, place)]
+
+
+def _ratio(results: Results, place: str) -> str:
+    return f"{results[f'{place}/{PERPLEXITY_RATIO}']:.3g}"
+
+
+def _bars(results: Results) -> Bars:
+    places = {UNSTEERED: f"{TEST}/{UNSTEERED}"}
+    if TEST_STRENGTH in results:
+        (steered, at), (random, control) = SIDES.items()
+        places = {random: control, **places, steered: at}
+    names = list(places)
+    return Bars(
+        axis=f"concept rate, {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts",
+        names=names,
+        series={CONCEPT_RATE: [results[f"{places[name]}/{CONCEPT_RATE}"] for name in names]},
+        intervals={CONCEPT_RATE: [_interval(results, places[name]) for name in names]},
+    )
+
+
+def _plots(results: Results) -> Sequence[Plot]:
+    """The concept rate over strength, and the perplexity ratio."""
+    strengths = _strengths(results)
+    chosen = f" (chosen: {results[TEST_STRENGTH]:g})" if TEST_STRENGTH in results else ""
+    count = f"{results[f'{TEST}/{EXAMPLES}']:.0f}"
+    drawn = {
+        CONCEPT_RATE: (f"concept rate, {count} held-out prompts", 1.0),
+        PERPLEXITY_RATIO: ("perplexity ratio, by the untouched model", TOP),
+    }
+    return [
+        Plot(
+            title=title,
+            axis=f"strength{chosen}",
+            ticks={strength: f"{strength:g}" for strength in (0.0, *strengths)},
+            ends=(-0.05 * max(strengths), 1.05 * max(strengths)),
+            top=top,
+            lines=[
+                Line(name=name, stroke=stroke, points=_points(results, side, figure, strengths))
+                for stroke, (name, side) in enumerate(SIDES.items())
+            ],
+        )
+        for figure, (title, top) in drawn.items()
+    ]
+
+
+def _points(results: Results, side: str, figure: str, strengths: Mapping[float, str]) -> list[Point]:
+    places = {0.0: f"{TEST}/{UNSTEERED}"} | {x: f"{side}/{name}" for x, name in strengths.items()}
+    return [
+        Point(
+            x=x,
+            y=results[f"{place}/{figure}"],
+            says=f"strength {x:g}: {results[f'{place}/{figure}']:.3g}",
+            interval=_interval(results, place) if figure == CONCEPT_RATE else None,
+        )
+        for x, place in places.items()
+    ]
+
+
+STEERING = Kind(
+    fits=_is_of_steering,
+    known=frozenset({CONCEPT_RATE, PERPLEXITY_RATIO, EXAMPLES, "perplexity"}),
+    table=_table,
+    bars=_bars,
+    plots=_plots,
+)
+"""A run that measures a steered model over strength."""
