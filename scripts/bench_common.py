@@ -116,6 +116,7 @@ _SMALL = {"vocab_size": 40, "max_position_embeddings": 16}
 _TOY = {**_SMALL, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 _TOY_GPT2 = {**_SMALL, "n_embd": 32, "n_layer": 3, "n_head": 4}
 _C = {"hidden_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 8}
+_1B = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
 _A = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
 
 SETTINGS: Mapping[str, Setting] = {
@@ -137,6 +138,13 @@ SETTINGS: Mapping[str, Setting] = {
         layer=7,
         length=64,
         batch_size=16,
+    ),
+    "gpu-1b": Setting(
+        config=partial(_llama, **_1B, vocab_size=128256, intermediate_size=8192, max_position_embeddings=256),
+        layer=7,
+        length=64,
+        batch_size=16,
+        dtype=torch.bfloat16,
     ),
     # LlamaConfig's own sizes are those of Llama 7B.
     "gpu": Setting(
@@ -208,14 +216,18 @@ class Way(ABC):
             self.waiting = list(order.split(self.setting.batch_size))
         return self.waiting.pop()
 
+    def there(self, tensor: Tensor) -> Tensor:
+        """The tensor on the model's device, which is not waited for."""
+        return tensor.to(self.device, non_blocking=True)
+
     def batches(self) -> Iterator[Int[Tensor, " batch"]]:
         yield from torch.arange(len(self.pairs)).split(self.setting.batch_size)
 
     def ids(self, inputs: ModelInputs, rows: Tensor) -> Tensor:
-        return inputs.arguments["input_ids"][rows]
+        return self.there(inputs.arguments["input_ids"][rows])
 
     def labels(self, rows: Tensor) -> Tensor:
-        return self.pairs.counterfactual_label[rows]
+        return self.there(self.pairs.counterfactual_label[rows])
 
     @property
     def source(self) -> ModelInputs:
@@ -292,13 +304,13 @@ class NNsight(Way):
 
 
 class Itrain(Way):
-    """AlignmentSearch's own step, without Lightning: on plain hooks, or replayed."""
+    """AlignmentSearch's own step, without Lightning: on plain hooks, or replayed, with blocks compiled or not."""
 
-    def __init__(self, *args: Any, replay: bool) -> None:
+    def __init__(self, *args: Any, replay: bool, compile: bool = False) -> None:
         super().__init__(*args)
         self.anywhere = not replay
         # "on" refuses what it cannot replay, so that nothing else is ever measured under that name.
-        self.network = make_network(self.model, replay="on" if replay else "off")
+        self.network = make_network(self.model, replay="on" if replay else "off", compile=compile)
         self.search = alignment_search(self.network, self.setting, self.position)
         self.parameters = list(self.search.exported.parameters())
 
@@ -314,6 +326,8 @@ class Itrain(Way):
 
     def loss(self, rows: Tensor) -> Tensor:
         batch = self.pairs.take(rows)
+        if self.device.type != "cpu":
+            batch = batch.to(self.device)
         logits = self.search.interchange(batch, self.search.trained)
         return functional.cross_entropy(logits, batch.counterfactual_label)
 
@@ -391,6 +405,7 @@ class Floor(Way):
         return self._loss(rows, self.matrix())
 
     def _loss(self, rows: Tensor, matrix: Float[Tensor, "rank hidden"]) -> Tensor:
+        label, rows = self.labels(rows), self.there(rows)
         hidden = self.hidden[rows]
         base = hidden[:, 0].float()
         hidden[:, 0] = (base + (self.taken[rows] - base) @ matrix.T @ matrix).to(hidden.dtype)
@@ -398,7 +413,7 @@ class Floor(Way):
             earlier = tuple(each[rows] for each in self.earlier[layer]) if self.token else None
             alone = layer == self.above[-1] and not self.whole
             hidden = self.family.block(layer, hidden, earlier, self.mask, alone)
-        return functional.cross_entropy(self.family.logits(hidden[:, -1]).float(), self.labels(rows))
+        return functional.cross_entropy(self.family.logits(hidden[:, -1]).float(), label)
 
 
 def _das(setting: Setting, device: torch.device) -> DAS:

@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=[each for each in SETTINGS if each != "gpu"], default=["a"])
+    parser.add_argument(
+        "--settings", nargs="+", choices=[each for each in SETTINGS if not each.startswith("gpu")], default=["a"]
+    )
     parser.add_argument("--positions", nargs="+", choices=POSITIONS, default=list(POSITIONS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="what is compared")
     parser.add_argument("--rounds", type=int, default=7)
@@ -138,7 +140,7 @@ def build(name: str, ways: Sequence[str], positions: Sequence[str], device: str 
     """Each way at each position, ready to step, as ``way@position``."""
     setting = SETTINGS[name]
     model = setting.model(device)
-    pairs = setting.pairs(BATCHES * setting.batch_size, device)
+    pairs = setting.pairs(BATCHES * setting.batch_size)
     built = {f"{way}@{position}": WAYS[way](model, setting, pairs, position) for position in positions for way in ways}
     for way in built.values():
         way.prepare()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -101,3 +103,12 @@ def test_fits_that_start_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bench_fit.Pyvene, "labels", lambda self, rows: self.pairs.contrast_label[rows])
     with pytest.raises(bench_common.EqualityError, match="itrain"):
         bench_fit.require_same_start("toy", "middle")
+
+
+@pytest.mark.slow
+def test_gpu_check_runs_at_toy_sizes(tmp_path: Path) -> None:
+    output = tmp_path / "check.json"
+    command = [sys.executable, str(SCRIPTS / "gpu_check.py"), "--toy", "--output", str(output)]
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    assert all(part["failed"] == "" for part in json.loads(output.read_text()).values())
+    assert "| replay |" in output.with_suffix(".md").read_text()

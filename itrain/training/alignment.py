@@ -87,7 +87,7 @@ class AlignmentSearch(Training):
         """The mean cross entropy of the counterfactual labels, isolate pairs weighted."""
         losses = answer_loss(logits, batch.counterfactual_label)
         if self.isolate_weight != 1:
-            losses = losses.where(~batch.isolates.to(losses.device), self.isolate_weight * losses)
+            losses = losses.where(~batch.isolates.to(losses.device, non_blocking=True), self.isolate_weight * losses)
         return losses.mean()
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch ... vocabulary"]:

@@ -219,10 +219,14 @@ class Training(lightning.LightningModule, ABC):
         self.score("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.figures("validation"), sync_dist=True)
+        self._log_figures("validation")
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict(self.figures("test"), sync_dist=True)
+        self._log_figures("test")
+
+    def _log_figures(self, split: str) -> None:
+        # Processes with accelerators reduce no tensor of the CPU.
+        self.log_dict({name: each.to(self.device) for name, each in self.figures(split).items()}, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the constructor's arguments as plain data, which loading runs no code from, and the origin."""

@@ -274,7 +274,7 @@ class ProbeTraining(Training):
         for name, _, scores, values in self.predictions(batch):
             if name not in metrics:
                 tasks, strengths, _, count = scores.shape
-                metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(self.device)
+                metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(scores.device)
             metrics[name].update(scores, values)
             self.answers.update(f"{split}, {name}", scores.movedim(2, 0))
 
@@ -321,8 +321,9 @@ class ProbeTraining(Training):
     @torch.no_grad()
     def accuracies(self, batches: Iterable[CounterfactualBatch]) -> dict[str, float]:
         """The accuracy of each chosen probe on other batches than the test's."""
+        device = next(self.network.parameters()).device
         for batch in batches:
-            self.score("others", batch.to(self.device))
+            self.score("others", batch.to(device))
         found = {name: metric.compute()[0][0] for name, metric in self.metrics.pop("others").items()}
         return {name: float(accuracy[self._probes(name).choice]) for name, accuracy in found.items()}
 

@@ -98,9 +98,8 @@ class TokenStore:
         """
         first, count = spans[:, :1], spans[:, 1:]
         index = (first + place.clamp(min=0).minimum(count - 1).clamp(min=0)).clamp(max=self.used - 1)
-        flat = index.flatten().to(self.parts[0].device, non_blocking=True)
-        rows = (part.index_select(0, flat.to(part.device)) for part in self.parts[first_part:])
-        return [each.view(*place.shape, -1).to(device, non_blocking=True) for each in rows]
+        rows = (_selected(part, index.flatten(), device) for part in self.parts[first_part:])
+        return [each.view(*place.shape, -1) for each in rows]
 
     @property
     def nbytes(self) -> int:
@@ -275,6 +274,17 @@ def keep(store: TokenStore, inputs: ModelInputs, start: Tensor, end: Tensor, act
     token = torch.arange(len(example)) - (counts.cumsum(0) - counts - start[rows]).repeat_interleave(counts)
     at = example.to(inputs.device), token.to(inputs.device)
     store.add(inputs.keys[rows], counts, [activation[at].flatten(1) for activation in activations])
+
+
+def _selected(
+    part: Float[Tensor, "tokens features"], index: Int[Tensor, " rows"], device: torch.device
+) -> Float[Tensor, "rows features"]:
+    """These rows of a part, on the device."""
+    if part.device.type != "cpu" or device.type != "cuda":
+        return part.index_select(0, index.to(part.device, non_blocking=True)).to(device)
+    # Through pinned memory, from which the accelerator copies while the program goes on.
+    pinned = torch.empty(len(index), part.shape[1], dtype=part.dtype, pin_memory=True)
+    return torch.index_select(part, 0, index, out=pinned).to(device, non_blocking=True)
 
 
 def earliest(inputs: ModelInputs, sites: Sequence[Site]) -> Int[Tensor, " batch"]:
