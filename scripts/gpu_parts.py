@@ -423,7 +423,7 @@ def sweep(keep: Keep, *, toy: bool) -> None:
     shown = ", ".join(f"{device} {seconds:.1f} s" for device, seconds in times.items())
     keep("table", f"{len(theirs)} rows, {len(figures)} figures, largest difference {apart:.3f}; {shown}")
     print(f"{len(theirs)} rows, {figures}: largest difference {apart:.3f}; {shown}", flush=True)
-    if len(joined) != len(theirs) or not apart <= 0.05:
+    if len(joined) != len(theirs) or not apart <= 0.1:
         raise CheckError(f"the card's table differs from the CPU's by {apart}, {len(joined)} of {len(theirs)} rows")
 
 

@@ -98,8 +98,16 @@ class TokenStore:
         """
         first, count = spans[:, :1], spans[:, 1:]
         index = (first + place.clamp(min=0).minimum(count - 1).clamp(min=0)).clamp(max=self.used - 1)
-        rows = (_selected(part, index.flatten(), device) for part in self.parts[first_part:])
-        return [each.view(*place.shape, -1) for each in rows]
+        flat, found = index.flatten(), []
+        for part in self.parts[first_part:]:
+            if part.device.type == "cpu" and device.type == "cuda":
+                # Through pinned memory, from which the accelerator copies while the program goes on.
+                pinned = torch.empty(len(flat), part.shape[1], dtype=part.dtype, pin_memory=True)
+                rows = torch.index_select(part, 0, flat, out=pinned).to(device, non_blocking=True)
+            else:
+                rows = part.index_select(0, flat.to(part.device, non_blocking=True)).to(device)
+            found.append(rows.view(*place.shape, -1))
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -274,17 +282,6 @@ def keep(store: TokenStore, inputs: ModelInputs, start: Tensor, end: Tensor, act
     token = torch.arange(len(example)) - (counts.cumsum(0) - counts - start[rows]).repeat_interleave(counts)
     at = example.to(inputs.device), token.to(inputs.device)
     store.add(inputs.keys[rows], counts, [activation[at].flatten(1) for activation in activations])
-
-
-def _selected(
-    part: Float[Tensor, "tokens features"], index: Int[Tensor, " rows"], device: torch.device
-) -> Float[Tensor, "rows features"]:
-    """These rows of a part, on the device."""
-    if part.device.type != "cpu" or device.type != "cuda":
-        return part.index_select(0, index.to(part.device, non_blocking=True)).to(device)
-    # Through pinned memory, from which the accelerator copies while the program goes on.
-    pinned = torch.empty(len(index), part.shape[1], dtype=part.dtype, pin_memory=True)
-    return torch.index_select(part, 0, index, out=pinned).to(device, non_blocking=True)
 
 
 def earliest(inputs: ModelInputs, sites: Sequence[Site]) -> Int[Tensor, " batch"]:
