@@ -28,6 +28,7 @@ from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
 from itrain.networks.base import Network
 from itrain.owned import additions
+from itrain.placements import Placement, Placements
 from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import in_words, print_generations, save_generations
 from itrain.reports.silence import silence_others
@@ -35,16 +36,15 @@ from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
-from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.tasks.responses import Prompts
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
+from itrain.training.building import count_features
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
-from itrain.training.interchange import count_features
 
 EXPORT = "export"
 METRICS = "metrics.csv"
@@ -71,7 +71,7 @@ class Opened:
         base_model = with_random_weights(self.base_model, seed=self.data.seed)
         return replace(self, base_model=base_model, network=self.open_network(base_model))
 
-    def module(self, training: Callable[..., Training], sites: Sequence[Site], *, intervention: Any = None) -> Training:
+    def module(self, training: Callable[..., Training], sites: Placements, *, intervention: Any = None) -> Training:
         """The training module at the sites; the run gives those arguments that only it knows."""
         given: Mapping[str, Any] = getattr(training, "keywords", {})
         join = bool(given.get("join_positions", False))
@@ -206,7 +206,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
     elif cfg.ckpt is not None:
         require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
-    sites = _sites(cfg.site)
+    sites = _placements(cfg.site)
     with _limits(cfg):
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
@@ -239,9 +239,10 @@ def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable:
     return instantiate(cfg.network)(**additions("network", cfg.network, known))
 
 
-def _sites(site: Any) -> list[Site]:
-    node: Any = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
-    return [Site.parse(each) for each in (node if isinstance(node, list) else [] if node is None else [node])]
+def _placements(site: Any) -> tuple[Placement, ...]:
+    """The placements of a configuration's site, each with the factory of its own intervention where it has one."""
+    node = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
+    return () if node is None else Placement.parse_all(instantiate({"site": node}, _convert_="all")["site"])
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:

@@ -151,11 +151,31 @@ def test_a_part_that_is_not_needed_can_be_left_out(words: list[str]) -> None:
         (["recipe=plain", "site.position=-1"], SITE | {"position": -1}),
         (["recipe=plain", "site=layer1.mlp_output@last"], "layer1.mlp_output@last"),
         (["site.position=last", "site.head=1"], SITE | {"position": "last", "head": 1}),
+        (
+            ["site={write:layer1.mlp_output@last,read:layer2.mlp_output@name}"],
+            {"write": "layer1.mlp_output@last", "read": "layer2.mlp_output@name"},
+        ),
+        (
+            ["recipe=plain", "site={gender:layer1.mlp_output@last}"],
+            {"gender": "layer1.mlp_output@last"},
+        ),
+        (["recipe=plain", "site.read=layer1.mlp_output@last"], {"write": SITE, "read": "layer1.mlp_output@last"}),
+        (
+            ["site.read=layer1.mlp_output@last", "site.read.layer=2", "site.write.head=1"],
+            {
+                "write": SITE | {"head": 1},
+                "read": {"layer": 2, "component": "mlp_output", "position": "last"},
+            },
+        ),
+        (
+            ["site={gender:layer1.mlp_output@last}", "site.gender.layer=2"],
+            {"gender": {"layer": 2, "component": "mlp_output", "position": "last"}},
+        ),
         (["site=[layer1.mlp_output,layer2.mlp_output]"], ["layer1.mlp_output", "layer2.mlp_output"]),
         (["recipe=plain", "site=[layer1.mlp_output,layer2.mlp_output]"], ["layer1.mlp_output", "layer2.mlp_output"]),
         (
             ["site=[layer1.mlp_output,layer2.mlp_output]", "site.1.layer=5"],
-            [{"component": "mlp_output", "layer": 1}, {"component": "mlp_output", "layer": 5}],
+            ["layer1.mlp_output", {"component": "mlp_output", "layer": 5}],
         ),
     ],
 )

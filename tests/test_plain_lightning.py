@@ -304,7 +304,9 @@ def test_trainer_fit_alone_prepares_replay(monkeypatch: pytest.MonkeyPatch) -> N
     )
     trainer().fit(module, data)
     ((groups, bases, sources, how),) = asked
-    assert groups == [module.sites] and len(bases) == 3 and len(sources) == 3 and how == {"uses": 2}
+    assert (
+        groups == [module.sites] and len(bases) == 3 and len(sources) == 3 and how == {"uses": 2, "read": module.sites}
+    )
 
 
 # --- loops of one's own, and mistakes

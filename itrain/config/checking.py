@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Any
 
 from hydra.utils import get_object
 
-from itrain.config.overrides import check_site
+from itrain.config.placing import all_have_own, check_site, own_interventions
 from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned
 from itrain.signatures import Call, ConfigError, calls_in, check_calls, check_kind
 
@@ -74,17 +75,20 @@ def check_parts(plain: Node) -> None:
         if plain.get(group) is not None and not (isinstance(plain[group], dict) and "_target_" in plain[group]):
             choice = f"; {group}=<choice> chooses one that has it"
             raise ConfigError(f"{group}: needs _target_, the path of a class or function{choice}")
-    callbacks = _callbacks(plain["trainer"])
+    for key, remedy in OWNED["training"].items():
+        if key in plain and key not in Configuration.__dataclass_fields__:
+            raise ConfigError(f"{key}: no such key; {remedy}")
+    callbacks, own = _callbacks(plain["trainer"]), [place for place, _ in own_interventions(plain.get("site"))]
     if not callbacks:
         plain = {**plain, "trainer": {key: value for key, value in plain["trainer"].items() if key != "callbacks"}}
     calls = {call.place: call for call in calls_in(plain)}
     for place, call in calls.items():
         refuse_owned(place, call.node)
-        kind = _CALLBACK if place in callbacks else _KINDS.get(place)
+        kind = _CALLBACK if place in callbacks else _KINDS["intervention"] if place in own else _KINDS.get(place)
         # A sweep's logger is any object that takes sweeps, as the sweep itself checks.
         if kind is not None and not (place == "logger" and plain.get("sweep")):
             check_kind(call, get_object(kind))
-        if place in _BUILT and (call.node.get("_partial_") is True) != (place in COMPLETED):
+        if place in (*_BUILT, *own) and (call.node.get("_partial_") is True) != (place in (*COMPLETED, *own)):
             raise ConfigError(f"{place}._partial_: leave it out; itrain knows which parts a run completes")
     check_calls(Configuration, plain)
     for key in ("name", "output", "ckpt", "export"):
@@ -92,7 +96,7 @@ def check_parts(plain: Node) -> None:
             raise ConfigError(f"{key} is empty; add {key}=<{'name' if key == 'name' else 'path'}>, or leave it out")
     if not 0 <= plain["seed"] <= _LARGEST_SEED:
         raise ConfigError(f"seed: expected 0 to {_LARGEST_SEED}, not {plain['seed']}")
-    for part in COMPLETED:
+    for part in (*COMPLETED, *own):
         if part in calls:
             _check_completed(calls[part])
     _check_parts_of(plain, calls["training"])
@@ -127,20 +131,23 @@ def _callbacks(trainer: Node) -> list[str]:
 def _check_parts_of(plain: Node, training: Call) -> None:
     """Check what a training is given besides its own settings: sites that can be read, and an intervention."""
     site = plain["site"]
-    sites = site if isinstance(site, list) else [] if site is None else [site]
+    if site is not None:
+        check_site(site)
     if plain.get("sweep") is not None:
         refuse_in_sweeps(plain["trainer"])
         _check_sweep(plain["sweep"], training)
     else:
         asked = training.accepts
-        if not sites and "sites" in asked:
+        if (site is None or site == []) and "sites" in asked:
             raise ConfigError(f"site: none is given; at least one site is needed for {training.target.__name__}")
-        if plain.get("intervention") is None and "intervention" in training.required:
+        asks = "intervention" in asked and (training.parameters or {})["intervention"].default in (
+            None,
+            Parameter.empty,
+        )
+        if asks and plain.get("intervention") is None and not all_have_own(site):
             raise ConfigError(
                 f"intervention: none is given; {training.target.__name__} needs one: intervention=<choice>"
             )
-    for each in sites:
-        check_site(each)
 
 
 def _check_sweep(sweep: Node, training: Call) -> None:

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from itrain.config.checking import COMPLETED, Configuration, Node, check_parts
-from itrain.config.overrides import choices, chooses, edit_site, for_hydra, in_site, launches, parse
+from itrain.config.overrides import choices, chooses, for_hydra, launches, parse
+from itrain.config.placing import complete_own, edit_site, in_site
 from itrain.config.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded
 from itrain.config.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
 from itrain.files import read_yaml
@@ -169,6 +170,7 @@ def _settle(config: DictConfig) -> None:
     for part in COMPLETED:
         if "_target_" in (config.get(part) or {}) and "_partial_" not in config[part]:
             config[part]["_partial_"] = True
+    complete_own(config)
     if checkpoint := config.get("ckpt"):
         config.ckpt = str(find_checkpoint(Path(checkpoint)))
 

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from itrain.config.placing import own_interventions
 from itrain.signatures import brief
 from itrain.trust import TrustError, find, is_known, not_trusted, require_names, require_plain, shown
 
@@ -61,6 +62,9 @@ def require_harmless(
         packages = sorted({str(path).split(".")[0] for _, path in untrusted})
         raise TrustError(f"{place} names {shown(path)} ({key}), {not_trusted(packages)}")
     _require_fitting(plain, place, trust)
+    for key, node in own_interventions(plain.get("site")):
+        if not isinstance(node, Mapping) or node.get("_partial_") is not True:
+            raise TrustError(f"{place}: {key} is no _partial_ call, which the run would complete")
     _require_methods(plain.get("sweep"), place)
 
 
@@ -104,6 +108,9 @@ def _require_fitting(plain: Mapping[str, Any], place: str, trust: Sequence[str])
         group, _, rest = key.partition(".")
         if group == "launcher":
             continue
+        if group == "site":
+            _require_placed(rest.split("."), path, place, trust)
+            continue
         if group not in slots:
             raise TrustError(f"{place} names {shown(path)} as {key}, which is no part of a run")
         kinds, inner = slots[group]
@@ -116,6 +123,19 @@ def _require_fitting(plain: Mapping[str, Any], place: str, trust: Sequence[str])
         find(path, kinds, role=role, trust=trust, place=place)
         if rest == "_target_" and group in PARTIAL and plain[group].get("_partial_") is not True:
             raise TrustError(f"{place}: {group} is no _partial_ call, which the run would complete")
+
+
+def _require_placed(keys: Sequence[str], path: Any, place: str, trust: Sequence[str]) -> None:
+    """Refuse what the site names unless it is an intervention of its own, or a part of one."""
+    from torch import nn
+
+    from itrain.interventions.base import Intervention
+
+    if "intervention" not in keys:
+        raise TrustError(f"{place} names {shown(path)} as {'.'.join(['site', *keys])}, which is no part of a run")
+    own = keys[keys.index("intervention") + 1 :] == ["_target_"]
+    kind, role = (Intervention, "intervention") if own else (nn.Module, "part of the intervention")
+    find(path, (kind,), role=role, trust=trust, place=place)
 
 
 def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:

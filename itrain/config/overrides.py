@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 
-from itrain.signatures import ConfigError, brief, nearest
-from itrain.sites import Site
+from itrain.signatures import ConfigError, nearest
 
 _PATHS = ("ckpt", "export", "output")
 _CALL = re.compile(r"every\(.*\)")
@@ -87,44 +83,3 @@ def for_hydra(override: Override, groups: Mapping[str, object], *, replaces: boo
     if override.value() is None:
         return f"~{override.key_or_group}"
     return text if replaces or not chooses(override, groups) else f"+{text}"
-
-
-def in_site(override: Override) -> bool:
-    """Whether it sets a part of the site or a list of sites, with which Hydra would not replace a single one."""
-    part = override.key_or_group.startswith("site.")
-    several = override.key_or_group == "site" and isinstance(override.value(), list)
-    return (part or several) and override.type is not OverrideType.DEL
-
-
-def edit_site(config: DictConfig, overrides: Sequence[Override]) -> None:
-    """Apply ``site.layer=3``, also where the site is written as text, and ``site=[...]``."""
-    for override in overrides:
-        if override.key_or_group == "site":
-            config.site = override.value()
-            continue
-        sites: Any = OmegaConf.to_container(config.site) if OmegaConf.is_config(config.site) else config.site
-        config.site = [_fields(site) for site in sites] if isinstance(sites, list) else _fields(sites)
-        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
-
-
-def _fields(site: str | Mapping[str, Any]) -> dict[str, Any]:
-    check_site(site)
-    return {key: value for key, value in asdict(Site.parse(site)).items() if value is not None}
-
-
-def check_site(site: str | Mapping[str, Any]) -> None:
-    """Refuse a site that cannot be read.
-
-    Raises:
-        ConfigError: naming the part at fault.
-    """
-    known = [field.name for field in fields(Site)]
-    for key in site if isinstance(site, Mapping) else ():
-        if key not in known:
-            raise ConfigError(f"site.{key}: a site has no '{key}'{nearest(key, known)}")
-    if isinstance(site, Mapping) and "component" not in site:
-        raise ConfigError("site.component has no value; add site.component=<component>, for example block_output")
-    try:
-        Site.parse(site)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(brief(error)) from error

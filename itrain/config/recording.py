@@ -12,6 +12,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, open_dict
 
 from itrain.config.overrides import parse
+from itrain.config.placing import all_have_own, plain_site
 from itrain.owned import FILLED, OWNED, owner
 from itrain.signatures import Call, ConfigError
 
@@ -40,16 +41,19 @@ def leave_out_unread(config: DictConfig, overrides: Sequence[str]) -> None:
     """
     training = Call(place="training", target=get_object(config.training._target_), node={})
     sweeps = config.sweep is not None
+    own = all_have_own(plain_site(config))
     remedies = {"site": "set sweep.layers and sweep.positions", "intervention": "set sweep.methods and sweep.ranks"}
     for part, argument in (("site", "sites"), ("intervention", "intervention")):
-        if not sweeps and argument in training.accepts:
+        placed = part == "intervention" and own
+        if not sweeps and argument in training.accepts and not placed:
             continue
         for override in map(parse, overrides):
             asked = override.key_or_group.split(".")[0] == part and override.type is not OverrideType.DEL
             if asked and override.value() is not None:
                 who = "a sweep" if sweeps else training.target.__name__
+                reason = "every site has one of its own" if placed and not sweeps else f"{who} takes no {part}"
                 remedy = remedies[part] if sweeps else "leave it out"
-                raise ConfigError(f"'{override.input_line}' has no effect: {who} takes no {part}; {remedy}")
+                raise ConfigError(f"'{override.input_line}' has no effect: {reason}; {remedy}")
         config[part] = None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from itrain.placements import Placement
 from itrain.results.columns import (
     COMMAND,
     COMPONENT,
@@ -55,13 +56,14 @@ class Identity:
 def identify_run(configuration: Mapping[str, Any], job_type: str = FIT) -> Identity:
     """The identity of a run of its own: its group is that of its recipe's runs."""
     method = _method(configuration)
-    sites = _sites(configuration.get("site"))
+    sites = _placements(configuration)
     rank, seed, recipe = (
         (configuration.get("intervention") or {}).get(RANK),
         configuration.get(SEED),
         _recipe(configuration),
     )
-    one = {LAYER: sites[0].layer, COMPONENT: sites[0].component, POSITION: sites[0].position} if len(sites) == 1 else {}
+    plain = sites[0].write if len(sites) == 1 and sites[0].is_plain else None
+    one = {} if plain is None else {LAYER: plain.layer, COMPONENT: plain.component, POSITION: plain.position}
     config = {**configuration, METHOD: method, RANK: rank, **one}
     tags = _tags(method, *map(str, sites), _setting(RANK, rank), _setting(SEED, seed), recipe)
     name = run_name(method, sites, rank=rank, seed=seed)
@@ -105,7 +107,7 @@ def identify_results(sweep: str, summary: SweepSummary) -> Identity:
     )
 
 
-def run_name(method: str, sites: list[Site], *, rank: object, seed: object) -> str:
+def run_name(method: str, sites: Sequence[Site | Placement], *, rank: object, seed: object) -> str:
     """A short name for legends and axes: ``das 2@name r2 s0``, and ``das 2@name +1 r2 s0`` at two sites."""
     place = [shortened(str(site)) for site in sites[:1]] + [f"+{len(sites) - 1}"] * (len(sites) > 1)
     return " ".join(
@@ -133,16 +135,17 @@ def _method(configuration: Mapping[str, Any]) -> str:
     """What is fitted: the intervention's class in small letters; of a training without one, its file's name."""
     training = str((configuration.get("training") or {}).get("_target_", ""))
     *_, file, _ = ["", "", *training.split(".")]
-    intervention = str((configuration.get("intervention") or {}).get("_target_", "")).rpartition(".")[2]
-    if not intervention or file == "probing":
+    nodes = [configuration.get("intervention"), *(each.intervention for each in _placements(configuration))]
+    classes = [str(node["_target_"]).rpartition(".")[2] for node in nodes if isinstance(node, Mapping)]
+    if not classes or file == "probing":
         return file or "run"
     # BoundlessDAS is boundless_das, LoReFT is loreft.
-    return re.sub(r"(?<=[a-z]{3})(?=[A-Z])", "_", intervention).lower()
+    return "+".join(dict.fromkeys(re.sub(r"(?<=[a-z]{3})(?=[A-Z])", "_", each).lower() for each in classes))
 
 
-def _sites(node: Any) -> list[Site]:
-    listed = node if isinstance(node, list) else [] if node is None else [node]
-    return [Site.parse(each) for each in listed]
+def _placements(configuration: Mapping[str, Any]) -> Sequence[Placement]:
+    site = configuration.get("site")
+    return () if site is None else Placement.parse_all(site)
 
 
 def _recipe(configuration: Mapping[str, Any]) -> str:

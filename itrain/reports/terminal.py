@@ -59,7 +59,7 @@ def announce(
     kinds = ", ".join(sorted({type(part).__name__ for part in module.trained_parts.values()}))
     lines = {
         "model": f"{base_model.name}, {weights:,} parameters, {_state(base_model.model)}",
-        **({"sites": ", ".join(map(str, module.sites))} if module.sites else {}),
+        **({"sites": ", ".join(map(str, module.placements))} if module.sites else {}),
         "trains": f"{kinds}, {trained:,} parameters",
         **data.describe(),
         "runs": how,

@@ -15,6 +15,7 @@ from itrain.bounds import require_at_least
 from itrain.experiment import Opened
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
+from itrain.placements import plain_sites
 from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
 from itrain.training.probing import ProbeTraining
@@ -209,9 +210,18 @@ def _require_once(name: str, values: object) -> None:
     """Refuse what is listed twice: its second fits would count as if they were of another seed."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         return
-    said = [str(Site.parse(value) if name == "sites" else value) for value in values]
+    said = [str(_plain(value) if name == "sites" else value) for value in values]
     if twice := [each for place, each in enumerate(said) if each in said[:place]]:
         raise ValueError(f"sweep.{name}: {twice[0]} is listed twice; leave one of them out")
+
+
+def _plain(site: SiteLike) -> Site:
+    """A site of a sweep, which compares where one intervention acts."""
+    try:
+        (found,) = plain_sites(site, who="a sweep")
+    except ValueError as error:
+        raise ValueError(f"sweep.sites: {error}") from error
+    return found
 
 
 def is_training(factory: Callable[..., Any]) -> bool:
