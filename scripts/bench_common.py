@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 from itrain.architectures import blocks
@@ -47,6 +48,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """How far loss and gradient may be from the reference's, relative to their norms."""
 
 MIB = 1 << 20
+Result = TypeVar("Result")
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -108,8 +110,8 @@ def _neox(**sizes: Any) -> GPTNeoXConfig:
     return GPTNeoXConfig(initializer_range=0.04, bos_token_id=0, eos_token_id=1, **sizes)
 
 
-def _llama(**sizes: Any) -> LlamaConfig:
-    return LlamaConfig(initializer_range=0.04, **sizes)
+def _llama(initializer_range: float = 0.04, **sizes: Any) -> LlamaConfig:
+    return LlamaConfig(initializer_range=initializer_range, **sizes)
 
 
 _SMALL = {"vocab_size": 40, "max_position_embeddings": 16}
@@ -140,7 +142,7 @@ SETTINGS: Mapping[str, Setting] = {
         batch_size=16,
     ),
     "gpu-1b": Setting(
-        config=partial(_llama, **_1B, vocab_size=128256, intermediate_size=8192, max_position_embeddings=256),
+        config=partial(_llama, 0.02, **_1B, vocab_size=128256, intermediate_size=8192, max_position_embeddings=256),
         layer=7,
         length=64,
         batch_size=16,
@@ -148,7 +150,11 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     # LlamaConfig's own sizes are those of Llama 7B.
     "gpu": Setting(
-        config=partial(_llama, max_position_embeddings=256), layer=15, length=64, batch_size=16, dtype=torch.bfloat16
+        config=partial(_llama, 0.02, max_position_embeddings=256),
+        layer=15,
+        length=64,
+        batch_size=16,
+        dtype=torch.bfloat16,
     ),
 }
 POSITIONS = ("middle", "last")
@@ -433,8 +439,9 @@ def alignment_search(
         optimizer=partial(torch.optim.Adam, lr=learning_rate),
     )
     (intervention,) = search.trained.values()
-    intervention.subspace.rows = first_rows(setting)  # type: ignore[union-attr]
     search.exported.to(next(network.parameters()).device)
+    subspace: Any = intervention.subspace  # type: ignore[union-attr]
+    subspace.rows = first_rows(setting).to(subspace.rows.device)  # torch moves no matrix that is assigned
     return search
 
 
@@ -612,6 +619,32 @@ def _rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 class EqualityError(AssertionError):
     """Two ways do not compute the same."""
+
+
+def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Those of the forward pass, from shapes (B, heads, tokens, size), for keys that groups of heads share too."""
+    batch, heads, tokens, size = query
+    return 2 * batch * heads * tokens * key[2] * (size + value[3])
+
+
+def attention_backward_flops(
+    gradient: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Those of the backward pass, in which the scores are computed again."""
+    batch, heads, tokens, size = query
+    return 2 * batch * heads * tokens * key[2] * (3 * size + 2 * value[3])
+
+
+def count_flops(run: Callable[[], Result]) -> tuple[Result, int]:
+    """What a run returns, and its FLOPs."""
+    # Earlier releases of torch refuse keys that heads share.
+    kernels = ("efficient", "flash", "cudnn")
+    names = {f"_scaled_dot_product_{kernel}_attention": attention_flops for kernel in kernels}
+    names |= {f"{name}_backward": attention_backward_flops for name in names}
+    counted = {getattr(torch.ops.aten, name): formula for name, formula in names.items()}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
+        result = run()
+    return result, counter.get_total_flops()
 
 
 def relative_errors(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple[float, float]:

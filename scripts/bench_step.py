@@ -38,6 +38,7 @@ from bench_common import (
     Quartiles,
     Sample,
     Way,
+    count_flops,
     import_pyvene,
     interleaved,
     machine,
@@ -50,7 +51,6 @@ from bench_common import (
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode
 
 from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.interventions.orthogonal import retract_after_steps
@@ -158,9 +158,7 @@ def check(built: Mapping[str, Way]) -> tuple[dict[str, tuple[float, float]], dic
         probes = {}
         for key, way in built.items():
             if way.position == position:
-                with FlopCounterMode(display=False) as counter:
-                    probes[key] = way.probe(torch.arange(way.setting.batch_size))
-                flops[key] = counter.get_total_flops()
+                probes[key], flops[key] = count_flops(partial(way.probe, torch.arange(way.setting.batch_size)))
         dtype = next(iter(built.values())).setting.dtype
         errors.update(require_equal(probes, dtype))
     return errors, flops

@@ -75,7 +75,7 @@ class AlignmentSearch(Training):
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self.trained_on(batch)
         loss = self.loss(self.interchange(batch, self.interchange.trained), batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         return loss * batch.weight + self.interchange.penalty()
 
     def trained_on(self, batch: CounterfactualBatch) -> CounterfactualBatch:

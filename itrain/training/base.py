@@ -64,6 +64,8 @@ class Training(lightning.LightningModule, ABC):
         """What checkpoints are bound to: the fingerprint of the base model as loaded, and the run's configuration."""
         self.fitted_to: object | None = None
         """The data whose statistics this module has fitted itself; None: none, or they were loaded."""
+        self.shows_loss = True
+        """Whether there is a progress bar for the loss of each step: what one shows, an accelerator is waited for."""
         self.register_buffer("fitted", torch.tensor(False))
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
@@ -208,6 +210,7 @@ class Training(lightning.LightningModule, ABC):
         return with_linear_schedule(optimizer, self.trainer, self.warmup)
 
     def setup(self, stage: str) -> None:
+        self.shows_loss = self.trainer.progress_bar_callback is not None
         if stage == "fit" and self.trainer.checkpoint_callbacks:
             # Before the weights are divided among processes.
             self._bind()

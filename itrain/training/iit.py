@@ -152,7 +152,7 @@ class InterchangeInterventionTraining(Training):
         terms = self.terms(batch)
         loss = torch.stack([weight * losses for weight, losses in terms.values()]).sum(0).mean()
         self.log_dict({f"train/{name}_loss": each.mean() for name, (_, each) in terms.items()}, batch_size=len(batch))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         return loss * batch.weight + self.interchange.penalty()
 
     def terms(self, batch: CounterfactualBatch) -> dict[str, tuple[Tensor | float, Float[Tensor, " batch"]]]:

@@ -189,7 +189,7 @@ class ProbeTraining(Training):
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         predictions = list(self.predictions(batch))
         losses = torch.stack([_losses(prediction) for prediction in predictions])
-        self.log("train/loss", losses[:, 0].mean(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", losses[:, 0].mean(), prog_bar=self.shows_loss, batch_size=len(batch))
         penalty = torch.stack([prediction.probe_set.penalty() for prediction in predictions]).sum()
         return losses.sum() * batch.weight + penalty
 

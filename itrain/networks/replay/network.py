@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itrain.architectures import architecture, blocks, locate
-from itrain.inputs import ModelInputs
+from itrain.inputs import ModelInputs, needs_no_wait
 from itrain.networks.base import ROWS, Network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import Edits
@@ -370,7 +370,8 @@ class ReplayNetwork(Network):
         slots, counts = inputs.slots(site)
         # Slots that repeat a token hold the same, so that it does not matter which of them is taken.
         slot = torch.zeros_like(slots).scatter(1, slots, torch.arange(slots.shape[1]).expand_as(slots))
-        activation = activation.take_along_dim(slot[:, :, None].to(activation.device), 1)
+        slot = slot.to(activation.device, non_blocking=needs_no_wait(activation.device))
+        activation = activation.take_along_dim(slot[:, :, None], 1)
         try:
             keep(store, inputs, torch.zeros_like(counts), counts, [activation])
         except BudgetError as error:

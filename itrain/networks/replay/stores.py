@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from itrain.architectures import architecture, blocks
-from itrain.inputs import ModelInputs
+from itrain.inputs import ModelInputs, needs_no_wait
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay.budget import Budget
 from itrain.sites import Site
@@ -290,7 +290,8 @@ def keep(store: TokenStore, inputs: ModelInputs, start: Tensor, end: Tensor, act
     counts = (end - start)[rows]
     example = rows.repeat_interleave(counts)
     token = torch.arange(len(example)) - (counts.cumsum(0) - counts - start[rows]).repeat_interleave(counts)
-    at = example.to(inputs.device), token.to(inputs.device)
+    # A blocking copy would wait for all that the accelerator has still to do.
+    at = tuple(each.to(inputs.device, non_blocking=needs_no_wait(inputs.device)) for each in (example, token))
     store.add(inputs.keys[rows], counts, [activation[at].flatten(1) for activation in activations])
 
 
