@@ -32,7 +32,7 @@ LIMITS = {
     "waits": 80,
     "fits": 130,
     "sweep": 130,
-    "tests": 130,
+    "tests": 140,
     "compile": 110,
     "patching": 50,
 }

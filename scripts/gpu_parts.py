@@ -464,8 +464,8 @@ def tests(keep: Keep, *, toy: bool) -> None:
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=short"]
         command += ["--show-capture=no", "--basetemp", str(Path(folder) / "t"), "tests/test_gpu.py"]
         # Most of a short test is Python, on one core.
-        command += ["--collect-only"] if toy else ["-n", "6"] if find_spec("xdist") else []
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=125, env=os.environ)
+        command += ["--collect-only"] if toy else ["-n", "8"] if find_spec("xdist") else []
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=135, env=os.environ)
     print(done.stdout[-20000:], done.stderr[-500:], flush=True)
     keep("table", "\n".join(done.stdout.strip().splitlines()[-1:]))
     if done.returncode:
