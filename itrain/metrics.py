@@ -86,7 +86,8 @@ class InterchangeAccuracy(Metric):
     ) -> None:
         right = is_right(logits, label, contrast, self.rule)
         cells = one_hot(changes.long() if isolates is None else 2 * isolates + changes, 4)
-        self.right += cells[right].sum(0).view(2, 2)
+        # Not cells[right]: how many rows that has, an accelerator would be waited for to tell.
+        self.right += (cells * right[:, None]).sum(0).view(2, 2)
         self.pairs += cells.sum(0).view(2, 2)
 
     def compute(self) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 from itrain.architectures import blocks
@@ -47,6 +48,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """How far loss and gradient may be from the reference's, relative to their norms."""
 
 MIB = 1 << 20
+Result = TypeVar("Result")
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -108,14 +110,15 @@ def _neox(**sizes: Any) -> GPTNeoXConfig:
     return GPTNeoXConfig(initializer_range=0.04, bos_token_id=0, eos_token_id=1, **sizes)
 
 
-def _llama(**sizes: Any) -> LlamaConfig:
-    return LlamaConfig(initializer_range=0.04, **sizes)
+def _llama(initializer_range: float = 0.04, **sizes: Any) -> LlamaConfig:
+    return LlamaConfig(initializer_range=initializer_range, **sizes)
 
 
 _SMALL = {"vocab_size": 40, "max_position_embeddings": 16}
 _TOY = {**_SMALL, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 _TOY_GPT2 = {**_SMALL, "n_embd": 32, "n_layer": 3, "n_head": 4}
 _C = {"hidden_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 8}
+_1B = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
 _A = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
 
 SETTINGS: Mapping[str, Setting] = {
@@ -138,9 +141,21 @@ SETTINGS: Mapping[str, Setting] = {
         length=64,
         batch_size=16,
     ),
+    # Of this width and depth, weights of 0.04 would enlarge what bf16 rounds from block to block.
+    "gpu-1b": Setting(
+        config=partial(_llama, 0.02, **_1B, vocab_size=128256, intermediate_size=8192, max_position_embeddings=256),
+        layer=7,
+        length=64,
+        batch_size=16,
+        dtype=torch.bfloat16,
+    ),
     # LlamaConfig's own sizes are those of Llama 7B.
     "gpu": Setting(
-        config=partial(_llama, max_position_embeddings=256), layer=15, length=64, batch_size=16, dtype=torch.bfloat16
+        config=partial(_llama, 0.02, max_position_embeddings=256),
+        layer=15,
+        length=64,
+        batch_size=16,
+        dtype=torch.bfloat16,
     ),
 }
 POSITIONS = ("middle", "last")
@@ -208,14 +223,18 @@ class Way(ABC):
             self.waiting = list(order.split(self.setting.batch_size))
         return self.waiting.pop()
 
+    def there(self, tensor: Tensor) -> Tensor:
+        """The tensor on the model's device, which is not waited for."""
+        return tensor.to(self.device, non_blocking=True)
+
     def batches(self) -> Iterator[Int[Tensor, " batch"]]:
         yield from torch.arange(len(self.pairs)).split(self.setting.batch_size)
 
     def ids(self, inputs: ModelInputs, rows: Tensor) -> Tensor:
-        return inputs.arguments["input_ids"][rows]
+        return self.there(inputs.arguments["input_ids"][rows])
 
     def labels(self, rows: Tensor) -> Tensor:
-        return self.pairs.counterfactual_label[rows]
+        return self.there(self.pairs.counterfactual_label[rows])
 
     @property
     def source(self) -> ModelInputs:
@@ -292,13 +311,13 @@ class NNsight(Way):
 
 
 class Itrain(Way):
-    """AlignmentSearch's own step, without Lightning: on plain hooks, or replayed."""
+    """AlignmentSearch's own step, without Lightning: on plain hooks, or replayed, with blocks compiled or not."""
 
-    def __init__(self, *args: Any, replay: bool) -> None:
+    def __init__(self, *args: Any, replay: bool, compile: bool = False) -> None:
         super().__init__(*args)
         self.anywhere = not replay
         # "on" refuses what it cannot replay, so that nothing else is ever measured under that name.
-        self.network = make_network(self.model, replay="on" if replay else "off")
+        self.network = make_network(self.model, replay="on" if replay else "off", compile=compile)
         self.search = alignment_search(self.network, self.setting, self.position)
         self.parameters = list(self.search.exported.parameters())
 
@@ -314,6 +333,8 @@ class Itrain(Way):
 
     def loss(self, rows: Tensor) -> Tensor:
         batch = self.pairs.take(rows)
+        if self.device.type != "cpu":
+            batch = batch.to(self.device)
         logits = self.search.interchange(batch, self.search.trained)
         return functional.cross_entropy(logits, batch.counterfactual_label)
 
@@ -391,6 +412,7 @@ class Floor(Way):
         return self._loss(rows, self.matrix())
 
     def _loss(self, rows: Tensor, matrix: Float[Tensor, "rank hidden"]) -> Tensor:
+        label, rows = self.labels(rows), self.there(rows)
         hidden = self.hidden[rows]
         base = hidden[:, 0].float()
         hidden[:, 0] = (base + (self.taken[rows] - base) @ matrix.T @ matrix).to(hidden.dtype)
@@ -398,7 +420,7 @@ class Floor(Way):
             earlier = tuple(each[rows] for each in self.earlier[layer]) if self.token else None
             alone = layer == self.above[-1] and not self.whole
             hidden = self.family.block(layer, hidden, earlier, self.mask, alone)
-        return functional.cross_entropy(self.family.logits(hidden[:, -1]).float(), self.labels(rows))
+        return functional.cross_entropy(self.family.logits(hidden[:, -1]).float(), label)
 
 
 def _das(setting: Setting, device: torch.device) -> DAS:
@@ -418,8 +440,9 @@ def alignment_search(
         optimizer=partial(torch.optim.Adam, lr=learning_rate),
     )
     (intervention,) = search.trained.values()
-    intervention.subspace.rows = first_rows(setting)  # type: ignore[union-attr]
     search.exported.to(next(network.parameters()).device)
+    subspace: Any = intervention.subspace  # type: ignore[union-attr]
+    subspace.rows = first_rows(setting).to(subspace.rows.device)  # torch moves no matrix that is assigned
     return search
 
 
@@ -597,6 +620,32 @@ def _rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 class EqualityError(AssertionError):
     """Two ways do not compute the same."""
+
+
+def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Those of the forward pass, from shapes (B, heads, tokens, size), for keys that groups of heads share too."""
+    batch, heads, tokens, size = query
+    return 2 * batch * heads * tokens * key[2] * (size + value[3])
+
+
+def attention_backward_flops(
+    gradient: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Those of the backward pass, in which the scores are computed again."""
+    batch, heads, tokens, size = query
+    return 2 * batch * heads * tokens * key[2] * (3 * size + 2 * value[3])
+
+
+def count_flops(run: Callable[[], Result]) -> tuple[Result, int]:
+    """What a run returns, and its FLOPs."""
+    # Earlier releases of torch refuse keys that heads share.
+    kernels = ("efficient", "flash", "cudnn")
+    names = {f"_scaled_dot_product_{kernel}_attention": attention_flops for kernel in kernels}
+    names |= {f"{name}_backward": attention_backward_flops for name in names}
+    counted = {getattr(torch.ops.aten, name): formula for name, formula in names.items()}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
+        result = run()
+    return result, counter.get_total_flops()
 
 
 def relative_errors(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple[float, float]:

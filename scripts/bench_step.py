@@ -38,6 +38,7 @@ from bench_common import (
     Quartiles,
     Sample,
     Way,
+    count_flops,
     import_pyvene,
     interleaved,
     machine,
@@ -50,7 +51,6 @@ from bench_common import (
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode
 
 from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.interventions.orthogonal import retract_after_steps
@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=[each for each in SETTINGS if each != "gpu"], default=["a"])
+    parser.add_argument(
+        "--settings", nargs="+", choices=[each for each in SETTINGS if not each.startswith("gpu")], default=["a"]
+    )
     parser.add_argument("--positions", nargs="+", choices=POSITIONS, default=list(POSITIONS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="what is compared")
     parser.add_argument("--rounds", type=int, default=7)
@@ -138,7 +140,7 @@ def build(name: str, ways: Sequence[str], positions: Sequence[str], device: str 
     """Each way at each position, ready to step, as ``way@position``."""
     setting = SETTINGS[name]
     model = setting.model(device)
-    pairs = setting.pairs(BATCHES * setting.batch_size, device)
+    pairs = setting.pairs(BATCHES * setting.batch_size)
     built = {f"{way}@{position}": WAYS[way](model, setting, pairs, position) for position in positions for way in ways}
     for way in built.values():
         way.prepare()
@@ -156,9 +158,7 @@ def check(built: Mapping[str, Way]) -> tuple[dict[str, tuple[float, float]], dic
         probes = {}
         for key, way in built.items():
             if way.position == position:
-                with FlopCounterMode(display=False) as counter:
-                    probes[key] = way.probe(torch.arange(way.setting.batch_size))
-                flops[key] = counter.get_total_flops()
+                probes[key], flops[key] = count_flops(partial(way.probe, torch.arange(way.setting.batch_size)))
         dtype = next(iter(built.values())).setting.dtype
         errors.update(require_equal(probes, dtype))
     return errors, flops

@@ -47,7 +47,7 @@ def answer_and_gradients(
     precision = torch.promote_types(next(network.parameters()).dtype, torch.float32)
     torch.manual_seed(1)
     sizes = [network.hidden_size(site, base) for site in places]
-    weights = [torch.randn(size, 2, dtype=precision, requires_grad=True) for size in sizes]
+    weights = [torch.randn(size, 2, dtype=precision).to(base.device).requires_grad_() for size in sizes]
     sources = network.read(base if source is None else source, places)
 
     def swap(weight: Tensor, source: Tensor, base: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -101,3 +103,35 @@ def test_fits_that_start_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bench_fit.Pyvene, "labels", lambda self, rows: self.pairs.contrast_label[rows])
     with pytest.raises(bench_common.EqualityError, match="itrain"):
         bench_fit.require_same_start("toy", "middle")
+
+
+@pytest.mark.slow
+def test_gpu_check_runs_at_toy_sizes(tmp_path: Path) -> None:
+    output = tmp_path / "check.json"
+    command = [sys.executable, str(SCRIPTS / "gpu_check.py"), "--toy", "--output", str(output)]
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    assert all(part["failed"] == "" for part in json.loads(output.read_text()).values())
+    assert "| replay |" in output.with_suffix(".md").read_text()
+
+
+def test_a_search_starts_from_the_rows_wherever_its_model_lies() -> None:
+    import bench_common
+
+    from itrain.networks.choose import make_network
+
+    setting = bench_common.SETTINGS["toy-llama"]
+    search = bench_common.alignment_search(make_network(setting.model("meta"), replay="off"), setting, "middle")
+    assert {each.device.type for each in search.exported.parameters()} == {"meta"}
+
+
+def test_attention_is_counted_as_torch_counts_it() -> None:
+    """Where heads share keys it counts the same, which earlier releases of torch refuse to."""
+    import bench_common
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    query, key = (2, 8, 5, 16), (2, 8, 7, 16)
+    shared = (2, 4, 7, 16)
+    for each in (key, shared):
+        assert bench_common.attention_flops(query, each, each) == sdpa_flop_count(query, key, key)
+        counted = bench_common.attention_backward_flops(query, query, each, each)
+        assert counted == sdpa_backward_flop_count(query, query, key, key)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from itrain.bounds import require_at_least
 from itrain.data.loading import BatchSampler, Loader, ResumableLoader, Share
-from itrain.inputs import ModelInputs
+from itrain.inputs import ModelInputs, needs_no_wait
 from itrain.networks.base import Network
 from itrain.placements import Placement
 from itrain.tasks.base import Split
@@ -44,8 +44,9 @@ class Batch(ABC):
     def each(self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]) -> Self:
         """The batch with its inputs and tensors changed, except the tensors that stay on the CPU."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The batch on another device."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Self:
+        """The batch on another device; ``non_blocking`` None: without waiting wherever that is safe."""
+        non_blocking = needs_no_wait(device) if non_blocking is None else non_blocking
         return self.each(
             lambda inputs: inputs.to(device, non_blocking), lambda tensor: tensor.to(device, non_blocking=non_blocking)
         )

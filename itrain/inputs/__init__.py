@@ -1,6 +1,7 @@
 """What a base model is given, which of its tokens a position names, and what tells examples apart."""
 
 from itrain.inputs.batch import ModelInputs as ModelInputs
+from itrain.inputs.batch import needs_no_wait as needs_no_wait
 from itrain.inputs.positions import Acts as Acts
 from itrain.inputs.positions import PositionError as PositionError
 from itrain.inputs.positions import TokenIndices as TokenIndices

@@ -31,6 +31,12 @@ from itrain.sites import Site
 Value = TypeVar("Value")
 
 
+def needs_no_wait(device: torch.device | str) -> bool:
+    """Whether a copy to the device may go on while the program does."""
+    # To the CPU, the copy would be read before it is there; and torch's queue on MPS overtakes such copies.
+    return torch.device(device).type not in ("cpu", "mps")
+
+
 class remembered(Generic[Value]):
     """A property that is worked out once, as ``functools.cached_property``, which Lightning resets when it casts."""
 
@@ -171,8 +177,12 @@ class ModelInputs:
             spans={name: span - shift[:, None] for name, span in self.spans.items()},
         )
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ModelInputs:
-        """The batch on another device; the token layout stays on the CPU, where positions are worked out."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> ModelInputs:
+        """The batch on another device; the token layout stays on the CPU, where positions are worked out.
+
+        ``non_blocking`` None: without waiting wherever that is safe, which Lightning does not ask for.
+        """
+        non_blocking = needs_no_wait(device) if non_blocking is None else non_blocking
         answer, candidates = (
             None if each is None else each.to(device, non_blocking=non_blocking)
             for each in (self.answer, self.candidates)
@@ -186,8 +196,9 @@ class ModelInputs:
 
     def take(self, rows: Int[Tensor, " rows"]) -> ModelInputs:
         """Some of the examples, without the padding that none of them needs."""
-        arguments = {key: value[rows] for key, value in self.arguments.items()}
-        answer = None if self.answer is None else self.answer[rows]
+        at = rows.to(self.device, non_blocking=True)
+        arguments = {key: value[at] for key, value in self.arguments.items()}
+        answer = None if self.answer is None else self.answer[at]
         texts = None if self.texts is None else [self.texts[row] for row in cast(list[int], rows.tolist())]
         if self.tokens is None:
             taken = ModelInputs(arguments=arguments, answer=answer, texts=texts, candidates=self.candidates)

@@ -94,7 +94,7 @@ class HardConcreteGate(Gate):
         # A generator of the CPU takes 32 bits of its seed, here the upper ones of a product on which all bits act.
         mixed = ((self.seed or 0) ^ round(progress * 2**40)) * 0x9E3779B97F4A7C15 % 2**64
         generator = torch.Generator().manual_seed(mixed >> 32)
-        self.uniform = torch.rand(len(self.logits), generator=generator).to(self.logits)
+        self.uniform = torch.rand(len(self.logits), generator=generator).to(self.logits, non_blocking=True)
 
     def forward(self) -> Float[Tensor, " features"]:
         logits = self.logits

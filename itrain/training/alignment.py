@@ -78,7 +78,7 @@ class AlignmentSearch(Training):
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self.trained_on(batch)
         loss = self.loss(self.interchange(batch, self.interchange.trained), batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         return loss * batch.weight + self.interchange.penalty()
 
     def trained_on(self, batch: CounterfactualBatch) -> CounterfactualBatch:
@@ -89,7 +89,7 @@ class AlignmentSearch(Training):
         """The mean cross entropy of the counterfactual labels, isolate pairs weighted."""
         losses = answer_loss(logits, batch.counterfactual_label)
         if self.isolate_weight != 1:
-            losses = losses.where(~batch.isolates.to(losses.device), self.isolate_weight * losses)
+            losses = losses.where(~batch.isolates.to(losses.device, non_blocking=True), self.isolate_weight * losses)
         return losses.mean()
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch ... vocabulary"]:

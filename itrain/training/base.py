@@ -77,6 +77,8 @@ class Training(lightning.LightningModule, ABC):
         """Of texts that are attached as sources; None: unknown."""
         self.fitted_to: object | None = None
         """The data whose statistics this module has fitted itself; None: none, or they were loaded."""
+        self.shows_loss = True
+        """Whether there is a progress bar for the loss of each step: what one shows, an accelerator is waited for."""
         self.register_buffer("fitted", torch.tensor(False))
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
@@ -283,6 +285,7 @@ class Training(lightning.LightningModule, ABC):
         return import_module("itrain.sharing").push_to_hub(self, repo_id, **given)
 
     def setup(self, stage: str) -> None:
+        self.shows_loss = self.trainer.progress_bar_callback is not None
         if stage == "fit":
             self.provenance.pop("metrics", None)  # of the weights as they were
         if stage == "fit" and self.trainer.checkpoint_callbacks:
@@ -308,10 +311,14 @@ class Training(lightning.LightningModule, ABC):
         self.score("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.figures("validation"), sync_dist=True)
+        self._log_figures("validation")
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict(self.figures("test"), sync_dist=True)
+        self._log_figures("test")
+
+    def _log_figures(self, split: str) -> None:
+        # Processes with accelerators reduce no tensor of the CPU.
+        self.log_dict({name: each.to(self.device) for name, each in self.figures(split).items()}, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the constructor's arguments as plain data, which loading runs no code from, and the origin."""

@@ -96,7 +96,7 @@ class Cohort(Training):
         penalties = sum(self.members[name].interchange.penalty() for name in self.learning)
         each = torch.stack(list(losses.values()))
         self._of_step, total = (tuple(losses), each.detach()), each.sum()
-        self.log("train/loss", total / len(losses), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", total / len(losses), prog_bar=self.shows_loss, batch_size=len(batch))
         return total * batch.weight + penalties + self._stopped()
 
     @property

@@ -103,7 +103,7 @@ class Finetuning(Training):
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         loss = answer_loss(self.respond(batch), batch.label).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         return loss * batch.weight + self.penalty()
 
     def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:

@@ -154,7 +154,7 @@ class InterchangeInterventionTraining(Training):
         terms = self.terms(batch)
         loss = torch.stack([weight * losses for weight, losses in terms.values()]).sum(0).mean()
         self.log_dict({f"train/{name}_loss": each.mean() for name, (_, each) in terms.items()}, batch_size=len(batch))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         return loss * batch.weight + self.interchange.penalty()
 
     def terms(self, batch: CounterfactualBatch) -> dict[str, tuple[Tensor | float, Float[Tensor, " batch"]]]:
@@ -165,7 +165,8 @@ class InterchangeInterventionTraining(Training):
             "source": (self.source_weight, self.source_loss),
             "readout": (self.readout_weight, self.readout_loss),
         }
-        return {name: (weight, loss(batch)) for name, (weight, loss) in terms.items() if torch.as_tensor(weight).any()}
+        wanted = {name: each for name, each in terms.items() if torch.as_tensor(each[0]).any()}
+        return {name: (_beside(batch.base_label, weight), loss(batch)) for name, (weight, loss) in wanted.items()}
 
     def task_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each base's own answer."""
@@ -183,9 +184,10 @@ class InterchangeInterventionTraining(Training):
             if rows is not None and not len(rows):
                 continue
             rows = torch.arange(len(batch)) if rows is None else rows
-            label = batch.source_labels[variable][rows]
-            losses = answer_loss(self._answers(source.take(rows), label), label)
-            of_variables.append(losses.new_zeros(len(batch)).index_add(0, rows.to(losses.device), losses))
+            labels = batch.source_labels[variable]
+            at = rows.to(labels.device, non_blocking=True)
+            losses = answer_loss(self._answers(source.take(rows), labels[at]), labels[at])
+            of_variables.append(losses.new_zeros(len(batch)).index_add(0, at, losses))
         return torch.stack(of_variables).sum(0)
 
     def readout_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
@@ -203,7 +205,7 @@ class InterchangeInterventionTraining(Training):
         return torch.stack(losses).mean(0)
 
     def weight_of_pairs(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
-        """The interchange weight of each pair, by the variables that it interchanges."""
+        """The interchange weight of each pair, by the variables that it interchanges, on the CPU."""
         names = ["+".join(group) for group in batch.groups]
         weights = self.interchange_weights
         if not isinstance(weights, Mapping):
@@ -211,7 +213,7 @@ class InterchangeInterventionTraining(Training):
         for name in weights:
             if name not in names:
                 raise ValueError(f"interchange_weights: no pair interchanges '{name}'; there are {', '.join(names)}")
-        return torch.tensor([weights.get(name, 0.0) for name in names])[batch.group].to(batch.base_label.device)
+        return torch.tensor([weights.get(name, 0.0) for name in names])[batch.group]
 
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
         """Attach the interventions to the co-trained model.
@@ -308,6 +310,11 @@ class InterchangeInterventionTraining(Training):
         if label.ndim > 1:
             raise ValueError("interchange intervention training needs answers of one token; this task's have several")
         return self.network(inputs)
+
+
+def _beside(tensor: Tensor, weight: Tensor | float) -> Tensor | float:
+    """The weight on the tensor's device, if it is a tensor."""
+    return weight.to(tensor.device, non_blocking=True) if isinstance(weight, Tensor) else weight
 
 
 def _disturb(activation: Tensor) -> Tensor:

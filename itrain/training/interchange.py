@@ -192,9 +192,12 @@ class Interchange(nn.Module):
         joined = None if source is None else self.joined(source)
 
         def edit(base: Tensor) -> Tensor:
-            chosen = base if rows is None else base[rows.to(base.device)]
+            if rows is None:
+                return apply(self.joined(base), joined).view_as(base)
+            at = rows.to(base.device, non_blocking=True)
+            chosen = base[at]
             new = apply(self.joined(chosen), joined).view_as(chosen)
-            return new if rows is None else base.index_copy(0, rows.to(base.device), new.to(base.dtype))
+            return base.index_copy(0, at, new.to(base.dtype))
 
         return edit
 
@@ -273,7 +276,10 @@ class Interchange(nn.Module):
 
 
 def match_precision(module: nn.Module, network: Network) -> None:
-    """Compute in fp64 beside a model of fp64; what the model's activations meet is otherwise fp32."""
+    """Compute where the model does, and in fp64 beside a model of fp64; what its activations meet is otherwise fp32."""
+    devices = {parameter.device for parameter in network.parameters()}
+    if len(devices) == 1 and not any(device.type == "meta" for device in devices):
+        module.to(devices.pop())
     if any(parameter.dtype == torch.float64 for parameter in network.parameters()):
         module.double()
 

@@ -203,7 +203,7 @@ class ProbeTraining(Training):
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         predictions = list(self.predictions(batch))
         losses = torch.stack([_losses(prediction) for prediction in predictions])
-        self.log("train/loss", losses[:, 0].mean(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", losses[:, 0].mean(), prog_bar=self.shows_loss, batch_size=len(batch))
         penalty = torch.stack([prediction.probe_set.penalty() for prediction in predictions]).sum()
         return losses.sum() * batch.weight + penalty
 
@@ -301,7 +301,7 @@ class ProbeTraining(Training):
         for name, _, scores, values in self.predictions(batch):
             if name not in metrics:
                 tasks, strengths, _, count = scores.shape
-                metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(self.device)
+                metrics[name] = ProbeAccuracy(tasks=tasks, strengths=strengths, num_classes=count).to(scores.device)
             metrics[name].update(scores, values)
             self.answers.update(f"{split}, {name}", scores.movedim(2, 0))
 
@@ -348,8 +348,9 @@ class ProbeTraining(Training):
     @torch.no_grad()
     def accuracies(self, batches: Iterable[CounterfactualBatch]) -> dict[str, float]:
         """The accuracy of each chosen probe on other batches than the test's."""
+        device = next(self.network.parameters()).device
         for batch in batches:
-            self.score("others", batch.to(self.device))
+            self.score("others", batch.to(device))
         found = {name: metric.found()[0][0] for name, metric in self.metrics.pop("others").items()}
         return {name: float(accuracy[self._probes(name).choice]) for name, accuracy in found.items()}
 

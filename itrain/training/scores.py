@@ -63,11 +63,14 @@ class InterchangeScores:
         """Update the figures of a place, such as ``test/full_vector``, with the answers on a batch."""
         self.answers.update(place, logits)
         device = logits.device
-        group, isolates = batch.group.to(device), batch.isolates.to(device)
+        isolates = batch.isolates.to(device, non_blocking=True)
         whole = (logits, batch.counterfactual_label, batch.contrast_label, batch.changes, isolates)
         parts: dict[str, Any] = {"": ...}
         if len(batch.groups) > 1:
-            parts |= {f"/{'+'.join(names)}": group == number for number, names in enumerate(batch.groups)}
+            # Indices, worked out on the CPU: how many rows a mask holds, an accelerator would be waited for to tell.
+            for number, names in enumerate(batch.groups):
+                rows = (batch.group == number).nonzero()[:, 0]
+                parts[f"/{'+'.join(names)}"] = rows.to(device, non_blocking=True)
         for part, rows in parts.items():
             for rule in RULES:
                 metric = self.metrics.setdefault(f"{place}{part}/{rule}", InterchangeAccuracy(rule=rule).to(device))

@@ -285,7 +285,7 @@ class Noise(nn.Module):
         if self.deviation.isnan():
             raise RuntimeError("the size of the noise is unknown: call fit_activations(batches) first")
         drawn = torch.stack([self._draw(key, activation.shape[1:]) for key in examples.tolist()])
-        return activation + self.scale * self.deviation * drawn.to(activation)
+        return activation + self.scale * self.deviation * drawn.to(activation, non_blocking=True)
 
     def _draw(self, key: int, shape: torch.Size) -> Float[Tensor, "*places features"]:
         generator = torch.Generator().manual_seed((key + self.seed) % 2**63)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from itrain.architectures import architecture, blocks
-from itrain.inputs import ModelInputs
+from itrain.inputs import ModelInputs, needs_no_wait
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay.budget import Budget
 from itrain.sites import Site
@@ -98,9 +98,16 @@ class TokenStore:
         """
         first, count = spans[:, :1], spans[:, 1:]
         index = (first + place.clamp(min=0).minimum(count - 1).clamp(min=0)).clamp(max=self.used - 1)
-        flat = index.flatten().to(self.parts[0].device, non_blocking=True)
-        rows = (part.index_select(0, flat.to(part.device)) for part in self.parts[first_part:])
-        return [each.view(*place.shape, -1).to(device, non_blocking=True) for each in rows]
+        flat, found = index.flatten(), []
+        for part in self.parts[first_part:]:
+            if part.device.type == "cpu" and device.type == "cuda":
+                # Through pinned memory, from which the accelerator copies while the program goes on.
+                pinned = torch.empty(len(flat), part.shape[1], dtype=part.dtype, pin_memory=True)
+                rows = torch.index_select(part, 0, flat, out=pinned).to(device, non_blocking=True)
+            else:
+                rows = part.index_select(0, flat.to(part.device, non_blocking=True)).to(device)
+            found.append(rows.view(*place.shape, -1))
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -283,7 +290,8 @@ def keep(store: TokenStore, inputs: ModelInputs, start: Tensor, end: Tensor, act
     counts = (end - start)[rows]
     example = rows.repeat_interleave(counts)
     token = torch.arange(len(example)) - (counts.cumsum(0) - counts - start[rows]).repeat_interleave(counts)
-    at = example.to(inputs.device), token.to(inputs.device)
+    # A blocking copy would wait for all that the accelerator has still to do.
+    at = tuple(each.to(inputs.device, non_blocking=needs_no_wait(inputs.device)) for each in (example, token))
     store.add(inputs.keys[rows], counts, [activation[at].flatten(1) for activation in activations])
 
 
@@ -294,7 +302,8 @@ def keep_reading(
     slots, counts = inputs.slots(site)
     # Slots that repeat a token hold the same, so that it does not matter which of them is taken.
     slot = torch.zeros_like(slots).scatter(1, slots, torch.arange(slots.shape[1]).expand_as(slots))
-    activation = activation.take_along_dim(slot[:, :, None].to(activation.device), 1)
+    slot = slot.to(activation.device, non_blocking=needs_no_wait(activation.device))
+    activation = activation.take_along_dim(slot[:, :, None], 1)
     keep(store, inputs, torch.zeros_like(counts), counts, [activation])
 
 
