@@ -17,6 +17,8 @@ from itrain.sites import Site
 
 _PATHS = ("ckpt", "export", "output")
 _CALL = re.compile(r"every\(.*\)")
+_AT_TEXT = re.compile(r"""(?<!['"\w.:])[a-z][\w.:]*@(?:"[^"]*"|[^\s,\]}"'])*"[^"]*"(?:"[^"]*"|[^\s,\]}"'])*""")
+"""A site whose position is a text of the prompt."""
 
 
 def parse(text: str) -> Override:
@@ -30,7 +32,9 @@ def parse(text: str) -> Override:
         raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3")
     if (key in _PATHS or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
         # Hydra's grammar takes names such as epoch=3.ckpt and every(2) in quotes only, which a shell removes.
-        text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+        text = f"{key}={_quoted(value)}"
+    elif equals:
+        text = f"{key}={_AT_TEXT.sub(lambda site: _quoted(site[0]), value)}"
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
@@ -44,6 +48,10 @@ def parse(text: str) -> Override:
     if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
         raise ConfigError(f"'{text}': Hydra's own settings have no effect here; the folder of runs is output=<folder>")
     return override
+
+
+def _quoted(value: str) -> str:
+    return QuotedString(text=value, quote=Quote.single).with_quotes()
 
 
 def launches(text: str) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from itrain.inputs.keys import example_keys
 from itrain.inputs.layout import MASK, SECOND, moved, require_mask, tokens_of_mask
-from itrain.inputs.positions import PositionError, Range, TokenIndices, token_indices, token_ranges, token_slots
+from itrain.inputs.positions import TokenIndices, token_indices, token_ranges, token_slots
+from itrain.inputs.texts import PositionError, Range, Written
 from itrain.sites import Site
 
 Value = TypeVar("Value")
@@ -58,7 +59,9 @@ class ModelInputs:
         stop: one past the last token of all, (B,), on the CPU, where the text goes on after ``tokens``: positions count
             the tokens of a prompt, whatever response follows it. None: nothing follows.
         spans: named token spans as [start, stop), (B, 2) each, on the CPU, counted as ``tokens`` is.
-        texts: what the examples say, for messages.
+        texts: what the examples say, for messages and positions such as ``"Spain"``.
+        characters: the characters of ``texts`` that each token covers, [start, stop), (B, S, 2), on the CPU; an empty
+            range for tokens of no text. None: unknown.
         candidates: the tokens or classes whose logits are the answer's, ascending; None: all of them.
 
     Raises:
@@ -71,6 +74,7 @@ class ModelInputs:
     stop: Int[Tensor, " batch"] | None = None
     spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
     texts: Sequence[str] | None = None
+    characters: Int[Tensor, "batch sequence 2"] | None = None
     candidates: Int[Tensor, " candidates"] | None = None
     # Never handed on by replace(), whose result may have other spans or another device.
     _indices: dict[tuple[str | None, int], TokenIndices] = field(default_factory=dict, init=False, repr=False)
@@ -145,7 +149,7 @@ class ModelInputs:
         """The same text, with padding on the right alone."""
         assert self.tokens is not None, "inputs without tokens have no padding"
         shift, end = self.extent
-        arguments = moved(self.arguments, -shift, self.length)
+        arguments, characters = moved(self.arguments, -shift, self.length), self._moved_characters(-shift, self.length)
         if MASK in arguments:
             own = torch.arange(self.length) < (end - shift)[:, None]
             arguments[MASK] = arguments[MASK] * own.to(arguments[MASK])
@@ -160,6 +164,7 @@ class ModelInputs:
             tokens=self.tokens - shift[:, None],
             stop=None if self.stop is None else self.stop - shift,
             spans={name: span - shift[:, None] for name, span in self.spans.items()},
+            characters=characters,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ModelInputs:
@@ -193,6 +198,7 @@ class ModelInputs:
             stop=None if self.stop is None else end - start,
             spans={name: span[rows] - start for name, span in self.spans.items()},
             texts=texts,
+            characters=None if self.characters is None else self.characters[rows.cpu(), start:stop],
             candidates=self.candidates,
         )
         # Worked out here for all examples at once, which is far cheaper than batch by batch.
@@ -213,6 +219,7 @@ class ModelInputs:
             tokens=tokens + shift,
             spans={name: span + shift for name, span in self.spans.items()},
             texts=self.texts,
+            characters=self._moved_characters(shift[:, 0], width),
         )
 
     def pin_memory(self) -> ModelInputs:
@@ -326,8 +333,17 @@ class ModelInputs:
                 assert length is not None, "only inputs with tokens know their own length"
                 start = torch.zeros(self.batch_size, dtype=torch.long)
                 counted = start, start + length
-            self._ranges[key] = token_ranges(site, counted, self.spans, self.name)
+            self._ranges[key] = token_ranges(site, counted, self.spans, self.name, self._written)
         return self._ranges[key]
+
+    @property
+    def _written(self) -> Written | None:
+        if self.texts is None or self.characters is None:
+            return None
+        return Written(self.texts, self.characters)
+
+    def _moved_characters(self, shift: Int[Tensor, " batch"], width: int) -> Int[Tensor, "batch width 2"] | None:
+        return None if self.characters is None else moved({"": self.characters}, shift, width)[""]
 
     def _own_tokens(self) -> tuple[Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]]:
         """Where each token stands from the example's first own one, and whether it is no padding."""
