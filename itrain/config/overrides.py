@@ -17,7 +17,8 @@ from itrain.sites import Site
 
 _PATHS = ("ckpt", "export", "output")
 _CALL = re.compile(r"every\(.*\)")
-_AT_TEXT = re.compile(r"""(?<!['"\w.:])[a-z][\w.:]*@(?:"[^"]*"|[^\s,\]}"'])*"[^"]*"(?:"[^"]*"|[^\s,\]}"'])*""")
+_TEXT = r'"[^"]*"(?:\[-?\d+\])?'
+_AT_TEXT = re.compile(rf"""(?<!['"\w.:])[a-z][\w.:]*@(?:{_TEXT}|[^\s,\]}}"'])*{_TEXT}(?:{_TEXT}|[^\s,\]}}"'])*""")
 """A site whose position is a text of the prompt."""
 
 
