@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from itrain.networks.base import Network as Network
     from itrain.networks.choose import make_network as make_network
     from itrain.networks.hooks import HookedNetwork as HookedNetwork
+    from itrain.placements import Placement as Placement
     from itrain.probes import LinearProbe as LinearProbe
     from itrain.probes import MLPProbe as MLPProbe
     from itrain.probes import Probe as Probe
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from itrain.tasks.responses import ResponseTask as ResponseTask
     from itrain.training.alignment import AlignmentSearch as AlignmentSearch
     from itrain.training.base import Training as Training
+    from itrain.training.building import count_features as count_features
     from itrain.training.callbacks import FirstStepError as FirstStepError
     from itrain.training.callbacks import Preparation as Preparation
     from itrain.training.callbacks import Schedules as Schedules
@@ -70,7 +72,6 @@ if TYPE_CHECKING:
     from itrain.training.finite import FirstStepCheck as FirstStepCheck
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.interchange import Interchange as Interchange
-    from itrain.training.interchange import count_features as count_features
     from itrain.training.probing import ProbeTraining as ProbeTraining
     from itrain.training.tracing import CausalTracing as CausalTracing
 
@@ -118,6 +119,7 @@ _HOMES = {
     "export": "sharing",
     "load": "sharing",
     "Site": "sites",
+    "Placement": "placements",
     "read_results": "results.table",
     "Pair": "tasks.base",
     "Task": "tasks.base",
@@ -141,7 +143,7 @@ _HOMES = {
     "RepresentationFinetuning": "training.finetuning",
     "InterchangeInterventionTraining": "training.iit",
     "Interchange": "training.interchange",
-    "count_features": "training.interchange",
+    "count_features": "training.building",
     "ProbeTraining": "training.probing",
     "CausalTracing": "training.tracing",
 }

@@ -41,10 +41,10 @@ from itrain.tasks.responses import Prompts
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
+from itrain.training.building import count_features
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
-from itrain.training.interchange import count_features
 
 EXPORT = "export"
 METRICS = "metrics.csv"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.trust import TrustError, find
 
@@ -22,13 +23,13 @@ class FactoryError(ValueError):
 
 
 def describe(name: str, value: Any) -> Any:
-    """An argument as plain data: sites by name, a factory as its class path and arguments, all else as it is.
+    """An argument as plain data: placements by their sites, a factory as its class path and arguments, all else as is.
 
     Raises:
         FactoryError: a callable is neither a class of a module or optimizer nor a partial of one.
     """
     if name == "sites":
-        return [str(site) for site in Site.parse_all(value)]
+        return [_placement(each) for each in Placement.parse_all(value)]
     if isinstance(value, Site):
         return str(value)
     if not callable(value):
@@ -41,6 +42,14 @@ def describe(name: str, value: Any) -> Any:
     return {"class": class_path(cls), "arguments": {key: describe(key, each) for key, each in arguments.items()}}
 
 
+def _placement(placement: Placement) -> Any:
+    plain = placement.described()
+    if placement.intervention is None:
+        return plain
+    node = {"site": plain} if isinstance(plain, str) else plain
+    return {**node, "intervention": describe("intervention", placement.intervention)}
+
+
 def rebuild(name: str, value: Any, place: str, *, trust: Sequence[str] = ()) -> Any:
     """The argument that :func:`describe` described; messages name ``place``, where it was read.
 
@@ -50,7 +59,19 @@ def rebuild(name: str, value: Any, place: str, *, trust: Sequence[str] = ()) -> 
     """
     if name == "sites":
         try:
-            return [Site.parse(site) for site in value]
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ValueError(f"sites: expected a list, not {value!r}")
+            return [
+                placement
+                for each in value
+                for placement in Placement.parse_all(
+                    {key: rebuild(key, part, place, trust=trust) for key, part in each.items()}
+                    if isinstance(each, dict)
+                    else each
+                )
+            ]
+        except FactoryError:
+            raise
         except (TypeError, ValueError) as error:
             raise FactoryError(f"{place}: {error}") from error
     if isinstance(value, dict) and value.keys() == {"class", "arguments"} and isinstance(value["arguments"], dict):

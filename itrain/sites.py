@@ -137,17 +137,6 @@ class Site:
         return f"{layer}{self.component}{head}{step}{position}"
 
 
-def require_distinct(sites: Sequence[Site]) -> None:
-    """Refuse sites that are listed twice.
-
-    Raises:
-        ValueError: naming the site.
-    """
-    for place, site in enumerate(sites):
-        if site in sites[:place]:
-            raise ValueError(f"site '{site}' is listed twice; leave one of them out")
-
-
 def module_names(names: Sequence[str]) -> list[str]:
     """The names as those of modules, which may hold no dots; different names stay different.
 

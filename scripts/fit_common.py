@@ -62,7 +62,7 @@ def fit(
         isolate_weight=isolate_weight,
     )
     data.setup("fit")
-    return {**trained(search, data, max_steps=steps), "rank": search.trained[search.sites[0]].hardened().rank}
+    return {**trained(search, data, max_steps=steps), "rank": search.trained[search.placements[0]].hardened().rank}
 
 
 def trained(search: AlignmentSearch, data: CounterfactualDataModule, **length: int) -> Figures:

@@ -31,6 +31,7 @@ ROOMS = [
         "itrain.probes",
         "itrain.interventions",
     },
+    {"itrain.placements"},
     {
         "itrain.inputs",
         "itrain.architectures",

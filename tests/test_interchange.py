@@ -22,6 +22,7 @@ from itrain.metrics import UNUSED, InterchangeAccuracy, is_right
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
+from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.tasks.base import Pair, Split, Task, TextTask
 from itrain.training.alignment import AlignmentSearch
@@ -112,7 +113,7 @@ def test_a_variable_that_a_pair_leaves_alone_is_not_edited() -> None:
 
             return edit
 
-    module.interchange(batch, {EMBED: Counting()})  # type: ignore[dict-item]
+    module.interchange(batch, {Placement(write=EMBED): Counting()})  # type: ignore[dict-item]
     counts = {variable: len(batch.rows(variable)) for variable in ("left", "right")}  # type: ignore[arg-type]
     assert [len(each) for each in edited] == list(counts.values())
     assert 0 < counts["left"] < len(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import product
 from random import Random
 from typing import Literal, cast
 
@@ -17,7 +18,7 @@ from itrain.data.splits import SplitDataModule, SplitDataset
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
-from itrain.sites import Site
+from itrain.placements import Placement, require_served
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, Task, TextTask
 from itrain.tasks.contract import check_task, pair_identity
@@ -92,7 +93,12 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         return [dataset.examples.base for dataset in self.datasets.values()]
 
     def read(self) -> list[ModelInputs]:
-        return [source for dataset in self.datasets.values() for source in dataset.examples.sources.values()]
+        found = []
+        for pairs in (dataset.examples for dataset in self.datasets.values()):
+            for variable, source in pairs.sources.items():
+                rows = pairs.rows(variable)
+                found.append(source if rows is None else source.take(rows))
+        return found
 
     def describe(self) -> dict[str, str]:
         train = self.datasets["train"].examples
@@ -131,13 +137,27 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         trained = {base for base, *_ in self._known.get("train", ())}
         return sum(base in trained for base, *_ in self._known.get("test", ()))
 
-    def require(self, sites: Sequence[Site]) -> None:
-        super().require(sites)
-        for pairs in (dataset.examples for dataset in self.datasets.values()):
+    def require(self, placements: Sequence[Placement]) -> None:
+        """Refuse placements that these pairs do not fit: in their positions, token counts or variables.
+
+        Raises:
+            PositionError: naming the site and the example.
+            ValueError: naming a variable that the task lacks, or that pairs interchange and no placement serves.
+        """
+        splits = [dataset.examples for dataset in self.datasets.values()]
+        if any(each.variables is not None for each in placements):
+            interchanged = [variable for pairs in splits for group in pairs.groups for variable in group]
+            require_served(placements, dict.fromkeys(interchanged), self.task.variables)
+        for pairs, each in product(splits, placements):
+            pairs.base.require(each.write)
             # Whether a module without a position holds tokens is known once it is read.
-            for site in (site for site in sites if site.position or site.layer is not None):
-                for source in pairs.sources.values():
-                    pairs.base.require_same_count(source, site)
+            named = all(site.position or site.layer is not None for site in (each.write, each.read))
+            for variable, source in pairs.sources.items():
+                if each.variables is None or variable in each.variables:
+                    rows = pairs.rows(variable)
+                    (source if rows is None else source.take(rows)).require(each.read)
+                    if named:
+                        pairs.base.require_same_count(source, each.write, each.read, rows)
 
     def collect(self, split: Split) -> CounterfactualBatch:
         held_out = split != "train" and not self.task.exhaustive

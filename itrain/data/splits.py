@@ -17,7 +17,7 @@ from itrain.bounds import require_at_least
 from itrain.data.loading import BatchSampler, Loader, ResumableLoader, Share
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
-from itrain.sites import Site
+from itrain.placements import Placement
 from itrain.tasks.base import Split
 
 if TYPE_CHECKING:
@@ -137,15 +137,17 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
             if split not in self.datasets:
                 self.datasets[split] = SplitDataset(self.collect(split))
 
-    def require(self, sites: Sequence[Site]) -> None:
+    def require(self, placements: Sequence[Placement]) -> None:
         """Refuse sites whose position some example lacks, before the model runs.
 
         Raises:
             PositionError: naming the site and the example.
         """
-        for inputs in (*self.edited(), *self.read()):
-            for site in sites:
-                inputs.require(site)
+        for each in placements:
+            for inputs in self.edited():
+                inputs.require(each.write)
+            for inputs in self.read():
+                inputs.require(each.read)
 
     def train_dataloader(self) -> DataLoader[AnyBatch]:
         return self.loader(self.datasets["train"], self.batch_size, shuffle=True)

@@ -303,22 +303,37 @@ class ModelInputs:
         if self.tokens is not None:
             self._find(site)
 
-    def require_same_count(self, source: ModelInputs, site: Site) -> None:
+    def require_same_count(
+        self, source: ModelInputs, site: Site, read: Site | None = None, rows: Int[Tensor, " rows"] | None = None
+    ) -> None:
         """Refuse pairs in which base and source have different numbers of tokens at the site's position.
+
+        Args:
+            source: the inputs that are read.
+            site: what is edited in these.
+            read: what is read in the sources; None: the same site.
+            rows: the pairs that count; None: all.
 
         Raises:
             PositionError: naming the pair; paired by broadcasting it would give a number that means nothing.
         """
         if self.tokens is None or source.tokens is None:
             return
-        counts = [[stop - start for start, stop in inputs._find(site)] for inputs in (self, source)]
-        ours, theirs = (torch.stack(terms, 1) for terms in counts)
-        unequal = (ours != theirs).any(1).nonzero()
-        if len(unequal):
-            pair = int(unequal[0])
+        read = site if read is None else read
+        chosen = torch.arange(self.batch_size) if rows is None else rows
+        counts = [[stop - start for start, stop in inputs._find(at)] for inputs, at in ((self, site), (source, read))]
+        ours, theirs = (torch.stack(terms, 1)[chosen] for terms in counts)
+        alike = (ours == theirs).all(1) if ours.shape == theirs.shape else torch.zeros(len(ours), dtype=torch.bool)
+        if site.position != read.position and all(bool((each == each[:1]).all()) for each in (ours, theirs)):
+            alike = ours.sum(1) == theirs.sum(1)  # no term leaves out slots, so that those of several may meet
+        if len(unlike := (~alike).nonzero()):
+            row = int(unlike[0])
+            pair, name = int(chosen[row]), str(site) if site == read else f"{site} <- {read}"
             raise PositionError(
-                f"site '{site}': base {self.name(pair)} and source {source.name(pair)} have {int(ours[pair].sum())} "
-                f"and {int(theirs[pair].sum())} tokens there; name one token, for example '{site.one_token}'"
+                f"site '{name}': base {self.name(pair)} and source {source.name(pair)} have {int(ours[row].sum())} "
+                f"and {int(theirs[row].sum())} tokens there"
+                f"{' in parts of other lengths' * bool(ours[row].sum() == theirs[row].sum())}; "
+                f"name one token, for example '{site.one_token}'"
             )
 
     def _find(self, site: Site, length: int | None = None) -> list[Range]:

@@ -86,14 +86,16 @@ class Network(nn.Module, ABC):
         sources: Sequence[ModelInputs] = (),
         *,
         uses: int | None = None,
+        read: Sequence[Site] | None = None,
     ) -> str:
         """Prepare runs of these examples; return a line that says how the model will be run, and why.
 
         Args:
             groups: the sites that are edited together, for each fit that uses the examples; none: they are only read.
             bases: the inputs that will be edited.
-            sources: the inputs that will be read at all the sites.
+            sources: the inputs that will be read.
             uses: how often each example will be used, for example the number of epochs; None: often.
+            read: where the sources will be read; None: at all the sites of the groups.
         """
 
     def unchanged(self) -> AbstractContextManager[None]:

@@ -163,6 +163,7 @@ class HookedNetwork(Network):
         sources: Sequence[ModelInputs] = (),
         *,
         uses: int | None = None,
+        read: Sequence[Site] | None = None,
     ) -> str:
         return "the whole model, under plain hooks"
 

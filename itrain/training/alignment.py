@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
-from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
-from itrain.sites import Sites
+from itrain.placements import Factory, Placement, Placements
 from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
@@ -45,8 +44,8 @@ class AlignmentSearch(Training):
         self,
         *,
         network: Network,
-        sites: Sites,
-        intervention: Callable[[int], Intervention],
+        sites: Placements,
+        intervention: Factory | None = None,
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         isolate_weight: float = 1.0,
@@ -69,7 +68,7 @@ class AlignmentSearch(Training):
             hidden_sizes=hidden_sizes,
         )
         self.sites = self.interchange.sites
-        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
+        self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
         self.scores = InterchangeScores(self.interchange)
         self.network = network
 
@@ -95,13 +94,17 @@ class AlignmentSearch(Training):
         return self.interchange(batch, self.interchange.hardened())
 
     @property
+    def placements(self) -> tuple[Placement, ...]:
+        return self.interchange.placements
+
+    @property
     def trained(self) -> Interventions:
-        """The intervention of each site."""
+        """The intervention of each placement."""
         return self.interchange.trained
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        """The intervention of each site, under the site's name."""
+        """The intervention of each placement, under its name."""
         return self.interchange.parts
 
     @property

@@ -19,6 +19,7 @@ from itrain.factories import FactoryError, class_path, describe, rebuild
 from itrain.interventions.orthogonal import retract_after_steps
 from itrain.models import fingerprint
 from itrain.networks.base import Network
+from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.callbacks import Preparation, Schedules
 from itrain.training.finite import FirstStepCheck, NotFiniteError
@@ -104,6 +105,11 @@ class Training(lightning.LightningModule, ABC):
         """The figures over all batches of a split since the last call; their names begin with the split's."""
 
     @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Where interventions act and read, and for which variables; of a training that only reads, its sites."""
+        return Placement.parse_all(self.sites)
+
+    @property
     def edited(self) -> tuple[Site, ...]:
         """The sites that are edited in a run of the model."""
         return self.sites
@@ -155,13 +161,19 @@ class Training(lightning.LightningModule, ABC):
 
         Raises:
             PositionError: an example lacks the position of a site.
+            ValueError: a placement names a variable that the task lacks, or none serves one that pairs interchange.
         """
-        data.require(list(dict.fromkeys([*self.sites, *self.edited])))
-        how = self.network.prepare(self.groups, data.edited(), data.read(), uses=uses)
+        self.check(data)
+        read = tuple(dict.fromkeys(each.read for each in self.placements))
+        how = self.network.prepare(self.groups, data.edited(), data.read(), uses=uses, read=read)
         if self.lacks_statistics_of(data):
             self.fit_activations(data.whole("train"))
             self.fitted_to = data
         return how
+
+    def check(self, data: SplitDataModule) -> None:
+        """Refuse data in which the placements have no sense, before the model runs; raises as :meth:`prepare` does."""
+        data.require(self.placements)
 
     def lacks_statistics_of(self, data: object) -> bool:
         """Whether closed-form statistics are to be fitted to this data, or data loader, before a fit."""

@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from itrain.data import CounterfactualBatch
+from itrain.data.splits import SplitDataModule
 from itrain.networks.base import ROWS
+from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
@@ -118,7 +120,7 @@ class Cohort(Training):
         """
         with self.network.unchanged(), parametrize.cached():
             parts = {name: member.interchange for name, member in self.members.items()}
-            read = [site for each in interventions.values() for site in each if each[site].takes_source]
+            read = [place for each in interventions.values() for place in each if each[place].takes_source]
             activations = next(iter(parts.values())).read(batch, list(dict.fromkeys(read)))
             edits = [parts[name].edits(batch, each, activations) for name, each in interventions.items()]
             answers = self.network.edit_each(batch.base, edits, rows=self.rows)
@@ -193,6 +195,14 @@ class Cohort(Training):
 
     def export_arguments(self) -> dict[str, Any]:
         raise ValueError("a cohort is not exported itself; export its members: export(cohort.members[name], ...)")
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        return tuple(dict.fromkeys(place for member in self.members.values() for place in member.placements))
+
+    def check(self, data: SplitDataModule) -> None:
+        for member in self.members.values():
+            member.check(data)
 
     @property
     def groups(self) -> Sequence[Sequence[Site]]:

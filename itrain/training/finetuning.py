@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,11 +18,11 @@ from itrain.adapters import add_lora
 from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
-from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
-from itrain.sites import Site, Sites, module_names
+from itrain.placements import Factory, Placement, Placements
+from itrain.sites import Site, module_names
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions, answer_loss
@@ -140,15 +140,16 @@ class RepresentationFinetuning(Finetuning):
         warmup: share of the steps in which the learning rate rises.
 
     Raises:
-        ValueError: a site has no position, so that the response would be edited too, or an intervention takes a source.
+        ValueError: a site has no position, so that the response would be edited too; or an intervention takes a source,
+            or a placement reads one or names variables.
     """
 
     def __init__(
         self,
         *,
         network: Network,
-        sites: Sites,
-        intervention: Callable[[int], Intervention],
+        sites: Placements,
+        intervention: Factory | None = None,
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         shared: bool = False,
@@ -161,9 +162,15 @@ class RepresentationFinetuning(Finetuning):
             network, sites=sites, intervention=intervention, shared=shared, hidden_sizes=hidden_sizes
         )
         self.sites = self.interchange.sites
-        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
+        self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
         self.network = network
-        for site, each in self.trained.items():
+        for placement, each in self.trained.items():
+            site = placement.write
+            if not placement.is_plain:
+                raise ValueError(
+                    f"site '{placement}': responses have neither sources to read nor variables; name the site alone: "
+                    f"site={site}"
+                )
             if site.position is None:
                 raise ValueError(
                     f"site '{site}': the prompt is edited, not the response; name its tokens, as in '{site}@all'"
@@ -174,20 +181,24 @@ class RepresentationFinetuning(Finetuning):
                 )
 
     def edits(self) -> list[tuple[Site, Edit]]:
-        used = {site: each if self.training else each.hardened() for site, each in self.trained.items()}
-        return [(site, partial(each, source=None)) for site, each in used.items()]
+        used = self.trained if self.training else self.interchange.hardened()
+        return [(placement.write, partial(each, source=None)) for placement, each in used.items()]
 
     def penalty(self) -> Tensor | float:
         return self.interchange.penalty()
 
     @property
+    def placements(self) -> tuple[Placement, ...]:
+        return self.interchange.placements
+
+    @property
     def trained(self) -> Interventions:
-        """The intervention of each site."""
+        """The intervention of each placement."""
         return self.interchange.trained
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        """The intervention of each site, under the site's name."""
+        """The intervention of each placement, under its name."""
         return self.interchange.parts
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, cast
 
@@ -18,11 +18,10 @@ from itrain.architectures import unwrap
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
 from itrain.inputs import ModelInputs
-from itrain.interventions.base import Intervention
 from itrain.metrics import is_right
 from itrain.networks.base import Network
+from itrain.placements import Factory, Placement, Placements
 from itrain.precision import FullPrecision
-from itrain.sites import Sites
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
 from itrain.training.interchange import Interchange, Interventions, answer_loss, match_precision
@@ -40,8 +39,8 @@ class InterchangeInterventionTraining(Training):
 
     The second line is IIT: Geiger et al. 2022, "Inducing Causal Structure for Interpretable Neural Networks", section
     3. The paper's baselines are the first line alone (plain training), with the third (as much data as IIT sees), and
-    with the fourth (multi-task training: at each site, linear heads read what the edit of a variable would take from
-    it). Gradients flow through the sources' runs too, unless ``detach_source``.
+    with the fourth (multi-task training: at each site that is read, linear heads read what the edit of a variable would
+    take from it). Gradients flow through the sources' runs too, unless ``detach_source``.
 
     What is trained of the model is in train mode during a fit, with dropout where it has any; what is frozen stays in
     eval mode, so that its running statistics stay too. Outside a fit all of the model is in eval mode. Lightning alone
@@ -80,8 +79,8 @@ class InterchangeInterventionTraining(Training):
         self,
         *,
         network: Network,
-        sites: Sites,
-        intervention: Callable[[int], Intervention],
+        sites: Placements,
+        intervention: Factory | None = None,
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         task_weight: float = 1.0,
@@ -116,7 +115,7 @@ class InterchangeInterventionTraining(Training):
             detach_source=detach_source,
         )
         self.sites = self.interchange.sites
-        self.arguments.update(sites=self.sites, hidden_sizes=self.interchange.hidden_sizes)
+        self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
         if lora_rank is not None:
@@ -132,15 +131,21 @@ class InterchangeInterventionTraining(Training):
         self.network = network
 
     def _heads(self, classes: Mapping[str, int] | None) -> nn.ModuleList:
-        """A linear head for each variable at each site."""
+        """A linear head for each variable that a placement serves."""
         if not classes:
             raise ValueError(
                 "readout_weight trains linear heads, which need each variable's number of values: "
                 "classes={variable: len(task.values(variable)) for variable in task.variables}"
             )
         return nn.ModuleList(
-            FullPrecision({variable: nn.Linear(size, count) for variable, count in classes.items()})
-            for size in self.interchange.hidden_sizes
+            FullPrecision(
+                {
+                    variable: nn.Linear(each.hidden_size, count)
+                    for variable, count in classes.items()
+                    if placement.variables is None or variable in placement.variables
+                }
+            )
+            for placement, each in self.trained.items()
         )
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
@@ -183,14 +188,15 @@ class InterchangeInterventionTraining(Training):
 
     def readout_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The mean loss of the linear heads, which read the variables' values from the bases."""
-        losses, activations = [], self.network.read(batch.base, self.sites)
-        for site, heads in zip(self.sites, self.readouts, strict=True):
+        losses, activations = [], self.network.read(batch.base, [each.read for each in self.placements])
+        for placement, heads in zip(self.placements, self.readouts, strict=True):
+            site = placement.read
             activation = self.interchange.joined(activations[site])
             if activation.ndim == 3 and activation.shape[1] != 1:
                 raise ValueError(f"site '{site}' has {activation.shape[1]} tokens; join_positions=True reads them all")
             activation = activation.flatten(1)
             for variable, head in cast(FullPrecision, heads).items():
-                block = self.trained[site].edit_for(variable)(torch.zeros_like(activation), activation)
+                block = self.trained[placement].edit_for(variable)(torch.zeros_like(activation), activation)
                 losses.append(cross_entropy(head(block), batch.variables[variable], reduction="none"))
         return torch.stack(losses).mean(0)
 
@@ -206,13 +212,17 @@ class InterchangeInterventionTraining(Training):
         return torch.tensor([weights.get(name, 0.0) for name in names])[batch.group].to(batch.base_label.device)
 
     @property
+    def placements(self) -> tuple[Placement, ...]:
+        return self.interchange.placements
+
+    @property
     def trained(self) -> Interventions:
-        """The intervention of each site."""
+        """The intervention of each placement."""
         return self.interchange.trained
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        """The intervention of each site, under the site's name, and the model."""
+        """The intervention of each placement, under its name, and the model."""
         return {**self.interchange.parts, "model": self.network.model}
 
     @property

@@ -1,4 +1,4 @@
-"""Interchange: interventions at sites of a base model, and the runs of pairs in which they act.
+"""Interchange: interventions at placements in a base model, and the runs of pairs in which they act.
 
 Tensor letters: B batch, P positions, D features, V vocabulary.
 """
@@ -6,6 +6,7 @@ Tensor letters: B batch, P positions, D features, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,35 +21,55 @@ from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
+from itrain.placements import Factory, Placement, Placements, require_distinct, unserved
 from itrain.precision import FullPrecision
-from itrain.sites import Site, Sites, module_names, require_distinct
+from itrain.sites import Site, module_names
+from itrain.training.building import build_all, known_features
+from itrain.training.building import count_features as count_features
 from itrain.training.finite import require_finite
 
-Interventions = Mapping[Site, Intervention]
+Interventions = Mapping[Placement, Intervention]
 
 Activations = dict[str, dict[Site, Tensor]]
-"""The activations of each variable's sources, at each site."""
+"""The activations of each variable's sources, at each site that is read."""
+
+
+class Trained(dict[Placement, Intervention]):
+    """The intervention of each placement; a site, also as text, finds the one that is edited there."""
+
+    def __missing__(self, key: object) -> Intervention:
+        if not isinstance(key, Site | str):
+            raise KeyError(str(key))
+        site = Site.parse(key)
+        found = [each for placement, each in self.items() if placement.write == site]
+        if len(found) != 1:
+            there = ", ".join(map(str, self))
+            raise KeyError(f"site '{site}': {len(found)} interventions are placed there; the placements are {there}")
+        return found[0]
 
 
 class Interchange(nn.Module):
-    """Interventions at sites of a base model, one for each site or one for all.
+    """Interventions at placements in a base model, one for each placement or one for all.
 
     It owns the interventions and only refers to the network, which its training owns.
 
     Args:
         network: the base model.
-        sites: one site or several, also as text. The positions of one site share its intervention; for one each, list
-            them as sites.
-        intervention: builds an intervention from the number of features, for example ``partial(DAS, rank=4)``.
-        shared: one intervention for all sites.
+        sites: one site or several, also as text; or placements, which may read their sources elsewhere, serve some of
+            the variables, and have interventions of their own: see :class:`~itrain.placements.Placement`. The positions
+            of one site share its intervention; for one each, list them as sites.
+        intervention: builds an intervention from the number of features, for example ``partial(DAS, rank=4)``; None
+            where each placement has its own.
+        shared: one intervention for all placements that have none of their own.
         join_positions: treat a site's positions as one vector of P * D features instead of P vectors of D.
-        hidden_sizes: features that each site's intervention sees; None asks the network, which knows them for named
-            components, and counts joined positions that have as many tokens in every example. :func:`count_features`
-            finds them in the other cases.
+        hidden_sizes: features that each placement's intervention sees; None asks the network, which knows them for
+            named components, and counts joined positions that have as many tokens in every example.
+            :func:`count_features` finds them in the other cases.
         detach_source: stop gradients at the sources' activations, where the model is trained.
 
     Raises:
-        ValueError: sites of different sizes share an intervention, or ``intervention`` does not build one.
+        ValueError: sites of different sizes share an intervention or are written and read by one placement, a placement
+            has no intervention, or ``intervention`` does not build one.
     """
 
     network: Network
@@ -57,8 +78,8 @@ class Interchange(nn.Module):
         self,
         network: Network,
         *,
-        sites: Sites,
-        intervention: Callable[[int], Intervention],
+        sites: Placements,
+        intervention: Factory | None = None,
         shared: bool = False,
         join_positions: bool = False,
         hidden_sizes: Sequence[int] | None = None,
@@ -66,32 +87,27 @@ class Interchange(nn.Module):
     ) -> None:
         super().__init__()
         self.__dict__["network"] = network  # not registered: its weights are not this part's
-        self.sites, self.join_positions, self.detach_source = Site.parse_all(sites), join_positions, detach_source
-        require_distinct(self.sites)
-        sizes = hidden_sizes or [_features(network, site, joined=join_positions) for site in self.sites]
-        if len(sizes) != len(self.sites):
-            raise ValueError(f"hidden_sizes: {len(sizes)} are given for {len(self.sites)} sites; give one for each")
-        if shared and len(set(sizes)) > 1:
-            listed = ", ".join(f"{site} {size}" for site, size in zip(self.sites, sizes, strict=True))
-            raise ValueError(f"sites of different sizes cannot share an intervention: {listed}")
-        if shared:
-            built = [_build(intervention, sizes[0])] * len(sizes)
-        else:
-            built = [_build(intervention, size) for size in sizes]
-        if not shared and len(set(map(id, built))) < len(built):
+        self.placements, self.join_positions = Placement.parse_all(sites), join_positions
+        self.detach_source = detach_source
+        self.sites = tuple(dict.fromkeys(each.write for each in self.placements))
+        """The sites that are edited."""
+        require_distinct(self.placements)
+        sizes = list(hidden_sizes or known_features(network, self.placements, join_positions=join_positions))
+        if len(sizes) != len(self.placements):
             raise ValueError(
-                "intervention: it gives several sites one object; make a new one at each call, or set shared"
+                f"hidden_sizes: {len(sizes)} are given for {len(self.placements)} sites; give one for each"
             )
-        self.trained: Interventions = dict(zip(self.sites, built, strict=True))
-        """The intervention of each site."""
-        names = module_names([str(site) for site in self.sites])
+        built = build_all(self.placements, sizes, intervention, shared=shared)
+        self.trained: Interventions = Trained(zip(self.placements, built, strict=True))
+        """The intervention of each placement."""
+        names = module_names([str(each) for each in self.placements])
         self.interventions = FullPrecision(dict(zip(names, built, strict=True)))
         match_precision(self.interventions, network)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The intervention of each site, under the site's name."""
-        return {str(site): each for site, each in self.trained.items()}
+        """The intervention of each placement, under its name."""
+        return {str(placement): each for placement, each in self.trained.items()}
 
     @property
     def hidden_sizes(self) -> list[int]:
@@ -106,11 +122,11 @@ class Interchange(nn.Module):
     ) -> Float[Tensor, "batch ... vocabulary"]:
         """The model's answer on the bases under the interventions, each variable's values read from its sources."""
         with self.network.unchanged(), parametrize.cached():
-            read = self.read(batch, [site for site, each in interventions.items() if each.takes_source])
+            read = self.read(batch, [placement for placement, each in interventions.items() if each.takes_source])
             return self.network.edit(batch.base, self.edits(batch, interventions, read))
 
-    def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
-        """The activations at the sites in each variable's sources, for the pairs that interchange the variable."""
+    def read(self, batch: CounterfactualBatch, placements: Iterable[Placement]) -> Activations:
+        """What the placements read in each variable's sources, for the pairs that interchange the variable."""
         if not batch.sources:
             raise ValueError("the batch has no sources, so there is no variable to interchange")
         found: Activations = {}
@@ -118,31 +134,40 @@ class Interchange(nn.Module):
             for variable, source in batch.sources.items():
                 rows = batch.rows(variable)
                 taken = source if rows is None else source.take(rows)
+                sites = [each.read for each in placements if each.variables is None or variable in each.variables]
                 found[variable] = self.network.read(taken, sites) if sites and taken.batch_size else {}
         return found
 
     def edits(
         self, batch: CounterfactualBatch, interventions: Interventions, activations: Activations
     ) -> list[tuple[Site, Edit]]:
-        """The edit of each variable at each site."""
+        """The edits of each variable, at each placement that serves it."""
         edits = []
         for variable, source in batch.sources.items():
             rows = batch.rows(variable)
             if rows is not None and not len(rows):
                 continue
-            for site, intervention in interventions.items():
-                found = activations[variable].get(site)
+            serving = [each for each in interventions if each.variables is None or variable in each.variables]
+            if not serving:
+                raise unserved(variable, interventions)
+            for placement in serving:
+                intervention, write, read = interventions[placement], placement.write, placement.read
+                found = activations[variable].get(read) if intervention.takes_source else None
                 # A module without a position need not hold tokens.
-                if site.position or site.layer is not None or (found is not None and found.ndim > 2):
-                    batch.base.require_same_count(source, site)
-                    self._require_alike(batch.base, site, rows)
+                named = all(site.position or site.layer is not None for site in (write, read))
+                if named or (found is not None and found.ndim > 2 and not (write.position or read.position)):
+                    batch.base.require_same_count(source, write, read, rows)
+                    self._require_alike(batch.base, write, rows)
                 if self.join_positions and found is not None and found[0].numel() != intervention.hidden_size:
                     raise ValueError(
-                        f"site '{site}': the joined positions have {found[0].numel()} features in these examples and "
-                        f"had {intervention.hidden_size} in that which the intervention was made for; name positions "
-                        "of which every example has as many"
+                        f"site '{placement}': the joined positions have {found[0].numel()} features in these examples "
+                        f"and had {intervention.hidden_size} in that which the intervention was made for; name "
+                        "positions of which every example has as many"
                     )
-                edits.append((site, self.edit(intervention.edit_for(variable), found, rows)))
+                apply = intervention.edit_for(variable)
+                if read != write:
+                    apply = partial(across, apply, placement)
+                edits.append((write, self.edit(apply, found, rows)))
         return edits
 
     def edit(
@@ -169,7 +194,7 @@ class Interchange(nn.Module):
 
     def hardened(self) -> Interventions:
         """The interventions as evaluated: with hard gates where training uses soft ones."""
-        return {site: each.hardened() for site, each in self.trained.items()}
+        return {placement: each.hardened() for placement, each in self.trained.items()}
 
     def learn(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit closed-form statistics to the base activations of pairs, with the classes that the pairs interchange.
@@ -178,27 +203,28 @@ class Interchange(nn.Module):
             ValueError: classes are needed, but pairs interchange different variables, or one whose values are not
                 listed.
         """
-        needing = next((each for each in self.trained.items() if each[1].needs_classes), None)
-        self.fit((batch.base, None if needing is None else _classes(batch, *needing)) for batch in batches)
+        needing = [each for each in self.trained.items() if each[1].needs_classes]
+        self.fit((batch.base, {each[0]: _classes(batch, *each) for each in needing}) for batch in batches)
 
-    def fit(self, examples: Iterable[tuple[ModelInputs, Int[Tensor, " batch"] | None]]) -> None:
-        """Fit closed-form statistics to the activations of inputs, with the inputs' classes where they are known."""
-        wanted = [site for site, each in self.trained.items() if each.fits_activations]
+    def fit(self, examples: Iterable[tuple[ModelInputs, Mapping[Placement, Int[Tensor, " batch"]] | None]]) -> None:
+        """Fit closed-form statistics to inputs' activations at the edited sites, with classes where some are known."""
+        wanted = [placement for placement, each in self.trained.items() if each.fits_activations]
         if not wanted:
             return
-        found: dict[Site, list[Tensor]] = {site: [] for site in wanted}
-        classes: dict[Site, list[Tensor]] = {site: [] for site in wanted}
-        device = next(self.network.parameters()).device
+        found: dict[Placement, list[Tensor]] = {placement: [] for placement in wanted}
+        classes: dict[Placement, list[Tensor]] = {placement: [] for placement in wanted}
+        device, sites = next(self.network.parameters()).device, [placement.write for placement in wanted]
         with torch.no_grad():
             for inputs, values in examples:
-                for site, activation in self.network.read(inputs.to(device), wanted).items():
-                    rows, of = self.rows(activation, inputs, site)
-                    found[site].append(rows)
-                    classes[site] += [] if values is None else [values.to(device)[of]]
-        for intervention in dict.fromkeys(self.trained[site] for site in wanted):
-            seen = [site for site in wanted if self.trained[site] is intervention]
-            rows, of = ([each for site in seen for each in parts[site]] for parts in (found, classes))
-            intervention.fit(require_finite(torch.cat(rows), seen[0]), torch.cat(of) if of else None)
+                activations = self.network.read(inputs.to(device), sites)
+                for placement in wanted:
+                    rows, of = self.rows(activations[placement.write], inputs, placement.write)
+                    found[placement].append(rows)
+                    classes[placement] += [values[placement].to(device)[of]] if values and placement in values else []
+        for intervention in dict.fromkeys(self.trained[placement] for placement in wanted):
+            seen = [placement for placement in wanted if self.trained[placement] is intervention]
+            rows, of = ([each for placement in seen for each in parts[placement]] for parts in (found, classes))
+            intervention.fit(require_finite(torch.cat(rows), seen[0].write), torch.cat(of) if of else None)
 
     def rows(
         self, activation: Tensor, inputs: ModelInputs, site: Site
@@ -250,25 +276,32 @@ def answer_loss(
     return losses if losses.ndim == 1 else losses.sum(1) / (label != UNUSED).sum(1)
 
 
-def count_features(network: Network, sites: Sites, example: ModelInputs, *, join_positions: bool = False) -> list[int]:
-    """The number of features at each site, found by running the example where the modules do not tell it."""
-    sites = Site.parse_all(sites)
-    if not join_positions:
-        return [network.hidden_size(site, example) for site in sites]
-    with torch.no_grad():
-        activations = network.read(example, sites)
-    return [activations[site].flatten(1).shape[1] for site in sites]
+def across(
+    apply: Callable[[Tensor, Tensor | None], Tensor], placement: Placement, base: Tensor, source: Tensor | None
+) -> Tensor:
+    """The edit where base and source come from different sites, of which one may have an axis of one token more."""
+    if source is not None and source.shape != base.shape:
+        if source.shape[-1] != base.shape[-1] or source.numel() != base.numel():
+            raise ValueError(
+                f"site '{placement}': an activation of shape {tuple(base.shape)} is written and one of "
+                f"{tuple(source.shape)} is read; read as many tokens and features"
+            )
+        source = source.view_as(base)
+    return apply(base, source)
 
 
-def _classes(batch: CounterfactualBatch, site: Site, intervention: Intervention) -> Int[Tensor, " batch"]:
-    """The class of each base: its value of the variable that all pairs interchange, or its values of several."""
-    name = f"site '{site}': {type(intervention).__name__}"
-    group, *others = batch.groups
+def _classes(batch: CounterfactualBatch, placement: Placement, intervention: Intervention) -> Int[Tensor, " batch"]:
+    """The class of each base: its value of the placement's variable, or else of that which all pairs interchange.
+
+    Of several variables it is that of their values together.
+    """
+    name = f"site '{placement}': {type(intervention).__name__}"
+    group, *others = batch.groups if placement.variables is None else (placement.variables,)
     if others:
         asked = ", ".join("+".join(group) for group in batch.groups)
         raise ValueError(
             f"{name} separates the values of one variable, and these pairs interchange {asked}; choose a task with one "
-            "variable, or an intervention that needs no classes"
+            "variable, a site for each variable, or an intervention that needs no classes"
         )
     if unlisted := [variable for variable in group if variable not in batch.variables]:
         raise ValueError(
@@ -278,36 +311,3 @@ def _classes(batch: CounterfactualBatch, site: Site, intervention: Intervention)
     for variable in group:  # one number for each tuple of values, the same in every batch
         joint = joint * 1_000_003 + batch.variables[variable]
     return joint
-
-
-def _build(intervention: Callable[[int], Intervention], hidden_size: int) -> Intervention:
-    if isinstance(intervention, nn.Module) or not callable(intervention):
-        name = type(intervention).__name__
-        raise ValueError(
-            f"intervention: each site gets one of its own size, so give the class or a partial of it, not an instance: "
-            f"intervention={name} or intervention=partial({name}, ...)"
-        )
-    built = intervention(hidden_size)
-    if not isinstance(built, Intervention):
-        raise ValueError(f"intervention: it makes a {type(built).__name__}; derive the class from itrain.Intervention")
-    for name in ("hidden_size", "rank"):
-        if not isinstance(getattr(built, name, None), int):
-            raise ValueError(
-                f"{type(built).__name__} does not say its {name}; set it in the constructor, for example "
-                f"self.{name} = hidden_size"
-            )
-    return built
-
-
-def _features(network: Network, site: Site, *, joined: bool) -> int:
-    """The features that an intervention at the site sees, where the model and the position tell.
-
-    Raises:
-        ValueError: positions are joined, and how many there are depends on the examples.
-    """
-    if joined and site.count is None and site.position is not None:
-        raise ValueError(
-            f"site '{site}': how many positions are joined depends on the examples; give "
-            "hidden_sizes=count_features(network, sites, example, join_positions=True)"
-        )
-    return network.hidden_size(site) * (site.count or 1 if joined else 1)

@@ -17,9 +17,10 @@ from itrain.data import CounterfactualBatch, CounterfactualDataModule, SplitData
 from itrain.inputs import ModelInputs
 from itrain.metrics import likeliest
 from itrain.networks.base import Network
+from itrain.placements import Placements, plain_sites
 from itrain.precision import FullPrecision
 from itrain.probes import LinearProbe, Probe, control_labels
-from itrain.sites import Site, Sites, module_names, require_distinct
+from itrain.sites import Site, module_names
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers, require_finite
 from itrain.training.interchange import match_precision
@@ -146,7 +147,7 @@ class ProbeTraining(Training):
         self,
         *,
         network: Network,
-        sites: Sites,
+        sites: Placements,
         classes: Mapping[str, int] | None = None,
         optimizer: OptimizerFactory | None = None,
         probe: Callable[..., Probe] = LinearProbe,
@@ -165,8 +166,7 @@ class ProbeTraining(Training):
                 "a probe needs the number of values of each variable that it reads: "
                 "classes={variable: len(task.values(variable)) for variable in task.variables}"
             )
-        self.sites, self.classes = Site.parse_all(sites), dict(classes)
-        require_distinct(self.sites)
+        self.sites, self.classes = plain_sites(sites, who="a probe"), dict(classes)
         self.l2 = tuple(sorted(l2, reverse=True))
         self.control, self.control_seed = control, control_seed
         self.optimizer, self.warmup = optimizer, warmup

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,17 @@ from torchmetrics import MeanMetric, SumMetric
 
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
+from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
-from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, is_right
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
-from itrain.sites import Site, SiteLike, Sites
+from itrain.placements import Factory, Placement, Placements
+from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers, require_finite
-from itrain.training.interchange import Activations, Interchange, Interventions
+from itrain.training.interchange import Activations, Interchange, Interventions, across
 
 
 class CausalTracing(Training):
@@ -39,13 +40,14 @@ class CausalTracing(Training):
         network: the base model.
         sites, intervention, shared, hidden_sizes: as in :class:`~itrain.training.interchange.Interchange`; an
             intervention is given the corrupted activation as base and the clean one as source. Several sites are
-            restored together; without sites, the run is the corrupted one.
+            restored together; without sites, the run is the corrupted one. A placement that reads another site restores
+            from that site of the clean run; none names variables, as there are none.
         corrupted: the site that gets the noise.
         noise: its size, in standard deviations sigma of the clean activations there.
         seed: of the noise.
 
     Raises:
-        ValueError: the intervention has parameters, or answers have several tokens.
+        ValueError: the intervention has parameters, a placement names variables, or answers have several tokens.
     """
 
     optimizer = None
@@ -55,11 +57,11 @@ class CausalTracing(Training):
         self,
         *,
         network: Network,
-        sites: Sites,
+        sites: Placements,
         corrupted: SiteLike,
         noise: float = 3.0,
         seed: int = 0,
-        intervention: Callable[[int], Intervention] = FullVector,
+        intervention: Factory = FullVector,
         shared: bool = False,
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
@@ -77,8 +79,12 @@ class CausalTracing(Training):
         )
         self.sites, self.corrupted = self.interchange.sites, self.interchange.corrupted
         self.arguments.update(
-            sites=self.sites, corrupted=str(self.corrupted), hidden_sizes=self.interchange.hidden_sizes
+            sites=self.placements, corrupted=str(self.corrupted), hidden_sizes=self.interchange.hidden_sizes
         )
+        if named := [each for each in self.placements if each.variables is not None]:
+            raise ValueError(
+                f"site '{named[0]}': tracing interchanges no variables; leave them out: site={named[0].write}"
+            )
         if learned := [each for each in self.trained.values() if list(each.parameters())]:
             raise ValueError(f"tracing trains nothing, and {type(learned[0]).__name__} is learned; use full_vector")
         self.scores = RestorationScores(network)
@@ -102,13 +108,17 @@ class CausalTracing(Training):
         return self.interchange(batch, self.interchange.hardened())
 
     @property
+    def placements(self) -> tuple[Placement, ...]:
+        return self.interchange.placements
+
+    @property
     def trained(self) -> Interventions:
-        """The intervention of each site."""
+        """The intervention of each placement."""
         return self.interchange.trained
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        """The intervention of each site, under the site's name."""
+        """The intervention of each placement, under its name."""
         return self.interchange.parts
 
     @property
@@ -118,6 +128,15 @@ class CausalTracing(Training):
     @property
     def edited(self) -> tuple[Site, ...]:
         return (self.corrupted, *self.sites)
+
+    def check(self, data: SplitDataModule) -> None:
+        for inputs in data.edited():
+            inputs.require(self.corrupted)
+            for each in self.placements:
+                inputs.require(each.write)
+                inputs.require(each.read)
+                if each.read != each.write and all(site.layer is not None for site in (each.write, each.read)):
+                    inputs.require_same_count(inputs, each.write, each.read)
 
     @property
     def fits_activations(self) -> bool:
@@ -161,24 +180,28 @@ class Restoration(Interchange):
         *,
         corrupted: Site,
         noise: Noise,
-        sites: Sites,
-        intervention: Callable[[int], Intervention],
+        sites: Placements,
+        intervention: Factory,
         shared: bool = False,
         hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(network, sites=sites, intervention=intervention, shared=shared, hidden_sizes=hidden_sizes)
         self.corrupted, self.noise = corrupted, noise
 
-    def read(self, batch: CounterfactualBatch, sites: Sequence[Site]) -> Activations:
-        """The clean run's activations at the sites."""
+    def read(self, batch: CounterfactualBatch, placements: Iterable[Placement]) -> Activations:
+        """What the placements read in the clean run."""
+        sites = [each.read for each in placements]
         return {"clean": self.network.read(batch.base, sites) if sites else {}}
 
     def edits(
         self, batch: CounterfactualBatch, interventions: Interventions, activations: Activations
     ) -> list[tuple[Site, Edit]]:
         """The noise, followed by the restored sites."""
-        clean = activations["clean"]
-        restored = [(site, self.edit(each, clean.get(site))) for site, each in interventions.items()]
+        restored = []
+        for placement, each in interventions.items():
+            clean = activations["clean"].get(placement.read) if each.takes_source else None
+            apply = each if placement.read == placement.write else partial(across, each, placement)
+            restored.append((placement.write, self.edit(apply, clean)))
         return [(self.corrupted, partial(self.noise, examples=batch.base.keys)), *restored]
 
     def fit_noise(self, inputs: Iterable[ModelInputs]) -> None:

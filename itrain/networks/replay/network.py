@@ -136,7 +136,7 @@ class ReplayNetwork(Network):
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
         if not self._looked:
             self._look()
-        groups = tuple(tuple(site for site, _ in edits) for edits in members)
+        groups = tuple(tuple(dict.fromkeys(site for site, _ in edits)) for edits in members)
         plan = None
         if self._reason is None and all(groups):
             plan = self._plans.get(groups) or self.plan(groups)
@@ -189,10 +189,12 @@ class ReplayNetwork(Network):
         groups: Sequence[Sequence[Site]],
         bases: Sequence[ModelInputs],
         sources: Sequence[ModelInputs] = (),
+        *,
+        read: Sequence[Site] | None = None,
     ) -> Sizes:
         """What would be kept of these examples if all of it had room; the arguments are those of ``prepare``."""
         below = {tuple(group): self._below(group) or 0 for group in groups}
-        return self._sizes(self.stores.tokens(below, bases, sources), bases)
+        return self._sizes(self.stores.tokens(below, bases, sources, _all(groups) if read is None else read), bases)
 
     def prepare(
         self,
@@ -201,6 +203,7 @@ class ReplayNetwork(Network):
         sources: Sequence[ModelInputs] = (),
         *,
         uses: int | None = None,
+        read: Sequence[Site] | None = None,
     ) -> str:
         """Make ready for these examples: take room for them in one piece, and begin no level that has none.
 
@@ -215,7 +218,8 @@ class ReplayNetwork(Network):
         if len(depths) < len(below) or self._reason is not None:
             return self._under_hooks(self._reason or "an edited site lies outside the blocks")
         self._uses = None if self._expected_uses is None else self._expected_uses * len(groups)
-        self.stores.make_room(depths)
+        read = _all(groups) if read is None else read
+        self.stores.make_room(depths, read)
         self._plans.clear()
         plans = [plan for group in depths if (plan := self.plan([group]))]
         unfitting = (
@@ -232,7 +236,7 @@ class ReplayNetwork(Network):
             if self.strict:
                 raise inexact(reason)
             return self._under_hooks(reason)
-        tokens = self.stores.tokens(depths, bases, sources)
+        tokens = self.stores.tokens(depths, bases, sources, read)
         sizes = self._sizes(tokens, bases)
         for plan in plans:
             plan.choice = plan.choice.weighed(plan.sites, bases, self._uses)
@@ -346,7 +350,7 @@ class ReplayNetwork(Network):
         return None if outside else min((depth or 0 for depth in depths.values()), default=0)
 
     def _new_plan(self, groups: Sequence[Sequence[Site]], below: int) -> Plan:
-        sites = list(dict.fromkeys(site for group in groups for site in group))
+        sites = _all(groups)
         count = len(blocks(self.model))
         return Plan(
             self.hooked,
@@ -393,3 +397,7 @@ class ReplayNetwork(Network):
         kept += sizes.readings * self.keeps
         rest = "" if kept <= self.budget.memory(self._device) else f" in memory, the rest in {self.budget.folder}"
         return f"cache {in_words(kept)} (limit {in_words(self.budget.bytes)}{rest})"
+
+
+def _all(groups: Sequence[Sequence[Site]]) -> list[Site]:
+    return list(dict.fromkeys(site for group in groups for site in group))

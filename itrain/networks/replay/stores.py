@@ -180,13 +180,13 @@ class Stores:
         first = min(groups.values())
         return Earlier(self.of(_earlier(first, list(groups))), first, list(groups))
 
-    def make_room(self, groups: Groups) -> None:
+    def make_room(self, groups: Groups, read: Sequence[Site]) -> None:
         """Drop what was kept for other edits and readings than these, but for keys and values that serve these."""
         if self._earlier is not None and not self._earlier.store.used:
             self._earlier = None
         if placed := _placed(groups):
             self._earlier = self.earlier(placed)
-        needed = {site for group in groups for site in group} | {("hidden", below) for below in groups.values()}
+        needed = {*read, *(("hidden", below) for below in groups.values())}
         serving = None if self._earlier is None else self._earlier.store
         for key in [key for key, store in self._stores.items() if key not in needed and store is not serving]:
             self._stores.pop(key).close()
@@ -196,15 +196,16 @@ class Stores:
         for key, count in tokens.items():
             self._expected[key] = self.of(key).expected = count
 
-    def tokens(self, groups: Groups, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs]) -> dict[Any, int]:
-        """The tokens of different examples in each of the stores that the groups need."""
+    def tokens(
+        self, groups: Groups, bases: Sequence[ModelInputs], sources: Sequence[ModelInputs], read: Sequence[Site]
+    ) -> dict[Any, int]:
+        """The tokens of different examples in each of the stores that the groups and what is read need."""
         whole = _different(bases, lambda inputs: inputs.extent[1] - inputs.extent[0])
         tokens: dict[Any, int] = {}
-        for group, below in groups.items():
-            if below:
-                tokens["hidden", below] = whole
-            for site in (site for site in group if site.position is not None and site not in tokens):
-                tokens[site] = _different(sources, lambda inputs, site=site: inputs.slots(site)[1])
+        for below in filter(None, groups.values()):
+            tokens["hidden", below] = whole
+        for site in (site for site in read if site.position is not None):
+            tokens[site] = _different(sources, lambda inputs, site=site: inputs.slots(site)[1])
         row = architecture(self.hooked.model)
         if row is not None and row.causal and (placed := _placed(groups)):
             earlier = self.earlier(placed)

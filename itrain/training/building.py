@@ -1,0 +1,120 @@
+"""Building: the interventions of placements, and how many features each of them sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from itrain.inputs import ModelInputs
+from itrain.interventions.base import Intervention
+from itrain.networks.base import Network
+from itrain.placements import Factory, Placement, Placements
+from itrain.sites import Site
+
+
+def build_all(
+    placements: Sequence[Placement], sizes: Sequence[int], intervention: Factory | None, *, shared: bool
+) -> list[Intervention]:
+    """The intervention of each placement: of its own kind, or of the training's, of which there may be one for all.
+
+    Raises:
+        ValueError: a placement has none, sites of different sizes share one, or a factory does not build one.
+    """
+    common = {each: size for each, size in zip(placements, sizes, strict=True) if each.intervention is None}
+    if common and intervention is None:
+        raise ValueError(
+            f"site '{next(iter(common))}': there is no intervention; give the training one, or the site its own: "
+            "{site: <site>, intervention: <class>}"
+        )
+    if shared and len(set(common.values())) > 1:
+        listed = ", ".join(f"{each} {size}" for each, size in common.items())
+        raise ValueError(f"sites of different sizes cannot share an intervention: {listed}")
+    built: list[Intervention] = []
+    one: Intervention | None = None
+    for placement, size in zip(placements, sizes, strict=True):
+        factory = placement.intervention or intervention
+        assert factory is not None, "looked up above"
+        made = one if one is not None and placement in common else _build(factory, size)
+        one = made if shared and placement in common else one
+        if placement.read != placement.write and not made.takes_source:
+            raise ValueError(f"site '{placement}': {type(made).__name__} reads no source; leave read out")
+        if not shared and any(made is other for other in built):
+            raise ValueError(
+                "intervention: it gives several sites one object; make a new one at each call, or set shared"
+            )
+        built.append(made)
+    return built
+
+
+def _build(intervention: Factory, hidden_size: int) -> Intervention:
+    if isinstance(intervention, nn.Module) or not callable(intervention):
+        name = type(intervention).__name__
+        raise ValueError(
+            f"intervention: each site gets one of its own size, so give the class or a partial of it, not an instance: "
+            f"intervention={name} or intervention=partial({name}, ...)"
+        )
+    built = intervention(hidden_size)
+    if not isinstance(built, Intervention):
+        raise ValueError(f"intervention: it makes a {type(built).__name__}; derive the class from itrain.Intervention")
+    for name in ("hidden_size", "rank"):
+        if not isinstance(getattr(built, name, None), int):
+            raise ValueError(
+                f"{type(built).__name__} does not say its {name}; set it in the constructor, for example "
+                f"self.{name} = hidden_size"
+            )
+    return built
+
+
+def count_features(
+    network: Network, sites: Placements, example: ModelInputs, *, join_positions: bool = False
+) -> list[int]:
+    """The number of features at each placement, found by running the example where the modules do not tell it.
+
+    Raises:
+        ValueError: a placement reads another number than it writes.
+    """
+    placements = Placement.parse_all(sites)
+    if not join_positions:
+        return _sizes(placements, lambda site: network.hidden_size(site, example))
+    places = dict.fromkeys(site for each in placements for site in (each.write, each.read))
+    with torch.no_grad():
+        activations = network.read(example, places)
+    return _sizes(placements, lambda site: activations[site].flatten(1).shape[1])
+
+
+def known_features(network: Network, placements: Sequence[Placement], *, join_positions: bool) -> list[int]:
+    """The number of features at each placement, as far as modules and positions tell it.
+
+    Raises:
+        ValueError: they do not, or a placement reads another number than it writes.
+    """
+    return _sizes(placements, lambda site: _features(network, site, joined=join_positions))
+
+
+def _sizes(placements: Sequence[Placement], features: Callable[[Site], int]) -> list[int]:
+    """The features of what each placement writes, which are those of what it reads."""
+    found = []
+    for each in placements:
+        written = features(each.write)
+        if each.read != each.write and (there := features(each.read)) != written:
+            raise ValueError(
+                f"site '{each}': {written} features are written and {there} are read; read where there are as many"
+            )
+        found.append(written)
+    return found
+
+
+def _features(network: Network, site: Site, *, joined: bool) -> int:
+    """The features that an intervention at the site sees, where the model and the position tell.
+
+    Raises:
+        ValueError: positions are joined, and how many there are depends on the examples.
+    """
+    if joined and site.count is None and site.position is not None:
+        raise ValueError(
+            f"site '{site}': how many positions are joined depends on the examples; give "
+            "hidden_sizes=count_features(network, sites, example, join_positions=True)"
+        )
+    return network.hidden_size(site) * (site.count or 1 if joined else 1)
