@@ -22,3 +22,9 @@ class FullPrecision(nn.ModuleDict):
             return moved
 
         return super()._apply(keep_precision, recurse)
+
+
+def match_precision(module: nn.Module, model: nn.Module) -> None:
+    """Compute in fp64 beside a model of fp64; what the model's activations meet is otherwise fp32."""
+    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        module.double()
