@@ -111,8 +111,10 @@ class BaseModel:
         return f"{name}: {type(unwrap(self.model)).__name__}, {weights:,} parameters, {tokenizer}"
 
 
-def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
+def load_embedded(*, dtype: Dtype = "float32", attn_implementation: str | None = None) -> BaseModel:
     """The tiny world: a small GPT-NeoX that ships with itrain and knows pronouns, agreement, facts and prices.
+
+    ``attn_implementation`` is transformers'; with ``eager``, attention weights can be read and edited.
 
     Raises:
         ModelError: the installed libraries do not reproduce the model's stored logits.
@@ -122,7 +124,7 @@ def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
     shown, folder = logging.is_progress_bar_enabled(), Path(__file__).parent / "assets" / "tiny_world"
     logging.disable_progress_bar()
     try:
-        base_model = _load(str(folder), name=TINY_WORLD, revision=None, dtype=dtype)
+        base_model = _load(str(folder), name=TINY_WORLD, revision=None, dtype=dtype, attention=attn_implementation)
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -130,7 +132,9 @@ def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
     return base_model
 
 
-def load_pretrained(*, name: str, revision: str | None = None, dtype: Dtype = "auto") -> BaseModel:
+def load_pretrained(
+    *, name: str, revision: str | None = None, dtype: Dtype = "auto", attn_implementation: str | None = None
+) -> BaseModel:
     """A transformers model and its tokenizer, from a folder or the Hugging Face hub.
 
     Weights are read from safetensors only: a pickle can run code.
@@ -139,17 +143,20 @@ def load_pretrained(*, name: str, revision: str | None = None, dtype: Dtype = "a
         name: a folder, or a model's name on the hub.
         revision: branch, tag or commit on the hub.
         dtype: ``auto`` keeps the precision of the checkpoint.
+        attn_implementation: how attention is computed, as transformers calls it; ``eager`` gives attention weights that
+            can be read and edited. None: transformers' choice.
 
     Raises:
         ModelError: the model cannot be loaded; the message names it and the remedy.
     """
     if name == TINY_WORLD:
-        return load_embedded(dtype="float32" if dtype == "auto" else dtype)
+        return load_embedded(dtype="float32" if dtype == "auto" else dtype, attn_implementation=attn_implementation)
     if Path(name).expanduser().is_dir():
-        return _load(str(Path(name).expanduser()), name=name, revision=None, dtype=dtype)
+        folder = str(Path(name).expanduser())
+        return _load(folder, name=name, revision=None, dtype=dtype, attention=attn_implementation)
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model '{name}': there is no such folder")
-    return _load(name, name=name, revision=revision, dtype=dtype)
+    return _load(name, name=name, revision=revision, dtype=dtype, attention=attn_implementation)
 
 
 def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
@@ -219,13 +226,14 @@ def _sample(weight: Tensor) -> bytes:
     return f"{tuple(weight.shape)} ".encode() + sample.numpy().tobytes()
 
 
-def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> BaseModel:
+def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None) -> BaseModel:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     # Mismatched weights are refused below, by name.
-    how = {
+    how: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    how |= {
         "use_safetensors": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,

@@ -19,6 +19,8 @@ _JOINT = re.compile(r'\+(?=(?:[^"]*"[^"]*")*[^"]*$)')
 RESERVED = re.compile(r"(?:first|last)\d*|all")
 """What positions call tokens by themselves, so that no span can have the name."""
 
+ATTENTION_WEIGHTS = "attention_weights"
+"""The component whose features are the weights of a text's tokens."""
 _TABLED = re.compile(r"layer(?P<layer>\d+)\.(?P<component>[a-z_]+)")
 _MODULE = re.compile(r"(?P<component>module:[\w.]+\.(?:input|output))")
 _SUFFIX = re.compile(r"(?:\.head(?P<head>\d+))?(?:\.step(?P<step>\d+))?(?:@(?P<position>(?s:.+)))?")

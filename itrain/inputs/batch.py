@@ -18,7 +18,7 @@ from itrain.inputs.keys import example_keys
 from itrain.inputs.layout import MASK, SECOND, moved, require_mask, tokens_of_mask
 from itrain.inputs.positions import TokenIndices, token_indices, token_ranges, token_slots
 from itrain.inputs.texts import PositionError, Range, Written
-from itrain.sites import Site
+from itrain.sites import ATTENTION_WEIGHTS, Site
 
 Value = TypeVar("Value")
 
@@ -320,6 +320,13 @@ class ModelInputs:
         if self.tokens is None or source.tokens is None:
             return
         read = site if read is None else read
+        if ATTENTION_WEIGHTS in (site.component, read.component) and (
+            self.length != source.length or not torch.equal(self.tokens, source.tokens)
+        ):
+            raise PositionError(
+                f"site '{site}': attention weights go over all tokens of a text, so that base and source need as many; "
+                f"{self.name(0)} and {source.name(0)} are in texts of {self.length} and {source.length}"
+            )
         chosen = torch.arange(self.batch_size) if rows is None else rows
         counts = [[stop - start for start, stop in inputs._find(at)] for inputs, at in ((self, site), (source, read))]
         ours, theirs = (torch.stack(terms, 1)[chosen] for terms in counts)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from itrain.architectures import Location
 from itrain.networks.forward import CHECKPOINT, checkpoint_of
 from itrain.networks.lane import Edit, Lane
+from itrain.networks.weights import on_weights
 from itrain.sites import Site
 
 
@@ -107,6 +108,9 @@ def install(planned: Sequence[Planned], stack: ExitStack) -> None:
     for each in planned:
         groups.setdefault(each.route.location[:2], []).append(each)
     for (module, end), group in groups.items():
+        if end == "weights":
+            stack.enter_context(on_weights(module, group))
+            continue
         if end == "output":
             handle = module.register_forward_hook(partial(_on_output, group))
         else:
