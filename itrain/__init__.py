@@ -6,6 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from itrain.calls import Fit as Fit
+    from itrain.calls import Sweep as Sweep
+    from itrain.calls import fit as fit
+    from itrain.calls import sweep as sweep
     from itrain.causal_model import CausalModel as CausalModel
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
@@ -84,6 +88,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Sweep": "calls",
+    "Fit": "calls",
+    "sweep": "calls",
+    "fit": "calls",
     "Activations": "runs.activations",
     "Run": "runs.run",
     "Scale": "interventions.fixed",

@@ -121,6 +121,8 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _dashboard(words)
     if verb == "generate":
         return _generate(words)
+    if verb == "run":
+        return _run_once(words)
     if verb == "sweep":
         return _sweep(stop, words)
     configuration = config.request(words, tests=verb in ("test", "export"))
@@ -197,6 +199,16 @@ def _generate(words: Sequence[str]) -> int:
         raise ConfigError("ckpt=<checkpoint> is not for 'generate'; export it first: itrain export ckpt=<checkpoint>")
     with one_line(configuration):
         experiment.generate(configuration, prompts)
+    return 0
+
+
+def _run_once(words: Sequence[str]) -> int:
+    from itrain.once import Request, run_once
+
+    request, rest = Request.of(words)
+    configuration = config.request(rest)
+    with one_line(configuration):
+        run_once(configuration, request, intervenes=any(word.startswith("intervention") for word in rest))
     return 0
 
 

@@ -36,7 +36,7 @@ _POSITIONS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Site:
     """The address of an activation, written ``layer5.block_output@last``.
 
@@ -130,6 +130,9 @@ class Site:
     def at(self, position: str | None) -> Site:
         """The same activation at another position."""
         return replace(self, position=position)
+
+    def __repr__(self) -> str:
+        return f"Site({str(self)!r})"
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f"layer{self.layer}."

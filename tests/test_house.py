@@ -55,11 +55,11 @@ ROOMS = [
     {"itrain.loggers"},
     {"itrain.reports"},
     {"itrain.trainers"},
-    {"itrain.experiment"},
+    {"itrain.experiment", "itrain.once"},
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},
-    {"itrain.cli"},
+    {"itrain.cli", "itrain.calls"},
     {"itrain.__main__"},
 ]
 """From the ground up: a room imports from its own storey's folder and from storeys below."""
@@ -71,10 +71,12 @@ ONLY_USERS = {
     "wandb": {"itrain.loggers"},
     "matplotlib": {"itrain.reports", "itrain.loggers"},
     "hydra": {
+        "itrain.calls",
         "itrain.cli",
         "itrain.config",
         "itrain.signatures",
         "itrain.experiment",
+        "itrain.once",
         "itrain.help",
         "itrain.sweeps",
         "itrain.telling",

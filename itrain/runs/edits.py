@@ -272,10 +272,12 @@ def _of_function(function: Callable[..., Any], place: str, *, sourced: bool) -> 
 
 
 def _arguments(function: Callable[..., Any]) -> int:
-    """How many arguments a function must be given by place; those with defaults do not count, unless there is none."""
+    """How many arguments a function must be given by place, and at least one where it may be given some."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        called = function.forward if isinstance(function, torch.nn.Module) else function
+        parameters = inspect.signature(called).parameters.values()
     except ValueError:  # of a function that is not written in Python
         return 1
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return sum(p.default is p.empty for p in places) or min(len(places), 1)
+    needed = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+    may = any(p.kind is not p.KEYWORD_ONLY and p.kind is not p.VAR_KEYWORD for p in parameters)
+    return needed or int(may)
