@@ -54,11 +54,10 @@ class Fit:
 
     def __repr__(self) -> str:
         named = [f"  {name}  {value:.4g}" for name, value in self.figures.items() if re.fullmatch("test/[^/]*", name)]
-        where = ", ".join(map(str, self.module.sites)) or self.base_model.name
-        return "\n".join([f"{type(self.module).__name__} at {where}", *named, f"  folder  {self.folder}"])
+        return "\n".join([repr(self.module), *named, f"  folder  {self.folder}"])
 
     def _repr_html_(self) -> str:
-        found = [f"<div>{escape(type(self.module).__name__)} at {escape(', '.join(map(str, self.module.sites)))}</div>"]
+        found = [f"<pre>{escape(repr(self.module))}</pre>"]
         for table in summarise_run(self.figures).tables:
             heads = "".join(f"<th>{escape(f'{upper} {lower}'.strip())}</th>" for upper, lower in table.heads)
             rows = "".join(

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
-BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:```text\n(?P<shown>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```python(?: (?P<library>\w+))?\n(?P<code>.*?)^```\n(?:```text\n(?P<shown>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 LINES = 4
 """What one thing may take, apart from an import."""
 
 
-def blocks(page: str) -> Iterator[tuple[str, str | None]]:
-    for found in BLOCK.finditer((DOCS / page).read_text(encoding="utf-8")):
-        yield found["code"], found["shown"]
+def blocks(page: str) -> Iterator[re.Match[str]]:
+    return BLOCK.finditer((DOCS / page).read_text(encoding="utf-8"))
 
 
 def run(code: str, space: dict[str, Any]) -> str:
@@ -43,18 +46,37 @@ def alike(shown: str, expected: str) -> bool:
     return texts[0] == texts[1] and all(abs(a - b) < 5e-3 for a, b in zip(*numbers, strict=True))
 
 
-@pytest.mark.parametrize("page", ["notebook.md"])
-def test_blocks_are_short_run_in_order_and_print_what_is_shown(page, tmp_path, monkeypatch):
+def require_short(code: str) -> None:
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith("import ")]
+    assert len(lines) <= LINES, code
+
+
+def test_blocks_are_short_run_in_order_and_print_what_is_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
-    found = list(blocks(page))
+    found = list(blocks("notebook.md"))
     assert found
-    for code, expected in found:
-        lines = [line for line in code.splitlines() if line.strip() and not line.startswith("import ")]
-        assert len(lines) <= LINES, code
-        shown = run(code, space)
-        if expected is not None:
-            assert alike(shown, expected), f"{code}\nprints\n{shown}"
+    for each in found:
+        require_short(each["code"])
+        shown = run(each["code"], space)
+        if each["shown"] is not None:
+            assert alike(shown, each["shown"]), f"{each['code']}\nprints\n{shown}"
+
+
+@pytest.mark.filterwarnings("default")  # which the other library gives
+@pytest.mark.parametrize("library", ["pyvene", "nnsight"])
+def test_twins_of_another_library_give_the_same(library):
+    space: dict[str, Any] = {library: pytest.importorskip(library)}
+    compared = 0
+    for each in blocks("coming_from.md"):
+        if each["library"] in (None, library):
+            run(each["code"], space)
+        if each["library"] is None:
+            require_short(each["code"])
+        if each["library"] is None and "theirs" in space:
+            torch.testing.assert_close(space.pop("ours"), space.pop("theirs"), atol=1e-4, rtol=1e-4)
+            compared += 1
+    assert compared == {"pyvene": 9, "nnsight": 3}[library]
 
 
 def test_every_edit_prints_in_jupyter():

@@ -90,6 +90,9 @@ class Intervention(nn.Module, ABC):
     def extra_repr(self) -> str:
         return f"hidden_size={self.hidden_size}, rank={self.rank}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
 
 def saved_lately(module: nn.Module, *names: str) -> None:
     """Mark buffers that checkpoints and exports of earlier versions lack; loading those leaves the buffers as they are.

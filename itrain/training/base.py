@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ARGUMENTS = "training"
 """The key of a checkpoint that holds the constructor's arguments."""
+SHOWN = 10
+"""How many of its trained parts a training prints."""
 
 
 class Training(lightning.LightningModule, ABC):
@@ -65,6 +67,13 @@ class Training(lightning.LightningModule, ABC):
         self.fitted_to: object | None = None
         """The data whose statistics this module has fitted itself; None: none, or they were loaded."""
         self.register_buffer("fitted", torch.tensor(False))
+
+    def __repr__(self) -> str:
+        """What is trained, a line each; the base model is left out."""
+        parts = list(self.trained_parts.items())
+        lines = [f"  {name}: {part!r}" for name, part in parts[:SHOWN]]
+        more = [f"  and {len(parts) - SHOWN} more"] if len(parts) > SHOWN else []
+        return "\n".join([type(self).__name__, *lines, *more])
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
         """Keep the constructor's arguments, given as its ``locals()``."""
