@@ -64,5 +64,3 @@ def test_what_no_configuration_holds_is_refused_by_name():
         itrain.fit("das_gender", intervention=itrain.DAS)
     with pytest.raises(ConfigError, match="did you mean 'das_gender'"):
         itrain.fit("das_gendr")
-    with pytest.raises(ConfigError, match="is not for 'sweep'"):
-        itrain.sweep("das_gender", ckpt="x.ckpt")
