@@ -6,6 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from itrain.calls import Fit as Fit
+    from itrain.calls import Sweep as Sweep
+    from itrain.calls import fit as fit
+    from itrain.calls import sweep as sweep
     from itrain.causal_model import CausalModel as CausalModel
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
     from itrain.interventions.featurizers import Identity as Identity
     from itrain.interventions.featurizers import Rotation as Rotation
     from itrain.interventions.featurizers import Subspace as Subspace
+    from itrain.interventions.fixed import AddVector as AddVector
+    from itrain.interventions.fixed import Neurons as Neurons
+    from itrain.interventions.fixed import Noise as Noise
+    from itrain.interventions.fixed import Scale as Scale
     from itrain.interventions.masking import HardConcreteGate as HardConcreteGate
     from itrain.interventions.masking import Mask as Mask
     from itrain.interventions.masking import SigmoidGate as SigmoidGate
@@ -47,6 +55,8 @@ if TYPE_CHECKING:
     from itrain.probes import MLPProbe as MLPProbe
     from itrain.probes import Probe as Probe
     from itrain.results.table import read_results as read_results
+    from itrain.runs.activations import Activations as Activations
+    from itrain.runs.run import Run as Run
     from itrain.sharing import export as export
     from itrain.sharing import list_exports as list_exports
     from itrain.sharing import load as load
@@ -90,6 +100,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Sweep": "calls",
+    "Fit": "calls",
+    "sweep": "calls",
+    "fit": "calls",
+    "Activations": "runs.activations",
+    "Run": "runs.run",
+    "Scale": "interventions.fixed",
+    "Noise": "interventions.fixed",
+    "Neurons": "interventions.fixed",
+    "AddVector": "interventions.fixed",
     "CausalModel": "causal_model",
     "CounterfactualBatch": "data",
     "CounterfactualDataModule": "data",

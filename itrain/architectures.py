@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itrain.layouts import Layout, channels_of, layout_of
-from itrain.sites import Site
+from itrain.layouts import AttentionWeights, Layout, channels_of, layout_of
+from itrain.sites import ATTENTION_WEIGHTS, Site
 
-End = Literal["input", "output"]
+End = Literal["input", "output", "weights"]
+"""A module's input, its output, or the attention weights that it computes on the way."""
 
 Heads = Callable[[Tensor, int, int], Tensor]
 """Maps a tensor's columns, the number of query heads and a head's size to the component's columns, (heads, size)."""
@@ -48,6 +49,9 @@ class Architecture:
               pyvene's component of this name is act(gate) there;
             * ``attention_output``, ``mlp_output``: the outputs of these two projections, before dropout, before the
               norm that follows in some models (Gemma 2, OLMo 2, BERT) and before they join the residual stream.
+
+            Each row also has ``attention_weights``, whose position is the attending token and whose features are the
+            weights of all tokens, head by head. Eager attention alone computes them.
     """
 
     blocks: str
@@ -223,6 +227,8 @@ def locate(model: nn.Module, site: Site) -> Location:
     components = ARCHITECTURES[name].components
     if site.layer >= len(layers):
         raise ValueError(f"site '{site}': layer {site.layer} does not exist: {name} has layers 0-{len(layers) - 1}")
+    if site.component == ATTENTION_WEIGHTS:
+        return _locate_weights(model, layers[site.layer].get_submodule(components["attention_input"].path), site)
     if site.component not in components:
         raise ValueError(
             f"site '{site}': {name} has no component '{site.component}'; did you mean "
@@ -248,6 +254,21 @@ def locate(model: nn.Module, site: Site) -> Location:
             raise ValueError(f"site '{site}': head {site.head} does not exist: {has}")
         columns = columns[site.head]
     return Location(module, end, _compact(columns.flatten(), width, module), columns.numel())
+
+
+def _locate_weights(model: nn.Module, attention: nn.Module, site: Site) -> Location:
+    config: Any = model.config
+    own = config.get_text_config()
+    used = getattr(own, "_attn_implementation", None) or "eager"
+    if used != "eager":
+        raise ValueError(
+            f"site '{site}': {used} attention computes no weights that could be read or edited; load the model with "
+            'attn_implementation="eager", or call model.set_attn_implementation("eager")'
+        )
+    if site.head is not None and not 0 <= site.head < own.num_attention_heads:
+        has = f"{_model_type(model)} has heads 0-{own.num_attention_heads - 1}"
+        raise ValueError(f"site '{site}': head {site.head} does not exist: {has}")
+    return Location(attention, "weights", None, None, AttentionWeights(site.head))
 
 
 def _locate_module(model: nn.Module, site: Site) -> Location:

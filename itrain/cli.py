@@ -121,6 +121,8 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _dashboard(words)
     if verb == "generate":
         return _generate(words)
+    if verb == "run":
+        return _run_once(words)
     if verb == "sweep":
         return _sweep(stop, words)
     if verb == "export":
@@ -229,6 +231,16 @@ def _fetched(words: Sequence[str]) -> list[str]:
     from itrain.exporting import fetched
 
     return [*(f"export={fetched(each)}" for each in exports), *others]
+
+
+def _run_once(words: Sequence[str]) -> int:
+    from itrain.once import Request, run_once
+
+    request, rest = Request.of(words)
+    configuration = config.request(rest)
+    with one_line(configuration):
+        run_once(configuration, request, intervenes=any(word.startswith("intervention") for word in rest))
+    return 0
 
 
 def _split(words: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:

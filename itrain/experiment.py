@@ -106,6 +106,11 @@ class Parts:
 
 def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     """Train, test and export; returns the final figures, which ``metrics.json`` holds too."""
+    return fitted(cfg, folder)[1]
+
+
+def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
+    """The same; returns the parts too, as the fit has left them."""
     parts = _build(cfg, folder)
     former = _former_metrics(cfg) or []
     how = parts.module.prepare(parts.data, uses=epochs_of(parts.trainer))
@@ -128,7 +133,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     _draw(folder, results)
     log_run(parts.trainer.loggers, results, folder / "figure.png")
     _show(parts, results, folder)
-    return results
+    return parts, results
 
 
 def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:

@@ -30,6 +30,7 @@ verbs
   test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
   export    write the portable weights of a checkpoint, merge them into the model, or share them: to=hub
   generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
+  run       run a model once under an intervention: run site=<site> base="<prompt>" source="<prompt>"
   show      print the resolved configuration without running it
   list      list recipes and the choices for each part; list <part> says what each choice is
 
@@ -165,6 +166,31 @@ examples
   itrain generate export=outputs/das_gender/2025-01-31_12-00-00/export prompt="{name=Lisa} jumped because" \\
       source="{name=John} walked because" max_new_tokens=6
 """,
+    "run": """\
+usage: itrain run site=<site> base="<prompt>" [source="<prompt>"] [intervention=<name>] [key=value ...]
+
+Runs a model once under an intervention, without any training, and prints the likeliest next tokens of each prompt
+before and after it, with their probabilities. Without intervention=, the source's activation is swapped in.
+
+keys
+  site       where: layer2.block_output@last, layer2.attention_value_output.head3@1, or at a text of the prompt,
+             'site=layer2.block_output@"Mary"'; several times for several sites
+  read       the site that is read in the source, where it is another one
+  base       the prompt; several times for several prompts
+  source     the prompt that values are read from; one for all prompts, or one for each
+  dims       the features that are edited: dims=[10,11,12]
+  fit        prompts to whose activations intervention=mean and its kind are fitted
+  top        how many tokens are printed: 5
+  model, intervention, threads
+             as for fit: itrain list intervention
+
+examples
+  itrain run site=layer2.block_output@1 base="Mary walked because" source="John walked because"
+  itrain run site=layer2.block_output@1 base="Mary walked because" intervention=scale intervention.factor=3
+  itrain run site=layer2.mlp_activation@last dims=[1,2] base="Mary walked because" intervention=zero
+  itrain run 'site=layer0.block_output@"Mary"' 'read=layer0.block_output@"John"' base="Mary walked because" \
+    source="John walked because"
+""",
     "show": """\
 usage: itrain show [key=value ...]
 
@@ -187,7 +213,7 @@ examples
 """,
 }
 
-VERBS = ("fit", "sweep", "report", "dashboard", "test", "export", "generate", "show", "list")
+VERBS = ("fit", "sweep", "report", "dashboard", "test", "export", "generate", "run", "show", "list")
 
 
 def help_on(verb: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -73,6 +74,23 @@ class TimeFirst(Layout):
 
     def back(self, activation: Float[Tensor, "batch places features"], like: Tensor) -> Tensor:
         return activation.transpose(0, 1).contiguous() if like.ndim == 3 else activation
+
+
+@dataclass(frozen=True)
+class AttentionWeights(Layout):
+    """Weights (B, H, P, S) of the S tokens that each of P tokens attends to, of all heads side by side, or of one."""
+
+    head: int | None = None
+
+    def by_place(self, activation: Float[Tensor, "batch heads places tokens"]) -> Tensor:
+        return activation.transpose(1, 2).flatten(2) if self.head is None else activation[:, self.head]
+
+    def back(
+        self, activation: Float[Tensor, "batch places features"], like: Float[Tensor, "batch heads places tokens"]
+    ) -> Tensor:
+        if self.head is None:
+            return activation.unflatten(2, (like.shape[1], like.shape[3])).transpose(1, 2).contiguous()
+        return like.index_copy(1, torch.tensor([self.head], device=like.device), activation[:, None])
 
 
 def layout_of(module: nn.Module) -> Layout | None:

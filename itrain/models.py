@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,13 @@ from torch import Tensor, nn
 
 from itrain.architectures import ARCHITECTURES, unwrap
 from itrain.identity import identity
+from itrain.networks.hooks import HookedNetwork
+from itrain.placements import Placements
+from itrain.runs.activations import Activations, read
+from itrain.runs.edits import Acting
+from itrain.runs.given import Given
+from itrain.runs.run import Run, Runner
+from itrain.sites import Site, Sites
 from itrain.trust import printable
 from itrain.weights import fingerprint
 
@@ -40,9 +48,12 @@ class ModelError(ValueError):
     """A base model cannot be loaded."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BaseModel:
-    """A base model with its tokenizer, and the name and revision from which it can be loaded again."""
+    """A base model with its tokenizer, and the name and revision from which it can be loaded again.
+
+    One-off runs need no training: :meth:`run` edits one, :meth:`read` collects activations. They work for any module.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -68,9 +79,53 @@ class BaseModel:
             **({"folder": True} if Path(self.name).expanduser().is_dir() else {}),
         }
 
+    def run(
+        self,
+        base: Given,
+        site: Placements | None = None,
+        intervention: Acting | None = None,
+        *,
+        source: Given | Run | Mapping[str, Given | Run] | None = None,
+        dims: Sequence[int] | None = None,
+        fit: Given | None = None,
+    ) -> Run:
+        """Run the model once under edits: ``model.run("Mary walked because", "layer2.block_output@1", itrain.Zero)``.
 
-def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
+        Args:
+            base: a prompt, several, a chat, or the model's arguments as tensors.
+            site: where the edits act, in each form that a training takes; None: nowhere.
+            intervention: an intervention's class, what builds one of the number of features, an intervention, or a
+                function of the activation or of it and the source's. None: the source's activation is swapped in.
+            source: what values are read from: inputs as the base, one for each of its prompts or one for all; a
+                :class:`Run`, which is read under its own edits; or these by the variables that the sites name.
+            dims: the features that are edited; None: all of a site's.
+            fit: inputs to whose activations closed-form statistics are fitted, as those of :class:`itrain.Mean`.
+
+        Raises:
+            ValueError: something is missing, is given in vain, or does not fit; the message names it.
+        """
+        return self._runner.run(base, site, intervention, source=source, dims=dims, fit=fit)
+
+    def read(self, prompts: Given, sites: Sites, *, batch_size: int = 32) -> Activations:
+        """The activations of prompts at sites, on the CPU: ``model.read(prompts, "layer2.block_output@last")[0]``."""
+        return read(self._runner.network, self._runner.inputs(prompts), Site.parse_all(sites), batch_size=batch_size)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        # As the user has left it: trainable weights stay so.
+        return Runner(network=HookedNetwork(self.model, trainable=True), tokenizer=self.tokenizer)
+
+    def __repr__(self) -> str:
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        tokenizer = "no tokenizer" if self.tokenizer is None else f"{len(self.tokenizer)} tokens"
+        name = self.name if self.revision is None else f"{self.name} at {self.revision}"
+        return f"{name}: {type(unwrap(self.model)).__name__}, {weights:,} parameters, {tokenizer}"
+
+
+def load_embedded(*, dtype: Dtype = "float32", attn_implementation: str | None = None) -> BaseModel:
     """The tiny world: a small GPT-NeoX that ships with itrain and knows pronouns, agreement, facts and prices.
+
+    ``attn_implementation`` is transformers'; with ``eager``, attention weights can be read and edited.
 
     Raises:
         ModelError: the installed libraries do not reproduce the model's stored logits.
@@ -80,7 +135,7 @@ def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
     shown, folder = logging.is_progress_bar_enabled(), Path(__file__).parent / "assets" / "tiny_world"
     logging.disable_progress_bar()
     try:
-        base_model = _load(str(folder), name=TINY_WORLD, revision=None, dtype=dtype)
+        base_model = _load(str(folder), name=TINY_WORLD, revision=None, dtype=dtype, attention=attn_implementation)
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -88,7 +143,9 @@ def load_embedded(*, dtype: Dtype = "float32") -> BaseModel:
     return base_model
 
 
-def load_pretrained(*, name: str, revision: str | None = None, dtype: Dtype = "auto") -> BaseModel:
+def load_pretrained(
+    *, name: str, revision: str | None = None, dtype: Dtype = "auto", attn_implementation: str | None = None
+) -> BaseModel:
     """A transformers model and its tokenizer, from a folder or the Hugging Face hub.
 
     Weights are read from safetensors only: a pickle can run code.
@@ -97,17 +154,20 @@ def load_pretrained(*, name: str, revision: str | None = None, dtype: Dtype = "a
         name: a folder, or a model's name on the hub.
         revision: branch, tag or commit on the hub.
         dtype: ``auto`` keeps the precision of the checkpoint.
+        attn_implementation: how attention is computed, as transformers calls it; ``eager`` gives attention weights that
+            can be read and edited. None: transformers' choice.
 
     Raises:
         ModelError: the model cannot be loaded; the message names it and the remedy.
     """
     if name == TINY_WORLD:
-        return load_embedded(dtype="float32" if dtype == "auto" else dtype)
+        return load_embedded(dtype="float32" if dtype == "auto" else dtype, attn_implementation=attn_implementation)
     if Path(name).expanduser().is_dir():
-        return _load(str(Path(name).expanduser()), name=name, revision=None, dtype=dtype)
+        folder = str(Path(name).expanduser())
+        return _load(folder, name=name, revision=None, dtype=dtype, attention=attn_implementation)
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model '{name}': there is no such folder")
-    return _load(name, name=name, revision=revision, dtype=dtype)
+    return _load(name, name=name, revision=revision, dtype=dtype, attention=attn_implementation)
 
 
 def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
@@ -177,13 +237,14 @@ def _sample(weight: Tensor) -> bytes:
     return f"{tuple(weight.shape)} ".encode() + sample.numpy().tobytes()
 
 
-def _load(source: str, *, name: str, revision: str | None, dtype: Dtype) -> BaseModel:
+def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None) -> BaseModel:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     # Mismatched weights are refused below, by name.
-    how = {
+    how: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    how |= {
         "use_safetensors": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,

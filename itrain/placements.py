@@ -14,7 +14,7 @@ Factory: TypeAlias = Callable[[int], Intervention]
 """Builds an intervention from the number of features."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Placement:
     """Where an intervention acts, where its source is read, for which variables, and by which intervention.
 
@@ -85,6 +85,9 @@ class Placement:
         if self.read != self.write:
             found["read"] = str(self.read)
         return found | ({} if self.variables is None else {"variables": list(self.variables)})
+
+    def __repr__(self) -> str:
+        return f"Placement({str(self)!r})"
 
     def __str__(self) -> str:
         variables = "" if self.variables is None else f"{'+'.join(self.variables)}: "

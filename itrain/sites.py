@@ -9,15 +9,21 @@ from functools import cached_property
 from typing import TypeAlias
 
 POSITION_TERM = re.compile(
-    r"(?P<end>first|last)(?P<count>[1-9]\d*)?|(?P<index>-?\d+)|(?P<span>[a-z_]\w*)(?:\.(?P<edge>first|last))?"
+    r"(?P<end>first|last)(?P<count>[1-9]\d*)?|(?P<index>-?\d+)"
+    r"|(?:(?P<span>[a-z_]\w*)|\"(?P<text>[^\"]+)\"(?:\[(?P<which>-?\d+)\])?)(?:\.(?P<edge>first|last))?",
+    re.DOTALL,
 )
+_JOINT = re.compile(r'\+(?=(?:[^"]*"[^"]*")*[^"]*$)')
+"""A ``+`` that stands in no quoted text."""
 
 RESERVED = re.compile(r"(?:first|last)\d*|all")
 """What positions call tokens by themselves, so that no span can have the name."""
 
+ATTENTION_WEIGHTS = "attention_weights"
+"""The component whose features are the weights of a text's tokens."""
 _TABLED = re.compile(r"layer(?P<layer>\d+)\.(?P<component>[a-z_]+)")
 _MODULE = re.compile(r"(?P<component>module:[\w.]+\.(?:input|output))")
-_SUFFIX = re.compile(r"(?:\.head(?P<head>\d+))?(?:\.step(?P<step>\d+))?(?:@(?P<position>.+))?")
+_SUFFIX = re.compile(r"(?:\.head(?P<head>\d+))?(?:\.step(?P<step>\d+))?(?:@(?P<position>(?s:.+)))?")
 _EXPECTED = (
     "expected layer<N>.<component>[.head<H>][.step<T>][@<position>], for example layer5.block_output@last, "
     "or module:<path>.input|output"
@@ -25,18 +31,19 @@ _EXPECTED = (
 
 
 _POSITIONS = (
-    "use first, last, first3, an integer, all, a span of the task (name, name.first, name.last), or several joined by "
-    "'+'"
+    "use first, last, first3, an integer, all, a span of the task (name, name.first, name.last), "
+    "a text of the prompt in double quotes, or several joined by '+'"
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Site:
     """The address of an activation, written ``layer5.block_output@last``.
 
     ``component`` is a name of the table in :mod:`itrain.architectures`, or ``module:<path>.input|output`` for any
     module of the base model. ``position`` names tokens: ``first``, ``last`` (of the tokens that are not padding),
-    ``first3``, an integer counted from either end, ``all``, a named span of the task (``name``, ``name.last``), or
+    ``first3``, an integer counted from either end, ``all``, a named span of the task (``name``, ``name.last``), the
+    tokens of a text in the prompt (``"Spain"``; where it stands several times ``"Spain"[0]`` or ``"Spain"[-1]``), or
     several of these joined by ``+``. Without a position the whole activation is meant: of a text all its own tokens, as
     by ``all``, and never padding. ``head`` picks one attention head, ``step`` one call of a module that is called
     repeatedly (a recurrent cell), counted from 0.
@@ -99,7 +106,7 @@ class Site:
     @cached_property
     def terms(self) -> tuple[str, ...]:
         """The position's parts: ``name.last+2`` has the terms ``name.last`` and ``2``."""
-        return () if self.position is None else tuple(self.position.split("+"))
+        return () if self.position is None else tuple(_JOINT.split(self.position))
 
     @property
     def count(self) -> int | None:
@@ -108,7 +115,7 @@ class Site:
         for term in self.terms:
             match = POSITION_TERM.fullmatch(term)
             assert match is not None, "a site checks its terms"
-            if match["span"] and not match["edge"]:
+            if (match["span"] or match["text"]) and not match["edge"]:
                 return None
             found += int(match["count"] or 1)
         return found or None
@@ -116,12 +123,18 @@ class Site:
     @property
     def one_token(self) -> str:
         """A position of one token, for messages that ask for one."""
-        span = self.terms[0].split(".")[0] if self.terms else "all"
-        return f"{span}.last" if span.isidentifier() and not RESERVED.fullmatch(span) else "last"
+        match = POSITION_TERM.fullmatch(self.terms[0]) if self.terms else None
+        if match and (match["text"] or (match["span"] and not RESERVED.fullmatch(match["span"]))):
+            edge = f".{match['edge']}"
+            return f"{self.terms[0].removesuffix(edge)}.last"
+        return "last"
 
     def at(self, position: str | None) -> Site:
         """The same activation at another position."""
         return replace(self, position=position)
+
+    def __repr__(self) -> str:
+        return f"Site({str(self)!r})"
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f"layer{self.layer}."

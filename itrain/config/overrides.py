@@ -13,6 +13,9 @@ from itrain.signatures import ConfigError, nearest
 
 _PATHS = ("ckpt", "export", "output")
 _CALL = re.compile(r"every\(.*\)")
+_TEXT = r'"[^"]*"(?:\[-?\d+\])?'
+_AT_TEXT = re.compile(rf"""(?<!['"\w.:])[a-z][\w.:]*@(?:{_TEXT}|[^\s,\]}}"'])*{_TEXT}(?:{_TEXT}|[^\s,\]}}"'])*""")
+"""A site whose position is a text of the prompt."""
 
 
 def parse(text: str) -> Override:
@@ -26,7 +29,9 @@ def parse(text: str) -> Override:
         raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3")
     if (key in _PATHS or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
         # Hydra's grammar takes names such as epoch=3.ckpt and every(2) in quotes only, which a shell removes.
-        text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+        text = f"{key}={_quoted(value)}"
+    elif equals:
+        text = f"{key}={_AT_TEXT.sub(lambda site: _quoted(site[0]), value)}"
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
@@ -40,6 +45,10 @@ def parse(text: str) -> Override:
     if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
         raise ConfigError(f"'{text}': Hydra's own settings have no effect here; the folder of runs is output=<folder>")
     return override
+
+
+def _quoted(value: str) -> str:
+    return QuotedString(text=value, quote=Quote.single).with_quotes()
 
 
 def launches(text: str) -> bool:

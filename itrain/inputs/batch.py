@@ -16,17 +16,9 @@ from torch import Tensor
 
 from itrain.inputs.keys import example_keys
 from itrain.inputs.layout import MASK, SECOND, moved, require_mask, tokens_of_mask
-from itrain.inputs.positions import (
-    Acts,
-    PositionError,
-    Range,
-    TokenIndices,
-    generated_ranges,
-    token_indices,
-    token_ranges,
-    token_slots,
-)
-from itrain.sites import Site
+from itrain.inputs.positions import Acts, TokenIndices, generated_ranges, token_indices, token_ranges, token_slots
+from itrain.inputs.texts import PositionError, Range, Written
+from itrain.sites import ATTENTION_WEIGHTS, Site
 
 Value = TypeVar("Value")
 
@@ -73,7 +65,9 @@ class ModelInputs:
         stop: one past the last token of all, (B,), on the CPU, where the text goes on after ``tokens``: positions count
             the tokens of a prompt, whatever response follows it. None: nothing follows.
         spans: named token spans as [start, stop), (B, 2) each, on the CPU, counted as ``tokens`` is.
-        texts: what the examples say, for messages.
+        texts: what the examples say, for messages and positions such as ``"Spain"``.
+        characters: the characters of ``texts`` that each token covers, [start, stop), (B, S, 2), on the CPU; an empty
+            range for tokens of no text. None: unknown.
         candidates: the tokens or classes whose logits are the answer's, ascending; None: all of them.
 
     Raises:
@@ -86,6 +80,7 @@ class ModelInputs:
     stop: Int[Tensor, " batch"] | None = None
     spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
     texts: Sequence[str] | None = None
+    characters: Int[Tensor, "batch sequence 2"] | None = None
     candidates: Int[Tensor, " candidates"] | None = None
     # Never handed on by replace(), whose result may have other spans or another device.
     _indices: dict[tuple[str | None, int, Acts], TokenIndices] = field(default_factory=dict, init=False, repr=False)
@@ -160,7 +155,7 @@ class ModelInputs:
         """The same text, with padding on the right alone."""
         assert self.tokens is not None, "inputs without tokens have no padding"
         shift, end = self.extent
-        arguments = moved(self.arguments, -shift, self.length)
+        arguments, characters = moved(self.arguments, -shift, self.length), self._moved_characters(-shift, self.length)
         if MASK in arguments:
             own = torch.arange(self.length) < (end - shift)[:, None]
             arguments[MASK] = arguments[MASK] * own.to(arguments[MASK])
@@ -175,6 +170,7 @@ class ModelInputs:
             tokens=self.tokens - shift[:, None],
             stop=None if self.stop is None else self.stop - shift,
             spans={name: span - shift[:, None] for name, span in self.spans.items()},
+            characters=characters,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> ModelInputs:
@@ -213,6 +209,7 @@ class ModelInputs:
             stop=None if self.stop is None else end - start,
             spans={name: span[rows] - start for name, span in self.spans.items()},
             texts=texts,
+            characters=None if self.characters is None else self.characters[rows.cpu(), start:stop],
             candidates=self.candidates,
         )
         # Worked out here for all examples at once, which is far cheaper than batch by batch.
@@ -233,6 +230,7 @@ class ModelInputs:
             tokens=tokens + shift,
             spans={name: span + shift for name, span in self.spans.items()},
             texts=self.texts,
+            characters=self._moved_characters(shift[:, 0], width),
         )
 
     def pin_memory(self) -> ModelInputs:
@@ -340,6 +338,13 @@ class ModelInputs:
         if self.tokens is None or source.tokens is None:
             return
         read = site if read is None else read
+        if ATTENTION_WEIGHTS in (site.component, read.component) and (
+            self.length != source.length or not torch.equal(self.tokens, source.tokens)
+        ):
+            raise PositionError(
+                f"site '{site}': attention weights go over all tokens of a text, so that base and source need as many; "
+                f"{self.name(0)} and {source.name(0)} are in texts of {self.length} and {source.length}"
+            )
         chosen = torch.arange(self.batch_size) if rows is None else rows
         counts = [[stop - start for start, stop in inputs._find(at)] for inputs, at in ((self, site), (source, read))]
         ours, theirs = (torch.stack(terms, 1)[chosen] for terms in counts)
@@ -368,7 +373,7 @@ class ModelInputs:
                 assert length is not None, "only inputs with tokens know their own length"
                 start = torch.zeros(self.batch_size, dtype=torch.long)
                 counted = start, start + length
-            self._ranges[key] = token_ranges(site, counted, self.spans, self.name)
+            self._ranges[key] = token_ranges(site, counted, self.spans, self.name, self._written)
         return self._ranges[key]
 
     def _follows(self, length: int) -> Range:
@@ -377,6 +382,15 @@ class ModelInputs:
             end = torch.full((self.batch_size,), length)
             return end, end
         return self.tokens[:, 1], self.tokens[:, 1] if self.stop is None else self.stop
+
+    @property
+    def _written(self) -> Written | None:
+        if self.texts is None or self.characters is None:
+            return None
+        return Written(self.texts, self.characters)
+
+    def _moved_characters(self, shift: Int[Tensor, " batch"], width: int) -> Int[Tensor, "batch width 2"] | None:
+        return None if self.characters is None else moved({"": self.characters}, shift, width)[""]
 
     def _own_tokens(self) -> tuple[Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]]:
         """Where each token stands from the example's first own one, and whether it is no padding."""

@@ -5,6 +5,7 @@ Tensor letters: B batch, P positions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -12,10 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from itrain.inputs.texts import PositionError, Range, Written
 from itrain.sites import POSITION_TERM, RESERVED, Site
-
-Range = tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]
-"""First token and one past the last, per example."""
 
 Acts = Literal["prompt", "all", "generated"] | tuple[int, ...]
 """Tokens of a text that is continued: of the prompt, all, those that follow it, or these of the latter, from 0."""
@@ -28,12 +27,12 @@ class TokenIndices(NamedTuple):
     valid: Bool[Tensor, "batch positions"] | None
 
 
-class PositionError(ValueError):
-    """A position does not exist in an example."""
-
-
 def token_ranges(
-    site: Site, extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], name: Callable[[int], str]
+    site: Site,
+    extent: Range,
+    spans: Mapping[str, Int[Tensor, "batch 2"]],
+    name: Callable[[int], str],
+    written: Written | None = None,
 ) -> list[Range]:
     """The range of each term of the site's position; of a site without one, of all tokens.
 
@@ -42,6 +41,7 @@ def token_ranges(
         extent: the tokens that positions count.
         spans: named token spans as [start, stop).
         name: how messages speak of an example.
+        written: the examples' texts; None: unknown.
 
     Raises:
         PositionError: a term does not exist in some example, has the name of a span besides its own meaning, or two
@@ -50,7 +50,12 @@ def token_ranges(
     first, end = extent
     ranges: list[Range] = []
     for term in site.terms or ("all",):
-        start, stop = _term_range(term, extent, spans, site)
+        match = POSITION_TERM.fullmatch(term)
+        assert match is not None, "a site checks its terms"
+        if match["text"]:
+            start, stop = _edge(_text_range(match, extent, name, written, site), match["edge"])
+        else:
+            start, stop = _term_range(term, match, extent, spans, site)
         outside = ((start < first) | (stop > end) | (start >= stop)).nonzero()
         if len(outside):
             example = int(outside[0])
@@ -82,9 +87,27 @@ def generated_ranges(acts: Acts, follows: Range) -> list[Range]:
     return [(torch.minimum(first + step, end), torch.minimum(first + step + 1, end)) for step in acts]
 
 
-def _term_range(term: str, extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], site: Site) -> Range:
-    match, (first, end) = POSITION_TERM.fullmatch(term), extent
-    assert match is not None, "a site checks its terms"
+def _text_range(
+    match: re.Match[str], extent: Range, name: Callable[[int], str], written: Written | None, site: Site
+) -> Range:
+    place = f"site '{site}': position '{match[0]}'"
+    if written is None:
+        raise PositionError(
+            f"{place} is a text, and the texts of these inputs are not known; name a span, first, last or an integer"
+        )
+    which = None if match["which"] is None else int(match["which"])
+    return written.range(match["text"], which, extent, name, place)
+
+
+def _edge(found: Range, edge: str | None) -> Range:
+    start, stop = found
+    return found if edge is None else (start, start + 1) if edge == "first" else (stop - 1, stop)
+
+
+def _term_range(
+    term: str, match: re.Match[str], extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], site: Site
+) -> Range:
+    first, end = extent
     if term in spans and RESERVED.fullmatch(term) and site.terms:
         raise PositionError(
             f"site '{site}': the task names a span '{term}', which as a position means something else; rename the span"
@@ -102,12 +125,10 @@ def _term_range(term: str, extent: Range, spans: Mapping[str, Int[Tensor, "batch
         mark = "" if spans else f", or mark it in a typed text: {{{match['span']}=<its words>}}"
         raise PositionError(
             f"site '{site}': the task names no span '{match['span']}' (it names: {known}); "
-            f"or use first, last, an integer{mark}"
+            f"or use first, last, an integer, or a text of the prompt in double quotes: '\"{match['span']}\"'{mark}"
         )
     start, stop = spans[match["span"]].unbind(1)
-    if match["edge"]:
-        return (start, start + 1) if match["edge"] == "first" else (stop - 1, stop)
-    return start, stop
+    return _edge((start, stop), match["edge"])
 
 
 def token_indices(ranges: Sequence[Range]) -> TokenIndices:

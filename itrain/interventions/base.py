@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Affine(NamedTuple):
@@ -46,6 +51,21 @@ class Intervention(nn.Module, ABC):
     """Whether :meth:`fit` must see activations before the first run."""
     needs_classes: ClassVar[bool] = False
     """Whether :meth:`fit` must also be given the examples' classes."""
+
+    @classmethod
+    def of(cls, **settings: Any) -> Callable[[int], Self]:
+        """What builds the intervention for a site, of its number of features: ``itrain.DAS.of(rank=4)``.
+
+        Raises:
+            TypeError: the class has no such setting.
+        """
+        known = list(signature(cls).parameters)[1:]
+        for name in settings:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ";"
+                raise TypeError(f"{cls.__name__} has no setting '{name}'{hint} it has {', '.join(known) or 'none'}")
+        return partial(cls, **settings)
 
     @abstractmethod
     def forward(
@@ -94,6 +114,9 @@ class Intervention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"hidden_size={self.hidden_size}, rank={self.rank}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
 
 def saved_lately(module: nn.Module, *names: str) -> None:

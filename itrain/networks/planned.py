@@ -15,6 +15,7 @@ from itrain.architectures import Location, locate
 from itrain.inputs import Acts
 from itrain.networks.forward import CHECKPOINT, checkpoint_of
 from itrain.networks.lane import Edit, Lane, Steps
+from itrain.networks.weights import on_weights
 from itrain.sites import Site
 
 
@@ -138,6 +139,9 @@ def install(acting: Sequence[Acting], stack: ExitStack, *, first: bool = False) 
     for each in acting:
         groups.setdefault(each.route.location[:2], []).append(each)
     for (module, end), group in groups.items():
+        if end == "weights":
+            stack.enter_context(on_weights(module, group))
+            continue
         if end == "output":
             handle = module.register_forward_hook(partial(_on_output, group), prepend=first)
         else:

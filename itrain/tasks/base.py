@@ -190,6 +190,7 @@ class TextTask(Task):
                 ]
             ),
             texts=texts,
+            characters=_characters(encoded, shifts, width),
         )
 
     def label(self, output: str) -> Label:
@@ -231,6 +232,15 @@ def _stacked(rows: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Int[Ten
     """The spans that all rows have."""
     names = sorted(set(rows[0]).intersection(*rows[1:]))
     return {name: torch.tensor([row[name] for row in rows]) for name in names}
+
+
+def _characters(encoded: Sequence[Encoded], shifts: Sequence[int], width: int) -> Int[Tensor, "batch width 2"]:
+    """The characters of each token, in rows whose texts are moved to the right."""
+    found = torch.zeros(len(encoded), width, 2, dtype=torch.int32)
+    for row, each, shift in zip(found, encoded, shifts, strict=True):
+        start = shift + len(each.before)
+        row[start : start + len(each.offsets)] = torch.tensor(each.offsets, dtype=torch.int32).view(-1, 2)
+    return found
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:

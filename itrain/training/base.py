@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 ARGUMENTS = "training"
 """The key of a checkpoint that holds the constructor's arguments."""
+SHOWN = 10
+"""How many of its trained parts a training prints."""
 
 
 class Training(lightning.LightningModule, ABC):
@@ -80,6 +82,13 @@ class Training(lightning.LightningModule, ABC):
         self.shows_loss = True
         """Whether there is a progress bar for the loss of each step: what one shows, an accelerator is waited for."""
         self.register_buffer("fitted", torch.tensor(False))
+
+    def __repr__(self) -> str:
+        """What is trained, a line each; the base model is left out."""
+        parts = list(self.trained_parts.items())
+        lines = [f"  {name}: {part!r}" for name, part in parts[:SHOWN]]
+        more = [f"  and {len(parts) - SHOWN} more"] if len(parts) > SHOWN else []
+        return "\n".join([type(self).__name__, *lines, *more])
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
         """Keep the constructor's arguments, given as its ``locals()``."""

@@ -22,7 +22,7 @@ from itrain.metrics import UNUSED
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
 from itrain.placements import Factory, Placement, Placements, require_distinct, unserved
-from itrain.precision import FullPrecision
+from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, module_names
 from itrain.training.building import build_all, known_features
 from itrain.training.building import count_features as count_features
@@ -273,15 +273,6 @@ class Interchange(nn.Module):
                 f"site '{site}': examples have different numbers of tokens there, which cannot {purpose}; "
                 f"name one token, for example '{site.one_token}'"
             )
-
-
-def match_precision(module: nn.Module, network: Network) -> None:
-    """Compute where the model does, and in fp64 beside a model of fp64; what its activations meet is otherwise fp32."""
-    devices = {parameter.device for parameter in network.parameters()}
-    if len(devices) == 1 and not any(device.type == "meta" for device in devices):
-        module.to(devices.pop())
-    if any(parameter.dtype == torch.float64 for parameter in network.parameters()):
-        module.double()
 
 
 def answer_loss(

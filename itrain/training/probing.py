@@ -17,12 +17,11 @@ from itrain.data import CounterfactualBatch, CounterfactualDataModule, SplitData
 from itrain.metrics import likeliest
 from itrain.networks.base import Network
 from itrain.placements import Placements, plain_sites
-from itrain.precision import FullPrecision
+from itrain.precision import FullPrecision, match_precision
 from itrain.probes import LinearProbe, Probe, control_labels
 from itrain.sites import Site, module_names
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers, require_finite
-from itrain.training.interchange import match_precision
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.under import Given, Under
 

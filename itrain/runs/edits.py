@@ -1,0 +1,283 @@
+"""The edits of a one-off run: interventions, or functions of the user's own, at placements with given sources."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from itrain.inputs import ModelInputs
+from itrain.interventions.base import Intervention
+from itrain.interventions.controls import FullVector
+from itrain.networks.base import Network
+from itrain.networks.lane import Edit, Edits
+from itrain.placements import Placement, unserved
+from itrain.precision import match_precision
+from itrain.sites import Site
+
+Acting: TypeAlias = type[Intervention] | Intervention | Callable[..., Any]
+"""An intervention, its class, what builds one of the number of features, or a function of the activation."""
+ONLY = ""
+"""The variable of a single source, which serves all placements."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A run that values are read from: its inputs, one for each base, and the edits that act in it."""
+
+    inputs: ModelInputs
+    edits: Edits = ()
+
+    def told(self) -> list[str]:
+        """The source in words, if it is one prompt."""
+        texts = [] if self.inputs.texts is None else sorted(set(self.inputs.texts))
+        return [f"{texts[0]!r}" + (", edited itself" if self.edits else "")] if len(texts) == 1 else []
+
+
+class _Act(NamedTuple):
+    """What acts at a placement: from the activation and the source's, or None, to what takes its place."""
+
+    name: str
+    takes_source: bool
+    of_variable: Callable[[str], Callable[[Tensor, Tensor | None], Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be done to the bases.
+
+    Args:
+        network: the base model.
+        base: the inputs that are edited.
+        sources: the runs that values are read from, by variable; a single one may be of no variable, ``ONLY``.
+        intervention: what acts at placements that name nothing of their own; None: the source takes the base's place.
+        dims: the features that are edited; None: all of a site's.
+        fit: inputs to whose activations closed-form statistics are fitted.
+    """
+
+    network: Network
+    base: ModelInputs
+    sources: Mapping[str, Source]
+    intervention: Acting | None = None
+    dims: Sequence[int] | None = None
+    fit: Sequence[ModelInputs] = ()
+
+    def edits(self, placements: Sequence[Placement]) -> list[tuple[Site, Edit]]:
+        """The edits at the placements, in their order.
+
+        Raises:
+            ValueError: a source is missing, is given in vain, or does not fit the base; or what is to act cannot.
+        """
+        self._require_served(placements)
+        acts = [self._act(placement) for placement in placements]
+        if self.sources and not any(act.takes_source for act in acts):
+            raise ValueError(f"source: {acts[0].name} takes none, so that it would have no effect; leave it out")
+        taking = [p for p, act in zip(placements, acts, strict=True) if act.takes_source]
+        read = {
+            variable: read_under(self.network, source.inputs, self._sites(variable, source, taking), source.edits)
+            for variable, source in self.sources.items()
+        }
+        found: list[tuple[Site, Edit]] = []
+        for placement, act in zip(placements, acts, strict=True):
+            variables = self._variables(placement, act)
+            for variable in variables:
+                source = read[variable][placement.read] if act.takes_source else None
+                self._require_size(placement, source)
+                found.append(
+                    (placement.write, partial(_edited, act.of_variable(variable), source, self._columns(placement)))
+                )
+        return found
+
+    def described(self, placements: Sequence[Placement]) -> list[str]:
+        """A line for each placement: where, what, and from which source."""
+        lines = []
+        for placement in placements:
+            act = self._act(placement)
+            named = [name for name in self.sources if name == ONLY or _serves(placement, name)]
+            texts = [each for name in named if act.takes_source for each in self.sources[name].told()]
+            dims = "" if self.dims is None else f" of features {', '.join(map(str, self.dims))}"
+            lines.append(f"  {placement}: {act.name}{dims}" + (f", source {' and '.join(texts)}" if texts else ""))
+        return lines
+
+    def _variables(self, placement: Placement, act: _Act) -> list[str]:
+        """The variables whose sources an act takes there; the one of no source where it takes none."""
+        if not act.takes_source:
+            return [ONLY]
+        found = [name for name in self.sources if name == ONLY or _serves(placement, name)]
+        if len(found) > 1 and act.of_variable(found[0]) is act.of_variable(found[1]):
+            raise ValueError(
+                f"site '{placement}': the sources of {found[0]} and {found[1]} would be written one over the other; "
+                f"map each to a site of its own: {{{found[0]}: <site>, {found[1]}: <site>}}"
+            )
+        return found
+
+    def _sites(self, variable: str, source: Source, placements: Sequence[Placement]) -> list[Site]:
+        """What is read of a source for these placements."""
+        found = []
+        for placement in placements:
+            if variable == ONLY or _serves(placement, variable):
+                self.base.require_same_count(source.inputs, placement.write, placement.read)
+                found.append(placement.read)
+        return found
+
+    def _require_served(self, placements: Sequence[Placement]) -> None:
+        named = [name for placement in placements for name in placement.variables or ()]
+        if named and not self.sources:
+            return
+        if ONLY in self.sources:
+            if named:
+                raise ValueError(
+                    f"source: the sites name variables; give each its source: source={{{named[0]!r}: ...}}"
+                )
+            return
+        for name in named:
+            if name not in self.sources:
+                raise ValueError(
+                    f"source: there is none for '{name}', which a site serves; there are {', '.join(self.sources)}"
+                )
+        for name in self.sources:
+            if not any(_serves(placement, name) for placement in placements):
+                raise unserved(name, placements)
+
+    def _act(self, placement: Placement) -> _Act:
+        """What acts at the placement.
+
+        Raises:
+            ValueError: nothing is named, or it lacks a source or activations to fit statistics to.
+        """
+        place = f"site '{placement}'"
+        given: Any = self.intervention if placement.intervention is None else placement.intervention
+        if given is None and not self.sources:
+            raise ValueError(
+                f"{place}: nothing says what happens there; give a source, whose activation is swapped in, or an "
+                "intervention, such as itrain.Zero or a function of the activation"
+            )
+        given = FullVector if given is None else given
+        if not callable(given):
+            raise ValueError(f"{place}: {given!r} is no intervention; give its class, or a function of the activation")
+        if not isinstance(given, Intervention):
+            if not _builds(given):
+                return _of_function(given, place, sourced=bool(self.sources))
+            size = self.network.hidden_size(placement.write, self.base) if self.dims is None else len(self.dims)
+            given = given(size)
+            match_precision(given, self.network)
+            self._learn(given, placement, place)
+        given.to(self.base.device)
+        name = type(given).__name__
+        if given.takes_source and not self.sources:
+            raise ValueError(f"{place}: {name} takes the activation of a source; give source=<prompt>")
+        return _Act(name, given.takes_source, lambda variable: given if variable == ONLY else given.edit_for(variable))
+
+    def _learn(self, intervention: Intervention, placement: Placement, place: str) -> None:
+        """Fit closed-form statistics to the activations of the inputs that are given for it."""
+        name = type(intervention).__name__
+        if not intervention.fits_activations:
+            return
+        if intervention.needs_classes:
+            raise ValueError(f"{place}: {name} learns from classes; train it: itrain.AlignmentSearch(...)")
+        if not self.fit:
+            raise ValueError(f"{place}: {name} learns from activations; give prompts to learn from: fit=[...]")
+        rows = []
+        for inputs in self.fit:
+            read = self.network.read(inputs, [placement.write])[placement.write]
+            tokens = inputs.tokens is not None and inputs.are_tokens(placement.write, read)
+            rows.append(read[inputs.present(placement.write).to(read.device)] if tokens else read.flatten(0, -2))
+        columns = self._columns(placement)
+        seen = torch.cat(rows)
+        intervention.to(seen.device).fit(seen if columns is None else seen[:, columns])
+
+    def _columns(self, placement: Placement) -> list[int] | None:
+        if self.dims is None:
+            return None
+        dims, size = list(self.dims), self.network.hidden_size(placement.write, self.base)
+        for place, dim in enumerate(dims):
+            if not isinstance(dim, int) or not 0 <= dim < size:
+                raise ValueError(f"dims: {dim!r} is none of the features 0-{size - 1} at site '{placement.write}'")
+            if dim in dims[:place]:
+                raise ValueError(f"dims: {dim} is listed twice; leave one of them out")
+        if not dims:
+            raise ValueError("dims is empty; name the features that are edited, or leave it out for all")
+        return dims
+
+    def _require_size(self, placement: Placement, source: Tensor | None) -> None:
+        if source is None or placement.read == placement.write:
+            return
+        size = self.network.hidden_size(placement.write, self.base)
+        if source.shape[-1] != size:
+            raise ValueError(f"site '{placement}': {size} features are written and {source.shape[-1]} are read")
+
+
+def read_under(network: Network, inputs: ModelInputs, sites: Sequence[Site], edits: Edits) -> dict[Site, Tensor]:
+    """The activations at the sites in a run under edits."""
+    if not edits:
+        return network.read(inputs, sites)
+    found: dict[Site, Tensor] = {}
+
+    def note(site: Site, activation: Tensor) -> Tensor:
+        found[site] = activation.clone()
+        return activation
+
+    network.edit(inputs, [*edits, *((site, partial(note, site)) for site in sites)])
+    return found
+
+
+def _edited(act: Callable[..., Any], source: Tensor | None, dims: list[int] | None, base: Tensor) -> Tensor:
+    """The activation as an act makes it, of all features or of some."""
+    if dims is None:
+        return act(base, source)
+    new = base.clone()
+    new[..., dims] = act(base[..., dims], None if source is None else source[..., dims]).to(base.dtype)
+    return new
+
+
+def _serves(placement: Placement, variable: str) -> bool:
+    return placement.variables is None or variable in placement.variables
+
+
+def _builds(given: Any) -> bool:
+    """Whether it builds an intervention, and is no function of an activation."""
+    while isinstance(given, partial):
+        given = given.func
+    return isinstance(given, type) and issubclass(given, Intervention)
+
+
+def _of_function(function: Callable[..., Any], place: str, *, sourced: bool) -> _Act:
+    """The act of a user's own function of the activation, and of the source's where it has two arguments.
+
+    Raises:
+        ValueError: it has other arguments, or lacks a source.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    count = _arguments(function)
+    if count not in (1, 2):
+        raise ValueError(
+            f"{place}: {name} takes {count} arguments; give a function of the activation, or of it and the source's"
+        )
+    if count == 2 and not sourced:
+        raise ValueError(f"{place}: {name} takes the activation and a source's; give source=<prompt>")
+
+    def act(base: Tensor, source: Tensor | None) -> Tensor:
+        own = base.clone()  # which the function may change in place
+        new = function(own) if count == 1 else function(own, source)
+        new = own if new is None else torch.as_tensor(new, dtype=base.dtype, device=base.device)
+        # One value, or one of each feature, is the same everywhere; other shapes could mix up examples.
+        return new.expand_as(base) if new.ndim == 0 or new.shape == base.shape[-1:] else new
+
+    return _Act(name, count == 2, lambda variable: act)
+
+
+def _arguments(function: Callable[..., Any]) -> int:
+    """How many arguments a function must be given by place, and at least one where it may be given some."""
+    try:
+        called = function.forward if isinstance(function, torch.nn.Module) else function
+        parameters = inspect.signature(called).parameters.values()
+    except ValueError:  # of a function that is not written in Python
+        return 1
+    needed = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+    may = any(p.kind is not p.KEYWORD_ONLY and p.kind is not p.VAR_KEYWORD for p in parameters)
+    return needed or int(may)
