@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -150,6 +151,24 @@ def test_finetunings_act_as_they_were_trained(base: BaseModel, other: BaseModel)
             inside = HookedNetwork(other.model, trainable=True).generate(inputs, [], max_new_tokens=5)
         assert torch.equal(inside, module.generate(inputs, max_new_tokens=5))
     assert len({plain, *found}) == 4 and said(other) == plain
+
+
+@pytest.mark.parametrize("acts", ["all", [0, 2]])
+def test_exports_say_when_edits_act(base: BaseModel, tmp_path: Path, acts: Any) -> None:
+    module = steering(base, acts=acts)
+    loaded = itrain.load(itrain.export(module, tmp_path / "export", base_model=base), base.model)
+    assert isinstance(loaded, itrain.RepresentationFinetuning) and loaded.acts == module.acts != "prompt"
+    inputs = typed(base.tokenizer, [PROMPT])
+    assert torch.equal(loaded.generate(inputs, max_new_tokens=5), module.generate(inputs, max_new_tokens=5))
+
+
+@pytest.mark.slow
+def test_late_answers_are_learned_where_all_tokens_are_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    late = ["recipe=reft_style", 'task.style="I know that it is {value} ."', "training.acts=all", "output=out"]
+    assert main(["fit", *late, "--quiet"]) == 0
+    (found,) = (tmp_path / "out").rglob("metrics.json")
+    assert json.loads(found.read_text())["test/exact_match"] >= 0.90
 
 
 def test_adapters_act_inside_alone_and_are_scaled(base: BaseModel, other: BaseModel) -> None:
