@@ -36,6 +36,7 @@ from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load_weights, require_model
+from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
@@ -223,10 +224,11 @@ def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable:
     return instantiate(cfg.network)(**additions("network", cfg.network, known))
 
 
-def _placements(site: Any) -> tuple[Placement, ...]:
-    """The placements of a configuration's site, each with the factory of its own intervention where it has one."""
+def _placements(site: Any) -> list[Placement | Site]:
+    """What a configuration's site says: sites where these say all, or placements, with their own factories."""
     node = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
-    return () if node is None else Placement.parse_all(instantiate({"site": node}, _convert_="all")["site"])
+    found = [] if node is None else instantiate({"site": node}, _convert_="all")["site"]
+    return [each.short for each in Placement.parse_all(found)]
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from itrain.placements import Placement
 from itrain.sites import Site
-from itrain.trust import TrustError, find
+from itrain.trust import TrustError, find, printable, shown
 
 
 class FactoryError(ValueError):
@@ -29,7 +29,7 @@ def describe(name: str, value: Any) -> Any:
         FactoryError: a callable is neither a class of a module or optimizer nor a partial of one.
     """
     if name == "sites":
-        return [_placement(each) for each in Placement.parse_all(value)]
+        return [_described(each) for each in Placement.parse_all(value)]
     if isinstance(value, Site):
         return str(value)
     if not callable(value):
@@ -42,14 +42,6 @@ def describe(name: str, value: Any) -> Any:
     return {"class": class_path(cls), "arguments": {key: describe(key, each) for key, each in arguments.items()}}
 
 
-def _placement(placement: Placement) -> Any:
-    plain = placement.described()
-    if placement.intervention is None:
-        return plain
-    node = {"site": plain} if isinstance(plain, str) else plain
-    return {**node, "intervention": describe("intervention", placement.intervention)}
-
-
 def rebuild(name: str, value: Any, place: str, *, trust: Sequence[str] = ()) -> Any:
     """The argument that :func:`describe` described; messages name ``place``, where it was read.
 
@@ -58,27 +50,39 @@ def rebuild(name: str, value: Any, place: str, *, trust: Sequence[str] = ()) -> 
             be read.
     """
     if name == "sites":
-        try:
-            if isinstance(value, str) or not isinstance(value, Sequence):
-                raise ValueError(f"sites: expected a list, not {value!r}")
-            return [
-                placement
-                for each in value
-                for placement in Placement.parse_all(
-                    {key: rebuild(key, part, place, trust=trust) for key, part in each.items()}
-                    if isinstance(each, dict)
-                    else each
-                )
-            ]
-        except FactoryError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise FactoryError(f"{place}: {error}") from error
+        return _placements(value, place, trust)
     if isinstance(value, dict) and value.keys() == {"class", "arguments"} and isinstance(value["arguments"], dict):
         arguments = {key: rebuild(key, each, place, trust=trust) for key, each in value["arguments"].items()}
         kind = Optimizer if name == "optimizer" else nn.Module
         return functools.partial(find_class(value["class"], name, kind, place, trust=trust), **arguments)
     return value
+
+
+def _described(placement: Placement) -> Any:
+    plain = placement.described()
+    if placement.intervention is None:
+        return plain
+    node = {"site": plain} if isinstance(plain, str) else plain
+    return {**node, "intervention": describe("intervention", placement.intervention)}
+
+
+def _placements(value: Any, place: str, trust: Sequence[str]) -> list[Placement]:
+    """The placements that a file describes, with the factories of their own interventions."""
+    if not isinstance(value, list):
+        raise FactoryError(f"{place}: sites: expected a list, not {shown(value)}")
+    found: list[Placement] = []
+    for each in value:
+        node = each
+        if isinstance(each, dict):
+            node = {key: rebuild(key, part, place, trust=trust) for key, part in each.items()}
+        try:
+            found += Placement.parse_all(node)
+        except (TypeError, ValueError) as error:
+            raise FactoryError(f"{place}: {printable(str(error))}") from error
+    for each in found:
+        if not (each.intervention is None or callable(each.intervention)):
+            raise FactoryError(f"{place}: site '{each}': its intervention is {shown(each.intervention)}, and no class")
+    return found
 
 
 def class_path(cls: type) -> str:

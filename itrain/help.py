@@ -58,7 +58,8 @@ figure.png. ckpt=<run folder or .ckpt> goes on from a checkpoint, with the confi
 keys
   <part>=<choice>, <part>.<argument>=<value>
              parts are model, network, task, data, intervention, training, trainer and logger: itrain list <part>
-  site       where: layer2.block_output@name, a list of them, or site.layer=3 site.position=last
+  site       where: layer2.block_output@name, a list of them, or site.layer=3 site.position=last;
+             site.read=<site> reads the sources elsewhere; {<variable>: <site>} has a site for each variable
   name       of the run's folder; without it, the recipe's
   output     the folder of all runs: outputs
   seed       of the data, their order and the start

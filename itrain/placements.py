@@ -48,7 +48,7 @@ class Placement:
             return
         object.__setattr__(self, "variables", tuple(self.variables))
         for name in self.variables:
-            if not isinstance(name, str) or not name or "+" in name:
+            if not (isinstance(name, str) and name.strip() and name.isprintable()) or "+" in name:
                 raise ValueError(f"site '{self.write}': {name!r} is no name of a variable")
         if len(set(self.variables)) != len(self.variables) or not self.variables:
             raise ValueError(f"site '{self.write}': name each of its variables once, or none to serve all")
@@ -66,6 +66,16 @@ class Placement:
     def is_plain(self) -> bool:
         """Whether it is a site and no more, but for its intervention."""
         return self.read == self.write and self.variables is None
+
+    @property
+    def short(self) -> Placement | Site:
+        """The site alone, where that says all."""
+        return self.write if self.is_plain and self.intervention is None else self
+
+    @property
+    def names_tokens(self) -> bool:
+        """Whether its sites name tokens, which can be counted: a module without a position may hold none."""
+        return all(site.position is not None or site.layer is not None for site in (self.write, self.read))
 
     def described(self) -> str | dict[str, object]:
         """The form that :meth:`parse_all` reads again, as plain data, without the intervention."""
@@ -96,11 +106,13 @@ def require_distinct(placements: Sequence[Placement]) -> None:
     Raises:
         ValueError: naming the placement.
     """
-    for place, each in enumerate(placements):
-        for other in placements[:place]:
-            one = each.variables is None or other.variables is None or set(each.variables) & set(other.variables)
-            if one and (each.write, each.read) == (other.write, other.read):
+    seen: dict[tuple[Site, Site], list[Placement]] = {}
+    for each in placements:
+        others = seen.setdefault((each.write, each.read), [])
+        for other in others:
+            if each.variables is None or other.variables is None or not set(each.variables).isdisjoint(other.variables):
                 raise ValueError(f"site '{each}' is listed twice; leave one of them out")
+        others.append(each)
 
 
 def require_served(placements: Sequence[Placement], interchanged: Iterable[str], known: Iterable[str]) -> None:
@@ -143,7 +155,7 @@ def plain_sites(placements: Placements, *, who: str) -> tuple[Site, ...]:
     found = Placement.parse_all(placements)
     require_distinct(found)
     for each in found:
-        if not each.is_plain or each.intervention is not None:
+        if not isinstance(each.short, Site):
             raise ValueError(f"site '{each}': {who} takes sites alone; leave out what else is said: site={each.write}")
     return tuple(each.write for each in found)
 

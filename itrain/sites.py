@@ -81,6 +81,8 @@ class Site:
             if "position" in fields:
                 fields["position"] = str(fields["position"])
             return cls(**fields)  # type: ignore[arg-type]
+        if not isinstance(site, str):
+            raise ValueError(f"'{site}' is no plain site; {_EXPECTED}")
         for body in (_TABLED, _MODULE):
             if match := re.fullmatch(body.pattern + _SUFFIX.pattern, site):
                 found = match.groupdict()

@@ -238,7 +238,7 @@ CLASSES: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "hidden size below that": (put("hidden_sizes", [9_000_000]), "far larger than its weights"),
     "rank": (put("intervention.arguments.rank", 10**12), "no file may ask for more"),
     "sites": (put("sites", ["module:embed.output"] * 250_000), "has more than 4 MiB"),
-    "sites that are none": (put("sites", 3), "is not iterable"),
+    "sites that are none": (put("sites", 3), "sites: expected a list, not '3'"),
     "unknown argument": (put("intervention.arguments.x", 1), "unexpected keyword argument"),
     "no base model": (lambda saved: saved.pop("base_model"), "does not say what its base model is"),
     "format": (put("format", "\u001b]0;x\u0007"), "has format \\x1b"),

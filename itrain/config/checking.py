@@ -140,10 +140,8 @@ def _check_parts_of(plain: Node, training: Call) -> None:
         asked = training.accepts
         if (site is None or site == []) and "sites" in asked:
             raise ConfigError(f"site: none is given; at least one site is needed for {training.target.__name__}")
-        asks = "intervention" in asked and (training.parameters or {})["intervention"].default in (
-            None,
-            Parameter.empty,
-        )
+        chosen = (training.parameters or {}).get("intervention")
+        asks = chosen is not None and chosen.default in (None, Parameter.empty)
         if asks and plain.get("intervention") is None and not all_have_own(site):
             raise ConfigError(
                 f"intervention: none is given; {training.target.__name__} needs one: intervention=<choice>"

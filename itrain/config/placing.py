@@ -90,13 +90,13 @@ def _with(site: Any, path: Sequence[str], value: Any, place: str) -> Any:
     parts = isinstance(site, dict) and not set(site).isdisjoint(FIELDS)
     if key in FIELDS:
         node = dict(site) if parts else {} if site is None else {"write": site}
-        node[key] = (
-            _deep(node.get(key), rest, value) if key == "intervention" else _with(node.get(key), rest, value, inside)
-        )
-        return node
+        former = node.get(key)
+        return node | {key: _deep(former, rest, value) if key == "intervention" else _with(former, rest, value, inside)}
     if key in SITE_FIELDS:
         if parts:
             raise ConfigError(f"{inside}: the site is written and read apart; set {place}.write.{key}")
+        if rest:
+            raise ConfigError(f"{inside}.{rest[0]}: {inside} is one value; set {inside}=<value>")
         return _fields(site) | {key: value}
     if isinstance(site, dict) and (key in site or (not parts and set(site).isdisjoint(SITE_FIELDS))):
         return site | {key: _with(site.get(key), rest, value, inside)}

@@ -150,13 +150,11 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             require_served(placements, dict.fromkeys(interchanged), self.task.variables)
         for pairs, each in product(splits, placements):
             pairs.base.require(each.write)
-            # Whether a module without a position holds tokens is known once it is read.
-            named = all(site.position or site.layer is not None for site in (each.write, each.read))
             for variable, source in pairs.sources.items():
                 if each.variables is None or variable in each.variables:
                     rows = pairs.rows(variable)
                     (source if rows is None else source.take(rows)).require(each.read)
-                    if named:
+                    if each.names_tokens:
                         pairs.base.require_same_count(source, each.write, each.read, rows)
 
     def collect(self, split: Split) -> CounterfactualBatch:

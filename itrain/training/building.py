@@ -40,11 +40,9 @@ def build_all(
         one = made if shared and placement in common else one
         if placement.read != placement.write and not made.takes_source:
             raise ValueError(f"site '{placement}': {type(made).__name__} reads no source; leave read out")
-        if not shared and any(made is other for other in built):
-            raise ValueError(
-                "intervention: it gives several sites one object; make a new one at each call, or set shared"
-            )
         built.append(made)
+    if len(set(map(id, built))) < len(built) - (max(len(common) - 1, 0) if shared else 0):
+        raise ValueError("intervention: it gives several sites one object; make a new one at each call, or set shared")
     return built
 
 

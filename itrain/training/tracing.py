@@ -135,7 +135,7 @@ class CausalTracing(Training):
             for each in self.placements:
                 inputs.require(each.write)
                 inputs.require(each.read)
-                if each.read != each.write and all(site.layer is not None for site in (each.write, each.read)):
+                if each.names_tokens:
                     inputs.require_same_count(inputs, each.write, each.read)
 
     @property
@@ -200,7 +200,11 @@ class Restoration(Interchange):
         restored = []
         for placement, each in interventions.items():
             clean = activations["clean"].get(placement.read) if each.takes_source else None
-            apply = each if placement.read == placement.write else partial(across, each, placement)
+            apply = each
+            if placement.read != placement.write:
+                if placement.names_tokens:
+                    batch.base.require_same_count(batch.base, placement.write, placement.read)
+                apply = partial(across, each, placement)
             restored.append((placement.write, self.edit(apply, clean)))
         return [(self.corrupted, partial(self.noise, examples=batch.base.keys)), *restored]
 
