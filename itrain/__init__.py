@@ -47,9 +47,11 @@ if TYPE_CHECKING:
     from itrain.models import BaseModel as BaseModel
     from itrain.models import load_embedded as load_embedded
     from itrain.models import load_pretrained as load_pretrained
+    from itrain.networks.attached import AttachedEdits as AttachedEdits
     from itrain.networks.base import Network as Network
     from itrain.networks.choose import make_network as make_network
     from itrain.networks.hooks import HookedNetwork as HookedNetwork
+    from itrain.networks.lane import EditAt as EditAt
     from itrain.placements import Placement as Placement
     from itrain.probes import LinearProbe as LinearProbe
     from itrain.probes import MLPProbe as MLPProbe
@@ -143,9 +145,11 @@ _HOMES = {
     "BaseModel": "models",
     "load_embedded": "models",
     "load_pretrained": "models",
+    "AttachedEdits": "networks.attached",
     "Network": "networks.base",
     "make_network": "networks.choose",
     "HookedNetwork": "networks.hooks",
+    "EditAt": "networks.lane",
     "LinearProbe": "probes",
     "MLPProbe": "probes",
     "Probe": "probes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,8 @@ def steering(base: BaseModel, **arguments: Any) -> itrain.RepresentationFinetuni
         intervention=itrain.SteeringVector,
         **arguments,
     )
-    torch.nn.init.normal_(next(iter(found.trained.values())).vector, generator=torch.Generator().manual_seed(0))
+    (vector,) = next(iter(found.trained.values())).parameters()
+    torch.nn.init.normal_(vector, generator=torch.Generator().manual_seed(0))
     return found
 
 
@@ -74,7 +76,8 @@ def test_one_source_serves_all_prompts_or_each_its_own(base: BaseModel) -> None:
     sources = [SOURCE, "{name=Mary} slept because", PROMPT]
     network, search = HookedNetwork(base.model, trainable=True), swap(base)
     inputs = typed(base.tokenizer, prompts)
-    for settings in ({}, {"num_beams": 3, "num_return_sequences": 2}):
+    ways: list[dict[str, Any]] = [{}, {"num_beams": 3, "num_return_sequences": 2}]
+    for settings in ways:
         for given in (sources, [SOURCE] * 3):
             with search.attach(base, source=given if given is sources else SOURCE, prompts=prompts):
                 together = network.generate(inputs, [], max_new_tokens=4, **settings)
@@ -152,6 +155,24 @@ def test_finetunings_act_as_they_were_trained(base: BaseModel, other: BaseModel)
     assert len({plain, *found}) == 4 and said(other) == plain
 
 
+@pytest.mark.parametrize("acts", ["all", [0, 2]])
+def test_exports_say_when_edits_act(base: BaseModel, tmp_path: Path, acts: Any) -> None:
+    module = steering(base, acts=acts)
+    loaded = itrain.load(itrain.export(module, tmp_path / "export", base_model=base), base.model)
+    assert isinstance(loaded, itrain.RepresentationFinetuning) and loaded.acts == module.acts != "prompt"
+    inputs = typed(base.tokenizer, [PROMPT])
+    assert torch.equal(loaded.generate(inputs, max_new_tokens=5), module.generate(inputs, max_new_tokens=5))
+
+
+@pytest.mark.slow
+def test_late_answers_are_learned_where_all_tokens_are_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    late = ["recipe=reft_style", 'task.style="I know that it is {value} ."', "training.acts=all", "output=out"]
+    assert main(["fit", *late, "--quiet"]) == 0
+    (found,) = (tmp_path / "out").rglob("metrics.json")
+    assert json.loads(found.read_text())["test/exact_match"] >= 0.90
+
+
 def test_adapters_act_inside_alone_and_are_scaled(base: BaseModel, other: BaseModel) -> None:
     third = itrain.load_embedded()
     lora = itrain.LoRAFinetuning(network=itrain.make_network(third.model, trainable=True), targets=["dense"])
@@ -178,6 +199,7 @@ def test_wrong_ways_to_attach_are_one_line(base: BaseModel) -> None:
         network=network, sites=NAME, probe=itrain.LinearProbe, classes={"gender": 2}, hidden_sizes=[80]
     )
     search = swap(base)
+    always: Any = "always"
     hooks = hook_count(base.model)  # transformers leaves some behind that collect hidden states
     wrong: list[tuple[Callable[[], object], str]] = [
         (lambda: probe.attach(), "ProbeTraining edits nothing"),
@@ -185,7 +207,7 @@ def test_wrong_ways_to_attach_are_one_line(base: BaseModel) -> None:
         (lambda: search.attach(strange, source=SOURCE), "not the one that the training was made for"),
         (lambda: search.attach(base.model, source=SOURCE), "there is no tokenizer for it"),
         (lambda: search.attach(base, source=[SOURCE, ("a", "b")]), "some texts have a continuation"),
-        (lambda: search.attach(base, source=SOURCE, acts="always"), "acts='always'"),
+        (lambda: search.attach(base, source=SOURCE, acts=always), "acts='always'"),
         (lambda: search.attach(base, source="Lisa jumped"), "names no span 'name'.*mark it in a typed text"),
         (lambda: steering(base).attach(base, source=SOURCE), "SteeringVector takes no source"),
         (lambda: swap(base, "layer2.block_output@first2").attach(base, source=SOURCE, acts="all"), "several tokens"),

@@ -325,12 +325,18 @@ def _with_spans(inputs: ModelInputs, given: ModelInputs, row: Tensor) -> ModelIn
     if given.tokens is None or inputs.tokens is None:
         return inputs
     ours, theirs = inputs.tokens, given.tokens[row]
-    if other := ((ours[:, 1] - ours[:, 0]) != (theirs[:, 1] - theirs[:, 0])).nonzero()[:, 0].tolist():
-        example = int(row[other[0]])
-        raise ValueError(f"the model is called with another prompt than the attached {given.name(example)}")
+    texts = [each.arguments.get("input_ids") for each in (inputs, given)]
+    for number, example in enumerate(row.tolist() if all(each is not None for each in texts) else ()):
+        one, other = (
+            text[place, slice(*tokens[number].tolist())].cpu()
+            for text, place, tokens in zip(texts, (number, example), (ours, theirs), strict=True)
+            if text is not None
+        )
+        if not torch.equal(one, other):
+            raise ValueError(f"the model is called with another prompt than the attached {given.name(example)}")
     shift = (ours[:, 0] - theirs[:, 0])[:, None]
-    texts = None if given.texts is None else [given.texts[each] for each in row.tolist()]
-    return replace(inputs, spans={name: span[row] + shift for name, span in given.spans.items()}, texts=texts)
+    said = None if given.texts is None else [given.texts[each] for each in row.tolist()]
+    return replace(inputs, spans={name: span[row] + shift for name, span in given.spans.items()}, texts=said)
 
 
 def _in_words(acts: Any) -> str:
