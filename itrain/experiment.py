@@ -35,7 +35,7 @@ from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
 from itrain.sharing import export as write_export
-from itrain.sharing import limited_to, load_weights, require_model
+from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.tasks.base import Task
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
