@@ -27,6 +27,7 @@ from itrain.interventions.reft import LoReFT
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import export, load
+from itrain.sharing.exports import ExportError
 from itrain.sites import Site
 from itrain.sweeps.grid import Grid
 from itrain.tasks.base import Pair, Split, Task
@@ -271,6 +272,22 @@ def test_a_sweep_refuses_an_export_beside_a_random_model() -> None:
     with pytest.raises(ValueError, match=r"sweep\.methods\.probing\.under: .*; add sweep\.random_model=false"):
         Grid(methods=methods)
     Grid(methods=methods, random_model=False)
+
+
+@pytest.mark.parametrize(
+    "under",
+    ["somebody/repository", 3, {"class": "itrain.interventions.das.DAS", "arguments": {}}, {"class": "os.system"}],
+)
+def test_a_damaged_export_of_probes_is_refused_in_one_line(under: object, tmp_path: Path) -> None:
+    model = Marked()
+    module = probing(HookedNetwork(model), under=erasing())
+    module.fit_activations(data(HookedNetwork(model)).whole("train"))
+    saved = export(module, tmp_path / "probes", base_model=BaseModel(model=model))
+    config = json.loads((saved / "intervention_config.json").read_text())
+    (saved / "intervention_config.json").write_text(json.dumps({**config, "under": under}))
+    with pytest.raises(ExportError, match="does not fit ProbeTraining") as raised:
+        load(saved, model)
+    assert "\n" not in str(raised.value)
 
 
 def test_no_file_names_another_export() -> None:
