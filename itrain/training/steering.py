@@ -43,7 +43,7 @@ class Steering(RepresentationFinetuning):
 
     The strength of the final figures is chosen on the validation prompts: the one of the highest concept rate whose
     perplexity ratio there is at most ``max_perplexity_ratio``; of equal rates the lowest, and 0 where all are less
-    fluent. The control ``random_vector`` moves each activation as far, in a random direction that is the same for all.
+    fluent. The control ``random_vector`` moves each activation as far, in a random direction of each example.
 
     Args:
         network: the base model, frozen.
@@ -119,11 +119,13 @@ class Steering(RepresentationFinetuning):
     def edits(self, strength: float = 1.0) -> list[EditAt]:
         return [each._replace(edit=_scaled(each.edit, strength)) for each in super().edits()]
 
-    def random_edits(self, strength: float) -> list[EditAt]:
-        """Edits that move each activation as far as the trained ones do, in a random direction of each intervention."""
-        generator = torch.Generator().manual_seed(self.seed)
-        trained = self.trained.values()
-        directions = {each: torch.randn(each.hidden_size, generator=generator) for each in dict.fromkeys(trained)}
+    def random_edits(self, strength: float, keys: Int[Tensor, " batch"]) -> list[EditAt]:
+        """Edits that move each activation as far as the trained ones do, in a random direction of each example."""
+        draws, trained = self._draws(keys), self.trained.values()
+        directions = {
+            each: torch.stack([torch.randn(each.hidden_size, generator=draw, device=draw.device) for draw in draws])
+            for each in dict.fromkeys(trained)
+        }
         return [
             edit._replace(edit=partial(_pushed, edit.edit, directions[each]))
             for edit, each in zip(self.edits(strength), trained, strict=True)
@@ -153,7 +155,8 @@ class Steering(RepresentationFinetuning):
         if split == "test":
             self._measure(self.spoken, batch)
             for strength in self.strengths:
-                self._sample(self.spoken, f"random_vector/{_place(strength)}", batch, self.random_edits(strength))
+                edits = self.random_edits(strength, batch.inputs.keys)
+                self._sample(self.spoken, f"random_vector/{_place(strength)}", batch, edits)
 
     def figures(self, split: str) -> dict[str, Tensor]:
         found = super().figures(split)
@@ -189,14 +192,12 @@ class Steering(RepresentationFinetuning):
     def _sample(self, spoken: Spoken, place: str, batch: ResponseBatch, edits: Sequence[EditAt]) -> None:
         """Draw a continuation of each prompt; count the mentions, and ask the untouched model how likely it is."""
         prompts = batch.inputs.prompts()
-        # An example's draws are the same in every batch and process, and at every strength.
-        draws = [torch.Generator(prompts.device).manual_seed(key ^ self.seed) for key in batch.inputs.keys.tolist()]
         new = self.network.generate(
             prompts,
             edits,
             max_new_tokens=self.max_new_tokens,
             end=self.end,
-            generators=draws,
+            generators=self._draws(batch.inputs.keys),
             do_sample=True,
             top_k=0,
         )
@@ -205,6 +206,10 @@ class Steering(RepresentationFinetuning):
         logits = self.network(_followed(prompts, new, own)).float()
         losses = cross_entropy(logits.transpose(1, 2), new, reduction="none")
         spoken.update(place, _mentioned(new.masked_fill(~own, -1), self.concept), losses, own)
+
+    def _draws(self, keys: Int[Tensor, " batch"]) -> list[torch.Generator]:
+        """A generator for each example, the same in every batch and process and at every strength."""
+        return [torch.Generator(self.device).manual_seed(key ^ self.seed) for key in keys.tolist()]
 
 
 class Spoken:
@@ -248,10 +253,10 @@ def _scaled(edit: Edit, strength: float) -> Edit:
     return edit if strength == 1 else lambda base: base + strength * (edit(base) - base)
 
 
-def _pushed(edit: Edit, direction: Float[Tensor, " hidden"], base: Tensor) -> Tensor:
-    """The activation, moved as far as the edit moves it but in the direction."""
-    unit = (direction / direction.norm()).to(base)
-    return base + (edit(base) - base).norm(dim=-1, keepdim=True) * unit
+def _pushed(edit: Edit, direction: Float[Tensor, "batch hidden"], base: Tensor) -> Tensor:
+    """The activations (B, P, D), moved as far as the edit moves them but in their example's direction."""
+    unit = (direction / direction.norm(dim=-1, keepdim=True)).to(base)
+    return base + (edit(base) - base).norm(dim=-1, keepdim=True) * unit[:, None]
 
 
 def _followed(prompts: ModelInputs, new: Int[Tensor, "batch new"], own: Bool[Tensor, "batch new"]) -> ModelInputs:
