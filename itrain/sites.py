@@ -108,6 +108,11 @@ class Site:
         """The position's parts: ``name.last+2`` has the terms ``name.last`` and ``2``."""
         return () if self.position is None else tuple(_JOINT.split(self.position))
 
+    @cached_property
+    def tokenwise(self) -> bool:
+        """Whether it names tokens that have as many features in every text, so that what is read can be kept."""
+        return self.position is not None and self.component != ATTENTION_WEIGHTS
+
     @property
     def count(self) -> int | None:
         """How many tokens the position names in every example; None where that depends on the example."""

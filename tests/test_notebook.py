@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import linecache
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,10 @@ def run(code: str, space: dict[str, Any]) -> str:
     with contextlib.redirect_stdout(printed):
         if not isinstance(last, ast.Expr):
             body, last = [*body, last], None
-        exec(compile(ast.Module(body, []), "block", "exec"), space)
+        # Libraries that look at the source of their caller find it here.
+        name = f"<block {len(linecache.cache)}>"
+        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+        exec(compile(ast.Module(body, []), name, "exec"), space)
         value = None if last is None else eval(compile(ast.Expression(last.value), "block", "eval"), space)
     return printed.getvalue() if value is None else f"{value!r}\n"
 

@@ -373,7 +373,9 @@ class ModelInputs:
                 assert length is not None, "only inputs with tokens know their own length"
                 start = torch.zeros(self.batch_size, dtype=torch.long)
                 counted = start, start + length
-            self._ranges[key] = token_ranges(site, counted, self.spans, self.name, self._written)
+            texts, characters = self.texts, self.characters
+            written = None if texts is None or characters is None else Written(texts, characters)
+            self._ranges[key] = token_ranges(site, counted, self.spans, self.name, written)
         return self._ranges[key]
 
     def _follows(self, length: int) -> Range:
@@ -382,12 +384,6 @@ class ModelInputs:
             end = torch.full((self.batch_size,), length)
             return end, end
         return self.tokens[:, 1], self.tokens[:, 1] if self.stop is None else self.stop
-
-    @property
-    def _written(self) -> Written | None:
-        if self.texts is None or self.characters is None:
-            return None
-        return Written(self.texts, self.characters)
 
     def _moved_characters(self, shift: Int[Tensor, " batch"], width: int) -> Int[Tensor, "batch width 2"] | None:
         return None if self.characters is None else moved({"": self.characters}, shift, width)[""]

@@ -128,7 +128,9 @@ def _term_range(
             f"or use first, last, an integer, or a text of the prompt in double quotes: '\"{match['span']}\"'{mark}"
         )
     start, stop = spans[match["span"]].unbind(1)
-    return _edge((start, stop), match["edge"])
+    if match["edge"]:
+        return (start, start + 1) if match["edge"] == "first" else (stop - 1, stop)
+    return start, stop
 
 
 def token_indices(ranges: Sequence[Range]) -> TokenIndices:

@@ -27,7 +27,7 @@ from itrain.networks.replay.eligible import State, inexact, obstacle, shortest_c
 from itrain.networks.replay.levels import Choice, choose
 from itrain.networks.replay.plan import AGAIN, Plan
 from itrain.networks.replay.stores import Sizes, Stores, keep_reading
-from itrain.sites import ATTENTION_WEIGHTS, Site
+from itrain.sites import Site
 from itrain.weights import fingerprint
 
 Replay = Literal["auto", "on", "off"]
@@ -121,7 +121,7 @@ class ReplayNetwork(Network):
         if self._reads > AGAIN and self.keeps and reason is None:
             self._reads = 0
             self._compare_readings(inputs, wanted)
-        kept = [site for site in wanted if self.keeps and reason is None and _is_kept(site)]
+        kept = [site for site in wanted if self.keeps and reason is None and site.tokenwise]
         found = {}
         for site in kept:
             store = self.stores.of(site)
@@ -319,7 +319,7 @@ class ReplayNetwork(Network):
     def _compare_readings(self, inputs: ModelInputs, sites: Sequence[Site]) -> None:
         """Read one example again, under plain hooks, and drop all if it is not what was kept of it."""
         one = inputs.take(torch.tensor([0]))
-        for site in filter(_is_kept, sites):
+        for site in (site for site in sites if site.tokenwise):
             store = self.stores.of(site)
             if (spans := store.find(one.keys)) is None:
                 continue
@@ -389,8 +389,3 @@ class ReplayNetwork(Network):
         kept += sizes.readings * self.keeps
         rest = "" if kept <= self.budget.memory(self._device) else f" in memory, the rest in {self.budget.folder}"
         return f"cache {in_words(kept)} (limit {in_words(self.budget.bytes)}{rest})"
-
-
-def _is_kept(site: Site) -> bool:
-    """Whether what is read there is kept: token by token, each of as many features."""
-    return site.position is not None and site.component != ATTENTION_WEIGHTS
