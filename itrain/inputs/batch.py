@@ -5,10 +5,10 @@ Tensor letters: B batch, S sequence, P positions, A answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,36 +17,15 @@ from torch import Tensor
 from itrain.inputs.keys import example_keys
 from itrain.inputs.layout import MASK, SECOND, moved, require_mask, tokens_of_mask
 from itrain.inputs.positions import Acts, TokenIndices, generated_ranges, token_indices, token_ranges, token_slots
+from itrain.inputs.remembered import remembered
 from itrain.inputs.texts import PositionError, Range, Written
 from itrain.sites import ATTENTION_WEIGHTS, Site
-
-Value = TypeVar("Value")
 
 
 def needs_no_wait(device: torch.device | str) -> bool:
     """Whether a copy to the device may go on while the program does."""
     # To the CPU, the copy would be read before it is there; and torch's queue on MPS overtakes such copies.
     return torch.device(device).type not in ("cpu", "mps")
-
-
-class remembered(Generic[Value]):
-    """A property that is worked out once, as ``functools.cached_property``, which Lightning resets when it casts."""
-
-    def __init__(self, work_out: Callable[[Any], Value]) -> None:
-        self.work_out, self.__doc__ = work_out, work_out.__doc__
-
-    @overload
-    def __get__(self, inputs: None, owner: type) -> remembered[Value]: ...
-
-    @overload
-    def __get__(self, inputs: object, owner: type) -> Value: ...
-
-    def __get__(self, inputs: object, owner: type) -> Value | remembered[Value]:
-        if inputs is None:
-            return self
-        # Without __set__, the value that is written here is found before this method.
-        value = inputs.__dict__[self.work_out.__name__] = self.work_out(inputs)
-        return value
 
 
 # Not frozen, because Lightning casts floating-point arguments to the trainer's precision field by field.

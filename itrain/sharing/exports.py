@@ -165,7 +165,7 @@ def limited_to(folder: str | Path) -> Limited:
     return Limited(elements, str(folder))
 
 
-def load(folder: str | Path, model: nn.Module | None = None, *, trust: Sequence[str] = ()) -> Training:
+def load(folder: str | Path, model: nn.Module | BaseModel | None = None, *, trust: Sequence[str] = ()) -> Training:
     """Load an export onto its base model, ready to be tested or run.
 
     The export is data: its classes come from itrain, or from packages that are trusted by name.
@@ -188,7 +188,9 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: Sequence[
     except (FactoryError, TrustError) as error:
         raise ExportError(str(error)) from error
     limits = limited_to(folder)
-    model = model if model is not None else base_model_of(folder, trust=trust).model
+    model = base_model_of(folder, trust=trust) if model is None else model
+    tokenizer = model.tokenizer if isinstance(model, BaseModel) else None
+    model = model.model if isinstance(model, BaseModel) else model
     require_model(model, folder)
     network = HookedNetwork(model, trainable=cls.trains_model)
     try:
@@ -199,6 +201,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: Sequence[
     except TypeError as error:
         raise ExportError(f"'{folder}' does not fit {cls.__name__}: {printable(str(error))}") from error
     load_weights(training, folder)
+    training.tokenizer = tokenizer
     training.provenance = {part: config.get(part) for part in ("base_model", "configuration")}
     if isinstance(found := config.get("metrics"), dict):
         training.provenance["metrics"] = {name: each for name, each in found.items() if isinstance(each, int | float)}

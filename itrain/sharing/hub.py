@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from itrain import __version__
+from itrain.models import BaseModel
 from itrain.sharing import exports
 from itrain.sharing.exports import CONFIG, WEIGHTS, ExportError
 from itrain.training.base import Training
@@ -75,7 +76,7 @@ def is_address(source: str | Path) -> bool:
 
 def load(
     source: str | Path,
-    model: nn.Module | None = None,
+    model: nn.Module | BaseModel | None = None,
     *,
     trust: Sequence[str] = (),
     revision: str | None = None,
