@@ -141,6 +141,21 @@ def test_placements_read_where_they_say_and_for_whom(base: BaseModel) -> None:
         named.attach(base, source=SOURCE, prompts=PROMPT)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_of_the_prompts_is_found_in_calls_as_a_span_is(base: BaseModel, side: str) -> None:
+    texts, source = ["Lisa jumped because", "When Paul slept , Lisa ran because"], "{name=John} walked because"
+    marked = [each.replace("Lisa", "{name=Lisa}") for each in texts]
+    assert base.tokenizer is not None
+    padded = base.tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+    found = []
+    for where, prompts in (("name", marked), ('"Lisa"', texts)):
+        site = {"write": f"layer2.block_output@{where}", "read": "layer2.block_output@name"}
+        with swap(base, site).attach(base, source=source, prompts=prompts), torch.no_grad():
+            found.append(base.model(**padded).logits)
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+    assert not torch.allclose(found[0], base.model(**padded).logits)
+
+
 def test_finetunings_act_as_they_were_trained(base: BaseModel, other: BaseModel) -> None:
     plain = said(other)
     found = []
