@@ -15,9 +15,10 @@ from torch import Tensor
 
 from itrain.experiment import base_model_of
 from itrain.files import one_a_line
-from itrain.inputs import ModelInputs
+from itrain.inputs import Acts, ModelInputs
 from itrain.models import BaseModel, generation_settings, settings_of_generation
 from itrain.networks.hooks import HookedNetwork
+from itrain.networks.lane import require_acts, require_strength
 from itrain.reports.generations import print_generations
 from itrain.reports.silence import silence_others
 from itrain.sharing import load, require_model
@@ -49,7 +50,7 @@ class Request:
 
     prompts: Sequence[str]
     sources: Mapping[str, Sequence[Text]] = field(default_factory=dict)
-    acts: Any = None
+    acts: Acts | None = None
     strength: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,8 +81,7 @@ def requested(words: Sequence[str]) -> tuple[Request, list[str]]:
         else:
             rest.append(word)
     acts, strength = chosen.pop("acts", None), chosen.pop("strength", 1.0)
-    if not isinstance(strength, int | float) or isinstance(strength, bool):
-        raise RequestError(f"strength={strength}: give a number")
+    acts, strength = None if acts is None else require_acts(acts), require_strength(strength)
     sources = _sources(texts["source"], texts["continuation"])
     return Request(prompts=prompts, sources=sources, acts=acts, strength=strength, settings=chosen), rest
 
@@ -127,7 +127,7 @@ def _attached(
     if isinstance(module, InterchangeInterventionTraining) and not request.sources:
         return nullcontext()
     source = dict(request.sources) or None
-    return module.attach(base_model, source=source, acts=request.acts, strength=float(request.strength), prompts=inputs)
+    return module.attach(base_model, source=source, acts=request.acts, strength=request.strength, prompts=inputs)
 
 
 def _continue(network: HookedNetwork, inputs: ModelInputs, end: int, seed: int, settings: Mapping[str, Any]) -> Tensor:

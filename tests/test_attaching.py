@@ -254,7 +254,7 @@ def test_generate_takes_a_source_and_settings_of_generation(
     for more, message in (
         ([], "FullVector at 'layer2.block_output@name' puts in what a source has there"),
         ([f"source={SOURCE}", "temperature=0.5"], "temperature"),
-        ([f"source={SOURCE}", "strength=big"], "strength=big: give a number"),
+        ([f"source={SOURCE}", "strength=big"], "strength='big': give a number"),
         (["continuation=he"], "continuation: there is no such source"),
         ([f"source={SOURCE}", "prompts=none.txt"], "none.txt"),
     ):

@@ -23,11 +23,11 @@ from itrain.factories import FactoryError, Limited, class_path, describe, find_c
 from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
-from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
+from itrain.models import BaseModel, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
 from itrain.trust import TrustError, find, packages_of, printable, read_json, require_names, shown
-from itrain.weights import WeightError
+from itrain.weights import WeightError, earlier_fingerprints, fingerprint
 
 WEIGHTS = "intervention.safetensors"
 CONFIG = "intervention_config.json"
