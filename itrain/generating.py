@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from omegaconf import DictConfig
 from torch import Tensor
 
+from itrain.config.checking import Configuration
 from itrain.experiment import base_model_of
 from itrain.files import one_a_line
 from itrain.inputs import Acts, ModelInputs
@@ -22,12 +24,15 @@ from itrain.networks.lane import require_acts, require_strength
 from itrain.reports.generations import print_generations
 from itrain.reports.silence import silence_others
 from itrain.sharing import load, require_model
+from itrain.signatures import nearest
 from itrain.tasks.responses import Prompts
 from itrain.trainers import RunError
 from itrain.training.attaching import Text
 from itrain.training.base import Training
 from itrain.training.iit import InterchangeInterventionTraining
 
+OWN = ("prompt", "prompts", "source", "continuation", "acts", "strength")
+"""The keys that are neither of the configuration nor of a GenerationConfig."""
 GENERATED = 64
 """The most tokens that are generated after a prompt, unless another number is asked for."""
 
@@ -78,6 +83,8 @@ def requested(words: Sequence[str]) -> tuple[Request, list[str]]:
             texts[name].setdefault(variable, []).append(value)
         elif sign and (key in ("acts", "strength") or key in fields):
             chosen[key] = _value(key, value)
+        elif sign and key not in Configuration.__dataclass_fields__ and get_close_matches(key, (*OWN, *fields)):
+            raise RequestError(f"{key}: no such key{nearest(key, (*OWN, *fields))}")
         else:
             rest.append(word)
     acts, strength = chosen.pop("acts", None), chosen.pop("strength", 1.0)
@@ -125,6 +132,11 @@ def _attached(
 ) -> AbstractContextManager[object]:
     """The module attached to the model; one that is trained itself may act without an interchange."""
     if isinstance(module, InterchangeInterventionTraining) and not request.sources:
+        if request.acts is not None or request.strength != 1:
+            raise RunError(
+                "acts and strength say how an interchange acts, and a model that was trained itself runs without one; "
+                "add source=<text>, or leave them out"
+            )
         return nullcontext()
     source = dict(request.sources) or None
     return module.attach(base_model, source=source, acts=request.acts, strength=request.strength, prompts=inputs)

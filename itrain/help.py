@@ -144,7 +144,7 @@ keys
 examples
   itrain export ckpt=outputs/das_gender/2025-01-31_12-00-00
   itrain export ckpt=outputs/das_gender/2025-01-31_12-00-00 to=hub repo=user/das-gender private=true
-  itrain export export=outputs/reft_style/2025-01-31_12-00-00/export merge=true acts=all output=merged
+  itrain export export=outputs/steer_story/2025-01-31_12-00-00/export merge=true output=merged
 """,
     "generate": """\
 usage: itrain generate export=<folder> prompt="<text>" [prompt="<text>" ...] [key=value ...]

@@ -377,6 +377,8 @@ def generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         GenerationConfig(**settings).validate(strict=True)
     except (ValueError, TypeError) as error:
-        text = " ".join(printable(str(error)).split())
-        raise ModelError(f"generate: {text}") from error
+        first, *rest = str(error).strip().splitlines()
+        # After its first line, transformers lists what is wrong, and then speaks of files that are not read here.
+        faults = [line.removeprefix("- ") for line in rest if line.startswith("- ")] or [first]
+        raise ModelError(f"generate: {printable('; '.join(faults))}") from error
     return dict(settings)

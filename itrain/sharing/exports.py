@@ -129,7 +129,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ExportError(f"'{folder}' is not an export: it has no {name}")
+            inside = folder / "export"  # of a run
+            meant = f"; did you mean '{inside}'?" if (inside / name).is_file() else ""
+            raise ExportError(f"'{folder}' is not an export: it has no {name}{meant}")
     try:
         config = read_json(folder / CONFIG)
     except TrustError as error:
