@@ -178,6 +178,16 @@ def test_strength_scales_an_edit_and_acts_says_when_it_is_made(model):
     )
 
 
+def test_a_span_is_marked_in_typed_prompts(model):
+    marked = ("{name=Mary} walked because", "When Paul slept , {name=John} walked because")
+    read = model.read(marked[1], "layer2.block_output@name")[0]
+    torch.testing.assert_close(read, model.read(marked[1], 'layer2.block_output@"John"')[0], atol=0, rtol=0)
+    run = model.run(marked[0], "layer2.block_output@name", source=marked[1])
+    plain = model.run(MARY, {"write": NAME, "read": "layer2.block_output@5"}, source=marked[1])
+    torch.testing.assert_close(run.logits, plain.logits, atol=0, rtol=0)
+    assert run.inputs.texts == (MARY,)
+
+
 def test_an_edit_without_effect_is_told(model):
     told = "nothing changes in what comes next"
     assert told in repr(model.run(MARY, NAME, itrain.AddVector)) and told in repr(model.run(MARY, NAME, source=MARY))
@@ -208,6 +218,11 @@ WRONG = {
         lambda m: m.run(MARY, NAME, itrain.Scale(3)),
         "this Scale was made for 3 features and 80 are edited; name its settings with itrain.Scale.of(...)",
     ),
+    "place in the source": (
+        lambda m: m.run(MARY, 'layer2.block_output@"Mary"', source=JOHN),
+        "if it is elsewhere there: {'write': 'layer2.block_output@\"Mary\"', 'read': ...}",
+    ),
+    "span": (lambda m: m.run(MARY, "layer2.block_output@name", itrain.Zero), "names no span 'name'; mark it in every"),
     "no intervention": (lambda m: m.run(MARY, NAME, JOHN), "give its class, such as itrain.Zero, or a function"),
     "strength": (lambda m: m.run(MARY, NAME, itrain.Zero, strength="half"), "strength='half': give a number"),
     "acts": (lambda m: m.run(MARY, NAME, itrain.Zero, acts="generatd"), "acts='generatd': use 'prompt', 'all'"),

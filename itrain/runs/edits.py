@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from itrain.inputs import Acts, ModelInputs
+from itrain.inputs import Acts, ModelInputs, PositionError
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.networks.base import Network
@@ -131,6 +131,12 @@ class Asked:
         found = []
         for placement in placements:
             if variable == ONLY or _serves(placement, variable):
+                self.base.require(placement.write)
+                try:
+                    source.inputs.require(placement.read)
+                except PositionError as error:
+                    read = f"{{'write': {str(placement.write)!r}, 'read': ...}}"
+                    raise PositionError(f"source: {error}; if it is elsewhere there: {read}") from error
                 self.base.require_same_count(source.inputs, placement.write, placement.read)
                 found.append(placement.read)
         return found
