@@ -225,6 +225,11 @@ def test_wrong_ways_to_attach_are_one_line(base: BaseModel) -> None:
         (lambda: search.attach(base, source=SOURCE, acts=always), "acts='always'"),
         (lambda: search.attach(base, source="Lisa jumped"), "'Lisa jumped'.*names no span 'name'; mark it in every"),
         (lambda: steering(base).attach(base, source=SOURCE), "SteeringVector takes no source"),
+        (lambda: search.attach(base, source=[]), r"source=\[\]: give a text"),
+        (
+            lambda: search.attach(base, source={"a": SOURCE, "b": SOURCE}),
+            "of a and b would be written one over",
+        ),
         (lambda: swap(base, "layer2.block_output@first2").attach(base, source=SOURCE, acts="all"), "several tokens"),
     ]
     for attach, message in wrong:

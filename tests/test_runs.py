@@ -231,6 +231,8 @@ WRONG = {
         lambda m: m.run(MARY, "layer2.block_output", source=JOHN, acts="all"),
         "the source has 4 tokens there, and which of them a generated token is given is not said",
     ),
+    "nowhere": (lambda m: m.run(MARY, [], source=JOHN), "site is empty"),
+    "no variable": (lambda m: m.run(MARY, NAME, source={"a": JOHN}), "source names a, and no site does; map it to one"),
     "no sites": (lambda m: m.read(MARY, []), "sites is empty"),
     "no rows": (lambda m: m.read(MARY, NAME, batch_size=0), "batch_size=0"),
     "counts": (lambda m: m.run([MARY] * 3, NAME, source=[JOHN] * 2), "there are 2 for 3 prompts"),

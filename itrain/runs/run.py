@@ -186,6 +186,8 @@ class Runner:
                 raise ValueError(f"{vain}: there is no site at which it could act; give one")
             return Run(network=self.network, tokenizer=self.tokenizer, inputs=inputs)
         placements = Placement.parse_all(site)
+        if not placements:
+            raise ValueError("site is empty; name where the edits act, for example layer2.block_output@last")
         asked = Asked(
             network=self.network,
             base=inputs,
@@ -205,6 +207,9 @@ class Runner:
         if given is None:
             return {}
         by_variable = isinstance(given, Mapping) and any(placement.variables for placement in placements)
+        if isinstance(given, Mapping) and not by_variable and any(isinstance(x, str | Run) for x in given.values()):
+            name, site = next(iter(given)), str(placements[0])
+            raise ValueError(f"source names {name}, and no site does; map it to one: {{{name!r}: {site!r}}}")
         named = dict(given) if by_variable else {ONLY: given}
         found = {}
         for name, each in named.items():

@@ -174,7 +174,8 @@ def load(folder: str | Path, model: nn.Module | BaseModel | None = None, *, trus
 
     Args:
         folder: the export.
-        model: the base model it belongs to; None loads the one that the export names.
+        model: the base model it belongs to; None loads the one that the export names. An export of a model that was
+            trained itself, also by LoRA, changes this one's weights; attach it to keep them: ``load(x).attach(model)``.
         trust: packages of one's own whose classes the export may name, for example ``["my_package"]``.
 
     Raises:
