@@ -13,6 +13,7 @@ from torch import Tensor
 
 from itrain.interventions.das import DAS
 from itrain.interventions.reft import LoReFT
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing.foreign import (
     FORMATS,
@@ -63,7 +64,7 @@ def test_a_control_vector_by_hand(tmp_path: Path) -> None:
 def test_a_steering_vector_comes_back_from_gguf(tmp_path: Path) -> None:
     made = steering("layer1.block_output@all")
     save_gguf(made, tmp_path / "x.gguf", everywhere=True)
-    again = load_gguf(tmp_path / "x.gguf", MODEL)
+    again = load_gguf(tmp_path / "x.gguf", BaseModel(model=MODEL))
     assert torch.equal(ours(again), ours(made)) and again.sites == made.sites
     save_gguf(again, tmp_path / "z.gguf")  # it acts everywhere, as read
     assert (tmp_path / "z.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()

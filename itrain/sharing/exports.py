@@ -23,11 +23,11 @@ from itrain.factories import FactoryError, Limited, class_path, describe, find_c
 from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
-from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
+from itrain.models import BaseModel, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
 from itrain.trust import TrustError, find, packages_of, printable, read_json, require_names, shown
-from itrain.weights import WeightError
+from itrain.weights import WeightError, earlier_fingerprints, fingerprint
 
 WEIGHTS = "intervention.safetensors"
 CONFIG = "intervention_config.json"
@@ -129,7 +129,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ExportError(f"'{folder}' is not an export: it has no {name}")
+            inside = folder / "export"  # of a run
+            meant = f"; did you mean '{inside}'?" if (inside / name).is_file() else ""
+            raise ExportError(f"'{folder}' is not an export: it has no {name}{meant}")
     try:
         config = read_json(folder / CONFIG)
     except TrustError as error:
@@ -172,7 +174,8 @@ def load(folder: str | Path, model: nn.Module | BaseModel | None = None, *, trus
 
     Args:
         folder: the export.
-        model: the base model it belongs to; None loads the one that the export names.
+        model: the base model it belongs to; None loads the one that the export names. An export of a model that was
+            trained itself, also by LoRA, changes this one's weights; attach it to keep them: ``load(x).attach(model)``.
         trust: packages of one's own whose classes the export may name, for example ``["my_package"]``.
 
     Raises:

@@ -109,7 +109,8 @@ def merge(training: Training, *, acts: str | None = None) -> Merged:
     folded |= {str(place): done[place] for place in placed if place in done}
     reasons = {str(place): left[place] for place in placed if place in left}
     if not folded:
-        said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        places = {why: ", ".join(name for name, each in reasons.items() if each == why) for why in reasons.values()}
+        said = "; ".join(f"{names}: {why}" for why, names in places.items())
         raise MergeError(f"nothing can be folded into the weights: {said or f'{type(training).__name__} edits none'}")
     _require_alike(start, model, [(place.write, wanted[place]) for place in placed if place in done])
     return Merged(model=model, folded=folded, left=reasons)

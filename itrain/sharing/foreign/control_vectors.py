@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from itrain.architectures import unwrap
 from itrain.interventions.steering import SteeringVector
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing.foreign.gguf import read, write
-from itrain.sharing.foreign.parts import ForeignError, Part, assemble, taken
+from itrain.sharing.foreign.parts import ForeignError, Part, assemble, module_of, taken
 from itrain.sites import Site
 from itrain.training.base import Training
 from itrain.trust import shown
@@ -45,7 +46,7 @@ def save_gguf(training: Training, file: str | Path, *, everywhere: bool = False)
 
 def load_gguf(
     file: str | Path,
-    model: nn.Module,
+    model: nn.Module | BaseModel,
     *,
     layers: Sequence[int] | None = None,
     strength: float = 1.0,
@@ -63,7 +64,7 @@ def load_gguf(
     Raises:
         ForeignError: the file is damaged, quantised or for another type of model, or lacks a layer.
     """
-    file = Path(file)
+    file, model = Path(file), module_of(model)
     directions, hint = _read(file)
     expected = model_hint or _model_type(model)
     if hint not in (expected, "unknown"):

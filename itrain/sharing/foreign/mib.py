@@ -21,12 +21,14 @@ from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.interventions.directions import Directions
 from itrain.interventions.featurizers import Featurizer, Identity, Rotation, Subspace
 from itrain.interventions.masking import FixedMask
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing.foreign.parts import (
     UNEVEN,
     ForeignError,
     Part,
     assemble,
+    module_of,
     orthogonal_rows,
     size_at,
     taken,
@@ -79,7 +81,7 @@ def save_mib(training: Training, folder: str | Path) -> Path:
 
 def load_mib(
     folder: str | Path,
-    model: nn.Module,
+    model: nn.Module | BaseModel,
     *,
     component: str | None = None,
     position: str | Mapping[str, str] | None = None,
@@ -103,7 +105,7 @@ def load_mib(
     names = sorted(path.name.removesuffix(KINDS[0]) for path in folder.glob(f"*{KINDS[0]}"))
     if not names:
         raise ForeignError(f"'{folder}' holds no files of MIB's track: there is no ...{KINDS[0]} in it")
-    network = HookedNetwork(model)
+    network = HookedNetwork(module_of(model))
     parts = [_part(folder / name, network, component, position) for name in names]
     return assemble(parts, network, f"'{folder}'")
 

@@ -14,6 +14,7 @@ from itrain.architectures import locate
 from itrain.checkpoints import read_tensors
 from itrain.factories import describe
 from itrain.interventions.base import Intervention
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.placements import Placement
 from itrain.sharing.exports import ExportError, fill
@@ -40,6 +41,11 @@ class Part(NamedTuple):
     weights: Mapping[str, Tensor] = {}
     variables: tuple[str, ...] | None = None
     """Those whose source it takes; None: all."""
+
+
+def module_of(model: nn.Module | BaseModel) -> nn.Module:
+    """The module of a base model."""
+    return model.model if isinstance(model, BaseModel) else model
 
 
 def assemble(

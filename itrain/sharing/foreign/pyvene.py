@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from itrain.architectures import blocks
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing.foreign.kinds import KINDS, Dimensions, Made, Saved
-from itrain.sharing.foreign.parts import ForeignError, Part, assemble, size_at, tensors
+from itrain.sharing.foreign.parts import ForeignError, Part, assemble, module_of, size_at, tensors
 from itrain.sites import Site
 from itrain.training.base import Training
 from itrain.trust import TrustError, read_json, shown
@@ -48,7 +49,7 @@ class Entry(NamedTuple):
 
 def load_pyvene(
     folder: str | Path,
-    model: nn.Module,
+    model: nn.Module | BaseModel,
     *,
     position: str | Sequence[str] | None = None,
     dimensions: Dimensions | None = None,
@@ -80,6 +81,7 @@ def load_pyvene(
     folder = Path(folder)
     entries = _described(folder) if (folder / CONFIG).is_file() else _listed(folder, kind)
     served = _served(variables, entries, folder)
+    model = module_of(model)
     network = HookedNetwork(model)
     parts, joined = [], set()
     for entry, at, names in zip(entries, _positions(position, entries, folder), served, strict=True):
