@@ -246,6 +246,7 @@ class AttachedEdits(Attached):
         for each in self.edits:
             if prompt.text and each.acts in ("prompt", "all"):
                 inputs.require(each.site)
+                _require_run(inputs, each.site, prompt)
         for write, source, read in self.matched:
             count = source.batch_size
             if count not in (1, prompt.examples):
@@ -338,3 +339,24 @@ def _with_spans(inputs: ModelInputs, given: ModelInputs, row: Tensor) -> ModelIn
         texts=None if given.texts is None else [given.texts[each] for each in row.tolist()],
         characters=None if characters is None else moved({"": characters[row]}, shift, inputs.length)[""],
     )
+
+
+def _require_run(inputs: ModelInputs, site: Site, prompt: Prompt) -> None:
+    """Refuse tokens of a prompt that a cache holds already, so that no edit can act on them.
+
+    Raises:
+        PositionError: naming the site.
+    """
+    if not prompt.known:
+        return
+    index, valid = inputs.indices(site, prompt.width)
+    early = index < prompt.known
+    if bool((early if valid is None else early & valid).any()):
+        raise PositionError(
+            f"site '{site}': the cache holds the first {prompt.known} tokens of the prompt already, and some of them "
+            "are to be edited; run the whole prompt without the cache, or name a later token"
+        )
+
+
+def _in_words(acts: Any) -> str:
+    return acts if isinstance(acts, str) else f"steps {', '.join(map(str, acts))}"

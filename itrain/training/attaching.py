@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
+from itrain.data import IntervenedInputs
 from itrain.identity import IdentityError, difference, identity
 from itrain.inputs import Acts, ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.models import BaseModel
 from itrain.networks.attached import AttachedEdits, Matched
 from itrain.networks.base import Network
-from itrain.networks.lane import EditAt, require_acts
+from itrain.networks.lane import EditAt, Edits, require_acts
 from itrain.placements import Placement, unserved
 from itrain.sites import Site
 from itrain.tasks.responses import typed
@@ -109,8 +110,9 @@ def edits_on(
 ) -> tuple[list[EditAt], list[Matched]]:
     """The edits of an interchange as evaluated, each variable's values read from its source here and now.
 
-    A generated token is given what the source has at its one token there or, where the source goes on after its
-    prompt, what it has at the token of the same number in its continuation.
+    A source that is itself an intervened run is edited by the same interventions before it is read. A generated token
+    is given what the source has at its one token there or, where the source goes on after its prompt, what it has at
+    the token of the same number in its continuation.
 
     Raises:
         ValueError: a source is missing or not asked for, or it has several tokens that a generated one could be given.
@@ -133,7 +135,10 @@ def edits_on(
         source, serving = source.to(device), _serving(variable, needing)
         sites = [placement.read for placement in serving]
         with torch.no_grad():
-            found = interchange.network.read(source, sites)
+            edited: Edits = ()
+            if isinstance(source, IntervenedInputs):
+                edited = interchange.edits(source, used, interchange.read(source, used))
+            found = interchange.network.read(source, sites, edited)
             later = {} if acts == "prompt" else _continued(interchange.network, source, sites)
         for placement in serving:
             write, read = placement.write, placement.read

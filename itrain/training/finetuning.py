@@ -104,6 +104,8 @@ class Finetuning(Training):
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         loss = answer_loss(self.respond(batch), batch.label).mean()
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
+        if not loss.requires_grad:  # no response here has a token that is edited; a loss of 0 leaves all as it is
+            loss = 0 * sum((each.sum() for each in self.parameters() if each.requires_grad), loss)
         return loss * batch.weight + self.penalty()
 
     def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
@@ -201,6 +203,17 @@ class RepresentationFinetuning(Finetuning):
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
         how = how if how.acts is not None else how._replace(acts=self.acts)
         return attach_interchange(self.interchange, model, sources, how)
+
+    def check(self, data: SplitDataModule) -> None:
+        super().check(data)
+        inputs = data.datasets["train"].examples.inputs
+        if isinstance(self.acts, tuple) and inputs.tokens is not None and inputs.stop is not None:
+            longest = int((inputs.stop - inputs.tokens[:, 1]).max())
+            if min(self.acts) >= longest:
+                raise ValueError(
+                    f"acts={list(self.acts)}: no training response has such a token to run, as they have up to "
+                    f"{longest} before the last, which is only predicted; name earlier ones, counted from 0"
+                )
 
     def edits(self) -> list[EditAt]:
         used = self.trained if self.training else self.interchange.hardened()
