@@ -170,3 +170,15 @@ def test_a_word_without_its_quotes_is_told_how_to_be_a_text(tokenizer):
         PositionError, match=r"""no span 'walked'.* or a text of the prompt in double quotes: '"walked"'"""
     ):
         prompts(tokenizer).require(site("walked"))
+
+
+def test_a_generation_under_edits_knows_the_texts_positions():
+    """Prompts of unequal lengths, which are padded on the left to generate."""
+    model, prompts = itrain.load_embedded(), ["Mary walked because", "Then John and Mary walked because"]
+    runs = [
+        model.run(prompt, f"layer1.block_output@{at}", lambda h: -9 * h) for prompt, at in zip(prompts, (1, 4), strict=True)
+    ]
+    together = model.run(prompts, 'layer1.block_output@"Mary"', lambda h: -9 * h)
+    found = together.text(max_new_tokens=5)
+    assert found == [each.text(max_new_tokens=5)[0] for each in runs]
+    assert found != together.plain.text(max_new_tokens=5)

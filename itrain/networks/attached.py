@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from itrain.architectures import unwrap
 from itrain.inputs import ModelInputs, PositionError
+from itrain.inputs.layout import moved
 from itrain.networks.calls import Call, Calls, Prompt, eagerly
 from itrain.networks.lane import Edit, EditAt, Edits, Lane, Steps, require_acts
 from itrain.networks.planned import Planned, Route, add_to_output, recompute_alike
@@ -314,7 +315,7 @@ def _of_steps(generated: Callable[[Tensor, Sequence[int]], Tensor], steps: Seque
 
 
 def _with_spans(inputs: ModelInputs, given: ModelInputs, row: Tensor) -> ModelInputs:
-    """The inputs with the spans of the same texts, whatever their padding.
+    """The inputs with the spans, and the places of characters, of the same texts, whatever their padding.
 
     Raises:
         ValueError: they are other texts.
@@ -336,7 +337,9 @@ def _with_spans(inputs: ModelInputs, given: ModelInputs, row: Tensor) -> ModelIn
             raise ValueError(f"the model is called with another prompt than the attached {given.name(example)}")
     shift = (ours[:, 0] - theirs[:, 0])[:, None]
     said = None if given.texts is None else [given.texts[each] for each in row.tolist()]
-    return replace(inputs, spans={name: span[row] + shift for name, span in given.spans.items()}, texts=said)
+    spans = {name: span[row] + shift for name, span in given.spans.items()}
+    at = None if given.characters is None else moved({"": given.characters[row]}, shift[:, 0], inputs.length)[""]
+    return replace(inputs, spans=spans, texts=said, characters=at)
 
 
 def _in_words(acts: Any) -> str:
