@@ -38,8 +38,15 @@ _LIGHTNING = {
 """What of Lightning needs no trust; other parts of it serve the model, send results elsewhere or write where asked."""
 
 
-class TrustError(ValueError):
-    """A file names what is not trusted, asks for too much, or is damaged; the message is one line."""
+class QuotingError(ValueError):
+    """An error whose message quotes what strangers wrote: one line, in which a terminal acts on nothing."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class TrustError(QuotingError):
+    """A file names what is not trusted, asks for too much, or is damaged."""
 
 
 _FACTORIES = ("itrain.models.", "itrain.tasks.", "itrain.networks.")
@@ -75,7 +82,7 @@ def find(path: Any, kinds: tuple[type, ...], *, role: str, trust: Sequence[str],
         found = _walk(path)
     except (ImportError, AttributeError) as error:
         raise TrustError(
-            f"{place} needs the {role} {path}, which cannot be imported here ({printable(str(error))}); install its "
+            f"{place} needs the {role} {path}, which cannot be imported here ({error}); install its "
             "package, or run itrain in the folder that holds it"
         ) from error
     defined = f"{getattr(found, '__module__', None)}."
@@ -165,7 +172,7 @@ def read_json(file: Path) -> Any:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise TrustError(f"'{file}' is damaged: {printable(str(error))}") from error
+        raise TrustError(f"'{file}' is damaged: {error}") from error
     require_plain(found, f"'{file}'")
     return found
 
@@ -186,7 +193,7 @@ def require_yaml(file: Path) -> None:
             if getattr(event, "tag", None) not in (None, "!"):
                 raise TrustError(f"'{file}' is no configuration of itrain: it has the tag {shown(event.tag)}")
     except yaml.YAMLError as error:
-        raise TrustError(f"'{file}' is damaged: {printable(str(error).splitlines()[0])}") from error
+        raise TrustError(f"'{file}' is damaged: {str(error).splitlines()[0]}") from error
 
 
 def require_plain(value: Any, place: str) -> None:

@@ -5,6 +5,7 @@ Tensor letters: B batch, P positions, G generated tokens, D features.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -49,9 +50,14 @@ class Attached(ABC):
     Args:
         model: any module, also wrapped.
         strength: how much of the change is applied.
+
+    Raises:
+        ValueError: the strength is not finite.
     """
 
     def __init__(self, model: nn.Module, *, strength: float) -> None:
+        if not math.isfinite(strength):
+            raise ValueError(f"strength={strength}: give a finite number")
         self.model, self.strength = model, strength
         self._stack: ExitStack | None = None
 

@@ -17,7 +17,7 @@ from itrain.models import BaseModel
 from itrain.sharing import exports
 from itrain.sharing.exports import CONFIG, WEIGHTS, ExportError
 from itrain.training.base import Training
-from itrain.trust import TrustError, printable, read_json, shown
+from itrain.trust import TrustError, read_json, shown
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -246,4 +246,4 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(lines[0]) if lines else type(error).__name__
+    return lines[0] if lines else type(error).__name__
