@@ -83,7 +83,9 @@ def test_a_description_counts_features_from_one(count: object, tmp_path: Path) -
 
 def test_files_without_a_description_may_have_like_names(tmp_path: Path) -> None:
     for count in (1, 2):
-        torch.save({"bias": torch.ones(HIDDEN)}, tmp_path / f"intkey_layer_0_comp_block_output_unit_pos_nunit_{count}#0.bin")
+        torch.save(
+            {"bias": torch.ones(HIDDEN)}, tmp_path / f"intkey_layer_0_comp_block_output_unit_pos_nunit_{count}#0.bin"
+        )
     made = load_pyvene(tmp_path, MODEL, position=["first", "last"], kind="BiasIntervention")
     assert [str(site) for site in made.sites] == ["layer0.block_output@first", "layer0.block_output@last"]
 

@@ -176,7 +176,8 @@ def test_a_generation_under_edits_knows_the_texts_positions():
     """Prompts of unequal lengths, which are padded on the left to generate."""
     model, prompts = itrain.load_embedded(), ["Mary walked because", "Then John and Mary walked because"]
     runs = [
-        model.run(prompt, f"layer1.block_output@{at}", lambda h: -9 * h) for prompt, at in zip(prompts, (1, 4), strict=True)
+        model.run(prompt, f"layer1.block_output@{at}", lambda h: -9 * h)
+        for prompt, at in zip(prompts, (1, 4), strict=True)
     ]
     together = model.run(prompts, 'layer1.block_output@"Mary"', lambda h: -9 * h)
     found = together.text(max_new_tokens=5)
