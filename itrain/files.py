@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from itrain.signatures import ConfigError, brief
+
+MOST_TEXT = 64 * 2**20
+"""Bytes of a file of texts."""
 
 UNFINISHED: set[Path] = set()
 """What is being written to now; a process that ends at once removes these."""
@@ -133,13 +137,18 @@ def one_a_line(path: Path) -> list[str]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no text, or has none.
+        ValueError: it is no text, has none, or has more than anybody writes.
     """
+    with path.open("rb") as file:  # also a pipe, which has no size
+        read = file.read(MOST_TEXT + 1)
+    if len(read) > MOST_TEXT:
+        raise ValueError(f"'{path}' has more than {MOST_TEXT // 2**20} MiB")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        whole = read.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is no text in UTF-8") from error
-    texts = [line.strip() for line in lines if line.strip()]
+    # Not splitlines(), which ends lines at some characters that a text may hold.
+    texts = [line.strip() for line in re.split(r"\r\n|\r|\n", whole) if line.strip()]
     if not texts:
         raise ValueError(f"'{path}' holds no text")
     return texts

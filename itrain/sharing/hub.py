@@ -51,8 +51,8 @@ class Address:
         found = _ADDRESS.fullmatch(str(self))
         if found is None or found["repo"] != self.repo_id:
             raise HubError(
-                f"{shown(str(self))} is no place on the hub; use user/repo, or user/repo/subfolder where it has several "
-                "exports"
+                f"{shown(str(self))} is no place on the hub; use user/repo, or user/repo/subfolder where it has "
+                "several exports"
             )
 
     @classmethod
