@@ -17,9 +17,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from itrain.signatures import ConfigError, brief
+from itrain.trust import shown
 
 MOST_TEXT = 64 * 2**20
 """Bytes of a file of texts."""
+
+
+class FolderError(ValueError):
+    """A folder cannot be written where something else is."""
+
 
 UNFINISHED: set[Path] = set()
 """What is being written to now; a process that ends at once removes these."""
@@ -49,9 +55,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder beside ``path`` to fill; it takes the place of ``path`` once the block has ended without an error.
 
-    A folder that was there before is given up only then, with all that is in it.
+    A folder that was there before is given up only then, and only if all that is in it is written anew.
 
     Raises:
+        FolderError: something else is there, which would be lost.
         OSError: nothing can be written there; it names ``path``.
     """
     with _beside(path) as beside:
@@ -60,6 +67,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if not path.exists():
             beside.replace(path)
             return
+        if not path.is_dir():
+            raise FolderError(f"'{path}' is a file, and a folder is to be written there; name another place")
+        if others := sorted({each.name for each in path.iterdir()} - {each.name for each in beside.iterdir()}):
+            raise FolderError(f"'{path}' holds {shown(others[0])}, which would be lost; name a new folder")
         former = beside.with_name(f"{beside.name}-former")
         path.replace(former)
         try:

@@ -26,8 +26,8 @@ from itrain.trainers import RunError
 from itrain.training.attaching import Text
 from itrain.training.base import Training
 from itrain.training.iit import InterchangeInterventionTraining
-from itrain.trust import printable
 
+COUNTS = ("max_new_tokens", "num_beams", "num_return_sequences")
 GENERATED = 64
 """The most tokens that are generated after a prompt, unless another number is asked for."""
 
@@ -70,13 +70,15 @@ def requested(words: Sequence[str]) -> tuple[Request, list[str]]:
     for word in words:
         key, sign, value = word.partition("=")
         name, _, variable = key.partition(".")
-        if key == "prompt":
+        if sign and key == "prompt":
             prompts.append(value)
-        elif key == "prompts":
+        elif sign and key == "prompts":
             prompts += one_a_line(Path(value))
         elif sign and name in texts:
             texts[name].setdefault(variable, []).append(value)
         elif sign and (key in ("acts", "strength") or key in fields):
+            if key in chosen:
+                raise RequestError(f"{key} is given twice; leave one of them out")
             chosen[key] = _value(key, value)
         else:
             rest.append(word)
@@ -161,9 +163,15 @@ def _sources(
 
 def _value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RequestError(f"{key}={text}: the value cannot be read") from error
+    # A GenerationConfig takes any text for true, and no beams for some.
+    if key == "do_sample" and not isinstance(found, bool):
+        raise RequestError(f"{key}={text}: give true or false")
+    if key in COUNTS and (not isinstance(found, int) or isinstance(found, bool) or found < 1):
+        raise RequestError(f"{key}={text}: give a whole number from 1")
+    return found
 
 
 def _fields() -> frozenset[str]:
@@ -184,6 +192,6 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         GenerationConfig(**settings).validate(strict=True)
     except (ValueError, TypeError) as error:
-        text = " ".join(printable(str(error)).split())
+        text = " ".join(str(error).split())
         raise RunError(f"generate: {text}") from error
     return dict(settings)
