@@ -22,7 +22,9 @@ DEPTH = 40
 VALUES = 200_000
 """Values in a file, among them the sites of a run."""
 LARGEST_NUMBER = 10_000_000
-"""The largest whole number that may be a size; seeds may be larger."""
+"""The largest whole number that may be a size."""
+UNBOUNDED = ("seed", "seeds", "_steps", "_epochs")
+"""The ends of keys whose numbers are no sizes."""
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _WIDE = re.compile(r"(?<!\$)\{[\w.!\[\]]*:[^{}\s]*(\d{5}|\{)")
@@ -196,6 +198,17 @@ def require_yaml(file: Path) -> None:
         raise TrustError(f"'{file}' is damaged: {str(error).splitlines()[0]}") from error
 
 
+def require_readable(value: Any, text: str, place: str) -> None:
+    """Refuse to write as JSON what :func:`read_json` would refuse to read.
+
+    Raises:
+        TrustError: naming what is too large.
+    """
+    if len(text.encode()) > LARGEST_TEXT:
+        raise TrustError(f"{place} has more than {LARGEST_TEXT // 2**20} MiB, and could not be read again")
+    require_plain(value, place)
+
+
 def require_plain(value: Any, place: str) -> None:
     """Refuse data that ask for more than what itrain writes.
 
@@ -209,7 +222,7 @@ def require_plain(value: Any, place: str) -> None:
         if "task" in key.split(".") and isinstance(leaf, str) and _WIDE.search(leaf):
             raise TrustError(f"{place}: {shown(key)} asks for text as wide as it likes: {shown(leaf)}")
         is_large = isinstance(leaf, int) and not isinstance(leaf, bool) and abs(leaf) > LARGEST_NUMBER
-        if is_large and not key.endswith(("seed", "seeds")):
+        if is_large and not key.endswith(UNBOUNDED):
             raise TrustError(f"{place}: {shown(key)} is {shown(leaf)}; no file may ask for more than {LARGEST_NUMBER}")
 
 

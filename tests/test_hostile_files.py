@@ -218,3 +218,17 @@ def test_an_exports_weight_that_is_infinite_in_its_modules_precision_is_refused(
 def test_a_vector_is_added_at_a_finite_strength() -> None:
     with pytest.raises(ValueError, match="alpha=nan: give a finite number"):
         SteeringVector(4, alpha=float("nan"))
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    base, made = BaseModel(model=MODEL), search(partial(DAS, rank=2))
+    export(made, tmp_path / "x", base_model=base, configuration={"trainer": {"max_steps": 10**9}, "seed": 2**32 - 1})
+    assert load(tmp_path / "x", MODEL).sites
+    for said, configuration in {
+        "no file may ask for more": {"data": {"train_pairs": 10**9}},
+        "more than 4 MiB": {"task": "x" * (5 * 2**20)},
+        "deeper or longer": {"site": [0] * 250_000},
+    }.items():
+        with pytest.raises(ExportError, match=said):
+            export(made, tmp_path / "y", base_model=base, configuration=configuration)
+    assert not (tmp_path / "y").exists()

@@ -26,7 +26,7 @@ from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
-from itrain.trust import QuotingError, TrustError, find, packages_of, read_json, require_names, shown
+from itrain.trust import QuotingError, TrustError, find, packages_of, read_json, require_names, require_readable, shown
 from itrain.weights import WeightError
 
 WEIGHTS = "intervention.safetensors"
@@ -67,7 +67,8 @@ def export(
 
     Raises:
         ExportError: the intervention or probe was not given as a class or a partial of one, so its arguments are
-            unknown; a weight is not finite; or the base model is not known.
+            unknown; a weight is not finite; the base model is not known; or the description is too large to be read
+            again.
     """
     folder, known = Path(folder), training.provenance
     metrics, configuration = metrics or known.get("metrics"), configuration or known.get("configuration")
@@ -88,6 +89,10 @@ def export(
     if needed := packages_of(config):
         config["trust"] = needed
     text, weights = json.dumps(config), _materialised(training.exported)
+    try:
+        require_readable(json.loads(text), text, f"the description of the export to '{folder}'")
+    except TrustError as error:
+        raise ExportError(str(error)) from error
     _require_finite(weights, training.exported, f"the export to '{folder}'")
     with replacing_folder(folder) as beside:
         with replacing(beside / WEIGHTS) as file:
