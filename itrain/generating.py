@@ -30,10 +30,10 @@ from itrain.trainers import RunError
 from itrain.training.attaching import Text
 from itrain.training.base import Training
 from itrain.training.iit import InterchangeInterventionTraining
-from itrain.trust import printable
 
 OWN = ("prompt", "prompts", "source", "continuation", "acts", "strength")
 """The keys that are neither of the configuration nor of a GenerationConfig."""
+COUNTS = ("max_new_tokens", "num_beams", "num_return_sequences")
 GENERATED = 64
 """The most tokens that are generated after a prompt, unless another number is asked for."""
 
@@ -76,13 +76,15 @@ def requested(words: Sequence[str]) -> tuple[Request, list[str]]:
     for word in words:
         key, sign, value = word.partition("=")
         name, _, variable = key.partition(".")
-        if key == "prompt":
+        if sign and key == "prompt":
             prompts.append(value)
-        elif key == "prompts":
+        elif sign and key == "prompts":
             prompts += one_a_line(Path(value))
         elif sign and name in texts:
             texts[name].setdefault(variable, []).append(value)
         elif sign and (key in ("acts", "strength") or key in fields):
+            if key in chosen:
+                raise RequestError(f"{key} is given twice; leave one of them out")
             chosen[key] = _value(key, value)
         elif sign and key not in Configuration.__dataclass_fields__ and get_close_matches(key, (*OWN, *fields)):
             raise RequestError(f"{key}: no such key{nearest(key, (*OWN, *fields))}")
@@ -173,9 +175,15 @@ def _sources(
 
 def _value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RequestError(f"{key}={text}: the value cannot be read") from error
+    # A GenerationConfig takes any text for true, and no beams for some.
+    if key == "do_sample" and not isinstance(found, bool):
+        raise RequestError(f"{key}={text}: give true or false")
+    if key in COUNTS and (not isinstance(found, int) or isinstance(found, bool) or found < 1):
+        raise RequestError(f"{key}={text}: give a whole number from 1")
+    return found
 
 
 def _fields() -> frozenset[str]:
@@ -199,5 +207,5 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         first, *rest = str(error).strip().splitlines()
         # After its first line, transformers lists what is wrong, and then speaks of files that are not read here.
         faults = [line.removeprefix("- ") for line in rest if line.startswith("- ")] or [first]
-        raise RunError(f"generate: {printable('; '.join(faults))}") from error
+        raise RunError(f"generate: {'; '.join(faults)}") from error
     return dict(settings)

@@ -186,3 +186,16 @@ def test_a_space_before_the_text_is_no_part_of_its_first_word(text, characters, 
         arguments={"input_ids": ids, "attention_mask": torch.ones_like(ids)}, texts=[text], characters=characters
     )
     assert inputs.indices(site(f'"{text.split()[0]}"'), inputs.length).index.tolist() == [spelled]
+
+
+def test_a_generation_under_edits_knows_the_texts_positions():
+    """Prompts of unequal lengths, which are padded on the left to generate."""
+    model, prompts = itrain.load_embedded(), ["Mary walked because", "Then John and Mary walked because"]
+    runs = [
+        model.run(prompt, f"layer1.block_output@{at}", lambda h: -9 * h)
+        for prompt, at in zip(prompts, (1, 4), strict=True)
+    ]
+    together = model.run(prompts, 'layer1.block_output@"Mary"', lambda h: -9 * h)
+    found = together.text(max_new_tokens=5)
+    assert found == [each.text(max_new_tokens=5)[0] for each in runs]
+    assert found != together.plain.text(max_new_tokens=5)

@@ -49,6 +49,9 @@ class Attached(ABC):
     Args:
         model: any module, also wrapped.
         strength: how much of the change is applied.
+
+    Raises:
+        ValueError: the strength is not finite.
     """
 
     def __init__(self, model: nn.Module, *, strength: float) -> None:
@@ -356,7 +359,3 @@ def _require_run(inputs: ModelInputs, site: Site, prompt: Prompt) -> None:
             f"site '{site}': the cache holds the first {prompt.known} tokens of the prompt already, and some of them "
             "are to be edited; run the whole prompt without the cache, or name a later token"
         )
-
-
-def _in_words(acts: Any) -> str:
-    return acts if isinstance(acts, str) else f"steps {', '.join(map(str, acts))}"

@@ -135,14 +135,13 @@ def write_directions(file: Path, directions: Mapping[int, Float[Tensor, " hidden
 def _read(file: Path) -> tuple[dict[int, Float[Tensor, " hidden"]], str]:
     """The directions of a file by layer, and the type of model that they are for."""
     keys, vectors = read(file)
+    if (architecture := keys.get("general.architecture", ARCHITECTURE)) != ARCHITECTURE:
+        raise ForeignError(f"'{file}' is of the architecture {shown(architecture)}, and no control vector")
     found: dict[int, Tensor] = {}
     for name, vector in vectors.items():
         layer = re.fullmatch(r"direction\.(\d{1,6})", name)
         if layer is None or int(layer[1]) in found:
-            kind = shown(keys.get("general.architecture"))
-            raise ForeignError(
-                f"'{file}' ({kind}) has the tensor {shown(name)}, which is no direction.<layer> of its own"
-            )
+            raise ForeignError(f"'{file}' has the tensor {shown(name)}, which is no direction.<layer> of its own")
         found[int(layer[1])] = vector
     hint = keys.get(f"{ARCHITECTURE}.model_hint")
     return found, hint if isinstance(hint, str) else "unknown"

@@ -129,9 +129,11 @@ def _described(folder: Path) -> list[Entry]:
 def _entry(fields: Mapping[str, Any], kind: Any, size: Any, constant: bool, seen: Counter[str], place: str) -> Entry:
     layer, component, unit, units = (fields[name] for name in FIELDS[:4])
     units = 1 if units is None else units
-    typed = isinstance(component, str) and isinstance(unit, str) and isinstance(units, int)
-    if not typed or unit not in ("pos", "h.pos") or not (size is None or isinstance(size, int)):
+    if not isinstance(component, str) or unit not in ("pos", "h.pos"):
         raise ForeignError(f"{place}: itrain reads components by 'pos' and 'h.pos', and not {shown((component, unit))}")
+    for number in (units, *([] if size is None else [size])):
+        if not isinstance(number, int) or number < 1:
+            raise ForeignError(f"{place} is damaged: {shown(number)} is no number of tokens or features")
     if "." not in component and not (isinstance(layer, int) and layer >= 0):
         raise ForeignError(f"{place}: {shown(layer)} is no layer of {shown(component)}")
     where = component.replace(".", "_") if "." in component else f"{layer}_comp_{component}"
@@ -156,11 +158,8 @@ def _entry(fields: Mapping[str, Any], kind: Any, size: Any, constant: bool, seen
 
 def _listed(folder: Path, kind: str | None) -> list[Entry]:
     """The interventions of a folder without a description, as the names of their files tell."""
-    found = sorted(
-        (int(match[1]), match[2], int(match[5]), match)
-        for file in folder.glob("*.bin")
-        if (match := _KEY.fullmatch(file.name))
-    )
+    named = filter(None, (_KEY.fullmatch(file.name) for file in folder.glob("*.bin")))
+    found = sorted(named, key=lambda match: (int(match[1]), match[2], int(match[5]), match[0]))
     if not found:
         raise ForeignError(f"'{folder}' holds nothing of pyvene or pyreft: no {CONFIG}, and no intkey_layer_....bin")
     if kind is None:
@@ -172,14 +171,14 @@ def _listed(folder: Path, kind: str | None) -> list[Entry]:
     return [
         Entry(
             kind=f"<class '{package}.{kind}'>" if package else kind,
-            layer=layer,
-            component=component,
+            layer=int(match[1]),
+            component=match[2],
             unit=match[3].replace("_", "."),
             units=int(match[4]),
             key=match[0].removeprefix("intkey_").removesuffix(".bin"),
             constant=package == "pyreft",
         )
-        for layer, component, _, match in found
+        for match in found
     ]
 
 
