@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from itrain.networks.choose import make_network
-from itrain.networks.replay import ReplayNetwork
 from itrain.networks.replay.budget import Budget
-from itrain.networks.replay.stores import TokenStore, keep
+from itrain.networks.replay.stores import TokenStore, keep, keep_reading
 from itrain.sites import Site
-from tests.models import HIDDEN, tiny_inputs, tiny_model
+from tests.models import HIDDEN, tiny_inputs
 from tests.test_plain_lightning import built, words_of
 
 ELSEWHERE = torch.device("meta")
@@ -52,13 +50,12 @@ def test_what_is_kept_of_examples_is_chosen_without_a_wait() -> None:
 
 
 def test_what_is_read_is_kept_without_a_wait() -> None:
-    network, site = make_network(tiny_model("llama"), replay="on"), Site.parse("layer0.block_output@last")
-    assert isinstance(network, ReplayNetwork)
+    store, site = TokenStore(Budget(1)), Site.parse("layer0.block_output@last")
     inputs = tiny_inputs(LENGTHS, answer=True)
     inputs.keys  # noqa: B018
     with Copies() as copies:
-        network._keep_reading(inputs.to(ELSEWHERE), site, torch.zeros(3, 1, HIDDEN, device=ELSEWHERE))
-    assert network.stores.of(site).used == len(LENGTHS)
+        keep_reading(store, inputs.to(ELSEWHERE), site, torch.zeros(3, 1, HIDDEN, device=ELSEWHERE))
+    assert store.used == len(LENGTHS)
     assert copies.all > 4 and not copies.blocking
 
 
