@@ -30,7 +30,7 @@ from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions, answer_loss
-from itrain.training.optimization import OptimizerFactory
+from itrain.training.optimization import OptimizerFactory, at_rest
 
 SHOWN = 8
 """The number of test examples whose generations a run shows."""
@@ -104,7 +104,9 @@ class Finetuning(Training):
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         loss = answer_loss(self.respond(batch), batch.label).mean()
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
-        return loss * batch.weight + self.penalty()
+        loss = loss * batch.weight + self.penalty()
+        # Edits of the tokens that a later step is given act in none of a batch of short responses.
+        return loss if loss.requires_grad else loss + at_rest(self.exported.parameters())
 
     def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
         super().test_step(batch, batch_idx)
@@ -201,6 +203,18 @@ class RepresentationFinetuning(Finetuning):
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
         how = how if how.acts is not None else how._replace(acts=self.acts)
         return attach_interchange(self.interchange, model, sources, how)
+
+    def check(self, data: SplitDataModule) -> None:
+        super().check(data)
+        inputs = [dataset.examples.inputs for dataset in data.datasets.values()]
+        ahead = [int((each.extent[1] - each.tokens[:, 1]).max()) for each in inputs if each.tokens is not None]
+        longest = max(ahead, default=0)
+        first, said = (self.acts[0], list(self.acts)) if isinstance(self.acts, tuple) else (0, self.acts)
+        if said not in ("prompt", "all") and first >= longest:
+            raise ValueError(
+                f"acts={said}: a response goes on after {longest} of its tokens at most, counted from 0, so that "
+                "nothing would be edited; act earlier, or on 'all'"
+            )
 
     def edits(self) -> list[EditAt]:
         used = self.trained if self.training else self.interchange.hardened()
