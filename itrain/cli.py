@@ -284,9 +284,7 @@ def _run(stop: Stop, verb: str, configuration: DictConfig) -> int:
         if verb == "fit":
             stop.advice = lambda: _how_to_go_on(folder, configuration)
         with one_line(configuration):
-            result = getattr(experiment, verb)(configuration, folder)
-    if isinstance(result, Path) and rank() == 0:
-        print(result)
+            getattr(experiment, verb)(configuration, folder)
     return 0
 
 

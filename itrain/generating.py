@@ -16,7 +16,7 @@ from torch import Tensor
 from itrain.experiment import base_model_of
 from itrain.files import one_a_line
 from itrain.inputs import ModelInputs
-from itrain.models import BaseModel, generation_settings, settings_of_generation
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.reports.generations import print_generations
 from itrain.reports.silence import silence_others
@@ -26,6 +26,7 @@ from itrain.trainers import RunError
 from itrain.training.attaching import Text
 from itrain.training.base import Training
 from itrain.training.iit import InterchangeInterventionTraining
+from itrain.trust import printable
 
 GENERATED = 64
 """The most tokens that are generated after a prompt, unless another number is asked for."""
@@ -65,7 +66,7 @@ def requested(words: Sequence[str]) -> tuple[Request, list[str]]:
     texts: dict[str, dict[str, list[str]]] = {"source": {}, "continuation": {}}
     chosen: dict[str, Any] = {}
     rest: list[str] = []
-    fields = settings_of_generation()
+    fields = _fields()
     for word in words:
         key, sign, value = word.partition("=")
         name, _, variable = key.partition(".")
@@ -93,7 +94,7 @@ def generate(cfg: DictConfig, request: Request) -> None:
         RunError: the model has no tokenizer.
     """
     silence_others()
-    settings = generation_settings(request.settings)
+    settings = _checked(request.settings)
     base_model = base_model_of(cfg)
     if base_model.tokenizer is None:
         raise RunError(f"'{cfg.export}' was trained on a model without a tokenizer, which no prompt can be given to")
@@ -163,3 +164,26 @@ def _value(key: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RequestError(f"{key}={text}: the value cannot be read") from error
+
+
+def _fields() -> frozenset[str]:
+    """The names of the fields of a GenerationConfig of the installed transformers."""
+    from transformers import GenerationConfig
+
+    return frozenset(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, checked as a GenerationConfig checks them.
+
+    Raises:
+        RunError: a value is refused.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig(**settings).validate(strict=True)
+    except (ValueError, TypeError) as error:
+        text = " ".join(printable(str(error)).split())
+        raise RunError(f"generate: {text}") from error
+    return dict(settings)

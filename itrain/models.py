@@ -382,26 +382,3 @@ def _require_reachable(source: str, name: str) -> None:
             f"model '{name}' is not in the cache and the Hugging Face hub cannot be reached ({error}); go online once, "
             "or give a folder: model=hf model.name=<folder>"
         ) from error
-
-
-def settings_of_generation() -> frozenset[str]:
-    """The names of the fields of a GenerationConfig of the installed transformers."""
-    from transformers import GenerationConfig
-
-    return frozenset(name for name in vars(GenerationConfig()) if not name.startswith("_"))
-
-
-def generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, checked as a GenerationConfig checks them.
-
-    Raises:
-        ModelError: a value is refused.
-    """
-    from transformers import GenerationConfig
-
-    try:
-        GenerationConfig(**settings).validate(strict=True)
-    except (ValueError, TypeError) as error:
-        text = " ".join(printable(str(error)).split())
-        raise ModelError(f"generate: {text}") from error
-    return dict(settings)

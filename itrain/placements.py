@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from itrain.interventions.base import Intervention
 from itrain.signatures import nearest
 from itrain.sites import Site, SiteLike
 
-Factory: TypeAlias = Callable[[int], Intervention]
+if TYPE_CHECKING:
+    from itrain.interventions.base import Intervention
+
+Factory: TypeAlias = "Callable[[int], Intervention]"
 """Builds an intervention from the number of features."""
 
 

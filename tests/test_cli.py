@@ -95,7 +95,7 @@ def test_nothing_asked_for_prints_the_help_and_fails(capsys: pytest.CaptureFixtu
         (["fti", "recipe=mine"], "there is no verb 'fti', did you mean 'fit'?"),
         (
             ["recipe=mine"],
-            "there is no verb 'recipe=mine'; there is fit, sweep, report, dashboard, test, export, generate, show",
+            "there is no verb 'recipe=mine'; there is fit, sweep, report, dashboard, test, export, generate, run, show",
         ),
         (["list", "models"], "there is no part 'models', did you mean 'model'?"),
         (["fit", "recipe=mien"], "there is no recipe 'mien', did you mean 'mine'?"),
@@ -156,15 +156,6 @@ def test_a_run_gets_a_folder_with_its_configuration(run_with: Callable[[Experime
     assert folder.parent == Path("runs/mine").absolute()
     assert OmegaConf.load(folder / "config.yaml") == configuration
     assert run_folder.FOLDER not in os.environ
-
-
-def test_a_run_that_writes_one_thing_says_where(
-    run_with: Callable[[Experiment], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_with(lambda configuration, folder: folder / "export")
-    Path("last.ckpt").touch()
-    assert cli.main(["export", "recipe=mine", "ckpt=last.ckpt"]) == 0
-    assert capsys.readouterr().out.endswith("export\n")
 
 
 def test_runs_that_start_in_one_second_get_folders_of_their_own(

@@ -68,7 +68,7 @@ ROOMS = [
 """From the ground up: a room imports from its own storey's folder and from storeys below."""
 
 ONLY_USERS = {
-    "transformers": {"itrain.models", "itrain.tasks", "itrain.runs"},
+    "transformers": {"itrain.models", "itrain.tasks", "itrain.runs", "itrain.generating"},
     "datasets": {"itrain.models", "itrain.tasks", "itrain.runs"},
     "peft": {"itrain.adapters"},
     "wandb": {"itrain.loggers"},
