@@ -240,5 +240,5 @@ def test_batches_in_which_no_token_is_edited_leave_all_as_it_is(tmp_path: Path) 
     found = [fitted(replay, [1, 2]) for replay in ("on", "off")]
     assert found[0].norm() > 0.01
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"acts=\[4\]: no training response has such a token .* up to 4 before"):
+    with pytest.raises(ValueError, match=r"acts=\[4\]: a training response goes on after 4 of its tokens"):
         fitted("off", [4])

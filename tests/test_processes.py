@@ -41,6 +41,25 @@ TRAININGS: dict[type[Training], list[str]] = {
     RepresentationFinetuning: ["recipe=reft_style", *EXAMPLES, *SMALL_STEPS],
     InterchangeInterventionTraining: ["recipe=das_gender", "training=iit", *PAIRS, *DESCENT],
 }
+READ = "{write:layer2.block_output@name,read:layer1.block_output@name}"
+OWN = "{site:layer3.block_output@last,intervention:{_target_:itrain.interventions.das.DAS,rank:2}}"
+EQUALITY = ["recipe=das_hierarchical_equality", "model.steps=300", "data.keep=all", *PAIRS, "data.batch_size=4"]
+FORMS: dict[str, list[str]] = {
+    "placements": ["recipe=das_gender", f"site=[{READ},{OWN}]", *PAIRS],
+    # Of four pairs, two processes seldom both have one for each site.
+    "a site of each variable": [
+        *[*EQUALITY, "intervention=das", "intervention.rank=4"],
+        "site={left:module:hidden1.output,right:module:hidden2.output}",
+    ],
+    "intervened sources": ["recipe=das_gender", "task._target_=tests.chained.ChainedGender", *PAIRS],
+    "every token": ["recipe=reft_style", "training.acts=all", *EXAMPLES, *SMALL_STEPS],
+    "sampled text": [
+        *["recipe=steer_story", "training.strengths=[0.5,1]", "training.max_new_tokens=6", *EXAMPLES],
+        "training.optimizer.lr=0.05",
+    ],
+    "probes under an erasure": ["recipe=amnesic_probe_gender", *PAIRS],
+}
+"""The same in other forms."""
 
 
 def each_training(*, quick: Collection[type[Training]] = tuple(TRAININGS)) -> pytest.MarkDecorator:
@@ -125,6 +144,23 @@ def test_two_processes_learn_what_one_does(training: type[Training], whole: Path
             assert (found[name] - weight).double().norm() <= 1e-6 * weight.double().norm(), name
     if training is AlignmentSearch:
         assert sum(value for name, value in figures(two).items() if name in PAIR_COUNTS) == 61, "each counts once"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_two_processes_learn_and_measure_what_one_does_in_every_form(form: str) -> None:
+    assert main(["fit", *STEPS, *FORMS[form], "trainer=cpu", "output=one"]) == 0
+    done = in_two_processes(*FORMS[form], "output=two")
+    assert done.returncode == 0, done.stderr
+    one, two = (only_run(Path(folder)) for folder in ("one", "two"))
+    assert figures(two) == pytest.approx(figures(one), rel=1e-5, abs=1e-6)
+    for name, weight in weights(one).items():
+        assert (weights(two)[name] - weight).double().norm() <= 1e-6 * weight.double().norm(), name
+    for place in (f"export={one / 'export'}", f"ckpt={one}"):
+        again = Path(place.partition("=")[0]).resolve()
+        assert main(["test", place, "trust=[tests]", f"output={again}"]) == 0
+        reported = {name: value for name, value in figures(one).items() if not name.startswith("before/")}
+        assert figures(only_run(again)) == pytest.approx(reported, rel=1e-6)
 
 
 @each_training()

@@ -53,6 +53,14 @@ GIVEN: Mapping[str, Any] = {
     "methods": {"das": {"_target_": "itrain.interventions.das.DAS", "_partial_": True}},
     "corrupted": "layer1.block_input@name",
     "file": "rows.jsonl",
+    "concept": [[1, 2]],
+    "sites": "layer1.block_output@name",
+    "under": {
+        "_target_": "itrain.training.interchange.Interchange",
+        "_partial_": True,
+        "sites": "layer0.block_output@name",
+        "intervention": {"_target_": "itrain.interventions.erasure.Erasure", "_partial_": True},
+    },
 }
 """Values of arguments that are built or read in a way of their own."""
 CANDIDATES = [True, False, 1, 2, 3, 0.25, 0.5, "other", ["a"], [1], [3], [0.5, 0.25], {"a": 1}, {"a": 0.5}]
@@ -64,7 +72,7 @@ class Reached(BaseException):
 
 def another(call: Call, name: str) -> Any:
     """A value that the checker takes for the argument, and that is not its default."""
-    if name in OWNED.get(owner(call.place), ()):
+    if name in OWNED.get(owner(call.place), ()) or name == call.given_later:
         return 1
     if name in GIVEN:
         return GIVEN[name]
@@ -188,6 +196,7 @@ def test_every_argument_of_every_constructor_acts_or_is_refused(
         needed = [f"{place}.rank=2"] if "Subspace" in words[-1] else []
         tally.tries([*words, *needed], place, fit, tmp_path)
     tally.tries(SMALL, "training.optimizer", fit, tmp_path)
+    tally.tries(["recipe=amnesic_probe_gender", *SMALL], "training.under", fit, tmp_path)
     for name in ("early_stopping", "best"):
         tally.tries(["trainer=early_stopping"], f"trainer.callbacks.{name}", fit, tmp_path)
     tally.tries([], "sweep", sweep, tmp_path)

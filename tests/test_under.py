@@ -315,3 +315,12 @@ def test_the_command_line_probes_under_an_export_that_is_then_no_longer_needed(t
     assert figures[0]["test/probe_accuracy"] == figures[1]["test/probe_accuracy"]
     assert json.loads((plain.parent / "metrics.json").read_text()) != figures[0]
     assert main(["fit", f"ckpt={probed.parent}", f"output={tmp_path / 'on'}", "trainer.max_epochs=3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"intervention": Zero}, "under: sites has no value"), ({"sites": [], "intervention": Zero}, "sites is empty")],
+)
+def test_interventions_at_no_site_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        probing(HookedNetwork(Marked()), under=partial(Interchange, **settings))

@@ -79,7 +79,7 @@ class AlignmentSearch(Training):
         batch = self.trained_on(batch)
         loss = self.loss(self.interchange(batch, self.interchange.trained), batch)
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
-        return loss * batch.weight + self.interchange.penalty()
+        return loss * batch.weight + self.interchange.penalty(batch)
 
     def trained_on(self, batch: CounterfactualBatch) -> CounterfactualBatch:
         """The batch as the training loss sees it."""

@@ -22,7 +22,7 @@ from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
 from itrain.training.finite import DIVERGED, FiniteCheck, FirstStepCheck, NotFiniteError
 from itrain.training.interchange import Interventions
-from itrain.training.optimization import OptimizerFactory
+from itrain.training.optimization import OptimizerFactory, at_rest
 from itrain.training.tracing import CausalTracing
 
 Member: TypeAlias = AlignmentSearch | CausalTracing
@@ -93,7 +93,7 @@ class Cohort(Training):
         batch = self._search(self.learning[0]).trained_on(batch)
         logits = self.interchange(batch, {name: self.members[name].trained for name in self.learning})
         losses = {name: self._search(name).loss(each, batch) for name, each in logits.items()}
-        penalties = sum(self.members[name].interchange.penalty() for name in self.learning)
+        penalties = sum(self.members[name].interchange.penalty(batch) for name in self.learning)
         each = torch.stack(list(losses.values()))
         self._of_step, total = (tuple(losses), each.detach()), each.sum()
         self.log("train/loss", total / len(losses), prog_bar=self.shows_loss, batch_size=len(batch))
@@ -292,11 +292,10 @@ class Cohort(Training):
         ]
 
     def _stopped(self) -> Tensor | float:
-        """0, as a function of the weights at rest: processes wait for a gradient of each weight from every one."""
+        """0, as a function of the weights of members that have stopped, where there are several processes."""
         if self.trainer.world_size == 1:
             return 0.0
-        weights = [each for name in self._at_rest for each in self.members[name].exported.parameters()]
-        return sum((each.nan_to_num(0.0, 0.0, 0.0).sum() * 0 for each in weights), 0.0)
+        return at_rest(each for name in self._at_rest for each in self.members[name].exported.parameters())
 
     def _search(self, name: str) -> AlignmentSearch:
         member = self.members[name]

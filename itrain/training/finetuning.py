@@ -30,7 +30,7 @@ from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions, answer_loss
-from itrain.training.optimization import OptimizerFactory
+from itrain.training.optimization import OptimizerFactory, at_rest
 
 SHOWN = 8
 """The number of test examples whose generations a run shows."""
@@ -104,9 +104,9 @@ class Finetuning(Training):
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         loss = answer_loss(self.respond(batch), batch.label).mean()
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
-        if not loss.requires_grad:  # no response here has a token that is edited; a loss of 0 leaves all as it is
-            loss = 0 * sum((each.sum() for each in self.parameters() if each.requires_grad), loss)
-        return loss * batch.weight + self.penalty()
+        loss = loss * batch.weight + self.penalty()
+        # Edits of the tokens that a later step is given act in none of a batch of short responses.
+        return loss if loss.requires_grad else loss + at_rest(self.exported.parameters())
 
     def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
         super().test_step(batch, batch_idx)
@@ -207,13 +207,13 @@ class RepresentationFinetuning(Finetuning):
     def check(self, data: SplitDataModule) -> None:
         super().check(data)
         inputs = data.datasets["train"].examples.inputs
-        if isinstance(self.acts, tuple) and inputs.tokens is not None and inputs.stop is not None:
-            longest = int((inputs.stop - inputs.tokens[:, 1]).max())
-            if min(self.acts) >= longest:
-                raise ValueError(
-                    f"acts={list(self.acts)}: no training response has such a token to run, as they have up to "
-                    f"{longest} before the last, which is only predicted; name earlier ones, counted from 0"
-                )
+        longest = 0 if inputs.tokens is None else int((inputs.extent[1] - inputs.tokens[:, 1]).max())
+        first, said = (min(self.acts), list(self.acts)) if isinstance(self.acts, tuple) else (0, self.acts)
+        if said not in ("prompt", "all") and first >= longest:
+            raise ValueError(
+                f"acts={said}: a training response goes on after {longest} of its tokens at most, counted from 0, so "
+                "that nothing would be edited; act earlier, or on 'all'"
+            )
 
     def edits(self) -> list[EditAt]:
         used = self.trained if self.training else self.interchange.hardened()

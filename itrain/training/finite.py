@@ -120,7 +120,7 @@ class FirstStepCheck(FiniteCheck):
 
     An edit without a path to the answer still gives a finite loss and numbers that look like a result: in the last
     block at a token that no later one reads, or at a site above the answer. A loss of exactly 0, that of pairs whose
-    weight is 0, tells nothing: the next step decides.
+    weight is 0, tells nothing: the next step decides. For a module that some batches leave alone, the first epoch does.
 
     Raises:
         FirstStepError: naming the site.
@@ -128,8 +128,13 @@ class FirstStepCheck(FiniteCheck):
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
-        self.done = False
+        self.done = self.whole = False
         self.first: list[Tensor] = []
+        self.waiting: dict[str, nn.Module] | None = None
+        """The modules that have had no gradient yet; None: before the first step."""
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.whole = not trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: Tensor) -> None:
         super().on_before_backward(trainer, pl_module, loss)
@@ -139,16 +144,37 @@ class FirstStepCheck(FiniteCheck):
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         if self.done or pl_module is not self.module:
             return
-        self.done = any(map(bool, self.first))
-        self.first.clear()
-        if not self.done:
-            return
-        for name, part in pl_module.trained_parts.items():
-            if not _has_gradient(part):
-                raise FirstStepError(
-                    f"site '{name}': {type(part).__name__} has no effect on the label there (no gradient at the first "
-                    "step); choose a lower layer or, in the upper layers, the answer's own token, 'last'"
-                )
+        if self.waiting is None:
+            decides = any(map(bool, self.first))
+            self.first.clear()
+            if not decides:
+                return
+            self.waiting = dict(pl_module.trained_parts)
+        self.waiting = {name: part for name, part in self.waiting.items() if not _has_gradient(part)}
+        self.done = not self.waiting
+        for name, part in self.waiting.items():
+            if name not in _left_alone(pl_module):
+                raise _without_effect(name, part, "at the first step")
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if pl_module is self.module and self.whole:
+            for name, part in (self.waiting or {}).items():
+                raise _without_effect(name, part, "in an epoch")
+
+
+def _left_alone(training: Any) -> set[str]:
+    """The trained parts that some batches leave alone: those of some variables, or of some generated tokens."""
+    if getattr(training, "acts", "prompt") not in ("prompt", "all"):
+        return set(training.trained_parts)
+    return {str(each) for each in training.placements if each.variables is not None}
+
+
+def _without_effect(name: str, part: nn.Module, when: str) -> FirstStepError:
+    return FirstStepError(
+        f"site '{name}': {type(part).__name__} has no effect on the label there (no gradient {when}); choose a lower "
+        "layer or, in the upper layers, the answer's own token, 'last'"
+    )
 
 
 class Fault(NamedTuple):

@@ -155,7 +155,7 @@ class InterchangeInterventionTraining(Training):
         loss = torch.stack([weight * losses for weight, losses in terms.values()]).sum(0).mean()
         self.log_dict({f"train/{name}_loss": each.mean() for name, (_, each) in terms.items()}, batch_size=len(batch))
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
-        return loss * batch.weight + self.interchange.penalty()
+        return loss * batch.weight + self.interchange.penalty(batch)
 
     def terms(self, batch: CounterfactualBatch) -> dict[str, tuple[Tensor | float, Float[Tensor, " batch"]]]:
         """The weight and the pairs' losses of each term whose weight is not 0."""

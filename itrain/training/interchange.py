@@ -27,6 +27,7 @@ from itrain.sites import Site, module_names
 from itrain.training.building import build_all, known_features
 from itrain.training.building import count_features as count_features
 from itrain.training.finite import require_finite
+from itrain.training.optimization import at_rest
 
 Interventions = Mapping[Placement, Intervention]
 
@@ -91,6 +92,8 @@ class Interchange(nn.Module):
         self.detach_source = detach_source
         self.sites = tuple(dict.fromkeys(each.write for each in self.placements))
         """The sites that are edited."""
+        if not self.placements:
+            raise ValueError("sites is empty; name at least one")
         require_distinct(self.placements)
         sizes = list(hidden_sizes or known_features(network, self.placements, join_positions=join_positions))
         if len(sizes) != len(self.placements):
@@ -139,11 +142,12 @@ class Interchange(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_source):
             for variable, source in batch.sources.items():
                 rows = batch.rows(variable)
-                taken = source if rows is None else source.take(rows)
                 sites = [each.read for each in placements if each.variables is None or variable in each.variables]
-                if not sites or not taken.batch_size:
+                if not sites or (rows is not None and not len(rows)):
                     found[variable] = {}
-                elif isinstance(taken, IntervenedInputs):
+                    continue
+                taken = source if rows is None else source.take(rows)
+                if isinstance(taken, IntervenedInputs):
                     edits = self.edits(taken, interventions, self.read(taken, interventions))
                     found[variable] = self.network.read(taken, sites, edits)
                 else:
@@ -256,10 +260,20 @@ class Interchange(nn.Module):
         for intervention in self.trained.values():
             intervention.anneal(progress)
 
-    def penalty(self) -> Tensor | float:
-        """The penalty on the interventions' sizes, which the loss adds."""
+    def penalty(self, batch: Runs | None = None) -> Tensor | float:
+        """The penalty on the interventions' sizes, which the loss adds.
+
+        With a batch it depends on the weights of interventions that serve none of its pairs too, so that each weight
+        has a gradient in every step and process.
+        """
         penalties = (intervention.penalty() for intervention in dict.fromkeys(self.trained.values()))
-        return sum((each for each in penalties if each is not None), 0.0)
+        total = sum((each for each in penalties if each is not None), 0.0)
+        serving = [each for each in self.placements if each.variables is not None]
+        if batch is None or not serving:
+            return total
+        interchanged = {name for group in batch.group.unique().tolist() for name in batch.groups[group]}
+        idle = [self.trained[each] for each in serving if interchanged.isdisjoint(each.variables or ())]
+        return total + at_rest(weight for each in idle for weight in each.parameters())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [group for each in dict.fromkeys(self.trained.values()) for group in each.parameter_groups()]

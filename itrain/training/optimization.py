@@ -7,11 +7,20 @@ from math import isinf
 from typing import Any
 
 import lightning
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 """Builds an optimizer from groups of parameters, as :class:`torch.optim.Optimizer` takes them."""
+
+
+def at_rest(weights: Iterable[nn.Parameter]) -> Tensor | float:
+    """0, as a function of weights that a step does not use.
+
+    Processes wait for a gradient of each weight from every one, and optimizers leave out weights that have none.
+    """
+    return sum((each.nan_to_num(0.0, 0.0, 0.0).sum() * 0 for each in weights), 0.0)
 
 
 def total_steps(trainer: lightning.Trainer) -> int:

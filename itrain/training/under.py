@@ -54,9 +54,7 @@ class Under(nn.Module):
             raise TypeError(f"under: load the export first: under=itrain.load('{given}', model)")
         self.factory = _factory(given) if isinstance(given, Training) else given
         """What builds the interventions again, without what they have learned."""
-        self.interchange = _copied(given, network) if isinstance(given, Training) else given(network=network)
-        if not isinstance(self.interchange, Interchange):
-            raise ValueError(f"under: it makes a {type(self.interchange).__name__}; give partial(Interchange, ...)")
+        self.interchange = _copied(given, network) if isinstance(given, Training) else _made(given, network)
         self.interchange.requires_grad_(False)
         self.fits = not isinstance(given, Training)
         """Whether closed-form statistics are fitted here."""
@@ -134,6 +132,17 @@ class Under(nn.Module):
         if taking:
             edits += part.edits(batch, taking, part.read(batch, taking))
         return edits
+
+
+def _made(given: Callable[..., Interchange], network: Network) -> Interchange:
+    """The interventions that a factory builds."""
+    for name, each in inspect.signature(given).parameters.items():
+        if each.default is each.empty and each.kind is each.KEYWORD_ONLY and name != "network":
+            raise ValueError(f"under: {name} has no value; give it: under.{name}=<value>")
+    made = given(network=network)
+    if not isinstance(made, Interchange):
+        raise ValueError(f"under: it makes a {type(made).__name__}; give partial(Interchange, ...)")
+    return made
 
 
 def _copied(training: Training, network: Network) -> Interchange:
