@@ -166,7 +166,10 @@ def in_one_of_two() -> list[tuple[str, str, int]]:
 def test_two_processes_end_together(moment: str, action: str, rank: int, whole_fit_in_two: Path) -> None:
     ended = in_two_processes([*FIT, "trainer=ddp_cpu", "output=run"], moment, action, rank)
     assert_over(ended)
-    if action.split()[0] in CODES:
+    if moment == "test" and ended.code == 0:
+        # The process had done its share when it was signalled, and the run was over before it could say so.
+        assert action in CODES and (only_run("run") / "metrics.json").is_file()
+    elif action.split()[0] in CODES:
         assert ended.code == CODES[action.split()[0]], ended.told
         assert ended.told.count("itrain: stopped by") == 1
         assert "Traceback" not in ended.told
