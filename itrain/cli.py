@@ -200,7 +200,7 @@ def _generate(words: Sequence[str]) -> int:
     from itrain import generating
 
     try:
-        request, overrides = generating.requested(words)
+        request, overrides = generating.requested(words, others=config.Configuration.__dataclass_fields__)
     except (OSError, ValueError) as error:
         raise ConfigError(f"generate: {error}") from error
     configuration = config.request(_fetched(overrides), tests=True)

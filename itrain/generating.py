@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,7 +14,6 @@ import yaml
 from omegaconf import DictConfig
 from torch import Tensor
 
-from itrain.config.checking import Configuration
 from itrain.experiment import base_model_of
 from itrain.files import one_a_line
 from itrain.inputs import Acts, ModelInputs
@@ -61,11 +60,15 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def requested(words: Sequence[str]) -> tuple[Request, list[str]]:
+def requested(words: Sequence[str], *, others: Collection[str]) -> tuple[Request, list[str]]:
     """What the words of a command line ask for, and those that are left for the configuration.
 
+    Args:
+        words: key=value each.
+        others: the keys of the configuration.
+
     Raises:
-        RequestError: a word has no value that can be read.
+        RequestError: a word has no value that can be read, or its key is nearly one of those that are known here.
         OSError: a file of prompts cannot be read.
     """
     prompts: list[str] = []
@@ -86,7 +89,7 @@ def requested(words: Sequence[str]) -> tuple[Request, list[str]]:
             if key in chosen:
                 raise RequestError(f"{key} is given twice; leave one of them out")
             chosen[key] = _value(key, value)
-        elif sign and key not in Configuration.__dataclass_fields__ and get_close_matches(key, (*OWN, *fields)):
+        elif sign and key not in others and get_close_matches(key, (*OWN, *fields)):
             raise RequestError(f"{key}: no such key{nearest(key, (*OWN, *fields))}")
         else:
             rest.append(word)
