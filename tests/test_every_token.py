@@ -231,7 +231,7 @@ def test_batches_in_which_no_token_is_edited_leave_all_as_it_is(tmp_path: Path) 
             acts=acts,
             optimizer=partial(torch.optim.Adam, lr=1e-2),
         )
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, **quiet)
         trainer.fit(module, ResponseDataModule(task=task, network=network, batch_size=1))
         (vector,) = (each.vector for each in module.trained.values() if isinstance(each, SteeringVector))
