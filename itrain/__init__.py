@@ -6,10 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from itrain.calls import Fit as Fit
-    from itrain.calls import Sweep as Sweep
-    from itrain.calls import fit as fit
-    from itrain.calls import sweep as sweep
     from itrain.causal_model import CausalModel as CausalModel
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
@@ -98,14 +94,18 @@ if TYPE_CHECKING:
     from itrain.training.probing import ProbeTraining as ProbeTraining
     from itrain.training.steering import Steering as Steering
     from itrain.training.tracing import CausalTracing as CausalTracing
+    from itrain.verbs import Fit as Fit
+    from itrain.verbs import Sweep as Sweep
+    from itrain.verbs import fit as fit
+    from itrain.verbs import sweep as sweep
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Sweep": "calls",
-    "Fit": "calls",
-    "sweep": "calls",
-    "fit": "calls",
+    "Sweep": "verbs",
+    "Fit": "verbs",
+    "sweep": "verbs",
+    "fit": "verbs",
     "Activations": "runs.activations",
     "Run": "runs.run",
     "Scale": "interventions.fixed",

@@ -40,7 +40,7 @@ def read_tensors(file: str | Path, kind: str) -> Any:
     except TrustError:
         raise
     except Exception as error:  # which kind depends on the byte at fault
-        reason = printable(str(error).strip().splitlines()[0]) if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         # torch's own remedy is to run what the file asks for.
         reason = "it asks for code to be run" if "weights_only" in reason or "Weights only" in reason else reason
         raise TrustError(f"'{file}' cannot be read as a {kind}: {reason}") from error

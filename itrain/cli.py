@@ -226,7 +226,7 @@ def _export(words: Sequence[str]) -> int:
 def _fetched(words: Sequence[str]) -> list[str]:
     """The words, with the folder of what is exported to the hub in place of its address."""
     exports, others = _split(words, "export=")
-    if not any("/" in each and not Path(each).exists() for each in exports):
+    if not any("/" in each and not os.path.exists(each) for each in exports):
         return list(words)
     from itrain.exporting import fetched
 

@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from itrain.placements import Placement
 from itrain.sites import Site
-from itrain.trust import TrustError, find, printable, shown
+from itrain.trust import QuotingError, TrustError, find, shown
 
 
-class FactoryError(ValueError):
+class FactoryError(QuotingError):
     """A factory cannot be described, or a description cannot be turned into a factory."""
 
 
@@ -87,7 +87,7 @@ def _placements(value: Any, place: str, trust: Sequence[str]) -> list[Placement]
         try:
             found += Placement.parse_all(node)
         except (TypeError, ValueError) as error:
-            raise FactoryError(f"{place}: {printable(str(error))}") from error
+            raise FactoryError(f"{place}: {error}") from error
     for each in found:
         if not (each.intervention is None or callable(each.intervention)):
             raise FactoryError(f"{place}: site '{each}': its intervention is {shown(each.intervention)}, and no class")

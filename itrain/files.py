@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from itrain.signatures import ConfigError, brief
+from itrain.trust import shown
+
+MOST_TEXT = 64 * 2**20
+"""Bytes of a file of texts."""
+
+
+class FolderError(ValueError):
+    """A folder cannot be written where something else is."""
+
 
 UNFINISHED: set[Path] = set()
 """What is being written to now; a process that ends at once removes these."""
@@ -45,9 +55,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder beside ``path`` to fill; it takes the place of ``path`` once the block has ended without an error.
 
-    A folder that was there before is given up only then, with all that is in it.
+    A folder that was there before is given up only then, and only if all that is in it is written anew.
 
     Raises:
+        FolderError: something else is there, which would be lost.
         OSError: nothing can be written there; it names ``path``.
     """
     with _beside(path) as beside:
@@ -56,6 +67,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if not path.exists():
             beside.replace(path)
             return
+        if not path.is_dir():
+            raise FolderError(f"'{path}' is a file, and a folder is to be written there; name another place")
+        if others := sorted({each.name for each in path.iterdir()} - {each.name for each in beside.iterdir()}):
+            raise FolderError(f"'{path}' holds {shown(others[0])}, which would be lost; name a new folder")
         former = beside.with_name(f"{beside.name}-former")
         path.replace(former)
         try:
@@ -133,13 +148,18 @@ def one_a_line(path: Path) -> list[str]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no text, or has none.
+        ValueError: it is no text, has none, or has more than anybody writes.
     """
+    with path.open("rb") as file:  # also a pipe, which has no size
+        read = file.read(MOST_TEXT + 1)
+    if len(read) > MOST_TEXT:
+        raise ValueError(f"'{path}' has more than {MOST_TEXT // 2**20} MiB")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        whole = read.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is no text in UTF-8") from error
-    texts = [line.strip() for line in lines if line.strip()]
+    # Not splitlines(), which ends lines at some characters that a text may hold.
+    texts = [line.strip() for line in re.split(r"\r\n|\r|\n", whole) if line.strip()]
     if not texts:
         raise ValueError(f"'{path}' holds no text")
     return texts

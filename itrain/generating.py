@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,26 @@ import yaml
 from omegaconf import DictConfig
 from torch import Tensor
 
+from itrain.config.checking import Configuration
 from itrain.experiment import base_model_of
 from itrain.files import one_a_line
-from itrain.inputs import ModelInputs
+from itrain.inputs import Acts, ModelInputs
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
+from itrain.networks.lane import require_acts, require_strength
 from itrain.reports.generations import print_generations
 from itrain.reports.silence import silence_others
 from itrain.sharing import load, require_model
+from itrain.signatures import nearest
 from itrain.tasks.responses import Prompts
 from itrain.trainers import RunError
 from itrain.training.attaching import Text
 from itrain.training.base import Training
 from itrain.training.iit import InterchangeInterventionTraining
-from itrain.trust import printable
 
+OWN = ("prompt", "prompts", "source", "continuation", "acts", "strength")
+"""The keys that are neither of the configuration nor of a GenerationConfig."""
+COUNTS = ("max_new_tokens", "num_beams", "num_return_sequences")
 GENERATED = 64
 """The most tokens that are generated after a prompt, unless another number is asked for."""
 
@@ -50,7 +56,7 @@ class Request:
 
     prompts: Sequence[str]
     sources: Mapping[str, Sequence[Text]] = field(default_factory=dict)
-    acts: Any = None
+    acts: Acts | None = None
     strength: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,19 +76,22 @@ def requested(words: Sequence[str]) -> tuple[Request, list[str]]:
     for word in words:
         key, sign, value = word.partition("=")
         name, _, variable = key.partition(".")
-        if key == "prompt":
+        if sign and key == "prompt":
             prompts.append(value)
-        elif key == "prompts":
+        elif sign and key == "prompts":
             prompts += one_a_line(Path(value))
         elif sign and name in texts:
             texts[name].setdefault(variable, []).append(value)
         elif sign and (key in ("acts", "strength") or key in fields):
+            if key in chosen:
+                raise RequestError(f"{key} is given twice; leave one of them out")
             chosen[key] = _value(key, value)
+        elif sign and key not in Configuration.__dataclass_fields__ and get_close_matches(key, (*OWN, *fields)):
+            raise RequestError(f"{key}: no such key{nearest(key, (*OWN, *fields))}")
         else:
             rest.append(word)
     acts, strength = chosen.pop("acts", None), chosen.pop("strength", 1.0)
-    if not isinstance(strength, int | float) or isinstance(strength, bool):
-        raise RequestError(f"strength={strength}: give a number")
+    acts, strength = None if acts is None else require_acts(acts), require_strength(strength)
     sources = _sources(texts["source"], texts["continuation"])
     return Request(prompts=prompts, sources=sources, acts=acts, strength=strength, settings=chosen), rest
 
@@ -126,9 +135,14 @@ def _attached(
 ) -> AbstractContextManager[object]:
     """The module attached to the model; one that is trained itself may act without an interchange."""
     if isinstance(module, InterchangeInterventionTraining) and not request.sources:
+        if request.acts is not None or request.strength != 1:
+            raise RunError(
+                "acts and strength say how an interchange acts, and a model that was trained itself runs without one; "
+                "add source=<text>, or leave them out"
+            )
         return nullcontext()
     source = dict(request.sources) or None
-    return module.attach(base_model, source=source, acts=request.acts, strength=float(request.strength), prompts=inputs)
+    return module.attach(base_model, source=source, acts=request.acts, strength=request.strength, prompts=inputs)
 
 
 def _continue(network: HookedNetwork, inputs: ModelInputs, end: int, seed: int, settings: Mapping[str, Any]) -> Tensor:
@@ -161,9 +175,15 @@ def _sources(
 
 def _value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RequestError(f"{key}={text}: the value cannot be read") from error
+    # A GenerationConfig takes any text for true, and no beams for some.
+    if key == "do_sample" and not isinstance(found, bool):
+        raise RequestError(f"{key}={text}: give true or false")
+    if key in COUNTS and (not isinstance(found, int) or isinstance(found, bool) or found < 1):
+        raise RequestError(f"{key}={text}: give a whole number from 1")
+    return found
 
 
 def _fields() -> frozenset[str]:
@@ -184,6 +204,8 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         GenerationConfig(**settings).validate(strict=True)
     except (ValueError, TypeError) as error:
-        text = " ".join(printable(str(error)).split())
-        raise RunError(f"generate: {text}") from error
+        first, *rest = str(error).strip().splitlines()
+        # After its first line, transformers lists what is wrong, and then speaks of files that are not read here.
+        faults = [line.removeprefix("- ") for line in rest if line.startswith("- ")] or [first]
+        raise RunError(f"generate: {'; '.join(faults)}") from error
     return dict(settings)

@@ -144,7 +144,7 @@ keys
 examples
   itrain export ckpt=outputs/das_gender/2025-01-31_12-00-00
   itrain export ckpt=outputs/das_gender/2025-01-31_12-00-00 to=hub repo=user/das-gender private=true
-  itrain export export=outputs/reft_style/2025-01-31_12-00-00/export merge=true acts=all output=merged
+  itrain export export=outputs/steer_story/2025-01-31_12-00-00/export merge=true output=merged
 """,
     "generate": """\
 usage: itrain generate export=<folder> prompt="<text>" [prompt="<text>" ...] [key=value ...]
@@ -174,12 +174,14 @@ before and after it, with their probabilities. Without intervention=, the source
 
 keys
   site       where: layer2.block_output@last, layer2.attention_value_output.head3@1, or at a text of the prompt,
-             'site=layer2.block_output@"Mary"'; several times for several sites
+             'site=layer2.block_output@"Mary"' (in single quotes, which the shell takes off), or at a span that is
+             marked in all prompts, "{name=Mary} walked": @name; several times for several sites
   read       the site that is read in the source, where it is another one
   base       the prompt; several times for several prompts
   source     the prompt that values are read from; one for all prompts, or one for each
   dims       the features that are edited: dims=[10,11,12]
-  fit        prompts to whose activations intervention=mean and its kind are fitted
+  fit        a prompt to whose activations intervention=mean and its kind are fitted; several times for several
+  strength   how much of the edit's effect is applied: base + strength * (edit(base) - base)
   top        how many tokens are printed: 5
   model, intervention, threads
              as for fit: itrain list intervention
@@ -188,8 +190,8 @@ examples
   itrain run site=layer2.block_output@1 base="Mary walked because" source="John walked because"
   itrain run site=layer2.block_output@1 base="Mary walked because" intervention=scale intervention.factor=3
   itrain run site=layer2.mlp_activation@last dims=[1,2] base="Mary walked because" intervention=zero
-  itrain run 'site=layer0.block_output@"Mary"' 'read=layer0.block_output@"John"' base="Mary walked because" \
-    source="John walked because"
+  itrain run 'site=layer0.block_output@"Mary"' 'read=layer0.block_output@"John"' base="Mary walked because" \\
+      source="John walked because"
 """,
     "show": """\
 usage: itrain show [key=value ...]

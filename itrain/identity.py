@@ -81,7 +81,8 @@ def _require_whole(saved: Mapping[str, Any]) -> None:
     """
     settings, rows, texts = (saved.get(part) for part in ("configuration", "weights", "modules"))
     sound = {
-        "configuration": settings is None or (isinstance(settings, dict) and _are_small(settings)),
+        "configuration": "configuration" in saved
+        and (settings is None or (isinstance(settings, dict) and _are_small(settings))),
         "modules": isinstance(texts, list),
         "weights": isinstance(rows, list)
         and all(isinstance(row, list) and len(row) >= PER_WEIGHT and _are_numbers(row) for row in rows),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -15,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from itrain.architectures import ARCHITECTURES, unwrap
 from itrain.identity import identity
+from itrain.inputs import Acts
 from itrain.networks.hooks import HookedNetwork
 from itrain.placements import Placements
 from itrain.runs.activations import Activations, read
@@ -38,8 +37,6 @@ ANSWER = "answer.json"
 """The file beside the embedded model's weights that holds some of its logits after a prompt."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 """Files of which a folder with a tokenizer has some."""
-SAMPLED = 256
-"""Values of each weight that entered a fingerprint of itrain 0.1."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -88,6 +85,8 @@ class BaseModel:
         source: Given | Run | Mapping[str, Given | Run] | None = None,
         dims: Sequence[int] | None = None,
         fit: Given | None = None,
+        acts: Acts | Sequence[int] = "prompt",
+        strength: float = 1.0,
     ) -> Run:
         """Run the model once under edits: ``model.run("Mary walked because", "layer2.block_output@1", itrain.Zero)``.
 
@@ -100,11 +99,16 @@ class BaseModel:
                 :class:`Run`, which is read under its own edits; or these by the variables that the sites name.
             dims: the features that are edited; None: all of a site's.
             fit: inputs to whose activations closed-form statistics are fitted, as those of :class:`itrain.Mean`.
+            acts: on which tokens the edits act: ``prompt``, ``all``, ``generated``, or some generated ones, as
+                ``[0, 2]``, counted from 0. The next token is told from the prompt; :meth:`Run.text` generates.
+            strength: how much of an edit's effect is applied: base + strength * (edit(base) - base).
 
         Raises:
             ValueError: something is missing, is given in vain, or does not fit; the message names it.
         """
-        return self._runner.run(base, site, intervention, source=source, dims=dims, fit=fit)
+        return self._runner.run(
+            base, site, intervention, source=source, dims=dims, fit=fit, acts=acts, strength=strength
+        )
 
     def read(self, prompts: Given, sites: Sites, *, batch_size: int = 32) -> Activations:
         """The activations of prompts at sites, on the CPU: ``model.read(prompts, "layer2.block_output@last")[0]``."""
@@ -144,7 +148,7 @@ def load_embedded(*, dtype: Dtype = "float32", attn_implementation: str | None =
 
 
 def load_pretrained(
-    *, name: str, revision: str | None = None, dtype: Dtype = "auto", attn_implementation: str | None = None
+    name: str, *, revision: str | None = None, dtype: Dtype = "auto", attn_implementation: str | None = None
 ) -> BaseModel:
     """A transformers model and its tokenizer, from a folder or the Hugging Face hub.
 
@@ -206,35 +210,6 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
         drawn.data = drawn.data.to(given.dtype)
     fresh.to(old[0].device).train(model.training)
     return BaseModel(model=fresh, tokenizer=base_model.tokenizer, name=f"{base_model.name}, randomly initialised")
-
-
-def earlier_fingerprints(model: nn.Module) -> set[str]:
-    """What exports of itrain 0.1 may know the model by: hashes of some values, without or with the weights' names.
-
-    The names enter under each of those that releases have given a head.
-    """
-    state = unwrap(model).state_dict()
-    tensors = {name: weight for name, weight in state.items() if isinstance(weight, Tensor) and not weight.is_meta}
-    if len(tensors) < len(state):
-        return set()
-    renamed = [
-        sorted((re.sub("^(lm_head|embed_out)(?=[.])", head, name), weight) for name, weight in tensors.items())
-        for head in ("lm_head", "embed_out")
-    ]
-    found = set()
-    for pairs in ([("", weight) for weight in tensors.values()], *renamed):
-        digest = hashlib.sha256()
-        for name, weight in pairs:
-            digest.update((f"{name} " if name else "").encode() + _sample(weight))
-        found.add(digest.hexdigest()[:16])
-    return found
-
-
-def _sample(weight: Tensor) -> bytes:
-    flat = weight.detach().flatten()
-    stride = max(1, flat.numel() // SAMPLED)
-    sample = flat[::stride][:SAMPLED].cpu().to(torch.bfloat16).contiguous().view(torch.uint8)
-    return f"{tuple(weight.shape)} ".encode() + sample.numpy().tobytes()
 
 
 def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None) -> BaseModel:

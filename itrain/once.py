@@ -36,6 +36,7 @@ class Request:
     fit: Sequence[str] = ()
     dims: Sequence[str] = ()
     top: Sequence[str] = ()
+    strength: Sequence[str] = ()
 
     @classmethod
     def of(cls, words: Sequence[str]) -> tuple[Request, list[str]]:
@@ -58,7 +59,7 @@ class Request:
         for name in ("site", "base"):
             if not any(typed[name]):
                 raise ConfigError(f"'run' needs {name}; {NEEDED}")
-        for name in ("dims", "top"):
+        for name in ("dims", "top", "strength"):
             if len(typed[name]) > 1:
                 raise ConfigError(f"{name} is given {len(typed[name])} times; give it once")
         if len(typed["read"]) not in (0, len(typed["site"])):
@@ -67,7 +68,8 @@ class Request:
         try:
             request.placements  # noqa: B018 - a wrong one is told before the model is loaded
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            shell = "; a shell takes quotes off that are not in single ones" if "double quotes" in str(error) else ""
+            raise ConfigError(f"{error}{shell}") from error
         return request, rest
 
     @property
@@ -92,6 +94,18 @@ class Request:
             raise ConfigError(f"{name}={typed[0]}: expected whole numbers, for example {name}=[10,11,12]")
         return list(map(int, parts))
 
+    @property
+    def scale(self) -> float:
+        """The strength as a number.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        try:
+            return float(self.strength[0]) if self.strength else 1.0
+        except ValueError as error:
+            raise ConfigError(f"strength={self.strength[0]}: expected a number, for example strength=0.5") from error
+
 
 def run_once(cfg: DictConfig, request: Request, *, intervenes: bool) -> None:
     """Print the likeliest next tokens of the prompts, before and after.
@@ -105,7 +119,7 @@ def run_once(cfg: DictConfig, request: Request, *, intervenes: bool) -> None:
         RunError: the model is none.
     """
     silence_others()
-    top, dims = request.numbers("top"), request.numbers("dims")
+    top, dims, strength = request.numbers("top"), request.numbers("dims"), request.scale
     if top is not None and (len(top) != 1 or top[0] < 1):
         raise ConfigError(f"top={request.top[0]}: expected how many tokens are printed, for example top=5")
     with limits_of_model(cfg.model._target_, None):
@@ -122,5 +136,6 @@ def run_once(cfg: DictConfig, request: Request, *, intervenes: bool) -> None:
         source=list(request.source) or None,
         dims=dims,
         fit=list(request.fit) or None,
+        strength=strength,
     )
     print(run.table(*(top or [])))

@@ -22,7 +22,9 @@ DEPTH = 40
 VALUES = 200_000
 """Values in a file, among them the sites of a run."""
 LARGEST_NUMBER = 10_000_000
-"""The largest whole number that may be a size; seeds may be larger."""
+"""The largest whole number that may be a size."""
+UNBOUNDED = ("seed", "seeds", "_steps", "_epochs")
+"""The ends of keys whose numbers are no sizes."""
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _WIDE = re.compile(r"(?<!\$)\{[\w.!\[\]]*:[^{}\s]*(\d{5}|\{)")
@@ -38,8 +40,15 @@ _LIGHTNING = {
 """What of Lightning needs no trust; other parts of it serve the model, send results elsewhere or write where asked."""
 
 
-class TrustError(ValueError):
-    """A file names what is not trusted, asks for too much, or is damaged; the message is one line."""
+class QuotingError(ValueError):
+    """An error whose message quotes what strangers wrote: one line, in which a terminal acts on nothing."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class TrustError(QuotingError):
+    """A file names what is not trusted, asks for too much, or is damaged."""
 
 
 _FACTORIES = ("itrain.models.", "itrain.tasks.", "itrain.networks.")
@@ -75,7 +84,7 @@ def find(path: Any, kinds: tuple[type, ...], *, role: str, trust: Sequence[str],
         found = _walk(path)
     except (ImportError, AttributeError) as error:
         raise TrustError(
-            f"{place} needs the {role} {path}, which cannot be imported here ({printable(str(error))}); install its "
+            f"{place} needs the {role} {path}, which cannot be imported here ({error}); install its "
             "package, or run itrain in the folder that holds it"
         ) from error
     defined = f"{getattr(found, '__module__', None)}."
@@ -165,7 +174,7 @@ def read_json(file: Path) -> Any:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise TrustError(f"'{file}' is damaged: {printable(str(error))}") from error
+        raise TrustError(f"'{file}' is damaged: {error}") from error
     require_plain(found, f"'{file}'")
     return found
 
@@ -186,7 +195,18 @@ def require_yaml(file: Path) -> None:
             if getattr(event, "tag", None) not in (None, "!"):
                 raise TrustError(f"'{file}' is no configuration of itrain: it has the tag {shown(event.tag)}")
     except yaml.YAMLError as error:
-        raise TrustError(f"'{file}' is damaged: {printable(str(error).splitlines()[0])}") from error
+        raise TrustError(f"'{file}' is damaged: {str(error).splitlines()[0]}") from error
+
+
+def require_readable(value: Any, text: str, place: str) -> None:
+    """Refuse to write as JSON what :func:`read_json` would refuse to read.
+
+    Raises:
+        TrustError: naming what is too large.
+    """
+    if len(text.encode()) > LARGEST_TEXT:
+        raise TrustError(f"{place} has more than {LARGEST_TEXT // 2**20} MiB, and could not be read again")
+    require_plain(value, place)
 
 
 def require_plain(value: Any, place: str) -> None:
@@ -202,7 +222,7 @@ def require_plain(value: Any, place: str) -> None:
         if "task" in key.split(".") and isinstance(leaf, str) and _WIDE.search(leaf):
             raise TrustError(f"{place}: {shown(key)} asks for text as wide as it likes: {shown(leaf)}")
         is_large = isinstance(leaf, int) and not isinstance(leaf, bool) and abs(leaf) > LARGEST_NUMBER
-        if is_large and not key.endswith(("seed", "seeds")):
+        if is_large and not key.endswith(UNBOUNDED):
             raise TrustError(f"{place}: {shown(key)} is {shown(leaf)}; no file may ask for more than {LARGEST_NUMBER}")
 
 

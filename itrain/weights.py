@@ -6,6 +6,7 @@ Tensor letters: R rows, C columns, K rows or columns that are looked at.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ LINES = 16
 """Rows and columns of a weight that are looked at, evenly spaced; more of small ones."""
 VALUES = 1 << 16
 """A weight is looked at whole if it has no more values than this."""
+SAMPLED = 256
+"""Values of each weight that entered a fingerprint of itrain 0.1."""
 
 
 class WeightError(ValueError):
@@ -48,6 +51,35 @@ def fingerprint(model: nn.Module) -> str:
         for sample in _samples(value):
             digest.update(sample.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def earlier_fingerprints(model: nn.Module) -> set[str]:
+    """What exports of itrain 0.1 may know the model by: hashes of some values, without or with the weights' names.
+
+    The names enter under each of those that releases have given a head.
+    """
+    state = unwrap(model).state_dict()
+    tensors = {name: weight for name, weight in state.items() if isinstance(weight, Tensor) and not weight.is_meta}
+    if len(tensors) < len(state):
+        return set()
+    renamed = [
+        sorted((re.sub("^(lm_head|embed_out)(?=[.])", head, name), weight) for name, weight in tensors.items())
+        for head in ("lm_head", "embed_out")
+    ]
+    found = set()
+    for pairs in ([("", weight) for weight in tensors.values()], *renamed):
+        digest = hashlib.sha256()
+        for name, weight in pairs:
+            digest.update((f"{name} " if name else "").encode() + _sample(weight))
+        found.add(digest.hexdigest()[:16])
+    return found
+
+
+def _sample(weight: Tensor) -> bytes:
+    flat = weight.detach().flatten()
+    stride = max(1, flat.numel() // SAMPLED)
+    sample = flat[::stride][:SAMPLED].cpu().to(torch.bfloat16).contiguous().view(torch.uint8)
+    return f"{tuple(weight.shape)} ".encode() + sample.numpy().tobytes()
 
 
 def weights(model: nn.Module) -> Iterator[Weight]:

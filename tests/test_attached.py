@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import itrain
-from itrain.inputs import ModelInputs
+from itrain.inputs import ModelInputs, PositionError
 from itrain.networks.attached import AttachedEdits
 from itrain.networks.calls import Calls
+from itrain.networks.forward import cache_arguments, cache_of
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import EditAt
 from itrain.sites import Site
@@ -275,6 +276,31 @@ def test_what_cannot_be_told_is_refused(model: Any) -> None:
     (first,) = sites("layer0.block_output@first3")
     with AttachedEdits(model, [added(first)]), pytest.raises(ValueError, match="prompt is run in several parts"):
         model.generate(**one, **both, prefill_chunk_size=2)
+
+
+@torch.no_grad()
+def test_tokens_that_a_cache_holds_already_are_not_taken_for_edited(model: Any) -> None:
+    """A prefix that was run before serves edits of later tokens alone; one that was run inside is another prompt."""
+    one, settings = ids(6), {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+    def continued() -> Tensor:
+        return model.generate(**one, **settings, **{name: copy.deepcopy(prefix)})
+
+    def prefix_of() -> Any:
+        return cache_of(model(input_ids=one["input_ids"][:, :4], use_cache=True))
+
+    prefix = prefix_of()
+    name = next(iter(cache_arguments(model, prefix)))
+    with AttachedEdits(model, [added()]):
+        assert torch.equal(continued(), model.generate(**one, **settings))
+        with pytest.raises(ValueError, match="a cache of 4 tokens that were run as another prompt"):
+            model.generate(**one, **settings, **{name: prefix_of()})
+    for edit in (added(Site.parse("layer0.block_output@first")), added(Site.parse("layer0.block_output"), "all")):
+        with (
+            AttachedEdits(model, [edit]),
+            pytest.raises(PositionError, match="holds the first 4 tokens of the prompt already"),
+        ):
+            continued()
 
 
 def test_spans_are_those_of_the_prompts_that_were_given(model: Any) -> None:

@@ -141,6 +141,21 @@ def test_placements_read_where_they_say_and_for_whom(base: BaseModel) -> None:
         named.attach(base, source=SOURCE, prompts=PROMPT)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_of_the_prompts_is_found_in_calls_as_a_span_is(base: BaseModel, side: str) -> None:
+    texts, source = ["Lisa jumped because", "When Paul slept , Lisa ran because"], "{name=John} walked because"
+    marked = [each.replace("Lisa", "{name=Lisa}") for each in texts]
+    assert base.tokenizer is not None
+    padded = base.tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+    found = []
+    for where, prompts in (("name", marked), ('"Lisa"', texts)):
+        site = {"write": f"layer2.block_output@{where}", "read": "layer2.block_output@name"}
+        with swap(base, site).attach(base, source=source, prompts=prompts), torch.no_grad():
+            found.append(base.model(**padded).logits)
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+    assert not torch.allclose(found[0], base.model(**padded).logits)
+
+
 def test_finetunings_act_as_they_were_trained(base: BaseModel, other: BaseModel) -> None:
     plain = said(other)
     found = []
@@ -208,8 +223,13 @@ def test_wrong_ways_to_attach_are_one_line(base: BaseModel) -> None:
         (lambda: search.attach(base.model, source=SOURCE), "there is no tokenizer for it"),
         (lambda: search.attach(base, source=[SOURCE, ("a", "b")]), "some texts have a continuation"),
         (lambda: search.attach(base, source=SOURCE, acts=always), "acts='always'"),
-        (lambda: search.attach(base, source="Lisa jumped"), "names no span 'name'.*mark it in a typed text"),
+        (lambda: search.attach(base, source="Lisa jumped"), "'Lisa jumped'.*names no span 'name'; mark it in every"),
         (lambda: steering(base).attach(base, source=SOURCE), "SteeringVector takes no source"),
+        (lambda: search.attach(base, source=[]), r"source=\[\]: give a text"),
+        (
+            lambda: search.attach(base, source={"a": SOURCE, "b": SOURCE}),
+            "of a and b would be written one over",
+        ),
         (lambda: swap(base, "layer2.block_output@first2").attach(base, source=SOURCE, acts="all"), "several tokens"),
     ]
     for attach, message in wrong:
@@ -226,7 +246,7 @@ def export(training: Training, folder: Path, base: BaseModel, *words: str) -> st
 def test_generate_takes_a_source_and_settings_of_generation(
     base: BaseModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = export(swap(base), tmp_path / "swap", base, "recipe=das_gender", "intervention=full_vector")
+    folder = export(swap(base), tmp_path / "export", base, "recipe=das_gender", "intervention=full_vector")
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\n{{name=Mary}} slept because\n")
     words = ["generate", folder, f"prompts={tmp_path / 'prompts.txt'}", "max_new_tokens=1"]
     assert main([*words, f"source={SOURCE}"]) == 0
@@ -239,12 +259,35 @@ def test_generate_takes_a_source_and_settings_of_generation(
     for more, message in (
         ([], "FullVector at 'layer2.block_output@name' puts in what a source has there"),
         ([f"source={SOURCE}", "temperature=0.5"], "temperature"),
-        ([f"source={SOURCE}", "strength=big"], "strength=big: give a number"),
+        ([f"source={SOURCE}", "strength=big"], "strength='big': give a number"),
         (["continuation=he"], "continuation: there is no such source"),
+        (["max_new_token=6"], "max_new_token: no such key, did you mean 'max_new_tokens'?"),
+        (["sources=he"], "sources: no such key, did you mean 'source'?"),
+        ([f"export={tmp_path}"], f"did you mean '{tmp_path / 'export'}'?"),
         ([f"source={SOURCE}", "prompts=none.txt"], "none.txt"),
     ):
         assert main([*words, *more]) in (1, 2)
         assert message in capsys.readouterr().err, more
+
+
+def test_generate_with_a_model_that_was_trained_itself_ignores_nothing(
+    base: BaseModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = itrain.InterchangeInterventionTraining(
+        network=itrain.make_network(itrain.load_embedded().model, trainable=True),
+        sites=NAME,
+        intervention=partial(itrain.FixedBlocks, blocks={"gender": 16}),
+    )
+    folder = export(trained, tmp_path / "iit", base, "recipe=iit_lora_gender", "training.lora_rank=null")
+    words = ["generate", folder, f"prompt={PROMPT}", "max_new_tokens=1"]
+    for more, message in (
+        (["strength=2"], "acts and strength say how an interchange acts"),
+        (["acts=all"], "acts and strength say how an interchange acts"),
+        ([f"source={SOURCE}"], "the source is given for no variable; name it, as in source={'gender': ...}"),
+    ):
+        assert main([*words, *more]) == 1
+        assert message in capsys.readouterr().err, more
+    assert main(words) == main([*words, f"source.gender={SOURCE}", "strength=2"]) == 0
 
 
 def test_generate_says_of_a_probe_that_nothing_is_edited(

@@ -32,14 +32,19 @@ CHANGED: dict[str, Any] = {
     "blocks": {"left": 2, "right": 3},
     "boundary_lr": 0.3,
     "boundary_weight": 0.25,
+    "deviation": 0.5,
+    "dims": (1, 3),
+    "factor": 0.5,
     "featurizer": Rotation,
     "gate": partial(SigmoidGate, temperature=(3.0, 0.3)),
     "rank": 3,
+    "scale": 2.0,
     "seed": 5,
     "shrinkage": 0.1,
     "sparsity": 0.5,
     "start": 0.7,
     "temperature": (3.0, 0.3),
+    "vector": [float(place) for place in range(HIDDEN)],
 }
 """Values that differ from the defaults; an argument of a new intervention without one here fails."""
 SETTINGS: dict[type[Intervention], list[dict[str, Any]]] = {

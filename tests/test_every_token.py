@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import Tensor
 
+from itrain.data.responses import ResponseDataModule
 from itrain.inputs import Acts, ModelInputs, PositionError
+from itrain.interventions.steering import SteeringVector
+from itrain.models import load_embedded
+from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import EditAt, Edits, require_acts
 from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
+from itrain.tasks.instructions import Instructions
+from itrain.training.finetuning import RepresentationFinetuning
 from tests.models import HIDDEN, hook_count, sites, tiny_inputs, tiny_model
 
 TYPES = ("gpt2", "gpt_neox", "llama", "qwen3", "gemma3")
@@ -195,3 +205,40 @@ def test_a_prompt_without_the_position_is_refused() -> None:
         HookedNetwork(tiny_model("llama")).generate(
             tiny_inputs((6, 4)), edits("all", "layer0.block_output@first5"), max_new_tokens=2
         )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+def test_batches_in_which_no_token_is_edited_leave_all_as_it_is(tmp_path: Path) -> None:
+    """Some responses are too short for the steps that are edited; steps that none has are refused before the run."""
+    names, verbs = ("Lisa", "John", "Mary", "David"), ("walked", "jumped", "slept", "sang")
+    rows = [
+        {"prompt": f"{name} {verb} because", "response": "he was happy ." if verb == "slept" else "he"}
+        for name in names
+        for verb in verbs
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    embedded = load_embedded()
+
+    def fitted(replay: Any, acts: list[int]) -> Tensor:
+        task = Instructions(file=str(file))
+        task.bind(embedded.tokenizer)
+        network = make_network(embedded.model, replay=replay)
+        module = RepresentationFinetuning(
+            network=network,
+            sites="layer2.block_output@last",
+            intervention=SteeringVector,
+            acts=acts,
+            optimizer=partial(torch.optim.Adam, lr=1e-2),
+        )
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer.fit(module, ResponseDataModule(task=task, network=network, batch_size=1))
+        (vector,) = (each.vector for each in module.trained.values() if isinstance(each, SteeringVector))
+        return vector.detach()
+
+    found = [fitted(replay, [1, 2]) for replay in ("on", "off")]
+    assert found[0].norm() > 0.01
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"acts=\[4\]: a training response goes on after 4 of its tokens"):
+        fitted("off", [4])

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins import AsyncCheckpointIO
 from matplotlib.figure import Figure
 
 from itrain.config.saved import last_checkpoint
-from itrain.files import replacing, replacing_folder, write_json, write_text
+from itrain.files import FolderError, replacing, replacing_folder, write_json, write_text
 from itrain.reports.figures import save_figure
 from itrain.results.table import write
 from itrain.training.safeguards import WholeCheckpoints, safeguard
@@ -129,6 +129,18 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert caught.value.filename == str(target)
     assert (target / "weights").read_text() == "second"
     assert os.listdir(tmp_path / "deep") == ["export"]
+
+
+def test_a_folder_that_holds_something_else_is_left(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("weights", "thesis.tex"):
+        (mine / name).write_text("mine")
+    for target, said in ((mine, r"holds 'thesis\.tex', which would be lost"), (mine / "weights", "is a file")):
+        with pytest.raises(FolderError, match=said), replacing_folder(target) as beside:
+            (beside / "weights").write_text("new")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "thesis.tex", "weights"]
+    assert {path.read_text() for path in mine.iterdir()} == {"mine"}
 
 
 def test_checkpoints_need_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,6 @@ from itrain.networks.forward import CACHE, WINDOWS, cache_arguments, cache_of, c
 from tests.models import ALL_TYPES, CAUSAL_TYPES, HIDDEN, VOCABULARY, tiny_config, tiny_inputs, tiny_model
 from tests.test_recomputation import enable_checkpointing
 
-NEW = 3
-
 
 class Sum(nn.Module):
     """A language model of a token and the sum of those before it, which is its cache."""
@@ -87,9 +85,9 @@ class Between(Later):
 def test_texts_go_on_from_the_cache_whatever_its_name(release: type[Sum]) -> None:
     model, tokens = release(), tiny_inputs().arguments["input_ids"]
     mask = torch.ones_like(tokens)
-    kept = cache_of(model(tokens[:, :-NEW], mask, use_cache=True))
-    found = model(tokens[:, -NEW:], mask, **cache_arguments(model, kept)).logits
-    torch.testing.assert_close(found, model(tokens, mask).logits[:, -NEW:])
+    cache = cache_of(model(tokens[:, :2], mask, use_cache=True))
+    rest = model(tokens[:, 2:], mask, **cache_arguments(model, cache))
+    torch.testing.assert_close(rest.logits, model(tokens, mask).logits[:, 2:])
 
 
 @pytest.mark.parametrize("model_type", CAUSAL_TYPES)

@@ -62,7 +62,7 @@ ROOMS = [
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},
     {"itrain.exporting"},
-    {"itrain.cli", "itrain.calls"},
+    {"itrain.cli", "itrain.verbs"},
     {"itrain.__main__"},
 ]
 """From the ground up: a room imports from its own storey's folder and from storeys below."""
@@ -74,7 +74,6 @@ ONLY_USERS = {
     "wandb": {"itrain.loggers"},
     "matplotlib": {"itrain.reports", "itrain.loggers"},
     "hydra": {
-        "itrain.calls",
         "itrain.cli",
         "itrain.config",
         "itrain.signatures",
@@ -84,6 +83,7 @@ ONLY_USERS = {
         "itrain.sweeps",
         "itrain.telling",
         "itrain.trainers",
+        "itrain.verbs",
     },
 }
 

@@ -132,5 +132,5 @@ def test_responses_that_end_before_the_edit_have_gradients_of_0(replay: str, res
 
 def test_an_edit_after_every_response_is_refused_before_a_run(responses: ResponseDataModule) -> None:
     finetuning(responses.network, [6]).check(responses)
-    with pytest.raises(ValueError, match=r"acts=\[7\]: a response goes on after 7 of its tokens at most"):
+    with pytest.raises(ValueError, match=r"acts=\[7\]: a training response goes on after 7 of its tokens at most"):
         finetuning(responses.network, [7]).check(responses)

@@ -236,3 +236,27 @@ def test_each_affine_map_is_the_intervention_itself() -> None:
         found = base if matrix is None else base @ matrix.T
         found = found if constant is None else found + constant
         torch.testing.assert_close(found, each.double()(base, None), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_fold_is_exact_or_refused_in_half_precision_too(dtype: torch.dtype) -> None:
+    """Rounding does not hide that a vector in attention_output is seen by the MLP, and weights keep their precision."""
+    for model_type, folded in (("llama", True), ("qwen3", False), ("gemma3_text", False)):
+        trained = at(tiny_model(model_type).to(dtype), ["layer0.block_output@all"], SteeringVector)
+        for each in trained.trained.values():
+            nn.init.normal_(next(each.parameters()).data, std=0.002)
+        if not folded:
+            with pytest.raises(MergeError, match="o_proj would change more than this"):
+                merge(trained, acts="all")
+            continue
+        merged = merge(trained, acts="all").model
+        assert {each.dtype for each in merged.parameters()} == {dtype}
+        assert {name for name, _ in merged.named_parameters() if name.endswith("0.mlp.down_proj.bias")}
+
+
+def test_folded_weights_beyond_half_precision_are_refused() -> None:
+    trained = at(tiny_model("llama").to(torch.float16), ["layer0.block_output@all"], SteeringVector)
+    for each in trained.trained.values():
+        next(each.parameters()).data.fill_(1e5)
+    with pytest.raises(MergeError, match=r"down_proj.bias holds numbers that torch.float16 cannot"):
+        merge(trained, acts="all")

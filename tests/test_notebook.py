@@ -83,6 +83,15 @@ def test_twins_of_another_library_give_the_same(library):
     assert compared == {"pyvene": 9, "nnsight": 3}[library]
 
 
+def test_trainings_of_the_model_itself_print_a_line_for_each_part():
+    import itrain
+
+    network = itrain.make_network(itrain.load_embedded().model, trainable=True)
+    lora = itrain.LoRAFinetuning(network=network, rank=2, targets=["dense"])
+    first, *parts = repr(lora).splitlines()
+    assert first == "LoRAFinetuning" and len(parts) == 6 and all("LoRA, 320 parameters" in part for part in parts)
+
+
 def test_every_edit_prints_in_jupyter():
     space: dict[str, Any] = {}
     run("import itrain\nmodel = itrain.load_embedded()", space)

@@ -34,6 +34,10 @@ def test_interventions_with_settings_features_and_prompts_to_learn_from(capsys):
     assert code == 0 and "Scale of features 1, 2" in out and out.splitlines()[3:] == zero.splitlines()[3:]
     code, out, _ = printed(capsys, SITE, MARY, "intervention=mean", "fit=John slept", "fit=Paul slept", "top=1")
     assert code == 0 and out.splitlines()[3].split()[2] == "he"
+    scaled = ("intervention=scale", "intervention.factor=3", "top=1")
+    code, out, _ = printed(capsys, SITE, MARY, *scaled, "strength=0.5")
+    _, twice, _ = printed(capsys, SITE, MARY, "intervention=scale", "intervention.factor=2", "top=1")
+    assert code == 0 and "Scale, strength 0.5" in out and out.splitlines()[3:] == twice.splitlines()[3:]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,8 @@ def test_interventions_with_settings_features_and_prompts_to_learn_from(capsys):
         ([SITE, MARY, JOHN, "top=0"], 2, "top=0: expected how many tokens"),
         ([SITE, MARY, JOHN, "read=layer1.block_output@1", "read=x"], 2, "read: there are 2 for 1 sites"),
         (["site=layer2.block_output@x y", MARY, JOHN], 2, "'x y' is no position"),
+        (["site=layer2.block_output@Mary", MARY, JOHN], 2, "a shell takes quotes off that are not in single ones"),
+        ([SITE, MARY, JOHN, "strength=half"], 2, "strength=half: expected a number"),
         ([SITE, MARY, JOHN, "intervention=scael"], 2, "did you mean 'scale'"),
         ([SITE, MARY, JOHN, "intervention=zero"], 1, "source: Zero takes none"),
     ],

@@ -160,6 +160,40 @@ def test_chats_go_through_the_template_of_the_tokenizer(model):
         model.run([{"role": "user", "content": MARY}])
 
 
+def test_strength_scales_an_edit_and_acts_says_when_it_is_made(model):
+    """Against edits of the network that are scaled by hand, and against single steps of a generation."""
+    site, vector = Site.parse("layer4.block_output@last"), model.read("Paris", "layer4.block_output@last")[0][0, 0]
+    push, inputs = itrain.AddVector.of(vector=vector), model.run(MARY).inputs
+    half = model.run(MARY, site, push, strength=0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(half.logits, half.network.edit(inputs, [(site, lambda base: base + vector / 2)]))
+    said = {acts: model.run(MARY, site, push, acts=acts, strength=5).text(max_new_tokens=4) for acts in ("all", (1,))}
+    with itrain.AttachedEdits(model.model, [itrain.EditAt(site, lambda base: base + 5 * vector, (1,))]):
+        assert said[(1,)] == model.run(MARY).text(max_new_tokens=4)
+    assert len({*map(tuple, said.values()), tuple(model.run(MARY).text(max_new_tokens=4))}) == 3
+    one = model.run(MARY, site, source=JOHN, acts="all").text(max_new_tokens=4)
+    assert (
+        model.run([MARY, "When John slept , Mary walked because"], site, source=JOHN, acts="all").text(max_new_tokens=4)
+        == one * 2
+    )
+
+
+def test_a_span_is_marked_in_typed_prompts(model):
+    marked = ("{name=Mary} walked because", "When Paul slept , {name=John} walked because")
+    read = model.read(marked[1], "layer2.block_output@name")[0]
+    torch.testing.assert_close(read, model.read(marked[1], 'layer2.block_output@"John"')[0], atol=0, rtol=0)
+    run = model.run(marked[0], "layer2.block_output@name", source=marked[1])
+    plain = model.run(MARY, {"write": NAME, "read": "layer2.block_output@5"}, source=marked[1])
+    torch.testing.assert_close(run.logits, plain.logits, atol=0, rtol=0)
+    assert run.inputs.texts == (MARY,)
+
+
+def test_an_edit_without_effect_is_told(model):
+    told = "nothing changes in what comes next"
+    assert told in repr(model.run(MARY, NAME, itrain.AddVector)) and told in repr(model.run(MARY, NAME, source=MARY))
+    assert told not in repr(model.run(MARY, NAME, itrain.Zero)) and told not in repr(model.run(MARY))
+
+
 def test_settings_are_checked_when_they_are_named():
     with pytest.raises(TypeError, match="Scale has no setting 'factr'; did you mean 'factor'"):
         itrain.Scale.of(factr=2)
@@ -173,11 +207,34 @@ WRONG = {
     "text": (lambda m: m.run(MARY, 'layer2.block_output@"Emma"', itrain.Zero), "its tokens are Mary | walked"),
     "dims": (lambda m: m.run(MARY, NAME, itrain.Zero, dims=[80]), "dims: 80 is none of the features 0-79"),
     "dims twice": (lambda m: m.run(MARY, NAME, itrain.Zero, dims=[3, 3]), "dims: 3 is listed twice"),
+    "one dim": (lambda m: m.run(MARY, NAME, itrain.Zero, dims=10), "dims=10: give a list of features"),
+    "typed dims": (lambda m: m.run(MARY, NAME, itrain.Zero, dims="10"), "dims='10': give a list of features"),
     "no dims": (lambda m: m.run(MARY, NAME, itrain.Zero, dims=[]), "dims is empty"),
     "nothing": (lambda m: m.run(MARY, NAME), "nothing says what happens there"),
     "no site": (lambda m: m.run(MARY, source=JOHN), "source: there is no site"),
     "no source": (lambda m: m.run(MARY, NAME, itrain.FullVector), "FullVector takes the activation of a source"),
     "source in vain": (lambda m: m.run(MARY, NAME, itrain.Zero, source=JOHN), "source: Zero takes none"),
+    "another size": (
+        lambda m: m.run(MARY, NAME, itrain.Scale(3)),
+        "this Scale was made for 3 features and 80 are edited; name its settings with itrain.Scale.of(...)",
+    ),
+    "place in the source": (
+        lambda m: m.run(MARY, 'layer2.block_output@"Mary"', source=JOHN),
+        "if it is elsewhere there: {'write': 'layer2.block_output@\"Mary\"', 'read': ...}",
+    ),
+    "span": (lambda m: m.run(MARY, "layer2.block_output@name", itrain.Zero), "names no span 'name'; mark it in every"),
+    "no intervention": (lambda m: m.run(MARY, NAME, JOHN), "give its class, such as itrain.Zero, or a function"),
+    "strength": (lambda m: m.run(MARY, NAME, itrain.Zero, strength="half"), "strength='half': give a number"),
+    "acts": (lambda m: m.run(MARY, NAME, itrain.Zero, acts="generatd"), "acts='generatd': use 'prompt', 'all'"),
+    "acts in vain": (lambda m: m.run(MARY, acts="all"), "acts: there is no site at which it could act"),
+    "tokens of a source": (
+        lambda m: m.run(MARY, "layer2.block_output", source=JOHN, acts="all"),
+        "the source has 4 tokens there, and which of them a generated token is given is not said",
+    ),
+    "nowhere": (lambda m: m.run(MARY, [], source=JOHN), "site is empty"),
+    "no variable": (lambda m: m.run(MARY, NAME, source={"a": JOHN}), "source names a, and no site does; map it to one"),
+    "no sites": (lambda m: m.read(MARY, []), "sites is empty"),
+    "no rows": (lambda m: m.read(MARY, NAME, batch_size=0), "batch_size=0"),
     "counts": (lambda m: m.run([MARY] * 3, NAME, source=[JOHN] * 2), "there are 2 for 3 prompts"),
     "lengths": (
         lambda m: m.run(MARY, "layer2.block_output@all", source="John slept"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from itrain.causal_model import CausalModel
 from itrain.data import CounterfactualBatch, CounterfactualDataModule, IntervenedInputs, collate
 from itrain.data.counterfactual import Sources
+from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
@@ -322,6 +323,20 @@ def test_members_of_a_cohort_edit_the_chain_each_with_its_own_interventions() ->
     for name, member in members.items():
         torch.testing.assert_close(found[name], member.interchange(batch, trained[name]))
     assert not torch.allclose(found["one"], found["two"])
+
+
+def test_an_attached_source_that_is_an_intervened_run_is_edited_before_it_is_read() -> None:
+    torch.manual_seed(0)
+    model, task = Staged(), Both(depth=3)
+    batch = collate(task, [task.sample(Random(seed), "train") for seed in range(8)])
+    given = {"sites": SITES, "hidden_sizes": [HIDDEN, HIDDEN], "intervention": partial(DAS, rank=2)}
+    search = AlignmentSearch(network=HookedNetwork(model), **given)
+    with search.attach(model, source=batch.sources):
+        found = model(**batch.base.arguments)
+    torch.testing.assert_close(found, search.interchange(batch, search.trained))
+    plain = ModelInputs(arguments=batch.sources["both"].arguments)
+    with search.attach(model, source={"both": plain}):
+        assert not torch.allclose(found, model(**batch.base.arguments))
 
 
 @pytest.mark.parametrize("left", [False, True])

@@ -19,12 +19,13 @@ from itrain.config import ConfigError, compose
 from itrain.identity import identity
 from itrain.inputs import ModelInputs
 from itrain.interventions.das import DAS, FullRotationDAS
-from itrain.models import BaseModel, ModelError, earlier_fingerprints, fingerprint, load_pretrained
+from itrain.models import BaseModel, ModelError, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import CONFIG, WEIGHTS, ExportError, export, load, read_config
 from itrain.sites import Site
 from itrain.tasks.hierarchical_equality import trained_mlp
 from itrain.training.alignment import AlignmentSearch
+from itrain.weights import earlier_fingerprints, fingerprint
 from tests.models import tiny_model
 from tests.planted import HIDDEN, Planted
 

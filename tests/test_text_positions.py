@@ -11,7 +11,7 @@ import torch
 
 import itrain
 from itrain.config.overrides import parse
-from itrain.inputs import PositionError
+from itrain.inputs import ModelInputs, PositionError
 from itrain.sites import Site
 from itrain.tasks.responses import Prompts
 from tests.models import tiny_inputs
@@ -170,3 +170,32 @@ def test_a_word_without_its_quotes_is_told_how_to_be_a_text(tokenizer):
         PositionError, match=r"""no span 'walked'.* or a text of the prompt in double quotes: '"walked"'"""
     ):
         prompts(tokenizer).require(site("walked"))
+
+
+@pytest.mark.parametrize(
+    ("text", "characters", "spelled"),
+    [
+        ("Xa b", [(0, 1), (0, 1), (1, 2), (2, 4)], [1, 2]),  # the space before the text is a token of its own
+        ("日a b", [(0, 1), (0, 1), (0, 1), (1, 2), (2, 4)], [0, 1, 2, 3]),  # three bytes of one character
+    ],
+)
+def test_a_space_before_the_text_is_no_part_of_its_first_word(text, characters, spelled):
+    ids = torch.arange(len(characters))[None]
+    characters = torch.tensor([characters])
+    inputs = ModelInputs(
+        arguments={"input_ids": ids, "attention_mask": torch.ones_like(ids)}, texts=[text], characters=characters
+    )
+    assert inputs.indices(site(f'"{text.split()[0]}"'), inputs.length).index.tolist() == [spelled]
+
+
+def test_a_generation_under_edits_knows_the_texts_positions():
+    """Prompts of unequal lengths, which are padded on the left to generate."""
+    model, prompts = itrain.load_embedded(), ["Mary walked because", "Then John and Mary walked because"]
+    runs = [
+        model.run(prompt, f"layer1.block_output@{at}", lambda h: -9 * h)
+        for prompt, at in zip(prompts, (1, 4), strict=True)
+    ]
+    together = model.run(prompts, 'layer1.block_output@"Mary"', lambda h: -9 * h)
+    found = together.text(max_new_tokens=5)
+    assert found == [each.text(max_new_tokens=5)[0] for each in runs]
+    assert found != together.plain.text(max_new_tokens=5)

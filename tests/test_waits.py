@@ -50,9 +50,9 @@ def test_what_is_kept_of_examples_is_chosen_without_a_wait() -> None:
 
 
 def test_what_is_read_is_kept_without_a_wait() -> None:
-    store, site = TokenStore(Budget(1)), Site.parse("layer0.block_output@last")
-    inputs = tiny_inputs(LENGTHS, answer=True)
+    site, inputs = Site.parse("layer0.block_output@last"), tiny_inputs(LENGTHS, answer=True)
     inputs.keys  # noqa: B018
+    store = TokenStore(Budget(1))
     with Copies() as copies:
         keep_reading(store, inputs.to(ELSEWHERE), site, torch.zeros(3, 1, HIDDEN, device=ELSEWHERE))
     assert store.used == len(LENGTHS)

@@ -53,7 +53,8 @@ def find_checkpoint(path: Path) -> Path:
     """
     file = last_checkpoint(path) if path.is_dir() else path
     if file is None or not file.is_file():
-        raise ConfigError(f"ckpt: there is no checkpoint at '{path}'")
+        meant = f"; it is an export: export={path}" if (path / EXPORT_CONFIGURATION).is_file() else ""
+        raise ConfigError(f"ckpt: there is no checkpoint at '{path}'{meant}")
     return file.resolve()
 
 
@@ -161,7 +162,9 @@ def require_inside(name: str) -> None:
 def _of_export(folder: Path) -> tuple[str, dict[str, Any]]:
     file = folder / EXPORT_CONFIGURATION
     if not file.is_file():
-        raise TrustError(f"export: there is no {file.name} in '{folder}'")
+        inside = folder / "export"  # of a run
+        meant = f"; did you mean '{inside}'?" if (inside / file.name).is_file() else ""
+        raise TrustError(f"export: there is no {file.name} in '{folder}'{meant}")
     saved = read_json(file)
     found = saved.get("configuration") if isinstance(saved, dict) else None
     if not isinstance(found, dict):

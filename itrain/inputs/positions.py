@@ -55,7 +55,7 @@ def token_ranges(
         if match["text"]:
             start, stop = _edge(_text_range(match, extent, name, written, site), match["edge"])
         else:
-            start, stop = _term_range(term, match, extent, spans, site)
+            start, stop = _term_range(term, match, extent, spans, name, site)
         outside = ((start < first) | (stop > end) | (start >= stop)).nonzero()
         if len(outside):
             example = int(outside[0])
@@ -105,7 +105,12 @@ def _edge(found: Range, edge: str | None) -> Range:
 
 
 def _term_range(
-    term: str, match: re.Match[str], extent: Range, spans: Mapping[str, Int[Tensor, "batch 2"]], site: Site
+    term: str,
+    match: re.Match[str],
+    extent: Range,
+    spans: Mapping[str, Int[Tensor, "batch 2"]],
+    name: Callable[[int], str],
+    site: Site,
 ) -> Range:
     first, end = extent
     if term in spans and RESERVED.fullmatch(term) and site.terms:
@@ -121,11 +126,16 @@ def _term_range(
     if term == "all":
         return extent
     if match["span"] not in spans:
-        known = ", ".join(sorted(spans)) or "none"
-        mark = "" if spans else f", or mark it in a typed text: {{{match['span']}=<its words>}}"
+        span = match["span"]
+        others = f"first, last, an integer, or a text of the prompt in double quotes: '\"{span}\"'"
+        if not spans:
+            who = name(0) if len(first) == 1 else "a text"
+            raise PositionError(
+                f"site '{site}': {who} names no span '{span}'; mark it in every typed text, '{{{span}=<its words>}}' "
+                f"(what is attached is told with prompts=...), or use {others}"
+            )
         raise PositionError(
-            f"site '{site}': the task names no span '{match['span']}' (it names: {known}); "
-            f"or use first, last, an integer, or a text of the prompt in double quotes: '\"{match['span']}\"'{mark}"
+            f"site '{site}': the task names no span '{span}' (it names: {', '.join(sorted(spans))}); or use {others}"
         )
     start, stop = spans[match["span"]].unbind(1)
     if match["edge"]:

@@ -80,7 +80,12 @@ class Written(NamedTuple):
 def _spelling(text: str, whole: str, tokens: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The token ranges that spell the text, each from the token with its first character to that with its last."""
     wanted, found = text.strip() or text, []
-    begins = {begin: token for token, (begin, end) in reversed([*enumerate(tokens)]) if begin < end}
+    begins: dict[int, int] = {}
+    for token, (begin, end) in enumerate(tokens):
+        # Tokens share a character of several bytes. One of a single byte is claimed, too, by a token of nothing but the
+        # space that some tokenizers put before every text.
+        if begin < end and (begin not in begins or whole[begin].isascii()):
+            begins[begin] = token
     ends = {end: token + 1 for token, (begin, end) in enumerate(tokens) if begin < end}
     at = whole.find(wanted)
     while at >= 0:

@@ -52,6 +52,9 @@ class Blocks(Intervention, ABC):
     def edit_for(self, variable: str) -> Callable[[Tensor, Tensor], Tensor]:
         if list(self.blocks) == [""]:
             return self
+        if not variable:
+            one = next(iter(self.blocks))
+            raise ValueError(f"the source is given for no variable; name it, as in source={{{one!r}: ...}}")
         if variable not in self.blocks:
             raise ValueError(f"no block for variable '{variable}'; blocks are given for {', '.join(self.blocks)}")
         return partial(self._swap, gate=self._gates[list(self.blocks).index(variable)])

@@ -26,16 +26,18 @@ class AddVector(Intervention):
 
     takes_source: ClassVar[bool] = False
     vector: Float[Tensor, " hidden"]
+    scale: Float[Tensor, ""]
 
     def __init__(self, hidden_size: int, *, vector: Tensor | Sequence[float] | None = None, scale: float = 1.0) -> None:
         super().__init__()
-        self.hidden_size, self.rank, self.scale = hidden_size, 1, scale
+        self.hidden_size, self.rank = hidden_size, 1
         given = torch.zeros(hidden_size) if vector is None else torch.as_tensor(vector, dtype=torch.float32)
         if given.shape != (hidden_size,):
             raise ValueError(
                 f"vector: it has the shape {tuple(given.shape)} for an activation of {hidden_size} features"
             )
         self.register_buffer("vector", given.detach().clone())
+        self.register_buffer("scale", torch.tensor(float(scale)))
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         return base + (self.scale * self.vector).to(base.dtype)
@@ -45,14 +47,15 @@ class Scale(Intervention):
     """Multiplies the activation: factor h."""
 
     takes_source: ClassVar[bool] = False
+    factor: Float[Tensor, ""]
 
     def __init__(self, hidden_size: int, *, factor: float = 1.0) -> None:
         super().__init__()
         self.hidden_size = self.rank = hidden_size
-        self.factor = factor
+        self.register_buffer("factor", torch.tensor(float(factor)))
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
-        return base * self.factor
+        return base * self.factor.to(base.dtype)
 
 
 class Noise(Intervention):
@@ -63,11 +66,13 @@ class Noise(Intervention):
 
     takes_source: ClassVar[bool] = False
     noise: Float[Tensor, " hidden"]
+    deviation: Float[Tensor, ""]
 
     def __init__(self, hidden_size: int, *, deviation: float = 1.0, seed: int = 0) -> None:
         super().__init__()
-        self.hidden_size, self.rank, self.deviation = hidden_size, 1, deviation
+        self.hidden_size, self.rank = hidden_size, 1
         self.register_buffer("noise", torch.randn(hidden_size, generator=torch.Generator().manual_seed(seed)))
+        self.register_buffer("deviation", torch.tensor(float(deviation)))
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         return base + (self.deviation * self.noise).to(base.dtype)

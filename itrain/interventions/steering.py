@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,8 @@ class SteeringVector(Intervention):
 
     def __init__(self, hidden_size: int, *, alpha: float = 1.0) -> None:
         super().__init__()
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha={alpha}: give a finite number")
         self.hidden_size, self.rank = hidden_size, 1
         self.vector = nn.Parameter(torch.zeros(hidden_size))
         self.register_buffer("strength", torch.tensor(float(alpha)))

@@ -11,15 +11,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
 from itrain.inputs import ModelInputs, PositionError
+from itrain.inputs.layout import moved
 from itrain.networks.calls import Call, Calls, Prompt, eagerly
-from itrain.networks.lane import Edit, EditAt, Edits, Lane, Steps, require_acts
+from itrain.networks.lane import EditAt, Edits, Lane, Steps, in_words, require_acts, require_strength, scaled
 from itrain.networks.planned import Planned, Route, add_to_output, recompute_alike
 from itrain.sites import Site
 
@@ -48,10 +49,13 @@ class Attached(ABC):
     Args:
         model: any module, also wrapped.
         strength: how much of the change is applied.
+
+    Raises:
+        ValueError: the strength is not finite.
     """
 
     def __init__(self, model: nn.Module, *, strength: float) -> None:
-        self.model, self.strength = model, strength
+        self.model, self.strength = model, require_strength(strength)
         self._stack: ExitStack | None = None
 
     @abstractmethod
@@ -163,7 +167,7 @@ class AttachedEdits(Attached):
         stack.callback(calls.leave, self, standing)
 
     def _what(self) -> str:
-        acts = {f"{each.site} ({_in_words(each.acts)})": None for each in self.edits}
+        acts = {f"{each.site} ({in_words(each.acts)})": None for each in self.edits}
         return ", ".join(acts) or "no edit"
 
     def begin(self, call: Call) -> None:
@@ -197,7 +201,7 @@ class AttachedEdits(Attached):
         if acts in ("prompt", "all") and call.runs_prompt and (lane := self._lane(site, call)) is not None:
             # Without a position all of the prompt's tokens are meant, and none that were generated since.
             whole = site if site.position is not None or not call.steps else site.at("all")
-            planned.append(Planned(lane=lane, site=whole, route=route, edit=self._scaled(edit.edit)))
+            planned.append(Planned(lane=lane, site=whole, route=route, edit=scaled(edit.edit, self.strength)))
         if acts != "prompt" and call.steps:
             steps = [step for step in call.steps if isinstance(acts, str) or step in acts]
             if steps:
@@ -205,7 +209,7 @@ class AttachedEdits(Attached):
                 columns = tuple(first + step for step in steps)
                 make = edit.edit if edit.generated is None else partial(_of_steps, edit.generated, steps)
                 lane = Steps(columns=columns, count=call.stop - call.start)
-                planned.append(Planned(lane=lane, site=site, route=route, edit=self._scaled(make)))
+                planned.append(Planned(lane=lane, site=site, route=route, edit=scaled(make, self.strength)))
         return planned
 
     def _lane(self, site: Site, call: Call) -> Lane | None:
@@ -245,6 +249,7 @@ class AttachedEdits(Attached):
         for each in self.edits:
             if prompt.text and each.acts in ("prompt", "all"):
                 inputs.require(each.site)
+                _require_run(inputs, each.site, prompt)
         for write, source, read in self.matched:
             count = source.batch_size
             if count not in (1, prompt.examples):
@@ -255,10 +260,6 @@ class AttachedEdits(Attached):
             if prompt.text:
                 inputs.require_same_count(source.take(row if count > 1 else torch.zeros_like(row)), write, read)
         return inputs
-
-    def _scaled(self, edit: Edit) -> Edit:
-        strength = self.strength
-        return edit if strength == 1 else lambda base: base + strength * (edit(base) - base)
 
     def _at_places(self) -> dict[Place, Route]:
         """The different activations that are edited, in the order of the edits."""
@@ -314,7 +315,7 @@ def _of_steps(generated: Callable[[Tensor, Sequence[int]], Tensor], steps: Seque
 
 
 def _with_spans(inputs: ModelInputs, given: ModelInputs, row: Tensor) -> ModelInputs:
-    """The inputs with the spans of the same texts, whatever their padding.
+    """The inputs with the spans and characters of the same texts, whatever their padding.
 
     Raises:
         ValueError: they are other texts.
@@ -334,10 +335,27 @@ def _with_spans(inputs: ModelInputs, given: ModelInputs, row: Tensor) -> ModelIn
         )
         if not torch.equal(one, other):
             raise ValueError(f"the model is called with another prompt than the attached {given.name(example)}")
-    shift = (ours[:, 0] - theirs[:, 0])[:, None]
-    said = None if given.texts is None else [given.texts[each] for each in row.tolist()]
-    return replace(inputs, spans={name: span[row] + shift for name, span in given.spans.items()}, texts=said)
+    shift, characters = ours[:, 0] - theirs[:, 0], given.characters
+    return replace(
+        inputs,
+        spans={name: span[row] + shift[:, None] for name, span in given.spans.items()},
+        texts=None if given.texts is None else [given.texts[each] for each in row.tolist()],
+        characters=None if characters is None else moved({"": characters[row]}, shift, inputs.length)[""],
+    )
 
 
-def _in_words(acts: Any) -> str:
-    return acts if isinstance(acts, str) else f"steps {', '.join(map(str, acts))}"
+def _require_run(inputs: ModelInputs, site: Site, prompt: Prompt) -> None:
+    """Refuse tokens of a prompt that a cache holds already, so that no edit can act on them.
+
+    Raises:
+        PositionError: naming the site.
+    """
+    if not prompt.known:
+        return
+    index, valid = inputs.indices(site, prompt.width)
+    early = index < prompt.known
+    if bool((early if valid is None else early & valid).any()):
+        raise PositionError(
+            f"site '{site}': the cache holds the first {prompt.known} tokens of the prompt already, and some of them "
+            "are to be edited; run the whole prompt without the cache, or name a later token"
+        )

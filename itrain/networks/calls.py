@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -34,11 +34,13 @@ class Prompt:
         inputs: the prompt of each row of a run.
         examples: how many prompts there are; a prompt's rows, as of its beams, lie one after the other.
         text: whether it is a text, which has tokens.
+        known: how many tokens of a row a cache held before edits could act on them.
     """
 
     inputs: ModelInputs
     examples: int
     text: bool = True
+    known: int = 0
 
     @property
     def width(self) -> int:
@@ -275,7 +277,13 @@ class Calls:
         """
         name, stop = type(self.model).__name__, start + text.shape[1]
         if generation.prompt is None:
-            generation.prompt, generation.cache = _prompt(generation, text, given.get(MASK), name), cache
+            if start and cache in self._prompts:
+                raise ValueError(
+                    f"{name}.generate is given a cache of {start} tokens that were run as another prompt, where edits "
+                    "acted by its positions; give it the whole text without the cache"
+                )
+            prompt = _prompt(generation, text, given.get(MASK), name)
+            generation.prompt, generation.cache = replace(prompt, known=start), cache
         elif cache is not generation.cache:
             raise ValueError(
                 f"{name}.generate runs a second text, as guidance_scale and negative_prompt_ids have it, which edits "

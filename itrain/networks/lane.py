@@ -5,6 +5,7 @@ Tensor letters: B batch, S sequence, P positions, G generated tokens, D hidden.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -73,6 +74,27 @@ def require_acts(acts: object) -> Acts:
             f"acts={acts!r}: use 'prompt', 'all', 'generated', or the generated tokens, counted from 0, as in [0, 2]"
         )
     return tuple(sorted(set(steps)))
+
+
+def in_words(acts: Acts) -> str:
+    """When an edit acts, for a line on the screen."""
+    return acts if isinstance(acts, str) else f"steps {', '.join(map(str, acts))}"
+
+
+def require_strength(strength: object) -> float:
+    """How much of an edit's effect is applied, as a number.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    if not isinstance(strength, int | float) or isinstance(strength, bool) or not math.isfinite(strength):
+        raise ValueError(f"strength={strength!r}: give a number; 1 is the edit as it is, and 0 none")
+    return float(strength)
+
+
+def scaled(edit: Edit, strength: float) -> Edit:
+    """The edit with so much of its effect: base + strength * (edit(base) - base)."""
+    return edit if strength == 1 else lambda base: base + strength * (edit(base) - base)
 
 
 class Cells(NamedTuple):

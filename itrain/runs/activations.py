@@ -73,7 +73,15 @@ class Activations(Mapping[str, Tensor]):
 
 
 def read(network: Network, inputs: ModelInputs, sites: Sequence[Site], *, batch_size: int) -> Activations:
-    """The activations at the sites in runs of so many examples each."""
+    """The activations at the sites in runs of so many examples each.
+
+    Raises:
+        ValueError: no site is named, or no example is to run at once.
+    """
+    if not sites:
+        raise ValueError("sites is empty; name what is to be read, for example layer2.block_output@last")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give how many prompts run at once, 1 or more")
     found: dict[Site, list[Tensor]] = {site: [] for site in sites}
     with evaluating(network.model):
         for rows in torch.arange(inputs.batch_size).split(batch_size):

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from itrain.inputs import ModelInputs
+from itrain.inputs import Acts, ModelInputs, PositionError
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.networks.base import Network
-from itrain.networks.lane import Edit, Edits
+from itrain.networks.lane import EditAt, Edits, in_words, scaled
 from itrain.placements import Placement, unserved
 from itrain.precision import match_precision
 from itrain.sites import Site
@@ -58,6 +58,8 @@ class Asked:
         intervention: what acts at placements that name nothing of their own; None: the source takes the base's place.
         dims: the features that are edited; None: all of a site's.
         fit: inputs to whose activations closed-form statistics are fitted.
+        acts: on which tokens the edits act, of the base or of what is generated after it.
+        strength: how much of an edit's effect is applied.
     """
 
     network: Network
@@ -66,8 +68,14 @@ class Asked:
     intervention: Acting | None = None
     dims: Sequence[int] | None = None
     fit: Sequence[ModelInputs] = ()
+    acts: Acts = "prompt"
+    strength: float = 1.0
 
-    def edits(self, placements: Sequence[Placement]) -> list[tuple[Site, Edit]]:
+    def __post_init__(self) -> None:
+        if isinstance(self.dims, str) or not isinstance(self.dims, Sequence | None):
+            raise ValueError(f"dims={self.dims!r}: give a list of features, for example dims=[10, 11, 12]")
+
+    def edits(self, placements: Sequence[Placement]) -> list[EditAt]:
         """The edits at the placements, in their order.
 
         Raises:
@@ -79,18 +87,17 @@ class Asked:
             raise ValueError(f"source: {acts[0].name} takes none, so that it would have no effect; leave it out")
         taking = [p for p, act in zip(placements, acts, strict=True) if act.takes_source]
         read = {
-            variable: read_under(self.network, source.inputs, self._sites(variable, source, taking), source.edits)
+            variable: self.network.read(source.inputs, self._sites(variable, source, taking), source.edits)
             for variable, source in self.sources.items()
         }
-        found: list[tuple[Site, Edit]] = []
+        found: list[EditAt] = []
         for placement, act in zip(placements, acts, strict=True):
             variables = self._variables(placement, act)
             for variable in variables:
                 source = read[variable][placement.read] if act.takes_source else None
-                self._require_size(placement, source)
-                found.append(
-                    (placement.write, partial(_edited, act.of_variable(variable), source, self._columns(placement)))
-                )
+                self._require_fit(placement, source)
+                edit = partial(_edited, act.of_variable(variable), source, self._columns(placement))
+                found.append(EditAt(placement.write, scaled(edit, self.strength), self.acts))
         return found
 
     def described(self, placements: Sequence[Placement]) -> list[str]:
@@ -100,8 +107,11 @@ class Asked:
             act = self._act(placement)
             named = [name for name in self.sources if name == ONLY or _serves(placement, name)]
             texts = [each for name in named if act.takes_source for each in self.sources[name].told()]
-            dims = "" if self.dims is None else f" of features {', '.join(map(str, self.dims))}"
-            lines.append(f"  {placement}: {act.name}{dims}" + (f", source {' and '.join(texts)}" if texts else ""))
+            said = [act.name + ("" if self.dims is None else f" of features {', '.join(map(str, self.dims))}")]
+            said += [f"source {' and '.join(texts)}"] if texts else []
+            said += [] if self.strength == 1 else [f"strength {self.strength:g}"]
+            said += [] if self.acts == "prompt" else [f"acts {in_words(self.acts)}"]
+            lines.append(f"  {placement}: {', '.join(said)}")
         return lines
 
     def _variables(self, placement: Placement, act: _Act) -> list[str]:
@@ -121,6 +131,12 @@ class Asked:
         found = []
         for placement in placements:
             if variable == ONLY or _serves(placement, variable):
+                self.base.require(placement.write)
+                try:
+                    source.inputs.require(placement.read)
+                except PositionError as error:
+                    read = f"{{'write': {str(placement.write)!r}, 'read': ...}}"
+                    raise PositionError(f"source: {error}; if it is elsewhere there: {read}") from error
                 self.base.require_same_count(source.inputs, placement.write, placement.read)
                 found.append(placement.read)
         return found
@@ -159,16 +175,25 @@ class Asked:
             )
         given = FullVector if given is None else given
         if not callable(given):
-            raise ValueError(f"{place}: {given!r} is no intervention; give its class, or a function of the activation")
+            prompt = ", or a prompt to swap from as source=..." if isinstance(given, str) else ""
+            raise ValueError(
+                f"{place}: {given!r} is no intervention; give its class, such as itrain.Zero, or a function of the "
+                f"activation{prompt}"
+            )
+        if not isinstance(given, Intervention) and not _builds(given):
+            return _of_function(given, place, sourced=bool(self.sources))
+        size = self.network.hidden_size(placement.write, self.base) if self.dims is None else len(self.dims)
         if not isinstance(given, Intervention):
-            if not _builds(given):
-                return _of_function(given, place, sourced=bool(self.sources))
-            size = self.network.hidden_size(placement.write, self.base) if self.dims is None else len(self.dims)
             given = given(size)
             match_precision(given, self.network)
             self._learn(given, placement, place)
         given.to(self.base.device)
         name = type(given).__name__
+        if given.hidden_size != size:
+            raise ValueError(
+                f"{place}: this {name} was made for {given.hidden_size} features and {size} are edited; name its "
+                f"settings with itrain.{name}.of(...), which leaves the number to the site"
+            )
         if given.takes_source and not self.sources:
             raise ValueError(f"{place}: {name} takes the activation of a source; give source=<prompt>")
         return _Act(name, given.takes_source, lambda variable: given if variable == ONLY else given.edit_for(variable))
@@ -204,30 +229,28 @@ class Asked:
             raise ValueError("dims is empty; name the features that are edited, or leave it out for all")
         return dims
 
-    def _require_size(self, placement: Placement, source: Tensor | None) -> None:
-        if source is None or placement.read == placement.write:
+    def _require_fit(self, placement: Placement, source: Tensor | None) -> None:
+        if source is None:
+            return
+        if self.acts != "prompt" and source.ndim == 3 and source.shape[1] > 1:
+            raise ValueError(
+                f"site '{placement}': the source has {source.shape[1]} tokens there, and which of them a generated "
+                "token is given is not said; name one, for example '@last', or use acts='prompt'"
+            )
+        if placement.read == placement.write:
             return
         size = self.network.hidden_size(placement.write, self.base)
         if source.shape[-1] != size:
             raise ValueError(f"site '{placement}': {size} features are written and {source.shape[-1]} are read")
 
 
-def read_under(network: Network, inputs: ModelInputs, sites: Sequence[Site], edits: Edits) -> dict[Site, Tensor]:
-    """The activations at the sites in a run under edits."""
-    if not edits:
-        return network.read(inputs, sites)
-    found: dict[Site, Tensor] = {}
-
-    def note(site: Site, activation: Tensor) -> Tensor:
-        found[site] = activation.clone()
-        return activation
-
-    network.edit(inputs, [*edits, *((site, partial(note, site)) for site in sites)])
-    return found
-
-
 def _edited(act: Callable[..., Any], source: Tensor | None, dims: list[int] | None, base: Tensor) -> Tensor:
-    """The activation as an act makes it, of all features or of some."""
+    """The activation as an act makes it, of all features or of some.
+
+    One token of a source serves several generated ones, and one source the rows that continue its prompt.
+    """
+    if source is not None and source.ndim == base.ndim == 3 and source.shape != base.shape:
+        source = source.repeat_interleave(len(base) // len(source), 0).expand(-1, base.shape[1], -1)
     if dims is None:
         return act(base, source)
     new = base.clone()

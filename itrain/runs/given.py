@@ -108,8 +108,7 @@ def _of_texts(texts: list[str], model: nn.Module, tokenizer: PreTrainedTokenizer
     task = Prompts(texts=texts)
     task.bind(tokenizer)
     inputs = task.inputs(task.settings("test"))
-    # The one span is the whole prompt, which positions call all.
-    return replace(inputs, spans={}, answer=inputs.answer if _has_head(model) else None)
+    return inputs if _has_head(model) else replace(inputs, answer=None)
 
 
 def _of_arguments(given: Mapping[str, Any], model: nn.Module) -> ModelInputs:

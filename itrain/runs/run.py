@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from itrain.inputs import ModelInputs
+from itrain.inputs import Acts, ModelInputs
 from itrain.networks.base import Network
-from itrain.networks.lane import Edits
+from itrain.networks.lane import Edits, require_acts, require_strength
 from itrain.placements import Placement, Placements
-from itrain.runs.edits import ONLY, Acting, Asked, Source, read_under
+from itrain.runs.edits import ONLY, Acting, Asked, Source
 from itrain.runs.given import Given, evaluating, inputs_of, matched
 from itrain.runs.tables import Table, Tables
 from itrain.sites import Site, SiteLike
@@ -105,10 +105,10 @@ class Run:
         """The activation at a site in this run, under its edits."""
         where = Site.parse(site)
         with evaluating(self.network.model):
-            return read_under(self.network, self.inputs, [where], self.edits)[where]
+            return self.network.read(self.inputs, [where], self.edits)[where]
 
     def text(self, *, max_new_tokens: int = 20) -> list[str]:
-        """What the model goes on to write after each prompt, greedily; the edits act on the prompts.
+        """What the model goes on to write after each prompt, greedily; the edits act as they say.
 
         Raises:
             ValueError: the model has no tokenizer, or writes no text.
@@ -127,12 +127,15 @@ class Run:
         """The likeliest next tokens of each prompt before and after the edits."""
         if self.logits.ndim != 2:
             return Tables([Table([*self.described, f"output {tuple(self.logits.shape)}"], [], [])])
+        told = [*self.described]
+        if self.edits and torch.equal(self.logits, self.plain.logits):
+            told.append("  nothing changes in what comes next")
         texts = self.inputs.texts or [f"example {place}" for place in range(len(self.logits))]
         found = Tables()
         for text, before, after in zip(texts, self.plain.top(count), self.top(count), strict=True):
             if self.edits:
                 rows = [(*one, *other) for one, other in zip(before, after, strict=True)]
-                found.append(Table([text, *self.described], ["before", "", "after", ""], rows))
+                found.append(Table([text, *told], ["before", "", "after", ""], rows))
             else:
                 found.append(Table([text], ["next", ""], after))
         return found
@@ -171,15 +174,20 @@ class Runner:
         source: Given | Run | Mapping[str, Given | Run] | None = None,
         dims: Sequence[int] | None = None,
         fit: Given | None = None,
+        acts: Acts | Sequence[int] = "prompt",
+        strength: float = 1.0,
     ) -> Run:
         """A run of the base under edits; see :meth:`itrain.BaseModel.run`."""
         inputs = self.inputs(base)
         if site is None:
             given = {"intervention": intervention, "source": source, "dims": dims, "fit": fit}
+            given |= {"acts": None if acts == "prompt" else acts, "strength": None if strength == 1 else strength}
             if vain := next((name for name, value in given.items() if value is not None), None):
                 raise ValueError(f"{vain}: there is no site at which it could act; give one")
             return Run(network=self.network, tokenizer=self.tokenizer, inputs=inputs)
         placements = Placement.parse_all(site)
+        if not placements:
+            raise ValueError("site is empty; name where the edits act, for example layer2.block_output@last")
         asked = Asked(
             network=self.network,
             base=inputs,
@@ -187,6 +195,8 @@ class Runner:
             intervention=intervention,
             dims=dims,
             fit=() if fit is None else [self.inputs(fit)],
+            acts=require_acts(acts),
+            strength=require_strength(strength),
         )
         with evaluating(self.network.model):
             edits = asked.edits(placements)
@@ -197,6 +207,9 @@ class Runner:
         if given is None:
             return {}
         by_variable = isinstance(given, Mapping) and any(placement.variables for placement in placements)
+        if isinstance(given, Mapping) and not by_variable and any(isinstance(x, str | Run) for x in given.values()):
+            name, site = next(iter(given)), str(placements[0])
+            raise ValueError(f"source names {name}, and no site does; map it to one: {{{name!r}: {site!r}}}")
         named = dict(given) if by_variable else {ONLY: given}
         found = {}
         for name, each in named.items():

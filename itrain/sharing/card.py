@@ -9,9 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yaml import YAMLError
+
 from itrain import __version__
 from itrain.results.claims import claim
 from itrain.results.run import Table, summarise_run
+from itrain.sharing.exports import ExportError
 from itrain.trust import printable
 
 README = "README.md"
@@ -47,11 +50,18 @@ def card_of(
         former: the card that was there. What was written to it by hand stays.
         note: Markdown that comes first, below the title; none: the one that was there.
         base_model: on the hub, of what the note describes.
+
+    Raises:
+        ExportError: the head of the former card cannot be read.
     """
     from huggingface_hub import ModelCard
 
     former = former or ""
-    card: Any = ModelCard(former if _HEAD.match(former) else f"---\nlibrary_name: itrain\n---\n{former}")
+    try:
+        card: Any = ModelCard(former if _HEAD.match(former) else f"---\nlibrary_name: itrain\n---\n{former}")
+    except (ValueError, TypeError, YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"'{repo_id}': the head of its {README} cannot be read ({reason}); mend it there") from error
     before, written, after = _parts(card.text)
     note = f"{NOTE[0]}\n{note}\n{NOTE[1]}" if note else _between(written, *NOTE)
     card.data.library_name = "transformers" if note else "itrain"
@@ -68,8 +78,7 @@ def card_of(
 
 def escaped(text: str) -> str:
     """A stranger's text for a card: as code where it is plain, else without all that Markdown and HTML act on."""
-    line = printable(text)
-    line = f"{line[:LONGEST]}..." if len(line) > LONGEST else line
+    line = _short(text, LONGEST)
     if re.fullmatch(r"[\w./@+:=,()-]+( [\w./@+:=,()-]+)*", line):
         return f"`{line}`"
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line)
@@ -80,7 +89,7 @@ def line_of(name: str, config: Mapping[str, Any]) -> str:
     found = claim(_figures(config.get("metrics")))
     sites = ", ".join(_texts(config.get("sites")))
     what = f"{_last(config.get('training'))}{f' at {sites}' if sites else ''} on {_base_name(config)}"
-    return printable(f"{name or '(at the top)'}  {what}{f': {found}' if found else ''}")
+    return _short(f"{name or '(at the top)'}  {what}{f': {found}' if found else ''}", 3 * LONGEST)
 
 
 def note_on_merged(
@@ -162,9 +171,14 @@ def _drawn(table: Table) -> str:
 
 def _plain(text: str) -> str:
     """Text of itrain's own with names in it, none of which may act."""
-    line = printable(text)
-    line = f"{line[: 3 * LONGEST]}..." if len(line) > 3 * LONGEST else line
+    line = _short(text, 3 * LONGEST)
     return re.sub(r"([\\`*_\[\]<>|&~#])", r"\\\1", line)
+
+
+def _short(text: str, most: int) -> str:
+    """A line that shows a stranger's text."""
+    line = printable(text)
+    return f"{line[:most]}..." if len(line) > most else line
 
 
 def _fenced(text: str, language: str) -> str:

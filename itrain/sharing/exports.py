@@ -23,11 +23,11 @@ from itrain.factories import FactoryError, Limited, class_path, describe, find_c
 from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
-from itrain.models import BaseModel, earlier_fingerprints, fingerprint, load_pretrained
+from itrain.models import BaseModel, load_pretrained
 from itrain.networks.hooks import HookedNetwork
 from itrain.training.base import Training
-from itrain.trust import TrustError, find, packages_of, printable, read_json, require_names, shown
-from itrain.weights import WeightError
+from itrain.trust import QuotingError, TrustError, find, packages_of, read_json, require_names, require_readable, shown
+from itrain.weights import WeightError, earlier_fingerprints, fingerprint
 
 WEIGHTS = "intervention.safetensors"
 CONFIG = "intervention_config.json"
@@ -40,7 +40,7 @@ OWN = "custom"
 """The name of a base model that was given as a module."""
 
 
-class ExportError(ValueError):
+class ExportError(QuotingError):
     """An export cannot be written, or does not belong where it is loaded."""
 
 
@@ -67,7 +67,8 @@ def export(
 
     Raises:
         ExportError: the intervention or probe was not given as a class or a partial of one, so its arguments are
-            unknown; a weight is not finite; or the base model is not known.
+            unknown; a weight is not finite; the base model is not known; or the description is too large to be read
+            again.
     """
     folder, known = Path(folder), training.provenance
     metrics, configuration = metrics or known.get("metrics"), configuration or known.get("configuration")
@@ -88,6 +89,10 @@ def export(
     if needed := packages_of(config):
         config["trust"] = needed
     text, weights = json.dumps(config), _materialised(training.exported)
+    try:
+        require_readable(json.loads(text), text, f"the description of the export to '{folder}'")
+    except TrustError as error:
+        raise ExportError(str(error)) from error
     _require_finite(weights, training.exported, f"the export to '{folder}'")
     with replacing_folder(folder) as beside:
         with replacing(beside / WEIGHTS) as file:
@@ -129,7 +134,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ExportError(f"'{folder}' is not an export: it has no {name}")
+            inside = folder / "export"  # of a run
+            meant = f"; did you mean '{inside}'?" if (inside / name).is_file() else ""
+            raise ExportError(f"'{folder}' is not an export: it has no {name}{meant}")
     try:
         config = read_json(folder / CONFIG)
     except TrustError as error:
@@ -137,9 +144,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ExportError(f"'{folder / CONFIG}' is damaged: it holds no object")
     if config.get("format") != FORMAT:
-        raise ExportError(
-            f"'{folder}' has format {printable(str(config.get('format')))}; this itrain reads format {FORMAT}"
-        )
+        raise ExportError(f"'{folder}' has format {config.get('format')}; this itrain reads format {FORMAT}")
     base = config.get("base_model")
     if not isinstance(base, dict) or not all(isinstance(base.get(key), str) for key in ("name", "type", "fingerprint")):
         raise ExportError(f"'{folder / CONFIG}' is damaged: it does not say what its base model is")
@@ -156,7 +161,7 @@ def read_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
         with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ExportError(f"'{Path(folder) / WEIGHTS}' is damaged: {printable(str(error))}") from error
+        raise ExportError(f"'{Path(folder) / WEIGHTS}' is damaged: {error}") from error
 
 
 def limited_to(folder: str | Path) -> Limited:
@@ -172,7 +177,8 @@ def load(folder: str | Path, model: nn.Module | BaseModel | None = None, *, trus
 
     Args:
         folder: the export.
-        model: the base model it belongs to; None loads the one that the export names.
+        model: the base model it belongs to; None loads the one that the export names. An export of a model that was
+            trained itself, also by LoRA, changes this one's weights; attach it to keep them: ``load(x).attach(model)``.
         trust: packages of one's own whose classes the export may name, for example ``["my_package"]``.
 
     Raises:
@@ -198,8 +204,8 @@ def load(folder: str | Path, model: nn.Module | BaseModel | None = None, *, trus
             training = cls(network=network, **arguments)
     except FactoryError as error:
         raise ExportError(str(error)) from error
-    except TypeError as error:
-        raise ExportError(f"'{folder}' does not fit {cls.__name__}: {printable(str(error))}") from error
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"'{folder}' does not fit {cls.__name__}: {error}") from error
     load_weights(training, folder)
     training.tokenizer = tokenizer
     training.provenance = {part: config.get(part) for part in ("base_model", "configuration")}
@@ -243,8 +249,8 @@ def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str])
         raise ExportError(f"{error}, or give the model: load(folder, model)") from error
     except FactoryError as error:
         raise ExportError(str(error)) from error
-    except TypeError as error:
-        raise ExportError(f"'{folder}': its model cannot be made: {printable(str(error))}") from error
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"'{folder}': its model cannot be made: {error}") from error
     return made if isinstance(made, BaseModel) else BaseModel(model=made)
 
 
@@ -303,18 +309,19 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
     Raises:
         ExportError: a weight is not finite, or has rows that are not orthonormal where they must be.
     """
-    _require_finite(weights, module, place)
     places = {name: _place(module, name) for name in weights}
+    there = {name: getattr(*owned) for name, owned in places.items()}
+    cast_weights = {name: weight.to(there[name].device, there[name].dtype) for name, weight in weights.items()}
+    _require_finite(cast_weights, module, place)  # what is large in fp64 is infinite in fp32
     for name, (owner, leaf) in places.items():
         if _is_orthonormal(owner, leaf):
             _require_orthonormal(weights[name], f"{place}: '{name}'")
     with torch.no_grad():
         for name, (owner, leaf) in places.items():
-            there = getattr(owner, leaf)
             if parametrize.is_parametrized(owner, leaf):
-                setattr(owner, leaf, weights[name].to(there.device, there.dtype))
+                setattr(owner, leaf, cast_weights[name])
             else:
-                there.copy_(weights[name])
+                there[name].copy_(cast_weights[name])
 
 
 def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:

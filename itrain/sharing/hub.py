@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from itrain.models import BaseModel
 from itrain.sharing import exports
 from itrain.sharing.exports import CONFIG, WEIGHTS, ExportError
 from itrain.training.base import Training
-from itrain.trust import TrustError, printable, read_json, shown
+from itrain.trust import TrustError, read_json, shown
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 Token = str | bool | None
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
-_ADDRESS = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<subfolder>{_NAME}(?:/{_NAME})*))?(?:@(?P<revision>[^\s@]+))?")
+_ADDRESS = re.compile(
+    rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<subfolder>{_NAME}(?:/{_NAME})*))?(?:@(?P<revision>(?!.*\.\.)[^\s@]+))?"
+)
 
 
 class HubError(ExportError):
@@ -37,7 +40,7 @@ class Address:
     """Where an export lies on the hub, written ``user/repo``, ``user/repo/subfolder`` or either with ``@revision``.
 
     Raises:
-        HubError: it is no repository, or its subfolder leaves it.
+        HubError: it is no repository, or its subfolder or revision leaves it.
     """
 
     repo_id: str
@@ -45,12 +48,11 @@ class Address:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        text = f"{self.repo_id}/{self.subfolder}" if self.subfolder else self.repo_id
-        found = _ADDRESS.fullmatch(text)
+        found = _ADDRESS.fullmatch(str(self))
         if found is None or found["repo"] != self.repo_id:
             raise HubError(
-                f"{shown(text)} is no place on the hub; use user/repo, or user/repo/subfolder where it has several "
-                "exports"
+                f"{shown(str(self))} is no place on the hub; use user/repo, or user/repo/subfolder where it has "
+                "several exports"
             )
 
     @classmethod
@@ -68,10 +70,11 @@ class Address:
 
 def is_address(source: str | Path) -> bool:
     """Whether text names a place on the hub and nothing on this machine."""
-    if not isinstance(source, str) or Path(source).exists() or (found := _ADDRESS.fullmatch(source)) is None:
+    # Not Path.exists, which raises an error of what is too long for a name.
+    if not isinstance(source, str) or os.path.exists(source) or (found := _ADDRESS.fullmatch(source)) is None:
         return False
     # A mistyped path such as outputs/das/run is not to be asked for on the hub.
-    return not found["subfolder"] or not Path(source.partition("/")[0]).exists()
+    return not found["subfolder"] or not os.path.exists(source.partition("/")[0])
 
 
 def load(
@@ -178,7 +181,8 @@ def _names(api: HfApi, address: Address) -> list[str]:
     found = []
     for path in api.list_repo_files(address.repo_id, revision=address.revision):
         if PurePosixPath(path).name == CONFIG:
-            subfolder = str(PurePosixPath(path).parent).removeprefix(".")
+            parent = str(PurePosixPath(path).parent)
+            subfolder = "" if parent == "." else parent
             # A path that leaves the folder is none.
             found.append(replace(address, subfolder=subfolder).subfolder)
     return sorted(found)
@@ -246,4 +250,4 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(lines[0]) if lines else type(error).__name__
+    return lines[0] if lines else type(error).__name__

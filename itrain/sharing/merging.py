@@ -3,7 +3,8 @@
 A weight acts at every token alike, so only what edits every token by one affine map of the base, h -> A h + c, can be
 folded, and only where a linear module writes what is edited or alone reads it: W h + b becomes A W h + A b + c behind
 it, or W A h + W c + b before it. A constant that is added to the residual stream goes into the bias of the module that
-writes to the stream last. Each fold is tried: the model that has it must answer as the model that is edited.
+writes to the stream last. Each fold is tried: the model that has it must answer as the model that is edited. That is
+done in fp32 at least, since rounding in lower precision hides what a fold changes besides.
 
 Tensor letters: B batch, S sequence, D hidden.
 """
@@ -26,6 +27,7 @@ from itrain.architectures import Location, locate, unwrap
 from itrain.files import replacing_folder
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Affine, Intervention
+from itrain.networks.forward import TAKE_MASKS
 from itrain.networks.hooks import HookedNetwork
 from itrain.placements import Placement
 from itrain.sharing.exports import ExportError
@@ -36,8 +38,9 @@ from itrain.training.interchange import Interventions
 
 TRIED = (2, 7)
 """Examples and tokens on which a fold is tried."""
-APART = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+APART = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far logits may be apart for rounding alone, relative to the largest."""
+HALF = (torch.float16, torch.bfloat16)
 SUBLAYERS = ("attention_input", "mlp_input")
 """Components that several linear modules may read."""
 WEIGHTS_ITSELF = "the model's own weights"
@@ -96,6 +99,7 @@ def merge(training: Training, *, acts: str | None = None) -> Merged:
     if not hasattr(own, "config") or not hasattr(own, "get_input_embeddings"):
         raise MergeError(f"{type(own).__name__} is no model of transformers, whose inputs and files are known")
     model = deepcopy(own).eval()
+    put_back = _in_full_precision(model)
     folded = dict.fromkeys(merge_lora(model), WEIGHTS_ITSELF)
     if training.trains_model and not folded:
         folded["the trained model"] = WEIGHTS_ITSELF
@@ -109,9 +113,11 @@ def merge(training: Training, *, acts: str | None = None) -> Merged:
     folded |= {str(place): done[place] for place in placed if place in done}
     reasons = {str(place): left[place] for place in placed if place in left}
     if not folded:
-        said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        places = {why: ", ".join(name for name, each in reasons.items() if each == why) for why in reasons.values()}
+        said = "; ".join(f"{names}: {why}" for why, names in places.items())
         raise MergeError(f"nothing can be folded into the weights: {said or f'{type(training).__name__} edits none'}")
     _require_alike(start, model, [(place.write, wanted[place]) for place in placed if place in done])
+    put_back()
     return Merged(model=model, folded=folded, left=reasons)
 
 
@@ -228,6 +234,33 @@ def _layer(site: Site) -> int:
 # --- trying
 
 
+def _in_full_precision(model: nn.Module) -> Callable[[], None]:
+    """Bring the model to fp32 at least; what is returned puts it back, with the weights that it has by then."""
+    config: Any = model.config
+    attention = getattr(config, "_attn_implementation", None)
+    precisions = {name: each.dtype for name, each in (*model.named_parameters(), *model.named_buffers())}
+    half = next((dtype for dtype in precisions.values() if dtype in HALF), None)
+    if half is None:
+        return lambda: None
+    others = attention not in (None, *TAKE_MASKS)
+
+    def put_back() -> None:
+        for name, each in (*model.named_parameters(), *model.named_buffers()):
+            if precisions.get(name, half) in HALF:  # what is new has the precision of what it was added to
+                each.data = each.data.to(precisions.get(name, half))
+                if not bool(each.isfinite().all()):
+                    raise MergeError(f"{name} holds numbers that {half} cannot; load the model in float32")
+        if others:
+            model.set_attn_implementation(attention)  # type: ignore[operator]
+
+    if others:
+        model.set_attn_implementation("sdpa")  # type: ignore[operator]  # not all take fp32
+    for each in (*model.parameters(), *model.buffers()):
+        if each.dtype in HALF:
+            each.data = each.data.float()
+    return put_back
+
+
 def _example(model: nn.Module) -> ModelInputs:
     """Any text: whatever the tokens, weights and edits must agree."""
     config: Any = model.config
@@ -248,7 +281,7 @@ def _answer(
 
 def _are_alike(found: Tensor, expected: Tensor) -> bool:
     largest = expected.abs().max()
-    return bool(((found - expected).abs() <= APART.get(expected.dtype, 1e-4) * largest).all())
+    return bool(((found - expected).abs() <= APART[expected.dtype] * largest).all())
 
 
 def _require_alike(start: nn.Module, merged: nn.Module, edits: Sequence[tuple[Site, Intervention]]) -> None:

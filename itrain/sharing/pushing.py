@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 OF_THE_MACHINE = ("output", "ckpt", "export", "launcher", "logger", "threads", "trust")
 """Keys of a configuration that say where its author ran it, and nothing of what was run."""
+_TOKEN = re.compile(r"\b(?:hf_|sk-|gh[opsu]_|github_pat_|glpat-|xox[abp]-|AKIA|AIza)[\w-]{16,}")
+"""How services' tokens begin."""
+_SECRET = re.compile(r"(?i)(?:^|_)(?:token|key|secret|password)$")
+"""How variables of the environment are called that hold secrets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,20 +153,49 @@ def push(folder: str | Path, address: Address, how: Push) -> str:
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of an export without what it says of its author's machine."""
+    """The description of an export without what it says of its author's machine.
+
+    Raises:
+        HubError: it holds what looks like a secret.
+    """
     run = config.get("configuration")
     kept = {key: value for key, value in run.items() if key not in OF_THE_MACHINE} if isinstance(run, dict) else run
-    return _without_folders({**config, "configuration": kept})
+    found = {**config, "configuration": kept}
+    secrets = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) > 7}
+    _require_no_secret(found, "", secrets)
+    return _without_folders(found, str(Path.home()))
 
 
-def _without_folders(value: Any) -> Any:
-    """The same, with the last part alone of each path that leads from the root or from home."""
+def _without_folders(value: Any, home: str) -> Any:
+    """The same, with the last part alone of each path that leads from the root, from home or upwards."""
     if isinstance(value, Mapping):
-        return {key: _without_folders(each) for key, each in value.items()}
+        return {_without_folders(key, home): _without_folders(each, home) for key, each in value.items()}
     if isinstance(value, list):
-        return [_without_folders(each) for each in value]
-    is_path = isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
-    return Path(value).name if is_path else value
+        return [_without_folders(each, home) for each in value]
+    if not isinstance(value, str):
+        return value
+    path = Path(value.removeprefix("file://"))
+    starts = path.is_absolute() or value.startswith("~") or ".." in path.parts
+    # A template such as "/ {word}" is no path.
+    if starts and len(path.parts) > 2 - (not path.is_absolute()) and not re.search(r"[{}\n]", value):
+        return path.name
+    return value.replace(f"{home}/", "~/") if len(home) > 1 else value
+
+
+def _require_no_secret(value: Any, key: str, secrets: Collection[str]) -> None:
+    """Refuse text that holds a token, or what the environment keeps as a secret.
+
+    Raises:
+        HubError: naming the key, not the secret.
+    """
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            _require_no_secret(each, f"{key}.{name}" if key else str(name), secrets)
+    elif isinstance(value, list):
+        for each in value:
+            _require_no_secret(each, key, secrets)
+    elif isinstance(value, str) and (_TOKEN.search(value) or any(secret in value for secret in secrets)):
+        raise HubError(f"{key} holds what looks like a secret, so nothing was pushed; take it out of the {CONFIG}")
 
 
 def _readme(api: HfApi, repo_id: str, commit: str | None) -> str | None:

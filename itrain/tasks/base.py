@@ -16,6 +16,7 @@ from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks import TaskError
 from itrain.tasks.tokens import Encoded, answer_place, answer_tokens, encode, fill, spans, unknown_words
+from itrain.trust import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -219,7 +220,8 @@ class TextTask(Task):
     def _require_known(self, text: str, encoded: Encoded) -> None:
         for word in unknown_words(self.tokenizer, text, encoded):
             raise TaskError(
-                f"the prompt {text!r} has {word!r}, which is not in the model's vocabulary; use another word or model"
+                f"the prompt {shown(text)} has {shown(word)}, which is not in the model's vocabulary; use another word "
+                "or model"
             )
 
     def is_one_token(self, word: str) -> bool:

@@ -82,8 +82,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
     """The texts' tokens; special tokens are those that the tokenizer adds, none twice where the text has them already.
 
     Raises:
-        TaskError: the tokenizer changes a text's own tokens where it adds special ones.
+        TaskError: the tokenizer changes a text's own tokens where it adds special ones, or a text is none.
     """
+    for text in texts:
+        _require_unicode(text)
     own = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     found = []
     for text, whole, tokens, offsets in zip(
@@ -101,8 +103,21 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
     return found
 
 
+def _require_unicode(text: str) -> None:
+    """Refuse what no tokenizer takes: half a character, as a byte that is no UTF-8 on a command line becomes.
+
+    Raises:
+        TaskError: naming the text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TaskError(f"the text {text[:80]!r} is no Unicode: it has {text[error.start]!r}") from error
+
+
 def continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of a text that follows another, without the space that some tokenizers put before every text."""
+    _require_unicode(text)
     lead, led, alone = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in ("\n", f"\n{text}", text))
     return led[len(lead) :] if led[: len(lead)] == lead else alone
 

@@ -5,7 +5,7 @@ Tensor letters: B batch, P positions, G generated tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
@@ -15,12 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
+from itrain.data import IntervenedInputs
 from itrain.identity import IdentityError, difference, identity
 from itrain.inputs import Acts, ModelInputs
+from itrain.interventions.base import Intervention
 from itrain.models import BaseModel
 from itrain.networks.attached import AttachedEdits, Matched
 from itrain.networks.base import Network
-from itrain.networks.lane import EditAt, require_acts
+from itrain.networks.lane import EditAt, Edits, require_acts
 from itrain.placements import Placement, unserved
 from itrain.sites import Site
 from itrain.tasks.responses import typed
@@ -88,6 +90,8 @@ def inputs_of(source: Source, tokenizer: Tokenizer | None) -> ModelInputs:
     """
     if isinstance(source, ModelInputs):
         return source
+    if not source or not isinstance(source, str | Sequence):
+        raise ValueError(f"source={source!r}: give a text, a text and its continuation, or a list of these")
     listed = cast(Sequence[Text], [source] if isinstance(source, str | tuple) else list(source))
     texts = [each if isinstance(each, str) else each[0] for each in listed]
     if tokenizer is None:
@@ -106,8 +110,9 @@ def edits_on(
 ) -> tuple[list[EditAt], list[Matched]]:
     """The edits of an interchange as evaluated, each variable's values read from its source here and now.
 
-    A generated token is given what the source has at its one token there or, where the source goes on after its
-    prompt, what it has at the token of the same number in its continuation.
+    A source that is itself an intervened run is edited by the same interventions before it is read. A generated token
+    is given what the source has at its one token there or, where the source goes on after its prompt, what it has at
+    the token of the same number in its continuation.
 
     Raises:
         ValueError: a source is missing or not asked for, or it has several tokens that a generated one could be given.
@@ -124,12 +129,16 @@ def edits_on(
     edits = [
         EditAt(placement.write, _alone(each), acts) for placement, each in used.items() if placement not in needing
     ]
+    _require_apart(used, needing, sources)
     matched, device = [], next(interchange.network.parameters()).device
     for variable, source in sources.items():
         source, serving = source.to(device), _serving(variable, needing)
         sites = [placement.read for placement in serving]
         with torch.no_grad():
-            found = interchange.network.read(source, sites)
+            edited: Edits = ()
+            if isinstance(source, IntervenedInputs):
+                edited = interchange.edits(source, used, interchange.read(source, used))
+            found = interchange.network.read(source, sites, edited)
             later = {} if acts == "prompt" else _continued(interchange.network, source, sites)
         for placement in serving:
             write, read = placement.write, placement.read
@@ -154,6 +163,22 @@ def _serving(variable: str, placements: Sequence[Placement]) -> list[Placement]:
     if not serving:
         raise unserved(variable, placements)
     return serving
+
+
+def _require_apart(
+    used: Mapping[Placement, Intervention], placements: Sequence[Placement], variables: Iterable[str]
+) -> None:
+    """Refuse sources of several variables that one intervention would write one over the other."""
+    for placement in placements:
+        served: dict[int, str] = {}
+        for variable in variables:
+            if placement.variables is None or variable in placement.variables:
+                other = served.setdefault(id(used[placement].edit_for(variable)), variable)
+                if other != variable:
+                    raise ValueError(
+                        f"site '{placement}': the sources of {other} and {variable} would be written one over the "
+                        "other; give one of them"
+                    )
 
 
 def _alone(intervention: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:

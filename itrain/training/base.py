@@ -26,6 +26,7 @@ from itrain.networks.base import Network
 from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
+from itrain.training.building import in_a_line
 from itrain.training.callbacks import Preparation, Schedules
 from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
@@ -86,7 +87,7 @@ class Training(lightning.LightningModule, ABC):
     def __repr__(self) -> str:
         """What is trained, a line each; the base model is left out."""
         parts = list(self.trained_parts.items())
-        lines = [f"  {name}: {part!r}" for name, part in parts[:SHOWN]]
+        lines = [f"  {name}: {in_a_line(part)}" for name, part in parts[:SHOWN]]
         more = [f"  and {len(parts) - SHOWN} more"] if len(parts) > SHOWN else []
         return "\n".join([type(self).__name__, *lines, *more])
 

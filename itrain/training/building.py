@@ -14,6 +14,14 @@ from itrain.placements import Factory, Placement, Placements
 from itrain.sites import Site
 
 
+def in_a_line(part: nn.Module) -> str:
+    """A module in a line: as it prints, or its class and size where that takes several lines."""
+    text = repr(part)
+    if "\n" not in text:
+        return text
+    return f"{type(part).__name__}, {sum(each.numel() for each in part.parameters()):,} parameters"
+
+
 def build_all(
     placements: Sequence[Placement], sizes: Sequence[int], intervention: Factory | None, *, shared: bool
 ) -> list[Intervention]:

@@ -206,14 +206,13 @@ class RepresentationFinetuning(Finetuning):
 
     def check(self, data: SplitDataModule) -> None:
         super().check(data)
-        inputs = [dataset.examples.inputs for dataset in data.datasets.values()]
-        ahead = [int((each.extent[1] - each.tokens[:, 1]).max()) for each in inputs if each.tokens is not None]
-        longest = max(ahead, default=0)
-        first, said = (self.acts[0], list(self.acts)) if isinstance(self.acts, tuple) else (0, self.acts)
+        inputs = data.datasets["train"].examples.inputs
+        longest = 0 if inputs.tokens is None else int((inputs.extent[1] - inputs.tokens[:, 1]).max())
+        first, said = (min(self.acts), list(self.acts)) if isinstance(self.acts, tuple) else (0, self.acts)
         if said not in ("prompt", "all") and first >= longest:
             raise ValueError(
-                f"acts={said}: a response goes on after {longest} of its tokens at most, counted from 0, so that "
-                "nothing would be edited; act earlier, or on 'all'"
+                f"acts={said}: a training response goes on after {longest} of its tokens at most, counted from 0, so "
+                "that nothing would be edited; act earlier, or on 'all'"
             )
 
     def edits(self) -> list[EditAt]:

@@ -21,7 +21,7 @@ from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.inputs.layout import MASK
 from itrain.networks.base import Network
-from itrain.networks.lane import Edit, EditAt
+from itrain.networks.lane import Edit, EditAt, scaled
 from itrain.placements import Factory, Placements
 from itrain.training.finetuning import RepresentationFinetuning
 from itrain.training.optimization import OptimizerFactory
@@ -117,7 +117,7 @@ class Steering(RepresentationFinetuning):
         self.spoken = Spoken()
 
     def edits(self, strength: float = 1.0) -> list[EditAt]:
-        return [each._replace(edit=_scaled(each.edit, strength)) for each in super().edits()]
+        return [each._replace(edit=scaled(each.edit, strength)) for each in super().edits()]
 
     def random_edits(self, strength: float, keys: Int[Tensor, " batch"]) -> list[EditAt]:
         """Edits that move each activation as far as the trained ones do, in a random direction of each example."""
@@ -247,10 +247,6 @@ class Spoken:
 
 def _place(strength: float) -> str:
     return f"strength_{strength:g}"
-
-
-def _scaled(edit: Edit, strength: float) -> Edit:
-    return edit if strength == 1 else lambda base: base + strength * (edit(base) - base)
 
 
 def _pushed(edit: Edit, direction: Float[Tensor, "batch hidden"], base: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def _probe(run: Run, members: Sequence[Edits], values: Values | None = None) -> 
     keys = sorted(made)
     results = [*(answer.detach() for answer in found), *(given[key] for key in keys)]
     gradients: Sequence[Tensor] = ()
-    if torch.is_grad_enabled() and made:
+    if torch.is_grad_enabled() and made:  # no example may have the tokens that are edited
         # Not of squares: their sum is the same whatever a last norm is given.
         total = torch.stack([(answer * _weights(answer)).sum() for answer in found]).sum()
         made_of = [made[key] for key in keys]

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from itrain.architectures import unwrap
 from itrain.interventions.steering import SteeringVector
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing.foreign.gguf import read, write
-from itrain.sharing.foreign.parts import ForeignError, Part, assemble, taken
+from itrain.sharing.foreign.parts import ForeignError, Part, assemble, module_of, taken
 from itrain.sites import Site
 from itrain.training.base import Training
 from itrain.trust import shown
@@ -45,7 +46,7 @@ def save_gguf(training: Training, file: str | Path, *, everywhere: bool = False)
 
 def load_gguf(
     file: str | Path,
-    model: nn.Module,
+    model: nn.Module | BaseModel,
     *,
     layers: Sequence[int] | None = None,
     strength: float = 1.0,
@@ -63,7 +64,7 @@ def load_gguf(
     Raises:
         ForeignError: the file is damaged, quantised or for another type of model, or lacks a layer.
     """
-    file = Path(file)
+    file, model = Path(file), module_of(model)
     directions, hint = _read(file)
     expected = model_hint or _model_type(model)
     if hint not in (expected, "unknown"):
@@ -134,14 +135,13 @@ def write_directions(file: Path, directions: Mapping[int, Float[Tensor, " hidden
 def _read(file: Path) -> tuple[dict[int, Float[Tensor, " hidden"]], str]:
     """The directions of a file by layer, and the type of model that they are for."""
     keys, vectors = read(file)
+    if (architecture := keys.get("general.architecture", ARCHITECTURE)) != ARCHITECTURE:
+        raise ForeignError(f"'{file}' is of the architecture {shown(architecture)}, and no control vector")
     found: dict[int, Tensor] = {}
     for name, vector in vectors.items():
         layer = re.fullmatch(r"direction\.(\d{1,6})", name)
         if layer is None or int(layer[1]) in found:
-            kind = shown(keys.get("general.architecture"))
-            raise ForeignError(
-                f"'{file}' ({kind}) has the tensor {shown(name)}, which is no direction.<layer> of its own"
-            )
+            raise ForeignError(f"'{file}' has the tensor {shown(name)}, which is no direction.<layer> of its own")
         found[int(layer[1])] = vector
     hint = keys.get(f"{ARCHITECTURE}.model_hint")
     return found, hint if isinstance(hint, str) else "unknown"

@@ -114,6 +114,8 @@ def _contents(cursor: _Cursor) -> Contents:
         raise ForeignError(f"{place} is damaged: its alignment is {shown(alignment)}")
     start = -(-cursor.at // alignment) * alignment
     vectors: dict[str, Tensor] = {}
+    if sum(size * dtype.itemsize for _, size, dtype, _ in listed) > len(cursor.data):
+        raise ForeignError(f"{place} is damaged: its tensors overlap, or are larger than the file")
     for name, size, dtype, offset in listed:
         if name in vectors:
             raise ForeignError(f"{place} has the tensor {shown(name)} twice")

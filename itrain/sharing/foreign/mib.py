@@ -21,12 +21,14 @@ from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.interventions.directions import Directions
 from itrain.interventions.featurizers import Featurizer, Identity, Rotation, Subspace
 from itrain.interventions.masking import FixedMask
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing.foreign.parts import (
     UNEVEN,
     ForeignError,
     Part,
     assemble,
+    module_of,
     orthogonal_rows,
     size_at,
     taken,
@@ -79,7 +81,7 @@ def save_mib(training: Training, folder: str | Path) -> Path:
 
 def load_mib(
     folder: str | Path,
-    model: nn.Module,
+    model: nn.Module | BaseModel,
     *,
     component: str | None = None,
     position: str | Mapping[str, str] | None = None,
@@ -103,7 +105,7 @@ def load_mib(
     names = sorted(path.name.removesuffix(KINDS[0]) for path in folder.glob(f"*{KINDS[0]}"))
     if not names:
         raise ForeignError(f"'{folder}' holds no files of MIB's track: there is no ...{KINDS[0]} in it")
-    network = HookedNetwork(model)
+    network = HookedNetwork(module_of(model))
     parts = [_part(folder / name, network, component, position) for name in names]
     return assemble(parts, network, f"'{folder}'")
 
@@ -193,7 +195,7 @@ def _orthogonal_state(columns: Float[Tensor, "hidden rank"]) -> dict[str, Tensor
 def _part(path: Path, network: HookedNetwork, component: str | None, position: str | Mapping[str, str] | None) -> Part:
     place = f"'{path}{KINDS[1]}'"
     info, state = _read(path, KINDS[1])
-    inverse, _ = _read(path, KINDS[0])
+    inverse, inverse_state = _read(path, KINDS[0])
     if (info.get("featurizer_class"), inverse.get("inverse_featurizer_class")) not in (SUBSPACE, IDENTITY):
         raise ForeignError(
             f"{place} is of the class {shown(info.get('featurizer_class'))}, and its inverse of "
@@ -203,6 +205,8 @@ def _part(path: Path, network: HookedNetwork, component: str | None, position: s
     indices = _indices(Path(f"{path}{KINDS[2]}"))
     if info["featurizer_class"] == SUBSPACE[0]:
         rows = _matrix(info, state, place)
+        if not _alike(orthogonal_rows(inverse_state, "rotate", f"'{path}{KINDS[0]}'"), rows):
+            raise ForeignError(f"{place} is damaged: its inverse in '{path.name}{KINDS[0]}' is of another rotation")
         return _part_of(site, Features(rows, indices), rows.shape[1], place)
     size = size_at(network, site, place)
     assert size is not None, "a named component tells its size"
@@ -223,7 +227,8 @@ def _part_of(site: Site, features: Features, hidden_size: int, place: str) -> Pa
     count = hidden_size if rows is None else len(rows)
     if beyond := [index for index in indices if index >= count]:
         raise ForeignError(f"{place} has {count} features, and its indices name feature {beyond[0]}")
-    gate = [int(index in set(indices)) for index in range(count)]
+    swapped = set(indices)
+    gate = [int(index in swapped) for index in range(count)]
     return Part(site, partial(FixedMask, featurizer=featurizer, gate=gate), hidden_size, weights)
 
 
@@ -241,9 +246,13 @@ def _matrix(info: Mapping[str, Any], state: Mapping[str, Any], place: str) -> Fl
     """R as the matrix in the file, which is the one that the tool makes of the weights beside it."""
     rows = weight(info.get("additional_config"), "rotation_matrix", (None, None), place).T
     found = orthogonal_rows(state, "rotate", place)
-    if rows.shape != found.shape or not torch.allclose(rows, found, rtol=0, atol=UNEVEN):
+    if not _alike(rows, found):
         raise ForeignError(f"{place} is damaged: its rotation_matrix is not that of its weights")
     return rows.contiguous() if unevenness(rows) <= UNEVEN else found
+
+
+def _alike(one: Float[Tensor, "_ _"], other: Float[Tensor, "_ _"]) -> bool:
+    return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=0, atol=UNEVEN)
 
 
 def _indices(file: Path) -> list[int] | None:

@@ -14,14 +14,15 @@ from itrain.architectures import locate
 from itrain.checkpoints import read_tensors
 from itrain.factories import describe
 from itrain.interventions.base import Intervention
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.placements import Placement
-from itrain.sharing.exports import ExportError, fill
+from itrain.sharing.exports import FLOATS, ExportError, fill
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
 from itrain.training.finetuning import RepresentationFinetuning
-from itrain.trust import TrustError
+from itrain.trust import DEPTH, VALUES, TrustError
 
 UNEVEN = 1e-5
 """How far R R^T may be from 1: itrain's R is orthonormal, so more would change what the intervention computes."""
@@ -40,6 +41,11 @@ class Part(NamedTuple):
     weights: Mapping[str, Tensor] = {}
     variables: tuple[str, ...] | None = None
     """Those whose source it takes; None: all."""
+
+
+def module_of(model: nn.Module | BaseModel) -> nn.Module:
+    """The module of a base model."""
+    return model.model if isinstance(model, BaseModel) else model
 
 
 def assemble(
@@ -146,8 +152,10 @@ def tensors(file: Path) -> Any:
         found = read_tensors(file, "file of weights")
     except TrustError as error:
         raise ForeignError(str(error)) from error
-    for tensor in _leaves(found):
-        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    for tensor in _tensors_in(found, f"'{file}'"):
+        sizes = tensor.numel() * tensor.element_size()
+        is_here = tensor.layout == torch.strided and tensor.device.type != "meta"
+        if not is_here or sizes > tensor.untyped_storage().nbytes():
             raise ForeignError(f"'{file}' is damaged: a tensor of shape {tuple(tensor.shape)} is not whole in it")
     return found
 
@@ -159,10 +167,10 @@ def weight(state: Any, name: str, shape: Sequence[int | None], place: str) -> Te
         ForeignError: it is missing, or of another kind or shape.
     """
     found = state.get(name) if isinstance(state, Mapping) else None
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise ForeignError(f"{place} has no weight '{name}'")
+    if not isinstance(found, Tensor) or found.dtype not in FLOATS:
+        raise ForeignError(f"{place} has no weight '{name}' in {', '.join(map(str, FLOATS))}")
     fits = found.ndim == len(shape) and all(
-        given in (None, size) for given, size in zip(shape, found.shape, strict=True)
+        size > 0 and given in (None, size) for given, size in zip(shape, found.shape, strict=True)
     )
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -250,12 +258,20 @@ def _fill(intervention: Intervention, part: Part, place: str) -> None:
         raise ForeignError(str(error)) from error
 
 
-def _leaves(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _leaves(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _leaves(each)
+def _tensors_in(value: Any, place: str) -> Iterator[Tensor]:
+    """The tensors among plain data, whose lists may hold each other, or themselves.
+
+    Raises:
+        ForeignError: there are more values, or levels of them, than a file of weights has.
+    """
+    left, count = [(value, 0)], 0
+    while left:
+        each, depth = left.pop()
+        count += 1
+        if depth > DEPTH or count > VALUES:
+            raise ForeignError(f"{place} is deeper or longer than a file of weights")
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, Mapping | list | tuple):
+            parts = each.values() if isinstance(each, Mapping) else each
+            left += [(part, depth + 1) for part in parts]

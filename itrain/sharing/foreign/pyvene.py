@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from itrain.architectures import blocks
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing.foreign.kinds import KINDS, Dimensions, Made, Saved
-from itrain.sharing.foreign.parts import ForeignError, Part, assemble, size_at, tensors
+from itrain.sharing.foreign.parts import ForeignError, Part, assemble, module_of, size_at, tensors
 from itrain.sites import Site
 from itrain.training.base import Training
 from itrain.trust import TrustError, read_json, shown
@@ -48,7 +49,7 @@ class Entry(NamedTuple):
 
 def load_pyvene(
     folder: str | Path,
-    model: nn.Module,
+    model: nn.Module | BaseModel,
     *,
     position: str | Sequence[str] | None = None,
     dimensions: Dimensions | None = None,
@@ -80,6 +81,7 @@ def load_pyvene(
     folder = Path(folder)
     entries = _described(folder) if (folder / CONFIG).is_file() else _listed(folder, kind)
     served = _served(variables, entries, folder)
+    model = module_of(model)
     network = HookedNetwork(model)
     parts, joined = [], set()
     for entry, at, names in zip(entries, _positions(position, entries, folder), served, strict=True):
@@ -127,9 +129,11 @@ def _described(folder: Path) -> list[Entry]:
 def _entry(fields: Mapping[str, Any], kind: Any, size: Any, constant: bool, seen: Counter[str], place: str) -> Entry:
     layer, component, unit, units = (fields[name] for name in FIELDS[:4])
     units = 1 if units is None else units
-    typed = isinstance(component, str) and isinstance(unit, str) and isinstance(units, int)
-    if not typed or unit not in ("pos", "h.pos") or not (size is None or isinstance(size, int)):
+    if not isinstance(component, str) or unit not in ("pos", "h.pos"):
         raise ForeignError(f"{place}: itrain reads components by 'pos' and 'h.pos', and not {shown((component, unit))}")
+    for number in (units, *([] if size is None else [size])):
+        if not isinstance(number, int) or number < 1:
+            raise ForeignError(f"{place} is damaged: {shown(number)} is no number of tokens or features")
     if "." not in component and not (isinstance(layer, int) and layer >= 0):
         raise ForeignError(f"{place}: {shown(layer)} is no layer of {shown(component)}")
     where = component.replace(".", "_") if "." in component else f"{layer}_comp_{component}"
@@ -154,11 +158,8 @@ def _entry(fields: Mapping[str, Any], kind: Any, size: Any, constant: bool, seen
 
 def _listed(folder: Path, kind: str | None) -> list[Entry]:
     """The interventions of a folder without a description, as the names of their files tell."""
-    found = sorted(
-        (int(match[1]), match[2], int(match[5]), match)
-        for file in folder.glob("*.bin")
-        if (match := _KEY.fullmatch(file.name))
-    )
+    named = filter(None, (_KEY.fullmatch(file.name) for file in folder.glob("*.bin")))
+    found = sorted(named, key=lambda match: (int(match[1]), match[2], int(match[5]), match[0]))
     if not found:
         raise ForeignError(f"'{folder}' holds nothing of pyvene or pyreft: no {CONFIG}, and no intkey_layer_....bin")
     if kind is None:
@@ -170,14 +171,14 @@ def _listed(folder: Path, kind: str | None) -> list[Entry]:
     return [
         Entry(
             kind=f"<class '{package}.{kind}'>" if package else kind,
-            layer=layer,
-            component=component,
+            layer=int(match[1]),
+            component=match[2],
             unit=match[3].replace("_", "."),
             units=int(match[4]),
             key=match[0].removeprefix("intkey_").removesuffix(".bin"),
             constant=package == "pyreft",
         )
-        for layer, component, _, match in found
+        for match in found
     ]
 
 

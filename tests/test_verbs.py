@@ -7,9 +7,9 @@ import json
 import pytest
 
 import itrain
-from itrain.calls import _words
 from itrain.config.overrides import parse
 from itrain.signatures import ConfigError
+from itrain.verbs import _words
 
 SMALL = {
     "data": {"train_pairs": 32, "validation_pairs": 16, "test_pairs": 16},
