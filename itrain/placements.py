@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from itrain.signatures import nearest
 from itrain.sites import Site, SiteLike
@@ -12,8 +12,18 @@ from itrain.sites import Site, SiteLike
 if TYPE_CHECKING:
     from itrain.interventions.base import Intervention
 
-Factory: TypeAlias = "Callable[[int], Intervention]"
-"""Builds an intervention from the number of features."""
+    Factory: TypeAlias = Callable[[int], Intervention]
+    """Builds an intervention from the number of features."""
+
+
+def __getattr__(name: str) -> Any:
+    """``Factory``, once it is asked for: what sites say is read without torch, of which its class is made."""
+    if name != "Factory":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from itrain.interventions.base import Intervention
+
+    # Annotations are evaluated by what the module holds.
+    return globals().setdefault(name, Callable[[int], Intervention])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
