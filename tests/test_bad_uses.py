@@ -66,7 +66,7 @@ training=probing site={write:layer2.block_output@name,read:NAME} | a probe takes
 EXAMPLES = """
 recipe=reft_style training.acts=[-1]    | training.acts=[-1]: use 'prompt', 'all', 'generated'
 recipe=reft_style training.acts=[]      | training.acts=[]: use 'prompt', 'all', 'generated'
-recipe=reft_style training.acts=[9]     | acts=[9]: a response goes on after 7 of its tokens at most
+recipe=reft_style training.acts=[9]     | acts=[9]: a training response goes on after 7 of its tokens at most
 recipe=steer_story training.strengths=[0] | training.strengths: 0 is no strength
 recipe=steer_story training.strengths=[] | training.strengths is empty
 recipe=steer_story training.max_perplexity_ratio=0.5 | training.max_perplexity_ratio=0.5: give 1 or more
