@@ -43,12 +43,14 @@ TRAININGS: dict[type[Training], list[str]] = {
 }
 READ = "{write:layer2.block_output@name,read:layer1.block_output@name}"
 OWN = "{site:layer3.block_output@last,intervention:{_target_:itrain.interventions.das.DAS,rank:2}}"
-EQUALITY = ["recipe=das_hierarchical_equality", "model.steps=300", "data.keep=all", *PAIRS, "data.batch_size=4"]
+EQUALITY = ["recipe=das_hierarchical_equality", "model.steps=300", "data.keep=all", *PAIRS]
+# Of 4 pairs each; one that is left over would be left out in two processes.
+FEW = ["data.train_pairs=78", "data.batch_size=4"]
 FORMS: dict[str, list[str]] = {
     "placements": ["recipe=das_gender", f"site=[{READ},{OWN}]", *PAIRS],
     # Of four pairs, two processes seldom both have one for each site.
     "a site of each variable": [
-        *[*EQUALITY, "intervention=das", "intervention.rank=4"],
+        *[*EQUALITY, *FEW, "intervention=das", "intervention.rank=4"],
         "site={left:module:hidden1.output,right:module:hidden2.output}",
     ],
     "intervened sources": ["recipe=das_gender", "task._target_=tests.chained.ChainedGender", *PAIRS],
