@@ -104,9 +104,9 @@ def test_tensors_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_a_strength_is_finite(strength: float, tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", {"controlvector.model_hint": "gpt2"}, {"direction.1": torch.ones(HIDDEN)})
-    with pytest.raises(ForeignError, match="give a finite number"):
+    with pytest.raises(ForeignError, match=r"give a (finite )?number"):
         load_gguf(tmp_path / "x.gguf", MODEL, strength=strength)
-    with pytest.raises(ValueError, match="give a finite number"):
+    with pytest.raises(ValueError, match=r"give a (finite )?number"):
         steering("layer0.block_output@all").attach(MODEL, strength=strength)
 
 

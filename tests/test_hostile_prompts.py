@@ -38,11 +38,11 @@ def test_a_file_of_prompts_is_read_within_a_limit(tmp_path: Path, monkeypatch: p
 )
 def test_a_setting_of_generation_that_is_none_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        requested(["prompt=x", *words])
+        requested(["prompt=x", *words], others=())
 
 
 def test_a_word_without_a_value_is_no_prompt() -> None:
-    request, rest = requested(["prompt", "prompts"])
+    request, rest = requested(["prompt", "prompts"], others=())
     assert not request.prompts and rest == ["prompt", "prompts"]
 
 

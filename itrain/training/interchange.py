@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -74,6 +74,8 @@ class Interchange(nn.Module):
     """
 
     network: Network
+    needs_sites: ClassVar[bool] = True
+    """Whether a run without an intervention is a mistake."""
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class Interchange(nn.Module):
         self.detach_source = detach_source
         self.sites = tuple(dict.fromkeys(each.write for each in self.placements))
         """The sites that are edited."""
-        if not self.placements:
+        if self.needs_sites and not self.placements:
             raise ValueError("sites is empty; name at least one")
         require_distinct(self.placements)
         sizes = list(hidden_sizes or known_features(network, self.placements, join_positions=join_positions))

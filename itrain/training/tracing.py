@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -173,6 +173,8 @@ class Restoration(Interchange):
         noise: what is added there.
         sites, intervention, shared, hidden_sizes: as in :class:`~itrain.training.interchange.Interchange`.
     """
+
+    needs_sites: ClassVar[bool] = False
 
     def __init__(
         self,
