@@ -61,6 +61,7 @@ GIVEN: Mapping[str, Any] = {
         "sites": "layer0.block_output@name",
         "intervention": {"_target_": "itrain.interventions.erasure.Erasure", "_partial_": True},
     },
+    "intervention": {"_target_": "itrain.interventions.ablation.Zero", "_partial_": True},
 }
 """Values of arguments that are built or read in a way of their own."""
 CANDIDATES = [True, False, 1, 2, 3, 0.25, 0.5, "other", ["a"], [1], [3], [0.5, 0.25], {"a": 1}, {"a": 0.5}]
