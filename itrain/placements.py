@@ -74,6 +74,10 @@ class Placement:
         """
         return tuple(_parsed(placements, "site"))
 
+    def serves(self, variable: str) -> bool:
+        """Whether it takes the variable's source."""
+        return self.variables is None or variable in self.variables
+
     @property
     def is_plain(self) -> bool:
         """Whether it is a site and no more, but for its intervention."""
@@ -148,7 +152,7 @@ def require_served(placements: Sequence[Placement], interchanged: Iterable[str],
             if name not in known:
                 raise ValueError(f"site '{each}': the task has no variable '{name}'{nearest(name, known)}")
     for name in interchanged:
-        if not any(each.variables is None or name in each.variables for each in placements):
+        if not any(each.serves(name) for each in placements):
             raise unserved(name, placements)
 
 

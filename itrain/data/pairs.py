@@ -328,7 +328,7 @@ def _depth(runs: Runs) -> int:
 def _require_sources(runs: Runs, placement: Placement) -> None:
     """Refuse sources in which the placement reads no token, or not as many as it writes, at any depth."""
     for variable, rows, source in _taken(runs):
-        if placement.variables is None or variable in placement.variables:
+        if placement.serves(variable):
             source.require(placement.read)
             if isinstance(runs, IntervenedInputs):
                 (runs if rows is None else runs.take(rows)).require(placement.write)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -54,6 +54,7 @@ class Asked:
     Args:
         network: the base model.
         base: the inputs that are edited.
+        placements: where, in the order of the edits.
         sources: the runs that values are read from, by variable; a single one may be of no variable, ``ONLY``.
         intervention: what acts at placements that name nothing of their own; None: the source takes the base's place.
         dims: the features that are edited; None: all of a site's.
@@ -64,6 +65,7 @@ class Asked:
 
     network: Network
     base: ModelInputs
+    placements: Sequence[Placement]
     sources: Mapping[str, Source]
     intervention: Acting | None = None
     dims: Sequence[int] | None = None
@@ -75,37 +77,40 @@ class Asked:
         if isinstance(self.dims, str) or not isinstance(self.dims, Sequence | None):
             raise ValueError(f"dims={self.dims!r}: give a list of features, for example dims=[10, 11, 12]")
 
-    def edits(self, placements: Sequence[Placement]) -> list[EditAt]:
+    @cached_property
+    def _acting(self) -> list[tuple[Placement, _Act]]:
+        """What acts at each placement, made once: statistics are fitted to runs of the model."""
+        return [(placement, self._act(placement)) for placement in self.placements]
+
+    def edits(self) -> list[EditAt]:
         """The edits at the placements, in their order.
 
         Raises:
             ValueError: a source is missing, is given in vain, or does not fit the base; or what is to act cannot.
         """
-        self._require_served(placements)
-        acts = [self._act(placement) for placement in placements]
-        if self.sources and not any(act.takes_source for act in acts):
-            raise ValueError(f"source: {acts[0].name} takes none, so that it would have no effect; leave it out")
-        taking = [p for p, act in zip(placements, acts, strict=True) if act.takes_source]
+        self._require_served(self.placements)
+        taking = [placement for placement, act in self._acting if act.takes_source]
+        if self.sources and not taking:
+            name = self._acting[0][1].name
+            raise ValueError(f"source: {name} takes none, so that it would have no effect; leave it out")
         read = {
             variable: self.network.read(source.inputs, self._sites(variable, source, taking), source.edits)
             for variable, source in self.sources.items()
         }
         found: list[EditAt] = []
-        for placement, act in zip(placements, acts, strict=True):
-            variables = self._variables(placement, act)
-            for variable in variables:
+        for placement, act in self._acting:
+            for variable in self._variables(placement, act):
                 source = read[variable][placement.read] if act.takes_source else None
                 self._require_fit(placement, source)
                 edit = partial(_edited, act.of_variable(variable), source, self._columns(placement))
                 found.append(EditAt(placement.write, scaled(edit, self.strength), self.acts))
         return found
 
-    def described(self, placements: Sequence[Placement]) -> list[str]:
+    def described(self) -> list[str]:
         """A line for each placement: where, what, and from which source."""
         lines = []
-        for placement in placements:
-            act = self._act(placement)
-            named = [name for name in self.sources if name == ONLY or _serves(placement, name)]
+        for placement, act in self._acting:
+            named = [name for name in self.sources if name == ONLY or placement.serves(name)]
             texts = [each for name in named if act.takes_source for each in self.sources[name].told()]
             said = [act.name + ("" if self.dims is None else f" of features {', '.join(map(str, self.dims))}")]
             said += [f"source {' and '.join(texts)}"] if texts else []
@@ -118,7 +123,7 @@ class Asked:
         """The variables whose sources an act takes there; the one of no source where it takes none."""
         if not act.takes_source:
             return [ONLY]
-        found = [name for name in self.sources if name == ONLY or _serves(placement, name)]
+        found = [name for name in self.sources if name == ONLY or placement.serves(name)]
         if len(found) > 1 and act.of_variable(found[0]) is act.of_variable(found[1]):
             raise ValueError(
                 f"site '{placement}': the sources of {found[0]} and {found[1]} would be written one over the other; "
@@ -130,7 +135,7 @@ class Asked:
         """What is read of a source for these placements."""
         found = []
         for placement in placements:
-            if variable == ONLY or _serves(placement, variable):
+            if variable == ONLY or placement.serves(variable):
                 self.base.require(placement.write)
                 try:
                     source.inputs.require(placement.read)
@@ -157,7 +162,7 @@ class Asked:
                     f"source: there is none for '{name}', which a site serves; there are {', '.join(self.sources)}"
                 )
         for name in self.sources:
-            if not any(_serves(placement, name) for placement in placements):
+            if not any(placement.serves(name) for placement in placements):
                 raise unserved(name, placements)
 
     def _act(self, placement: Placement) -> _Act:
@@ -256,10 +261,6 @@ def _edited(act: Callable[..., Any], source: Tensor | None, dims: list[int] | No
     new = base.clone()
     new[..., dims] = act(base[..., dims], None if source is None else source[..., dims]).to(base.dtype)
     return new
-
-
-def _serves(placement: Placement, variable: str) -> bool:
-    return placement.variables is None or variable in placement.variables
 
 
 def _builds(given: Any) -> bool:

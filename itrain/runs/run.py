@@ -191,6 +191,7 @@ class Runner:
         asked = Asked(
             network=self.network,
             base=inputs,
+            placements=placements,
             sources=self._sources(source, inputs, placements),
             intervention=intervention,
             dims=dims,
@@ -199,8 +200,8 @@ class Runner:
             strength=require_strength(strength),
         )
         with evaluating(self.network.model):
-            edits = asked.edits(placements)
-            lines = asked.described(placements)
+            edits = asked.edits()
+            lines = asked.described()
         return Run(network=self.network, tokenizer=self.tokenizer, inputs=inputs, edits=edits, described=lines)
 
     def _sources(self, given: Any, base: ModelInputs, placements: Sequence[Placement]) -> dict[str, Source]:

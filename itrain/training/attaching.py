@@ -156,7 +156,7 @@ def _serving(variable: str, placements: Sequence[Placement]) -> list[Placement]:
     Raises:
         ValueError: there is none, or only some serve all.
     """
-    serving = [each for each in placements if each.variables is None or variable in each.variables]
+    serving = [each for each in placements if each.serves(variable)]
     if not variable and len(serving) < len(placements):
         names = dict.fromkeys(name for each in placements for name in each.variables or ())
         raise ValueError(f"the sites serve different variables ({', '.join(names)}): name them, source={{name: ...}}")
@@ -172,7 +172,7 @@ def _require_apart(
     for placement in placements:
         served: dict[int, str] = {}
         for variable in variables:
-            if placement.variables is None or variable in placement.variables:
+            if placement.serves(variable):
                 other = served.setdefault(id(used[placement].edit_for(variable)), variable)
                 if other != variable:
                     raise ValueError(

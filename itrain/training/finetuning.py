@@ -76,6 +76,10 @@ class Finetuning(Training):
     def edits(self) -> list[EditAt]:
         """The edits of prompts, and of responses where they act there too."""
 
+    def generating_edits(self) -> list[EditAt]:
+        """The edits under which text is generated."""
+        return self.edits()
+
     def respond(self, batch: ResponseBatch) -> Float[Tensor, "batch response vocabulary"]:
         """The logits of each response's tokens, given the prompt and the right tokens before."""
         with parametrize.cached():
@@ -94,7 +98,7 @@ class Finetuning(Training):
 
         ``trained=False`` generates as before the training.
         """
-        edits = self.edits() if trained else []
+        edits = self.generating_edits() if trained else []
         return self.network.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end, **settings)
 
     def penalty(self) -> Tensor | float:

@@ -144,7 +144,7 @@ class InterchangeInterventionTraining(Training):
                 {
                     variable: nn.Linear(each.hidden_size, count)
                     for variable, count in classes.items()
-                    if placement.variables is None or variable in placement.variables
+                    if placement.serves(variable)
                 }
             )
             for placement, each in self.trained.items()

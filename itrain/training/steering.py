@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -131,17 +131,8 @@ class Steering(RepresentationFinetuning):
             for edit, each in zip(self.edits(strength), trained, strict=True)
         ]
 
-    def generate(
-        self,
-        inputs: ModelInputs,
-        *,
-        max_new_tokens: int,
-        end: int | None = None,
-        trained: bool = True,
-        **settings: Any,
-    ) -> Int[Tensor, "batch new"]:
-        edits = self.edits(1.0 if self.chosen is None else self.chosen) if trained else []
-        return self.network.generate(inputs, edits, max_new_tokens=max_new_tokens, end=end, **settings)
+    def generating_edits(self) -> list[EditAt]:
+        return self.edits(1.0 if self.chosen is None else self.chosen)
 
     def begin(self, split: str) -> None:
         super().begin(split)
