@@ -1,13 +1,10 @@
-"""Loads base models: the embedded tiny world, the Hugging Face hub, a local folder, or your own module."""
+"""Loads base models: the embedded tiny world, the Hugging Face hub, or a local folder."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,18 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from itrain.architectures import ARCHITECTURES, unwrap
-from itrain.identity import identity
-from itrain.inputs import Acts
-from itrain.networks.hooks import HookedNetwork
-from itrain.placements import Placements
-from itrain.runs.activations import Activations, read
-from itrain.runs.edits import Acting
-from itrain.runs.given import Given
-from itrain.runs.run import Run, Runner
-from itrain.sites import Site, Sites
+from itrain.architectures import ARCHITECTURES
+from itrain.models.base import BaseModel, ModelError
 from itrain.trust import printable
-from itrain.weights import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,91 +29,6 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
-class ModelError(ValueError):
-    """A base model cannot be loaded."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class BaseModel:
-    """A base model with its tokenizer, and the name and revision from which it can be loaded again.
-
-    One-off runs need no training: :meth:`run` edits one, :meth:`read` collects activations. They work for any module.
-    """
-
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase | None = None
-    name: str = "custom"
-    revision: str | None = None
-    fingerprint: str = field(init=False)
-    """Of the weights as loaded; later training does not change it."""
-    identity: Mapping[str, Any] = field(init=False, repr=False)
-    """What the model computes as loaded, for :func:`itrain.identity.difference`."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", fingerprint(self.model))
-        object.__setattr__(self, "identity", identity(self.model))
-
-    def described(self) -> dict[str, Any]:
-        """What an export says of its base model, as plain data."""
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "type": getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__),
-            "fingerprint": self.fingerprint,
-            "identity": dict(self.identity),
-            **({"folder": True} if Path(self.name).expanduser().is_dir() else {}),
-        }
-
-    def run(
-        self,
-        base: Given,
-        site: Placements | None = None,
-        intervention: Acting | None = None,
-        *,
-        source: Given | Run | Mapping[str, Given | Run] | None = None,
-        dims: Sequence[int] | None = None,
-        fit: Given | None = None,
-        acts: Acts | Sequence[int] = "prompt",
-        strength: float = 1.0,
-    ) -> Run:
-        """Run the model once under edits: ``model.run("Mary walked because", "layer2.block_output@1", itrain.Zero)``.
-
-        Args:
-            base: a prompt, several, a chat, or the model's arguments as tensors.
-            site: where the edits act, in each form that a training takes; None: nowhere.
-            intervention: an intervention's class, what builds one of the number of features, an intervention, or a
-                function of the activation or of it and the source's. None: the source's activation is swapped in.
-            source: what values are read from: inputs as the base, one for each of its prompts or one for all; a
-                :class:`Run`, which is read under its own edits; or these by the variables that the sites name.
-            dims: the features that are edited; None: all of a site's.
-            fit: inputs to whose activations closed-form statistics are fitted, as those of :class:`itrain.Mean`.
-            acts: on which tokens the edits act: ``prompt``, ``all``, ``generated``, or some generated ones, as
-                ``[0, 2]``, counted from 0. The next token is told from the prompt; :meth:`Run.text` generates.
-            strength: how much of an edit's effect is applied: base + strength * (edit(base) - base).
-
-        Raises:
-            ValueError: something is missing, is given in vain, or does not fit; the message names it.
-        """
-        return self._runner.run(
-            base, site, intervention, source=source, dims=dims, fit=fit, acts=acts, strength=strength
-        )
-
-    def read(self, prompts: Given, sites: Sites, *, batch_size: int = 32) -> Activations:
-        """The activations of prompts at sites, on the CPU: ``model.read(prompts, "layer2.block_output@last")[0]``."""
-        return read(self._runner.network, self._runner.inputs(prompts), Site.parse_all(sites), batch_size=batch_size)
-
-    @cached_property
-    def _runner(self) -> Runner:
-        # As the user has left it: trainable weights stay so.
-        return Runner(network=HookedNetwork(self.model, trainable=True), tokenizer=self.tokenizer)
-
-    def __repr__(self) -> str:
-        weights = sum(parameter.numel() for parameter in self.model.parameters())
-        tokenizer = "no tokenizer" if self.tokenizer is None else f"{len(self.tokenizer)} tokens"
-        name = self.name if self.revision is None else f"{self.name} at {self.revision}"
-        return f"{name}: {type(unwrap(self.model)).__name__}, {weights:,} parameters, {tokenizer}"
-
-
 def load_embedded(*, dtype: Dtype = "float32", attn_implementation: str | None = None) -> BaseModel:
     """The tiny world: a small GPT-NeoX that ships with itrain and knows pronouns, agreement, facts and prices.
 
@@ -136,7 +39,7 @@ def load_embedded(*, dtype: Dtype = "float32", attn_implementation: str | None =
     """
     from transformers.utils import logging
 
-    shown, folder = logging.is_progress_bar_enabled(), Path(__file__).parent / "assets" / "tiny_world"
+    shown, folder = logging.is_progress_bar_enabled(), Path(__file__).parents[1] / "assets" / "tiny_world"
     logging.disable_progress_bar()
     try:
         base_model = _load(str(folder), name=TINY_WORLD, revision=None, dtype=dtype, attention=attn_implementation)
@@ -172,44 +75,6 @@ def load_pretrained(
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model '{name}': there is no such folder")
     return _load(name, name=name, revision=revision, dtype=dtype, attention=attn_implementation)
-
-
-def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
-    """The same architecture and tokenizer with fresh weights, drawn by the model's own initialisation.
-
-    Results on it cannot be due to what the model has learned. Zhang and Bowman 2018, "Language Modeling Teaches You
-    More Syntax than Translation Does", section 3.
-
-    Raises:
-        ModelError: a module does not say how it is initialised, or the weights do not match the architecture.
-    """
-    model = unwrap(base_model.model)
-    remedy = "set sweep.random_model=false to go without"
-    with torch.random.fork_rng(devices=[]):
-        # The CPU's alone: an accelerator's draws go on where they were.
-        torch.default_generator.manual_seed(seed)
-        # Transformers' models are initialised as they are made, from a configuration that they might change.
-        made = getattr(type(model), "config_class", None) is not None
-        fresh = type(model)(deepcopy(model.config)) if made else deepcopy(model).cpu()
-        for name, part in () if made else fresh.named_modules():
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif list(part.parameters(recurse=False)):
-                raise ModelError(
-                    f"model '{base_model.name}': {type(part).__name__} at '{name}' has weights and no "
-                    f"reset_parameters() that draws them anew; give it one, or {remedy}"
-                )
-    new, old = list(fresh.parameters()), list(model.parameters())
-    if [p.shape for p in new] != [p.shape for p in old] or not all(p.is_floating_point() for p in old):
-        raise ModelError(
-            f"model '{base_model.name}': its weights are not those of its architecture (adapters or quantisation?), so "
-            f"it has no randomly initialised twin; {remedy}"
-        )
-    for drawn, given in zip(new, old, strict=True):
-        drawn.data = drawn.data.to(given.dtype)
-    fresh.to(old[0].device).train(model.training)
-    return BaseModel(model=fresh, tokenizer=base_model.tokenizer, name=f"{base_model.name}, randomly initialised")
 
 
 def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None) -> BaseModel:

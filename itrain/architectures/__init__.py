@@ -1,0 +1,11 @@
+"""Where the components of transformers' models are, and how sites are located in a model."""
+
+from itrain.architectures.locating import Location as Location
+from itrain.architectures.locating import architecture as architecture
+from itrain.architectures.locating import blocks as blocks
+from itrain.architectures.locating import layers as layers
+from itrain.architectures.locating import locate as locate
+from itrain.architectures.locating import unwrap as unwrap
+from itrain.architectures.table import ARCHITECTURES as ARCHITECTURES
+from itrain.architectures.table import Architecture as Architecture
+from itrain.architectures.table import Component as Component

@@ -1,0 +1,10 @@
+"""Base models: the embedded tiny world, the Hugging Face hub, a local folder, or your own module."""
+
+from itrain.models.base import BaseModel as BaseModel
+from itrain.models.base import ModelError as ModelError
+from itrain.models.loading import ANSWER as ANSWER
+from itrain.models.loading import TINY_WORLD as TINY_WORLD
+from itrain.models.loading import load_embedded as load_embedded
+from itrain.models.loading import load_pretrained as load_pretrained
+from itrain.models.twin import with_random_weights as with_random_weights
+from itrain.weights import fingerprint as fingerprint
