@@ -20,6 +20,8 @@ from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
+from itrain.networks.replay.budget import Budget
+from itrain.networks.replay.stores import TokenStore
 from itrain.sharing import load
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
@@ -247,3 +249,24 @@ def test_compiled_blocks_equal_hooks() -> None:
     expected = answer_and_gradients(network.hooked, HERE, base, source)
     for _ in range(3):
         assert distance(answer_and_gradients(network, HERE, base, source), expected) < 1e-4
+
+
+def test_rows_arrive_as_they_are_kept_wherever_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the host come by a stream of their own, which no other work of the card may overtake."""
+    places = iter(["cpu", "cpu", DEVICE, DEVICE, "cpu", "cpu"])
+    store, device = TokenStore(Budget(1), expected=4096), torch.device(DEVICE, torch.cuda.current_device())
+    monkeypatch.setattr(store.budget, "place", lambda size, device, freed=None: next(places))
+    rows = [torch.randn(4096, 512, device=device) for _ in range(3)]
+    store.add(torch.arange(4), torch.full((4,), 1024), rows)
+    assert [part.device.type for part in store.parts] == ["cpu", DEVICE, "cpu"]
+    spans = store.find(torch.arange(4))
+    assert spans is not None
+    for _ in range(20):
+        place = torch.randint(0, 1024, (4, 900))
+        busy = torch.randn(2048, 2048, device=device)
+        found = store.gather(spans, place, device)
+        for _ in range(20):
+            busy = busy @ busy
+        at = (spans[:, :1] + place).to(device)
+        for part, kept in zip(found, rows, strict=True):
+            assert torch.equal(part, kept[at])

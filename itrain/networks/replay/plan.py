@@ -26,7 +26,7 @@ from itrain.networks.replay.comparison import Difference, Run, StaleError, diffe
 from itrain.networks.replay.compiled import CompileError, compiled, compiling, unedited
 from itrain.networks.replay.forwards import Forwards, forwards, only_at, resumed, watched
 from itrain.networks.replay.levels import Choice, Level
-from itrain.networks.replay.prefix import Before, Recorder, flat, unflat
+from itrain.networks.replay.prefix import Before, Recorder, Unflat, flat
 from itrain.networks.replay.rows import Rows, lie_beside, runs, text_arguments
 from itrain.networks.replay.stores import Earlier, TokenStore, keep
 from itrain.sites import Site
@@ -177,9 +177,9 @@ class Plan:
             lanes = run.lanes(inputs, members)
             at, places = answers(lanes), (run.tokens[:, None] - inputs.extent[0][:, None]).flatten(0, 1)
             arguments: dict[str, Any] = run.arguments(inputs, self.forward)
+            replaced = self._resumed(inputs, kept, places)
             if run.before:
                 arguments |= cache_arguments(self.forward.model, self._before(inputs, kept, run.before))
-            replaced = self._resumed(inputs, kept, places)
             if self.mlp is not None and at is not None and at[1].shape[1] == 1:
                 replaced |= only_at(at, self.mlp)
             with ExitStack() as stack:
@@ -207,7 +207,7 @@ class Plan:
             store = self.earlier.store
             shapes = {block: each for block, each in store.layout.items() if block >= self.below}
             rows = store.gather(kept[-1], places, inputs.device, len(store.layout) - len(shapes))
-            return Before(length, dict(zip(shapes, map(unflat, rows, shapes.values()), strict=True)))
+            return Before(length, Unflat(shapes, rows))
         recorder = Recorder(self.below)
         arguments = {name: value[:, :length] for name, value in text_arguments(inputs, self.forward).items()}
         # What answers is of no interest.

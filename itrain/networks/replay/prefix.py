@@ -6,7 +6,7 @@ of transformers, so replay is compared with plain hooks. Tensor letters: B batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,31 @@ class BeforeBlock(TokenCache):
         return _joined(self.kept, keys, values)
 
 
+@dataclass(eq=False)
+class Unflat(Mapping[int, KeysValues]):
+    """What :func:`flat` was given of each block, by its place in the model, made of the rows when it is asked for.
+
+    Rows that are still on their way from host memory are then waited for, block by block.
+    """
+
+    shapes: Mapping[int, Shapes]
+    rows: Sequence[Float[Tensor, "batch tokens features"]]
+
+    def __getitem__(self, block: int) -> KeysValues:
+        sizes = [heads * size for heads, size in self.shapes[block]]
+        parts = self.rows[block - next(iter(self.shapes))].split(sizes, -1)
+        keys, values = (
+            part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes[block], strict=True)
+        )
+        return keys, values
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
 def _joined(kept: KeysValues, keys: Tensor, values: Tensor) -> KeysValues:
     """The keys and values that are kept, before those of the run's own tokens."""
     joined = []
@@ -107,10 +132,3 @@ def flat(keys_values: KeysValues) -> tuple[Float[Tensor, "batch tokens features"
     rows = torch.cat([each.transpose(1, 2).flatten(2) for each in keys_values], 2)
     shapes = [(each.shape[1], each.shape[3]) for each in keys_values]
     return rows, (shapes[0], shapes[1])
-
-
-def unflat(rows: Float[Tensor, "batch tokens features"], shapes: Shapes) -> KeysValues:
-    """What :func:`flat` was given."""
-    parts = rows.split([heads * size for heads, size in shapes], -1)
-    keys, values = (part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True))
-    return keys, values

@@ -16,6 +16,7 @@ from torch import Tensor
 from itrain.architectures import architecture, blocks
 from itrain.inputs import ModelInputs, needs_no_wait
 from itrain.networks.hooks import HookedNetwork
+from itrain.networks.replay.arrivals import Arrivals
 from itrain.networks.replay.budget import Budget
 from itrain.sites import Site
 
@@ -91,23 +92,18 @@ class TokenStore:
         place: Int[Tensor, "batch positions"],
         device: torch.device,
         first_part: int = 0,
-    ) -> list[Float[Tensor, "batch positions features"]]:
+    ) -> Sequence[Float[Tensor, "batch positions features"]]:
         """Rows at places counted within each example, on the device, of the parts from one on.
 
         A place outside of the example, which is padding, gets its nearest row, or any where it has none.
         """
         first, count = spans[:, :1], spans[:, 1:]
         index = (first + place.clamp(min=0).minimum(count - 1).clamp(min=0)).clamp(max=self.used - 1)
-        flat, found = index.flatten(), []
-        for part in self.parts[first_part:]:
-            if part.device.type == "cpu" and device.type == "cuda":
-                # Through pinned memory, from which the accelerator copies while the program goes on.
-                pinned = torch.empty(len(flat), part.shape[1], dtype=part.dtype, pin_memory=True)
-                rows = torch.index_select(part, 0, flat, out=pinned).to(device, non_blocking=True)
-            else:
-                rows = part.index_select(0, flat.to(part.device, non_blocking=True)).to(device)
-            found.append(rows.view(*place.shape, -1))
-        return found
+        flat, parts = index.flatten(), self.parts[first_part:]
+        if device.type == "cuda" and any(part.device.type == "cpu" for part in parts):
+            return Arrivals(parts, index, device)
+        rows = (part.index_select(0, flat.to(part.device, non_blocking=True)).to(device) for part in parts)
+        return [each.view(*place.shape, -1) for each in rows]
 
     @property
     def nbytes(self) -> int:
