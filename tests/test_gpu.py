@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -126,10 +129,19 @@ def test_a_step_does_not_wait(ways: str, place: str, monkeypatch: pytest.MonkeyP
 
     for _ in range(3):
         step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_are_errors():
         for _ in range(3):
             step()
+
+
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    """Have torch raise where the program waits for the card."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -242,6 +254,8 @@ def test_one_process_of_ddp_reduces_its_figures(recipe: str) -> None:
     assert main(["fit", f"recipe={recipe}", "trainer=gpu", "trainer.enable_progress_bar=false", *words]) == 0
 
 
+# Torch advises products of a lower precision, in which nothing would equal the CPU's.
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 def test_compiled_blocks_equal_hooks() -> None:
     network = make_network(tiny_model("llama").to(DEVICE), replay="on", compile=True)
     assert isinstance(network, ReplayNetwork)
