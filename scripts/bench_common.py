@@ -157,6 +157,14 @@ SETTINGS: Mapping[str, Setting] = {
         batch_size=16,
         dtype=torch.bfloat16,
     ),
+    # Enough for a step to be the card's work, not Python's.
+    "gpu-long": Setting(
+        config=partial(_llama, 0.02, max_position_embeddings=256),
+        layer=15,
+        length=256,
+        batch_size=32,
+        dtype=torch.bfloat16,
+    ),
 }
 POSITIONS = ("middle", "last")
 

@@ -94,7 +94,8 @@ def card(keep: Keep, *, toy: bool) -> None:
 def steps(keep: Keep, *, toy: bool) -> None:
     """DAS by each way: time, memory and share of the card's bf16 rate, on equal losses and gradients."""
     ways = _available(["hooks", "replay", *OPTIONAL, "floor"])
-    cases = [("toy-llama", "middle")] if toy else [("gpu-1b", "middle"), ("gpu", "middle"), ("gpu", "last")]
+    cases = [("gpu-1b", "middle"), ("gpu", "middle"), ("gpu", "last"), ("gpu-long", "middle")]
+    cases = [("toy-llama", "middle")] if toy else cases
     _compare_ways(keep, cases, {name: WAYS[name] for name in ways} | {"replay, host": _on_host}, toy=toy)
 
 
@@ -465,7 +466,8 @@ def tests(keep: Keep, *, toy: bool) -> None:
     """The tests marked gpu."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=short"]
-        command += ["--show-capture=no", "--basetemp", str(Path(folder) / "t"), "tests/test_gpu.py"]
+        command += ["--show-capture=no", "--basetemp", str(Path(folder) / "t")]
+        command += [str(file) for file in sorted((ROOT / "tests").glob("test_gpu*.py"))]
         # Only the suite's own plugins: what others warn of would be an error.
         command += [word for name, module in PLUGINS.items() if find_spec(module) for word in ("-p", name)]
         # Most of a short test is Python, on one core.
