@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
+from itrain.shards import whole
 
 LINES = 16
 """Rows and columns of a weight that are looked at, evenly spaced; more of small ones."""
@@ -110,8 +111,7 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
                 "cannot be told from others; load it whole"
             )
         value = kept[leaf]
-    if hasattr(value, "full_tensor"):  # sharded
-        value = value.full_tensor()  # type: ignore[operator]
+    value = whole(value)
     if type(value) in (Tensor, nn.Parameter) and not value.is_quantized:
         return value
     try:

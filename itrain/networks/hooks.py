@@ -25,6 +25,7 @@ from itrain.networks.forward import Forward
 from itrain.networks.generation import generate
 from itrain.networks.lane import EditAt, Edits, Lane
 from itrain.networks.planned import AllRead, Planned, Route, install, recompute_alike
+from itrain.shards import divided
 from itrain.sites import Site
 
 
@@ -56,6 +57,7 @@ class HookedNetwork(Network):
         # On this wrapper, so that the user's model keeps a state dict of its own.
         self.register_state_dict_post_hook(_drop_frozen_weights)
         self.register_load_state_dict_pre_hook(_note_prefix)
+        self.register_load_state_dict_pre_hook(_divide_weights)
         self.register_load_state_dict_post_hook(_forgive_frozen_weights)
 
     def read(
@@ -294,6 +296,13 @@ def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: 
 
 def _note_prefix(network: HookedNetwork, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     network._loaded_prefix = f"{prefix}model."
+
+
+def _divide_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Divide whole weights as those of the model are, where it is sharded."""
+    for name, weight in network.model.named_parameters(remove_duplicate=False):
+        if (key := f"{prefix}model.{name}") in state:
+            state[key] = divided(state[key], weight)
 
 
 def _forgive_frozen_weights(network: HookedNetwork, incompatible: Any) -> None:

@@ -1,0 +1,5 @@
+"""Sharding: a base model's weights divided among processes, by torch's FSDP2 through Lightning's strategy."""
+
+from itrain.sharding.loading import load_sharded as load_sharded
+from itrain.sharding.model import shard as shard
+from itrain.sharding.strategy import ShardedStrategy as ShardedStrategy

@@ -1,0 +1,115 @@
+"""Shards: tensors that are divided among processes, gathered and divided again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def is_sharded(tensor: object) -> bool:
+    """Whether a tensor is divided among processes, or laid out for that."""
+    return isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
+
+
+def has_shards(module: nn.Module) -> bool:
+    """Whether weights of a module are divided among processes."""
+    return any(map(is_sharded, module.parameters()))
+
+
+def whole(tensor: Any) -> Any:
+    """The tensor in one piece; all processes must ask for it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def local(tensor: Any) -> Tensor:
+    """What this process holds of the tensor, in the same memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def divided(tensor: Any, like: Tensor) -> Any:
+    """The tensor, which every process has whole, divided as ``like`` is; each takes its part without asking others."""
+    if not is_sharded(like) or is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    placed: Any = like
+    return distribute_tensor(tensor.to(placed.device), placed.device_mesh, placed.placements, src_data_rank=None)
+
+
+def gathered(state: Any) -> Any:
+    """A nested state with its tensors in one piece on the CPU, where this is the first process; empty elsewhere.
+
+    All processes must ask for it, and only one tensor at a time is whole in the others.
+    """
+    first = not distributed.is_initialized() or distributed.get_rank() == 0
+    found = _gathered(state, keep=first)
+    return found if first else {}
+
+
+def _gathered(state: Any, *, keep: bool) -> Any:
+    if isinstance(state, Tensor):
+        value = whole(state)
+        return value.detach().cpu() if keep else None
+    if isinstance(state, Mapping):
+        return {name: _gathered(value, keep=keep) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_gathered(value, keep=keep) for value in state)
+    return state
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Average the gradients of weights that each process has whole; one that has none anywhere is left without.
+
+    Gradients that were averaged already stay as they are, so that accumulated ones may be averaged with each part.
+    """
+    for alike in _alike(parameters):
+        parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in alike]
+        has = parts[0].new_tensor([each.grad is not None for each in alike])
+        total = torch.cat([*(part.reshape(-1) for part in parts), has])
+        distributed.all_reduce(total)
+        *means, counts = total.split([*(part.numel() for part in parts), len(alike)])
+        size = distributed.get_world_size()
+        # Read only where this process lacks a gradient, since an accelerator is waited for.
+        known = [True] * len(alike) if all(each.grad is not None for each in alike) else counts.bool().tolist()
+        for each, mean, exists in zip(alike, means, known, strict=True):
+            if exists:
+                each.grad = (mean / size).view_as(each)
+
+
+def _alike(parameters: Sequence[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+    """The weights that can share a message."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for each in parameters:
+        groups.setdefault((each.device, each.dtype), []).append(each)
+    return groups.values()
+
+
+def equalise(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's values of what each has whole."""
+    with torch.no_grad():
+        for each in tensors:
+            distributed.broadcast(each.detach(), src=0)
+
+
+def clip_norm(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Scale gradients of whole and divided weights together, so that their common norm is ``most`` at most."""
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    if not gradients:
+        return
+    kinds = [[each for each in gradients if is_sharded(each) == sharded] for sharded in (False, True)]
+    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    # As torch does it: not a gradient is multiplied by more than 1.
+    scale = (most / (total + 1e-6)).clamp(max=1.0)
+    for each in gradients:
+        local(each).mul_(scale.to(each.device))
+
+
+def clip_value(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Bring each value of the gradients between -most and most."""
+    for each in parameters:
+        if each.grad is not None:
+            local(each.grad).clamp_(-most, most)
