@@ -171,6 +171,7 @@ def open_model(
     Where the model computes what that of ``like`` does, its network is reused, with its cache. Where the strategy of
     ``trainer`` divides the model among processes, they are started first.
     """
+    silence_others()
     sharded = trainer is not None and isinstance(trainer.strategy, ShardedStrategy)
     mesh = trainer.strategy.open(trainer) if sharded else None
     lightning.seed_everything(cfg.seed, verbose=False)

@@ -13,7 +13,6 @@ import lightning
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from itrain.checkpoints import ORIGIN, forget_foreign_files, read_checkpoint, require_origin
 from itrain.data.splits import SplitDataModule
@@ -25,14 +24,13 @@ from itrain.models import BaseModel, fingerprint
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.placements import Placement
-from itrain.sharding.model import shard
-from itrain.shards import clip_norm, clip_value
 from itrain.sites import Site
 from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
 from itrain.training.building import in_a_line
 from itrain.training.callbacks import Preparation, Schedules
 from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
+from itrain.training.sharded import Shardable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +43,7 @@ SHOWN = 10
 """How many of its trained parts a training prints."""
 
 
-class Training(lightning.LightningModule, ABC):
+class Training(Shardable, ABC):
     """A LightningModule that trains something at sites of a base model.
 
     ``Trainer.fit`` alone is a whole fit: the callbacks that :meth:`configure_callbacks` adds fit closed-form
@@ -296,24 +294,6 @@ class Training(lightning.LightningModule, ABC):
         given = {name: value for name, value in locals().items() if name not in ("self", "repo_id")}
         # Exports are made of trainings, so that their room lies above this one.
         return import_module("itrain.sharing").push_to_hub(self, repo_id, **given)
-
-    def configure_model(self) -> None:
-        """Divide the base model among processes, where the strategy does so and it is not yet divided."""
-        if self.device_mesh is not None:
-            shard(self.network.model, self.device_mesh)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if self.device_mesh is None or not gradient_clip_val:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        # torch's own clipping takes no mixture of divided and whole gradients.
-        clip = clip_value if gradient_clip_algorithm == "value" else clip_norm
-        clip((each for group in optimizer.param_groups for each in group["params"]), gradient_clip_val)
 
     def setup(self, stage: str) -> None:
         self.shows_loss = self.trainer.progress_bar_callback is not None
