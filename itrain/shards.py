@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def is_sharded(tensor: object) -> bool:
@@ -37,6 +40,29 @@ def divided(tensor: Any, like: Tensor) -> Any:
 
     placed: Any = like
     return distribute_tensor(tensor.to(placed.device), placed.device_mesh, placed.placements, src_data_rank=None)
+
+
+def part_of(value: Tensor, mesh: DeviceMesh, placements: Sequence[Any]) -> Tensor:
+    """The part of a whole tensor that this process holds under a layout, in the same memory.
+
+    The last dimension of the mesh divides first: a model is split within its blocks before it is sharded.
+    """
+    coordinates = mesh.get_coordinate() or ()
+    for size, place, placement in reversed(list(zip(mesh.shape, coordinates, placements, strict=True))):
+        if (dim := getattr(placement, "dim", None)) is not None:
+            parts = value.chunk(size, dim)
+            value = parts[place] if place < len(parts) else value.narrow(dim, 0, 0)
+    return value
+
+
+def assembled(part: Tensor, like: Tensor) -> Tensor:
+    """A tensor laid out as ``like`` is, of which this process holds the part."""
+    from torch.distributed.tensor import DTensor
+
+    placed: Any = like
+    return DTensor.from_local(
+        part, placed.device_mesh, placed.placements, run_check=False, shape=placed.shape, stride=placed.stride()
+    )
 
 
 def gathered(state: Any) -> Any:
