@@ -319,7 +319,7 @@ def _fits(trainer: lightning.Trainer) -> bool:
 
 
 def _first(named: Mapping[str, Tensor]) -> str | None:
-    """The first of the tensors that is not finite; they are waited for once. Of one that is sharded, this part counts."""
+    """The first of the tensors that is not finite, of a sharded one in the part here; they are waited for once."""
     if not named:
         return None
     device = next(iter(named.values())).device
