@@ -12,6 +12,7 @@ from torch import nn
 from itrain.architectures import unwrap
 from itrain.bounds import require_at_least
 from itrain.precision import FullPrecision
+from itrain.shards import only_shapes
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str]) -> dict[str, nn.Module]:
@@ -54,7 +55,7 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         target_modules=paths,
         fan_in_fan_out=all(hasattr(linear[path], "nx") for path in paths),
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), only_shapes([linear[path] for path in paths]):
         # PEFT asks transformers under an old name.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         inject_adapter_in_model(config, model)

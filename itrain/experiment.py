@@ -35,6 +35,7 @@ from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
 from itrain.sharding import ShardedStrategy, load_sharded
+from itrain.shards import has_shards
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
@@ -341,8 +342,10 @@ def _keep_best(parts: Parts) -> None:
             return
 
 
-@rank_zero_only
 def _export(cfg: DictConfig, folder: Path, parts: Parts, metrics: Mapping[str, float]) -> None:
+    """Export in the first process; all others of a sharded model give it their parts."""
+    if not (parts.trainer.is_global_zero or has_shards(parts.module)):
+        return
     if fault := fault_in(parts.module):
         raise RunError(f"{fault.text}, so there is nothing to export")
     write_export(parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=_plain(cfg))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,11 @@ def is_sharded(tensor: object) -> bool:
 def has_shards(module: nn.Module) -> bool:
     """Whether weights of a module are divided among processes."""
     return any(map(is_sharded, module.parameters()))
+
+
+def is_first() -> bool:
+    """Whether this is the first process of its group, or has no group."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def whole(tensor: Any) -> Any:
@@ -70,9 +76,8 @@ def gathered(state: Any) -> Any:
 
     All processes must ask for it, and only one tensor at a time is whole in the others.
     """
-    first = not distributed.is_initialized() or distributed.get_rank() == 0
-    found = _gathered(state, keep=first)
-    return found if first else {}
+    found = _gathered(state, keep=is_first())
+    return found if is_first() else {}
 
 
 def _gathered(state: Any, *, keep: bool) -> Any:
@@ -84,6 +89,25 @@ def _gathered(state: Any, *, keep: bool) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(_gathered(value, keep=keep) for value in state)
     return state
+
+
+@contextmanager
+def only_shapes(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, divided weights of the modules themselves are whole in shape and without values.
+
+    Libraries that look at shapes would take a process's part for all.
+    """
+    held = [(each, name, weight) for each in modules for name, weight in each._parameters.items() if is_sharded(weight)]
+    for each, name, weight in held:
+        assert weight is not None, "what is sharded is a weight"
+        shape = local(weight).new_empty(1).expand(weight.shape)
+        each._parameters[name] = nn.Parameter(shape, requires_grad=weight.requires_grad)
+    try:
+        yield
+    finally:
+        for each, name, weight in held:
+            # Whoever was given the shape may have frozen it.
+            each._parameters[name] = weight.requires_grad_(each._parameters[name].requires_grad)
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
