@@ -61,6 +61,27 @@ def part_of(value: Tensor, mesh: DeviceMesh, placements: Sequence[Any]) -> Tenso
     return value
 
 
+def held(tensor: Any) -> list[Tensor]:
+    """The indices along each dimension that this process holds of a divided tensor; all are empty where one is."""
+    shape, found = tensor.shape, []
+    for dim, size in enumerate(shape):
+        places = torch.arange(size).view([size if each == dim else 1 for each in range(len(shape))]).expand(shape)
+        part = part_of(places, tensor.device_mesh, tensor.placements)
+        found.append(
+            part[tuple(slice(None) if each == dim else 0 for each in range(len(shape)))]
+            if part.numel()
+            else part.flatten()
+        )
+    return found
+
+
+def add_over_shards(numbers: Tensor, tensor: Any) -> None:
+    """Add numbers of the processes that hold different parts of a divided tensor, in place."""
+    for dim, placement in enumerate(tensor.placements):
+        if hasattr(placement, "dim"):
+            distributed.all_reduce(numbers, group=tensor.device_mesh.get_group(dim))
+
+
 def assembled(part: Tensor, like: Tensor) -> Tensor:
     """A tensor laid out as ``like`` is, of which this process holds the part."""
     from torch.distributed.tensor import DTensor
