@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from itrain.architectures import unwrap
+from itrain.shards import own_class
 from itrain.weights import Digest, fits, projected, weights, were_half
 
 EXACT, ROUNDED = 1e-4, 5e-3
@@ -171,7 +172,7 @@ def _modules(model: nn.Module) -> list[tuple[str, str]]:
     """Path and attributes of the modules that no configuration describes: a model's own, and adapters."""
     own = _settings(model) is None
     return [
-        (path or type(model).__name__, text)
+        (path or own_class(model).__name__, text)
         for path, module in model.named_modules()
         if (own or _adapts(module)) and (text := _text(module))
     ]
@@ -179,8 +180,9 @@ def _modules(model: nn.Module) -> list[tuple[str, str]]:
 
 def _text(module: nn.Module) -> str:
     """The attributes of a module that its forward may depend on; torch's own modules say them."""
-    if type(module).__module__.startswith("torch."):
-        return f"{type(module).__name__}({module.extra_repr()})"
+    kind = own_class(module)
+    if kind.__module__.startswith("torch."):
+        return f"{kind.__name__}({module.extra_repr()})"
     if _adapts(module):
         own: Any = module
         return f"active={own.active_adapters}, disabled={own.disable_adapters}, scaling={own.scaling}"

@@ -28,6 +28,26 @@ def is_first() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
+def part() -> None:
+    """Wait for all processes at the end of what they do together.
+
+    One that leaves at once may close a connection from which a slower one has not read its last message yet.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    if distributed.get_backend() == "gloo":
+        # The first process answers when it has heard all others, and needs nothing from them any more.
+        distributed.monitored_barrier()
+    else:
+        distributed.barrier()
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class, of which FSDP2 has made one of its own where it divides the module."""
+    kind, *others = type(module).__mro__
+    return others[1] if others[0].__name__ == "FSDPModule" else kind
+
+
 def whole(tensor: Any) -> Any:
     """The tensor in one piece; all processes must ask for it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
-from itrain.shards import add_over_shards, held, is_sharded, local, whole
+from itrain.shards import add_over_shards, held, is_sharded, local, own_class, whole
 
 LINES = 16
 """Rows and columns of a weight that are looked at, evenly spaced; more of small ones."""
@@ -175,14 +175,14 @@ def weights(model: nn.Module) -> Iterator[Weight]:
 def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
     """The weight as an ordinary tensor, wherever it lies, or as a divided one."""
     if nn.parameter.is_lazy(value):
-        raise WeightError(f"{type(model).__name__}: the weight '{name}' is not initialised; run the model once")
+        raise WeightError(f"{own_class(model).__name__}: the weight '{name}' is not initialised; run the model once")
     value = value.detach()
     if value.is_meta:
         path, _, leaf = name.rpartition(".")
         kept: Any = getattr(getattr(model.get_submodule(path), "_hf_hook", None), "weights_map", None)
         if kept is None:
             raise WeightError(
-                f"{type(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the model "
+                f"{own_class(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the model "
                 "cannot be told from others; load it whole"
             )
         value = kept[leaf]
@@ -195,7 +195,7 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
     except (RuntimeError, NotImplementedError, TypeError) as error:
         kind = type(value).__name__
         raise WeightError(
-            f"{type(model).__name__}: the weight '{name}' is a {kind}, which does not give its values: {error}"
+            f"{own_class(model).__name__}: the weight '{name}' is a {kind}, which does not give its values: {error}"
         ) from error
 
 

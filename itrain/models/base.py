@@ -19,6 +19,7 @@ from itrain.runs.activations import Activations, read
 from itrain.runs.edits import Acting
 from itrain.runs.given import Given
 from itrain.runs.run import Run, Runner
+from itrain.shards import own_class
 from itrain.sites import Site, Sites
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class BaseModel:
         return {
             "name": self.name,
             "revision": self.revision,
-            "type": getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__),
+            "type": getattr(getattr(self.model, "config", None), "model_type", own_class(self.model).__name__),
             "fingerprint": self.fingerprint,
             "identity": dict(self.identity),
             **({"folder": True} if Path(self.name).expanduser().is_dir() else {}),
