@@ -3,3 +3,4 @@
 from itrain.sharding.loading import load_sharded as load_sharded
 from itrain.sharding.model import shard as shard
 from itrain.sharding.strategy import ShardedStrategy as ShardedStrategy
+from itrain.sharding.tensor_parallel import split as split

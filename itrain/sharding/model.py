@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from itrain.architectures import architecture, blocks
+from itrain.sharding.tensor_parallel import split
 from itrain.shards import has_shards
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Divide the model's weights among the processes of the mesh's ``data_parallel`` dimension, in place.
+    """Divide the model's weights among the processes of the mesh, in place.
+
+    Those of the ``tensor_parallel`` dimension split the weights of each block, as :func:`~itrain.sharding.split` says.
+    Those of ``data_parallel`` divide all.
 
     Each block is gathered for its own run, and what lies outside of the blocks for the run of the whole model. A model
     that the table of :mod:`itrain.architectures` does not have is gathered as a whole. Names, hooks and outputs stay as
@@ -25,6 +29,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
     if has_shards(model):
         return model
+    if mesh["tensor_parallel"].size() > 1:
+        split(model, mesh["tensor_parallel"])
     processes = mesh["data_parallel"]
     single = {each for each in model.parameters() if each.ndim == 0}
     for block in () if architecture(model) is None else blocks(model):
