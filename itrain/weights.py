@@ -182,8 +182,8 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
         kept: Any = getattr(getattr(model.get_submodule(path), "_hf_hook", None), "weights_map", None)
         if kept is None:
             raise WeightError(
-                f"{own_class(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the model "
-                "cannot be told from others; load it whole"
+                f"{own_class(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the "
+                "model cannot be told from others; load it whole"
             )
         value = kept[leaf]
     if is_sharded(value):

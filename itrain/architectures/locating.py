@@ -13,7 +13,6 @@ from itrain.architectures.table import ARCHITECTURES, Architecture, End
 from itrain.layouts import AttentionWeights, Layout, channels_of, layout_of
 from itrain.sites import ATTENTION_WEIGHTS, Site
 
-
 WHOLE_ENDS = "_itrain_whole_ends"
 """Where a module in which tensor parallelism splits activations says which ends of it have them whole."""
 
@@ -90,8 +89,8 @@ def locate(model: nn.Module, site: Site) -> Location:
     location = _locate(unwrap(model), site)
     if location.end not in getattr(location.module, WHOLE_ENDS, (location.end,)):
         raise ValueError(
-            f"site '{site}': under tensor parallelism each process has only some of its features; take the block's, the "
-            "attention's or the MLP's output, or use trainer=fsdp"
+            f"site '{site}': under tensor parallelism each process has only some of its features; take the output "
+            "of the block, the attention or the MLP, or use trainer=fsdp"
         )
     return location
 
