@@ -19,8 +19,9 @@ def is_sharded(tensor: object) -> bool:
 
 
 def has_shards(module: nn.Module) -> bool:
-    """Whether weights of a module are divided among processes."""
-    return any(map(is_sharded, module.parameters()))
+    """Whether weights of a module are divided among processes, also while they are gathered for a run."""
+    gathered_at_times = any(own_class(each) is not type(each) for each in module.modules())
+    return gathered_at_times or any(map(is_sharded, module.parameters()))
 
 
 def is_first() -> bool:

@@ -142,7 +142,7 @@ class HookedNetwork(Network):
         if self.training and not self.trainable:
             self.eval()
         with AttachedEdits(self.model, edits, prompts=prompts):
-            return generate(
+            made = generate(
                 self.call.model,
                 prompts,
                 max_new_tokens=max_new_tokens,
@@ -150,6 +150,8 @@ class HookedNetwork(Network):
                 generators=generators,
                 settings=settings,
             )
+        self._reshard()
+        return made
 
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
         location = locate(self.model, site)
@@ -210,6 +212,8 @@ class HookedNetwork(Network):
                 made = {name for name, each in arguments.items() if isinstance(each, Tensor) and each.is_inference()}
                 arguments = {name: each.clone() if name in made else each for name, each in arguments.items()}
             output = self.model(**forward.arguments(arguments))
+        if not torch.is_grad_enabled():
+            self._reshard()
         for each in planned:
             if not each.done:
                 raise each.missing()
@@ -271,6 +275,12 @@ class HookedNetwork(Network):
             batch_first=True,
             padding_value=0 if end is None else end,
         )
+
+    def _reshard(self) -> None:
+        """Put a sharded model's parts in their place again, which FSDP2 leaves gathered for a backward pass."""
+        reshard = getattr(self.model, "reshard", None)
+        if reshard is not None:
+            reshard()
 
     def _route(self, site: Site) -> Route:
         """The site's place in the model, looked up again where another module has taken it."""

@@ -56,7 +56,7 @@ def announce(
         return
     weights = sum(parameter.numel() for parameter in base_model.model.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    kinds = ", ".join(sorted({type(part).__name__ for part in module.trained_parts.values()}))
+    kinds = ", ".join(sorted({own_class(part).__name__ for part in module.trained_parts.values()}))
     lines = {
         "model": f"{base_model.name}, {weights:,} parameters, {_state(base_model.model)}",
         **({"sites": ", ".join(map(str, module.placements))} if module.sites else {}),
