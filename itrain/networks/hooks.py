@@ -135,6 +135,12 @@ class HookedNetwork(Network):
         **settings: Any,
     ) -> Int[Tensor, "rows new"]:
         prompts = inputs.prompts()
+        if self.call.right and prompts.padding[0] and self.in_step:
+            name = type(self.call.model).__name__
+            raise ValueError(
+                f"{name}: prompts of different lengths are continued in runs of each length, of which processes with "
+                "parts of the model would make different numbers; take prompts of equal length, or trainer=ddp"
+            )
         if self.call.right and prompts.padding[0]:
             return self._generate_by_length(
                 prompts, edits, max_new_tokens=max_new_tokens, end=end, generators=generators, **settings
@@ -148,7 +154,7 @@ class HookedNetwork(Network):
                 max_new_tokens=max_new_tokens,
                 end=end,
                 generators=generators,
-                settings=settings,
+                settings={**settings, "synced_gpus": True} if self.in_step else settings,
             )
         self._reshard()
         return made

@@ -18,6 +18,7 @@ from itrain.models import BaseModel
 from itrain.reports.text import plain
 from itrain.results.run import Table as FiguresTable
 from itrain.results.run import summarise_run
+from itrain.shards import own_class
 from itrain.training.base import Training
 
 QUIET = "ITRAIN_QUIET"
