@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from itrain.bounds import require_at_least
+from itrain.metrics import count_among
 from itrain.shards import average_gradients, divided, equalise, gathered, is_sharded
 
 
@@ -49,6 +50,8 @@ class ShardedStrategy(ModelParallelStrategy):
         if self._device_mesh is None:
             self._data_parallel_size = self.num_processes * self.num_nodes // int(self._tensor_parallel_size)
             super().setup_environment()
+            if int(self._tensor_parallel_size) > 1:
+                count_among(self.device_mesh["data_parallel"].get_group())
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
 

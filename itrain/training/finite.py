@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import SumMetric
 
+from itrain.metrics import gather_counts
 from itrain.networks.base import Network
 from itrain.shards import local
 from itrain.sites import Site
@@ -242,7 +243,7 @@ class FiniteAnswers:
     def update(self, place: str, logits: Float[Tensor, "batch ... vocabulary"]) -> None:
         """Count the examples with a logit that is NaN or plus infinity; minus infinity excludes an output."""
         lost = (~(logits.flatten(1) < torch.inf)).any(1)
-        self.counts.setdefault(place, SumMetric().to(logits.device)).update(lost.sum())
+        self.counts.setdefault(place, SumMetric(dist_sync_fn=gather_counts).to(logits.device)).update(lost.sum())
 
     def require(self) -> None:
         """Refuse figures of answers that were not finite, and forget them.
