@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -17,11 +18,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam
 
 from itrain.adapters import add_lora
+from itrain.data import CounterfactualDataModule
 from itrain.identity import difference, identity
+from itrain.interventions.das import DAS
+from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import obstacle
-from itrain.sharding import shard
+from itrain.sharding import ShardedStrategy, shard
 from itrain.shards import (
     average_gradients,
     clip_norm,
@@ -33,6 +37,9 @@ from itrain.shards import (
     whole,
 )
 from itrain.sites import Site
+from itrain.tasks.gender import Gender
+from itrain.training.alignment import AlignmentSearch
+from itrain.training.iit import InterchangeInterventionTraining
 from itrain.weights import fingerprint
 from tests.models import tiny_inputs, tiny_model
 
@@ -155,6 +162,63 @@ def gradients() -> None:
         same(whole(each.grad), old * 0.1 / norm)
 
 
+def co_training() -> None:
+    """Weights of a model that reads its own source get the gradients that one process finds for the whole batch."""
+    rank = distributed.get_rank()
+    places = ("mlp_output", "block_output", "block_input", "attention_value_output")
+    for kind, place in product(TYPES, places):
+        found = []
+        for sharded in (False, True):
+            network = HookedNetwork(tiny_model(kind), trainable=True)
+            base, source = (tiny_inputs((6, 6, 6, 6), answer=True, seed=seed) for seed in (0, 1))
+            if sharded:
+                shard(network.model, mesh())
+                rows = torch.tensor([rank, rank + 2])
+                base, source = base.take(rows), source.take(rows)
+            site = Site.parse(f"layer1.{place}@last")
+            read = network.read(source, [site])[site]
+            network.edit(base, [(site, partial(torch.add, read))]).square().mean().backward()
+            weights = dict(network.model.named_parameters())
+            found.append({name: whole(each.grad) for name, each in weights.items() if each.grad is not None})
+        assert found[0].keys() == found[1].keys()
+        for name, each in found[0].items():
+            same(found[1][name], each)
+
+
+class Recipe(NamedTuple):
+    """A training by hand, with its data."""
+
+    training: Any
+    data: Any
+
+
+def made(kind: Any, **arguments: Any) -> Recipe:
+    model, task = load_embedded(), Gender(templates="simple")
+    task.bind(model.tokenizer)
+    network = make_network(model.model, trainable=kind.trains_model)
+    sizes = {"train_pairs": 16, "validation_pairs": 8, "test_pairs": 8, "batch_size": 8}
+    data = CounterfactualDataModule(task=task, network=network, **sizes)
+    torch.manual_seed(0)
+    sites, sgd = ["layer2.block_output@name"], partial(torch.optim.SGD, lr=0.1)
+    return Recipe(kind(network=network, sites=sites, intervention=DAS, optimizer=sgd, **arguments), data)
+
+
+def plain_lightning() -> None:
+    """Trainer.fit alone shards what it is given, and learns what one process does."""
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": 2, "use_distributed_sampler": False}
+    for kind in (AlignmentSearch, InterchangeInterventionTraining):
+        one, two = made(kind), made(kind)
+        lightning.Trainer(devices=1, **quiet).fit(one.training, datamodule=one.data)
+        trainer = lightning.Trainer(devices=2, strategy=ShardedStrategy(), **quiet)
+        trainer.fit(two.training, datamodule=two.data)
+        trainer.test(two.training, datamodule=two.data, verbose=False)
+        assert has_shards(two.training.network)
+        for (name, each), other in zip(one.training.named_parameters(), two.training.parameters(), strict=True):
+            difference_of_norms = (whole(other) - each).norm() / each.norm().clamp(min=1e-6)
+            assert difference_of_norms < 1e-5, name
+
+
 def adapters() -> None:
     """Adapters of shards have whole shapes, and are all that is trained."""
     model = shard(tiny_model("llama"), mesh())
@@ -197,7 +261,17 @@ def plain_modules() -> None:
         same(whole(divided(one.detach(), two)), one.detach())
 
 
-CHECKS = (reads_and_edits, half_precision, keeps_what_a_model_is, checkpoints, gradients, adapters, plain_modules)
+CHECKS = (
+    reads_and_edits,
+    half_precision,
+    keeps_what_a_model_is,
+    checkpoints,
+    gradients,
+    co_training,
+    adapters,
+    plain_modules,
+    plain_lightning,
+)
 
 
 def main(name: str) -> None:
