@@ -24,8 +24,8 @@ from itrain.networks.base import ROWS, Network
 from itrain.networks.forward import Forward
 from itrain.networks.generation import generate
 from itrain.networks.lane import EditAt, Edits, Lane
-from itrain.networks.planned import AllRead, Planned, Route, install, recompute_alike
-from itrain.shards import divided
+from itrain.networks.planned import AllRead, Planned, Route, install, outputs_of, recompute_alike
+from itrain.shards import divided, tied
 from itrain.sites import Site
 
 
@@ -91,8 +91,14 @@ class HookedNetwork(Network):
             for each in edits
             for part in (each if isinstance(each, EditAt) else EditAt(*each)).parts
         ]
-        with suppress(AllRead):
+        parts = {each: each.route.gathered_in for each in reads} if learns and self.in_step else {}
+        with suppress(AllRead), ExitStack() as stack:
+            ends = outputs_of(dict.fromkeys(part for part in parts.values() if part is not None), stack)
             self.run(inputs.arguments, [*edited, *reads], answers([lane]))
+        for each, part in parts.items():
+            if part is not None and each.read is not None:
+                # A part is gathered for the backward pass when a gradient reaches its output.
+                each.read = tied(each.read, ends[part])
         return {each.site: each.read for each in reads if each.read is not None}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
