@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from itrain.models import load_embedded
 
 pytestmark = pytest.mark.slow
 
