@@ -22,6 +22,7 @@ from itrain.architectures import locate
 from itrain.identity import difference, fingerprint_and_identity
 from itrain.models import BaseModel, ModelError, load_embedded, load_pretrained
 from itrain.models import base as base_models
+from itrain.models.streaming import place_shards, sharded_by
 from itrain.sharding import load_sharded, shard
 from itrain.shards import local, own_class
 from itrain.sites import Site
@@ -172,6 +173,14 @@ def test_what_cannot_be_streamed_is_loaded_whole_with_the_reason(
         whole = load_pretrained(folder).model
         shard(whole, mesh)
         require_equal(whole, streamed)
+
+
+@pytest.mark.parametrize("how", ["hf_quantizer", "hf_device_map"])
+def test_a_model_that_is_not_in_plain_weights_is_refused(how: str) -> None:
+    model: Any = tiny_model("llama")
+    setattr(model, how, object())
+    with sharded_by(lambda model: None), pytest.raises(ModelError, match="cannot be sharded over processes"):
+        place_shards(model, "mine")
 
 
 def test_loading_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise ModelError(f"model '{name}' cannot be loaded: {kind}{reason}") from error
     _require_weights(model, found, name)
-    if (lacking := place_shards(model)) is not None:
+    if (lacking := place_shards(model, name)) is not None:
         warnings.warn(
             f"model '{name}': '{lacking}' cannot be streamed into shards, so each process loads the whole model first",
             stacklevel=2,

@@ -22,6 +22,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from itrain.models.base import ModelError
 from itrain.shards import assembled, is_sharded, part_of
 
 if TYPE_CHECKING:
@@ -83,28 +84,37 @@ def streaming() -> Iterator[None]:
         yield
 
 
-def place_shards(model: nn.Module) -> str | None:
-    """Divide a model that was loaded while streaming, in place; return the name of a weight that has no values.
+def place_shards(model: nn.Module, name: str) -> str | None:
+    """Divide a model that was loaded while streaming, in place; return the path of a weight that has no values.
 
     Nothing is done where models are not sharded.
+
+    Raises:
+        ModelError: the model is quantised, or lies on several devices.
     """
     shard = _shard.get()
     if shard is None:
         return None
-    parts = {name: getattr(each, _PART, None) for name, each in model.named_parameters(remove_duplicate=False)}
+    for attribute, how in (("hf_quantizer", "quantised"), ("hf_device_map", "spread over devices")):
+        if getattr(model, attribute, None) is not None:
+            raise ModelError(
+                f"model '{name}': it is {how}, and such a model cannot be sharded over processes; use one process, or "
+                "leave that out"
+            )
+    parts = {path: getattr(each, _PART, None) for path, each in model.named_parameters(remove_duplicate=False)}
     shard(model)
     weights: list[tuple[str, Any]] = list(model.named_parameters(remove_duplicate=False))
     made: dict[int, nn.Parameter] = {}
-    for name, empty in weights:
+    for path, empty in weights:
         if not empty.is_meta:
             continue
         if id(empty) not in made:
-            part = parts[name]
+            part = parts[path]
             if part is None or not is_sharded(empty) or part.shape != empty.to_local().shape:
-                return name
+                return path
             made[id(empty)] = nn.Parameter(assembled(part, empty), requires_grad=empty.requires_grad)
-        path, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(path), leaf, made[id(empty)])
+        owner, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, made[id(empty)])
     return None
 
 
@@ -124,7 +134,7 @@ class _Cutting:
     def cut(self, module: nn.Module, name: str, weight: nn.Parameter | None) -> nn.Parameter | None:
         """A weight was put into a module: what to put there in its place, None for the weight itself."""
         # What is not marked as loaded is yet to be drawn or computed, for which it must be whole.
-        if weight is None or weight.is_meta or not getattr(weight, "_is_hf_initialized", False):
+        if type(weight) is not nn.Parameter or weight.is_meta or not getattr(weight, "_is_hf_initialized", False):
             return None
         path = [name]
         while module in self._owners:
