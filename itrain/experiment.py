@@ -180,6 +180,9 @@ def open_model(
     mesh = trainer.strategy.open(trainer) if sharded else None
     lightning.seed_everything(cfg.seed, verbose=False)
     base_model = base_model_of(cfg, mesh)
+    if sharded:
+        # FSDP2 settles the precision of parts in their first run.
+        trainer.precision_plugin.convert_module(base_model.model)
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     same = like is not None and like.base_model.fingerprint == base_model.fingerprint
