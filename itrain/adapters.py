@@ -9,9 +9,10 @@ from typing import cast
 
 from torch import nn
 
-from itrain.architectures import unwrap
+from itrain.architectures import WHOLE_ENDS, unwrap
 from itrain.bounds import require_at_least
 from itrain.precision import FullPrecision
+from itrain.shards import only_shapes
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str]) -> dict[str, nn.Module]:
@@ -31,7 +32,8 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         The modules that now hold adapters, by path.
 
     Raises:
-        ValueError: no targets are given, a target is not a linear module, or the model has adapters already.
+        ValueError: no targets are given, a target is not a linear module or is split by tensor parallelism, or the
+            model has adapters already.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
@@ -48,13 +50,18 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         if not any(f".{path}".endswith(f".{target}") for path in linear):
             raise ValueError(f"LoRA: '{target}' is no linear module of {known}")
     paths = [path for path in linear if any(f".{path}".endswith(f".{target}") for target in targets)]
+    if split := next((path for path in paths if hasattr(linear[path], WHOLE_ENDS)), None):
+        raise ValueError(
+            f"LoRA: tensor parallelism leaves each process a part of '{split}', to which no adapter can be added; use "
+            "trainer=fsdp"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         target_modules=paths,
         fan_in_fan_out=all(hasattr(linear[path], "nx") for path in paths),
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), only_shapes([linear[path] for path in paths]):
         # PEFT asks transformers under an old name.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         inject_adapter_in_model(config, model)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 from hydra.utils import instantiate
@@ -34,6 +34,8 @@ from itrain.reports.generations import in_words, print_generations, save_generat
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
+from itrain.sharding import ShardedStrategy, load_sharded
+from itrain.shards import has_shards, part
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
@@ -46,6 +48,9 @@ from itrain.training.building import count_features
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 EXPORT = "export"
 METRICS = "metrics.csv"
@@ -130,6 +135,7 @@ def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
         _keep_best(parts)
     results = _test(parts, folder, before)
     _export(cfg, folder, parts, results)
+    part()
     _draw(folder, results)
     log_run(parts.trainer.loggers, results, folder / "figure.png")
     _show(parts, results, folder)
@@ -142,6 +148,7 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     _load(cfg, parts)
     begin_run(parts.trainer.loggers[1:], _plain(cfg), EVALUATION)
     results = _test(parts, folder)
+    part()
     _show(parts, results, folder)
     return results
 
@@ -151,17 +158,31 @@ def export(cfg: DictConfig, folder: Path, *, tests: bool = False) -> Parts:
     parts = _build(cfg, folder)
     _load(cfg, parts)
     _export(cfg, folder, parts, metrics=_test(parts, folder) if tests else {})
+    part()
     return parts
 
 
-def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
+def open_model(
+    cfg: DictConfig,
+    folder: Path,
+    *,
+    trainable: bool = False,
+    like: Opened | None = None,
+    trainer: lightning.Trainer | None = None,
+) -> Opened:
     """Load the model, and make its task and data; nothing is sampled yet.
 
-    Where the model computes what that of ``like`` does, its network is reused, with its cache.
+    Where the model computes what that of ``like`` does, its network is reused, with its cache. Where the strategy of
+    ``trainer`` divides the model among processes, they are started first.
     """
     silence_others()
+    sharded = trainer is not None and isinstance(trainer.strategy, ShardedStrategy)
+    mesh = trainer.strategy.open(trainer) if sharded else None
     lightning.seed_everything(cfg.seed, verbose=False)
-    base_model = base_model_of(cfg)
+    base_model = base_model_of(cfg, mesh)
+    if sharded:
+        # FSDP2 settles the precision of parts in their first run.
+        trainer.precision_plugin.convert_module(base_model.model)
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     same = like is not None and like.base_model.fingerprint == base_model.fingerprint
@@ -184,14 +205,15 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
     )
 
 
-def base_model_of(cfg: DictConfig) -> BaseModel:
-    """The base model of a configuration, within the limits of its export or checkpoint.
+def base_model_of(cfg: DictConfig, mesh: DeviceMesh | None = None) -> BaseModel:
+    """The base model of a configuration, within the limits of its export or checkpoint; sharded over a mesh if given.
 
     Raises:
         RunError: what makes it makes something else.
     """
     with limits_of_model(cfg.model._target_, cfg.export or cfg.ckpt):
-        made = instantiate(cfg.model)
+        make = partial(instantiate, cfg.model)
+        made = make() if mesh is None else load_sharded(make, mesh)
     if not isinstance(made, nn.Module | BaseModel):
         raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, and no nn.Module or BaseModel")
     return made if isinstance(made, BaseModel) else BaseModel(model=made)
@@ -204,7 +226,9 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     if cfg.trainer.get("limit_test_batches") == 0:
         raise RunError("trainer.limit_test_batches=0 tests nothing; leave it out")
     training = instantiate(cfg.training, _convert_="all")
-    opened = open_model(cfg, folder, trainable=training.func.trains_model)
+    silence_others()
+    trainer = make_trainer(cfg, folder)
+    opened = open_model(cfg, folder, trainable=training.func.trains_model, trainer=trainer)
     if cfg.export is not None:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
     elif cfg.ckpt is not None:
@@ -217,7 +241,6 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         cfg.training.under = as_node(describe("under", module.arguments["under"]))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     module.provenance = {"base_model": opened.base_model.described(), "configuration": _plain(cfg)}
-    trainer = make_trainer(cfg, folder)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     share = trainer.limit_test_batches
@@ -325,8 +348,10 @@ def _keep_best(parts: Parts) -> None:
             return
 
 
-@rank_zero_only
 def _export(cfg: DictConfig, folder: Path, parts: Parts, metrics: Mapping[str, float]) -> None:
+    """Export in the first process; all others of a sharded model give it their parts."""
+    if not (parts.trainer.is_global_zero or has_shards(parts.module)):
+        return
     if fault := fault_in(parts.module):
         raise RunError(f"{fault.text}, so there is nothing to export")
     write_export(parts.module, folder / EXPORT, base_model=parts.base_model, metrics=metrics, configuration=_plain(cfg))

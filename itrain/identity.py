@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from itrain.architectures import unwrap
-from itrain.weights import fits, projected, weights, were_half
+from itrain.shards import own_class
+from itrain.weights import Digest, fits, projected, weights, were_half
 
 EXACT, ROUNDED = 1e-4, 5e-3
 """How far projections of equal weights may differ, relative to the norm of what is projected: where both enter in
@@ -37,19 +38,26 @@ def identity(model: nn.Module) -> dict[str, Any]:
     """What the model computes, as plain data: its configuration or its modules' attributes, and projected weights.
 
     Functions that its code calls, and attributes that were changed after a model was made from its configuration, do
-    not enter.
+    not enter. All processes that share a divided model must ask for it.
 
     Raises:
         WeightError: a weight has no values here.
     """
-    model, rows, precisions, fitting = unwrap(model), [], set(), []
-    for _, value in weights(model):
-        rows.append([*value.shape, *projected(value)])
-        precisions.add(str(value.dtype).removeprefix("torch."))
-        fitting.append(fits(value))
+    return fingerprint_and_identity(model)[1]
+
+
+def fingerprint_and_identity(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """Both names of a model, for which its weights are looked at once."""
+    model, digest, rows, precisions, fitting = unwrap(model), Digest(), [], set(), []
+    for weight in weights(model):
+        lines = weight.lines()
+        digest.add(weight, lines)
+        rows.append([*weight.value.shape, *projected(lines)])
+        precisions.add(str(weight.value.dtype).removeprefix("torch."))
+        fitting.append(fits(lines))
     if were_half(fitting):
         precisions.add("float16")
-    return {
+    return digest.name, {
         "configuration": _settings(model),
         "vocabulary": _vocabulary(model),
         "modules": [text for _, text in _modules(model)],
@@ -164,7 +172,7 @@ def _modules(model: nn.Module) -> list[tuple[str, str]]:
     """Path and attributes of the modules that no configuration describes: a model's own, and adapters."""
     own = _settings(model) is None
     return [
-        (path or type(model).__name__, text)
+        (path or own_class(model).__name__, text)
         for path, module in model.named_modules()
         if (own or _adapts(module)) and (text := _text(module))
     ]
@@ -172,8 +180,9 @@ def _modules(model: nn.Module) -> list[tuple[str, str]]:
 
 def _text(module: nn.Module) -> str:
     """The attributes of a module that its forward may depend on; torch's own modules say them."""
-    if type(module).__module__.startswith("torch."):
-        return f"{type(module).__name__}({module.extra_repr()})"
+    kind = own_class(module)
+    if kind.__module__.startswith("torch."):
+        return f"{kind.__name__}({module.extra_repr()})"
     if _adapts(module):
         own: Any = module
         return f"active={own.active_adapters}, disabled={own.disable_adapters}, scaling={own.scaling}"
@@ -203,17 +212,21 @@ def _weights(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
     if len(here) != len(there):
         return [f"{len(there)} weights -> {len(here)}"]
     grown, half = (saved.get("vocabulary"), _vocabulary(model)), "float16" in saved.get("precisions", ())
-    now_half, found = were_half(fits(value) for _, value in here), []
-    for (name, value), each in zip(here, there, strict=True):
-        shape, numbers = tuple(each[:-PER_WEIGHT]), each[-PER_WEIGHT:]
-        if None not in grown and (*shape[:1], *value.shape[:1]) == grown and shape[0] < len(value):
-            value = value[: shape[0]]
-        if shape != tuple(value.shape):
-            found.append(f"the shape of '{name}' {shape} -> {tuple(value.shape)}")
-        elif not _close(
-            numbers, projected(value), ROUNDED if half != (now_half or value.dtype == torch.float16) else EXACT
-        ):
-            found.append(f"the weight '{name}'")
+    found, fitting, compared = [], [], []
+    for weight, each in zip(here, there, strict=True):
+        lines, own, shape = weight.lines(), tuple(weight.value.shape), tuple(each[:-PER_WEIGHT])
+        fitting.append(fits(lines))
+        if None not in grown and (*shape[:1], *own[:1]) == grown and shape[0] in range(1, own[0]):
+            lines, own = weight.lines(int(shape[0])), (*shape[:1], *own[1:])
+        compared.append((own, projected(lines)))
+    now_half = were_half(fitting)
+    for weight, each, (own, now) in zip(here, there, compared, strict=True):
+        shape, was = tuple(each[:-PER_WEIGHT]), each[-PER_WEIGHT:]
+        rounded = half != (now_half or weight.value.dtype == torch.float16)
+        if shape != own:
+            found.append(f"the shape of '{weight.name}' {shape} -> {own}")
+        elif not _close(was, now, ROUNDED if rounded else EXACT):
+            found.append(f"the weight '{weight.name}'")
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 Rule = Literal["argmax", "pairwise"]
 RULES: tuple[Rule, ...] = ("argmax", "pairwise")
@@ -52,6 +53,20 @@ def is_right(
     return logits[rows, label] > logits[rows, contrast]
 
 
+_holders: list[Any] = []
+"""The group of processes that have different examples, where others have the same; see :func:`count_among`."""
+
+
+def count_among(group: Any) -> None:
+    """Add up counts among the processes of a group alone: those of other groups have the same examples."""
+    _holders[:] = [group]
+
+
+def gather_counts(value: Tensor, group: Any = None) -> list[Tensor]:
+    """The values of the processes that have different examples, for ``dist_sync_fn`` of torchmetrics."""
+    return gather_all_tensors(value, _holders[0] if group is None and _holders else group)
+
+
 class InterchangeAccuracy(Metric):
     """Interchange intervention accuracy (IIA) of one rule, split into label-changing and label-preserving pairs.
 
@@ -71,7 +86,7 @@ class InterchangeAccuracy(Metric):
     pairs: Tensor
 
     def __init__(self, *, rule: Rule) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=gather_counts)
         self.rule: Rule = rule
         for name in ("right", "pairs"):
             self.add_state(name, torch.zeros(2, 2, dtype=torch.long), dist_reduce_fx="sum")

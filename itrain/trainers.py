@@ -10,11 +10,13 @@ from typing import Any
 
 import lightning
 from hydra.utils import get_object, instantiate
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig
 
 from itrain.owned import additions, refuse_owned
+from itrain.sharding import ShardedStrategy
 from itrain.training.safeguards import safeguard
 
 CHECKPOINTS = "checkpoints"
@@ -65,6 +67,11 @@ def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
     if factory.keywords.get("val_check_interval") == 0:
         raise RunError("trainer.val_check_interval=0: give a number of steps or a share of an epoch, or null")
     refuse_owned("trainer", factory.keywords)
+    sharded = isinstance(factory.keywords.get("strategy"), ShardedStrategy)
+    if sharded and factory.keywords.get("accelerator") in ("gpu", "cuda") and not CUDAAccelerator.is_available():
+        raise RunError(
+            "trainer=fsdp shards a model over GPUs, and there is none here; on the CPU's processes: trainer=fsdp_cpu"
+        )
     return factory
 
 

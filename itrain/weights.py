@@ -1,21 +1,23 @@
 """Weights: the values of a model's state, wherever they lie, and what is looked at of them.
 
-Tensor letters: R rows, C columns, K rows or columns that are looked at.
+Tensor letters: R rows, C columns, K rows or columns that are looked at, N indices, M of them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
+from itrain.shards import add_over_shards, held, is_sharded, local, own_class, whole
 
 LINES = 16
 """Rows and columns of a weight that are looked at, evenly spaced; more of small ones."""
@@ -23,17 +25,92 @@ VALUES = 1 << 16
 """A weight is looked at whole if it has no more values than this."""
 SAMPLED = 256
 """Values of each weight that entered a fingerprint of itrain 0.1."""
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class WeightError(ValueError):
     """A weight has no values that could be looked at."""
 
 
+class Lines(NamedTuple):
+    """What is looked at of a weight: evenly spaced rows and columns, which together see every row and every column."""
+
+    rows: Shaped[Tensor, "K C"]
+    columns: Shaped[Tensor, "R K"]
+
+
 class Weight(NamedTuple):
-    """A tensor of a model's state, by its name."""
+    """A tensor of a model's state, by its name. It may be divided among processes."""
 
     name: str
     value: Tensor
+
+    def lines(self, length: int | None = None) -> Lines:
+        """The lines of the weight, or of as much as ``length`` of its first dimension.
+
+        Of a divided weight, all processes must ask for them. Each gives what it holds of the lines, and none has more
+        of the others' values.
+        """
+        shape = (*self.value.shape,) if length is None else (length, *self.value.shape[1:])
+        columns = shape[-1] if shape else 1
+        rows = math.prod(shape) // max(1, columns)
+        taken, across = max(LINES, VALUES // max(1, columns)), min(LINES, columns)
+        picked = torch.arange(min(rows, taken)) * rows // min(rows, taken) if rows > taken else torch.arange(rows)
+        crossed = torch.arange(across) * columns // across
+        if is_sharded(self.value):
+            return _lines_of_shards(self.value, picked, crossed, rows)
+        matrix = self.value[: len(self.value) if length is None else length] if shape else self.value
+        matrix = matrix.reshape(-1, columns)
+        return Lines(
+            matrix if rows <= taken else matrix[picked.to(matrix.device)], matrix[:, crossed.to(matrix.device)]
+        )
+
+
+def _lines_of_shards(
+    value: Shaped[Tensor, ...], picked: Int64[Tensor, " K"], crossed: Int64[Tensor, " K2"], rows: int
+) -> Lines:
+    """The lines, put together from what each process holds of them."""
+    *leading, columns = held(value) or [torch.arange(1)]
+    own = torch.arange(1)
+    for size, places in zip(value.shape, leading, strict=False):
+        own = (own[:, None] * size + places).flatten()
+    part = local(value).detach()
+    part = part.reshape(len(own), len(columns))
+    found = part.new_zeros(len(picked) * value.shape[-1] + rows * len(crossed))
+    taken, across = found.split([len(picked) * value.shape[-1], rows * len(crossed)])
+    here, there = _matches(own, picked)
+    taken.view(len(picked), -1)[there[:, None], columns] = part[here]
+    own_rows, own_columns = own[own < rows], _matches(columns, crossed)
+    across.view(rows, -1)[own_rows[:, None], own_columns[1]] = part[: len(own_rows), own_columns[0]]
+    # As bytes, of which each is other than zero in one process: a sum of numbers would lose the sign of zero.
+    add_over_shards(found.view(torch.uint8), value)
+    return Lines(taken.view(len(picked), -1), across.view(rows, -1))
+
+
+def _matches(own: Int64[Tensor, " N"], wanted: Int64[Tensor, " K"]) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
+    """Where wanted indices are among one's own, and which of the wanted these are; both are sorted."""
+    if not len(own):
+        return own, own
+    places = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
+    present = (own[places] == wanted).nonzero().flatten()
+    return places[present], present
+
+
+class Digest:
+    """The fingerprint of weights that are added one after another."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, weight: Weight, lines: Lines) -> None:
+        self._hash.update(f"{tuple(weight.value.shape)} ".encode())
+        for sample in lines:
+            bits = sample.to(torch.bfloat16).contiguous().view(torch.uint8)
+            self._hash.update(bits.cpu().numpy().tobytes())
+
+    @property
+    def name(self) -> str:
+        return self._hash.hexdigest()[:16]
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -41,16 +118,15 @@ def fingerprint(model: nn.Module) -> str:
 
     The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Neither weights'
     names nor the configuration enter, which releases of transformers rename: :mod:`itrain.identity` compares more.
+    All processes that share a divided model must ask for it.
 
     Raises:
         WeightError: a weight has no values here.
     """
-    digest = hashlib.sha256()
-    for _, value in weights(model):
-        digest.update(f"{tuple(value.shape)} ".encode())
-        for sample in _samples(value):
-            digest.update(sample.contiguous().view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    digest = Digest()
+    for weight in weights(model):
+        digest.add(weight, weight.lines())
+    return digest.name
 
 
 def earlier_fingerprints(model: nn.Module) -> set[str]:
@@ -76,7 +152,7 @@ def earlier_fingerprints(model: nn.Module) -> set[str]:
 
 
 def _sample(weight: Tensor) -> bytes:
-    flat = weight.detach().flatten()
+    flat = whole(weight).detach().flatten()
     stride = max(1, flat.numel() // SAMPLED)
     sample = flat[::stride][:SAMPLED].cpu().to(torch.bfloat16).contiguous().view(torch.uint8)
     return f"{tuple(weight.shape)} ".encode() + sample.numpy().tobytes()
@@ -97,21 +173,21 @@ def weights(model: nn.Module) -> Iterator[Weight]:
 
 
 def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
-    """The weight as an ordinary tensor, wherever it lies."""
+    """The weight as an ordinary tensor, wherever it lies, or as a divided one."""
     if nn.parameter.is_lazy(value):
-        raise WeightError(f"{type(model).__name__}: the weight '{name}' is not initialised; run the model once")
+        raise WeightError(f"{own_class(model).__name__}: the weight '{name}' is not initialised; run the model once")
     value = value.detach()
     if value.is_meta:
         path, _, leaf = name.rpartition(".")
         kept: Any = getattr(getattr(model.get_submodule(path), "_hf_hook", None), "weights_map", None)
         if kept is None:
             raise WeightError(
-                f"{type(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the model "
-                "cannot be told from others; load it whole"
+                f"{own_class(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the "
+                "model cannot be told from others; load it whole"
             )
         value = kept[leaf]
-    if hasattr(value, "full_tensor"):  # sharded
-        value = value.full_tensor()  # type: ignore[operator]
+    if is_sharded(value):
+        return value
     if type(value) in (Tensor, nn.Parameter) and not value.is_quantized:
         return value
     try:
@@ -119,29 +195,13 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
     except (RuntimeError, NotImplementedError, TypeError) as error:
         kind = type(value).__name__
         raise WeightError(
-            f"{type(model).__name__}: the weight '{name}' is a {kind}, which does not give its values: {error}"
+            f"{own_class(model).__name__}: the weight '{name}' is a {kind}, which does not give its values: {error}"
         ) from error
 
 
-def _samples(value: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, "K C"], Shaped[Tensor, "R K"]]:
-    """Evenly spaced rows and columns, which together see every row and every column, in bfloat16."""
-    rows, columns = _lines(value)
-    return rows.to(torch.bfloat16), columns.to(torch.bfloat16)
-
-
-def _lines(value: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, "K C"], Shaped[Tensor, "R K"]]:
-    matrix = value.reshape(-1, value.shape[-1] if value.ndim else 1)
-    rows, columns = matrix.shape
-    lines = max(LINES, VALUES // max(1, columns))
-    taken = matrix if rows <= lines else matrix[torch.arange(lines, device=matrix.device) * rows // lines]
-    across = matrix[:, torch.arange(min(LINES, columns), device=matrix.device) * columns // min(LINES, columns)]
-    return taken, across
-
-
-def fits(value: Shaped[Tensor, ...]) -> tuple[bool, bool]:
+def fits(lines: Lines) -> tuple[bool, bool]:
     """Whether float16 and whether bfloat16 hold what is looked at of a weight without rounding."""
-    rows, _ = _lines(value)
-    half, brain = (torch.equal(rows.to(dtype).to(rows.dtype), rows) for dtype in (torch.float16, torch.bfloat16))
+    half, brain = (torch.equal(lines.rows.to(each).to(lines.rows.dtype), lines.rows) for each in HALVES)
     return half, brain
 
 
@@ -151,11 +211,11 @@ def were_half(fitting: Iterable[tuple[bool, bool]]) -> bool:
     return all(half for half, _ in found) and not all(brain for _, brain in found)
 
 
-def projected(value: Shaped[Tensor, ...]) -> list[float]:
+def projected(lines: Lines) -> list[float]:
     """Norm and projection of the rows that are looked at, and of the columns."""
     numbers = []
-    for sample in _samples(value):
-        exact = sample.double().nan_to_num(0, 1, -1)
+    for sample in lines:
+        exact = sample.to(torch.bfloat16).double().nan_to_num(0, 1, -1)
         left, right = (_coefficients(size).to(exact.device) for size in exact.shape)
         numbers += [float(exact.norm()), float(left @ exact @ right)]
     return [float(f"{number:.6g}") for number in numbers]

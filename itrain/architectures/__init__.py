@@ -1,5 +1,6 @@
 """Where the components of transformers' models are, and how sites are located in a model."""
 
+from itrain.architectures.locating import WHOLE_ENDS as WHOLE_ENDS
 from itrain.architectures.locating import Location as Location
 from itrain.architectures.locating import architecture as architecture
 from itrain.architectures.locating import blocks as blocks

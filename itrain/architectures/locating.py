@@ -13,6 +13,9 @@ from itrain.architectures.table import ARCHITECTURES, Architecture, End
 from itrain.layouts import AttentionWeights, Layout, channels_of, layout_of
 from itrain.sites import ATTENTION_WEIGHTS, Site
 
+WHOLE_ENDS = "_itrain_whole_ends"
+"""Where a module in which tensor parallelism splits activations says which ends of it have them whole."""
+
 
 class Location(NamedTuple):
     """A site in a model: the features in some columns of a module's input or output.
@@ -80,9 +83,19 @@ def locate(model: nn.Module, site: Site) -> Location:
     """The site's module, and which of its columns are the site's.
 
     Raises:
-        ValueError: the model does not have the site; the message names the nearest thing it has.
+        ValueError: the model does not have the site; the message names the nearest thing it has. Or tensor parallelism
+            leaves each process a part of its activations.
     """
-    model = unwrap(model)
+    location = _locate(unwrap(model), site)
+    if location.end not in getattr(location.module, WHOLE_ENDS, (location.end,)):
+        raise ValueError(
+            f"site '{site}': under tensor parallelism each process has only some of its features; take the output "
+            "of the block, the attention or the MLP, or use trainer=fsdp"
+        )
+    return location
+
+
+def _locate(model: nn.Module, site: Site) -> Location:
     if site.layer is None:
         return _locate_module(model, site)
     layers, name = blocks(model), _model_type(model)

@@ -153,6 +153,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
     from itrain.interventions.base import Intervention
     from itrain.models import BaseModel
     from itrain.networks.base import Network
+    from itrain.sharding import ShardedStrategy
     from itrain.sweeps.grid import Grid
     from itrain.tasks.base import Task
     from itrain.training.base import Training
@@ -164,7 +165,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
         "data": ((SplitDataModule,), ()),
         "intervention": ((Intervention,), (nn.Module,)),
         "training": ((Training,), (nn.Module, Optimizer)),
-        "trainer": ((lightning.Trainer,), (lightning.Callback,)),
+        "trainer": ((lightning.Trainer,), (lightning.Callback, ShardedStrategy)),
         "logger": ((Logger,), ()),
         "sweep": ((Grid,), (nn.Module, Optimizer)),
     }

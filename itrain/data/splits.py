@@ -175,12 +175,14 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
         trainer = self.trainer
         if trainer is not None and trainer.state.stopped:
             trainer = None  # Another one may take the loader.
+        # Processes that split a model's blocks take the same examples.
+        sharing = {} if trainer is None else trainer.distributed_sampler_kwargs or {"num_replicas": 1}
         sampler = BatchSampler(
             len(dataset),
             batch_size,
             seed=self.seed if shuffle else None,
-            rank=0 if trainer is None else trainer.global_rank,
-            world_size=None if trainer is None else trainer.world_size,
+            rank=sharing.get("rank", 0),
+            world_size=sharing.get("num_replicas"),
             trainer=trainer if shuffle else None,
         )
         kind = Loader if sampler.trainer is None else ResumableLoader

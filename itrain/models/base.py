@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from itrain.architectures import unwrap
-from itrain.identity import identity
+from itrain.identity import fingerprint_and_identity
 from itrain.inputs import Acts
 from itrain.networks.hooks import HookedNetwork
 from itrain.placements import Placements
@@ -19,8 +19,8 @@ from itrain.runs.activations import Activations, read
 from itrain.runs.edits import Acting
 from itrain.runs.given import Given
 from itrain.runs.run import Run, Runner
+from itrain.shards import own_class
 from itrain.sites import Site, Sites
-from itrain.weights import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,15 +47,15 @@ class BaseModel:
     """What the model computes as loaded, for :func:`itrain.identity.difference`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", fingerprint(self.model))
-        object.__setattr__(self, "identity", identity(self.model))
+        for name, value in zip(("fingerprint", "identity"), fingerprint_and_identity(self.model), strict=True):
+            object.__setattr__(self, name, value)
 
     def described(self) -> dict[str, Any]:
         """What an export says of its base model, as plain data."""
         return {
             "name": self.name,
             "revision": self.revision,
-            "type": getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__),
+            "type": getattr(getattr(self.model, "config", None), "model_type", own_class(self.model).__name__),
             "fingerprint": self.fingerprint,
             "identity": dict(self.identity),
             **({"folder": True} if Path(self.name).expanduser().is_dir() else {}),

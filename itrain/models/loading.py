@@ -14,6 +14,7 @@ from torch import nn
 
 from itrain.architectures import ARCHITECTURES
 from itrain.models.base import BaseModel, ModelError
+from itrain.models.streaming import place_shards, streaming, whole_in_each
 from itrain.trust import printable
 
 if TYPE_CHECKING:
@@ -96,12 +97,14 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         row = ARCHITECTURES.get(config.model_type)
         auto: Any = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
-        model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
+        with streaming():
+            model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
         if row is not None and not row.causal and _lacks_head_only(model, found):
             # An encoder's activations are of use without a head. One drawn at random must not answer.
             how["add_pooling_layer"] = False
             encoder: Any = AutoModel
-            model, found = encoder.from_pretrained(source, revision=revision, dtype=precision, **how)
+            with streaming():
+                model, found = encoder.from_pretrained(source, revision=revision, dtype=precision, **how)
             warnings.warn(
                 f"model '{name}': its files have no language-model head, so it has activations and no answers",
                 stacklevel=2,
@@ -112,6 +115,13 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise ModelError(f"model '{name}' cannot be loaded: {kind}{reason}") from error
     _require_weights(model, found, name)
+    if (lacking := place_shards(model, name)) is not None:
+        warnings.warn(
+            f"model '{name}': '{lacking}' cannot be streamed into shards, so each process loads the whole model first",
+            stacklevel=2,
+        )
+        with whole_in_each():
+            return _load(source, name=name, revision=revision, dtype=dtype, attention=attention)
     return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=None if Path(source).is_dir() else revision)
 
 

@@ -122,6 +122,11 @@ class Network(nn.Module, ABC):
             read: where the sources will be read; None: at all the sites of the groups.
         """
 
+    @property
+    def in_step(self) -> bool:
+        """Whether all processes must make the same runs, forward and backward, since each has a part of the weights."""
+        return hasattr(self.model, "reshard")
+
     def unchanged(self) -> AbstractContextManager[None]:
         """A context in which nothing changes the model, so that one check of it is enough."""
         return nullcontext()

@@ -24,7 +24,8 @@ from itrain.networks.base import ROWS, Network
 from itrain.networks.forward import Forward
 from itrain.networks.generation import generate
 from itrain.networks.lane import EditAt, Edits, Lane
-from itrain.networks.planned import AllRead, Planned, Route, install, recompute_alike
+from itrain.networks.planned import AllRead, Planned, Route, install, outputs_of, recompute_alike
+from itrain.shards import divided, tied
 from itrain.sites import Site
 
 
@@ -56,6 +57,7 @@ class HookedNetwork(Network):
         # On this wrapper, so that the user's model keeps a state dict of its own.
         self.register_state_dict_post_hook(_drop_frozen_weights)
         self.register_load_state_dict_pre_hook(_note_prefix)
+        self.register_load_state_dict_pre_hook(_divide_weights)
         self.register_load_state_dict_post_hook(_forgive_frozen_weights)
 
     def read(
@@ -89,8 +91,14 @@ class HookedNetwork(Network):
             for each in edits
             for part in (each if isinstance(each, EditAt) else EditAt(*each)).parts
         ]
-        with suppress(AllRead):
+        parts = {each: each.route.gathered_in for each in reads} if learns and self.in_step else {}
+        with suppress(AllRead), ExitStack() as stack:
+            ends = outputs_of(dict.fromkeys(part for part in parts.values() if part is not None), stack)
             self.run(inputs.arguments, [*edited, *reads], answers([lane]))
+        for each, part in parts.items():
+            if part is not None and each.read is not None:
+                # A part is gathered for the backward pass when a gradient reaches its output.
+                each.read = tied(each.read, ends[part])
         return {each.site: each.read for each in reads if each.read is not None}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
@@ -133,6 +141,12 @@ class HookedNetwork(Network):
         **settings: Any,
     ) -> Int[Tensor, "rows new"]:
         prompts = inputs.prompts()
+        if self.call.right and prompts.padding[0] and self.in_step:
+            name = type(self.call.model).__name__
+            raise ValueError(
+                f"{name}: prompts of different lengths are continued in runs of each length, of which processes with "
+                "parts of the model would make different numbers; take prompts of equal length, or trainer=ddp"
+            )
         if self.call.right and prompts.padding[0]:
             return self._generate_by_length(
                 prompts, edits, max_new_tokens=max_new_tokens, end=end, generators=generators, **settings
@@ -140,14 +154,16 @@ class HookedNetwork(Network):
         if self.training and not self.trainable:
             self.eval()
         with AttachedEdits(self.model, edits, prompts=prompts):
-            return generate(
+            made = generate(
                 self.call.model,
                 prompts,
                 max_new_tokens=max_new_tokens,
                 end=end,
                 generators=generators,
-                settings=settings,
+                settings={**settings, "synced_gpus": True} if self.in_step else settings,
             )
+        self._reshard()
+        return made
 
     def hidden_size(self, site: Site, example: ModelInputs | None = None) -> int:
         location = locate(self.model, site)
@@ -208,6 +224,8 @@ class HookedNetwork(Network):
                 made = {name for name, each in arguments.items() if isinstance(each, Tensor) and each.is_inference()}
                 arguments = {name: each.clone() if name in made else each for name, each in arguments.items()}
             output = self.model(**forward.arguments(arguments))
+        if not torch.is_grad_enabled():
+            self._reshard()
         for each in planned:
             if not each.done:
                 raise each.missing()
@@ -270,6 +288,12 @@ class HookedNetwork(Network):
             padding_value=0 if end is None else end,
         )
 
+    def _reshard(self) -> None:
+        """Put a sharded model's parts in their place again, which FSDP2 leaves gathered for a backward pass."""
+        reshard = getattr(self.model, "reshard", None)
+        if reshard is not None:
+            reshard()
+
     def _route(self, site: Site) -> Route:
         """The site's place in the model, looked up again where another module has taken it."""
         known = self._routes.get(site)
@@ -294,6 +318,13 @@ def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: 
 
 def _note_prefix(network: HookedNetwork, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     network._loaded_prefix = f"{prefix}model."
+
+
+def _divide_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Divide whole weights as those of the model are, where it is sharded."""
+    for name, weight in network.model.named_parameters(remove_duplicate=False):
+        if (key := f"{prefix}model.{name}") in state:
+            state[key] = divided(state[key], weight)
 
 
 def _forgive_frozen_weights(network: HookedNetwork, incompatible: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +29,12 @@ class Route(NamedTuple):
     location: Location
     path: tuple[str, ...]
     inside: tuple[nn.Module, ...]
+
+    @property
+    def gathered_in(self) -> nn.Module | None:
+        """The part of a sharded model that is gathered for its own run, where the place lies within it."""
+        *_, part = (None, *(each for each in self.inside[1:] if hasattr(each, "reshard")))
+        return None if part is self.location.module and self.location.end == "output" else part
 
     @classmethod
     def to(cls, site: Site, model: nn.Module) -> Route:
@@ -157,6 +163,18 @@ def add_to_output(module: nn.Module, added: Callable[[Tensor], Tensor], stack: E
 
     handle = module.register_forward_hook(add, prepend=True)
     stack.callback(handle.remove)
+
+
+def outputs_of(modules: Iterable[nn.Module], stack: ExitStack) -> dict[nn.Module, Tensor]:
+    """The outputs of modules, which are there after their calls, until the stack is left."""
+    found: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        found[module] = output if isinstance(output, Tensor) else next(iter(output))
+
+    for module in modules:
+        stack.callback(module.register_forward_hook(keep).remove)
+    return found
 
 
 def surround(

@@ -18,6 +18,7 @@ from itrain.models import BaseModel
 from itrain.reports.text import plain
 from itrain.results.run import Table as FiguresTable
 from itrain.results.run import summarise_run
+from itrain.shards import own_class
 from itrain.training.base import Training
 
 QUIET = "ITRAIN_QUIET"
@@ -56,7 +57,7 @@ def announce(
         return
     weights = sum(parameter.numel() for parameter in base_model.model.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    kinds = ", ".join(sorted({type(part).__name__ for part in module.trained_parts.values()}))
+    kinds = ", ".join(sorted({own_class(part).__name__ for part in module.trained_parts.values()}))
     lines = {
         "model": f"{base_model.name}, {weights:,} parameters, {_state(base_model.model)}",
         **({"sites": ", ".join(map(str, module.placements))} if module.sites else {}),

@@ -25,6 +25,7 @@ from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, load_pretrained
 from itrain.networks.hooks import HookedNetwork
+from itrain.shards import divided, gathered, is_first, is_sharded
 from itrain.training.base import Training
 from itrain.trust import QuotingError, TrustError, find, packages_of, read_json, require_names, require_readable, shown
 from itrain.weights import WeightError, earlier_fingerprints, fingerprint
@@ -52,7 +53,7 @@ def export(
     metrics: Mapping[str, float] | None = None,
     configuration: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write what was trained to a folder.
+    """Write what was trained to a folder; all processes that share a sharded model must, and the first one writes.
 
     Parametrised weights are written as their values: orthonormal rows R, not the free parameter behind them.
 
@@ -88,7 +89,12 @@ def export(
     }
     if needed := packages_of(config):
         config["trust"] = needed
-    text, weights = json.dumps(config), _materialised(training.exported)
+    text, values = json.dumps(config), _values(training.exported)
+    divided_among = any(map(is_sharded, values.values()))
+    weights = gathered(values) if divided_among else values
+    if divided_among and not is_first():
+        return folder
+    weights = {name: each.detach().cpu().contiguous().clone() for name, each in weights.items()}
     try:
         require_readable(json.loads(text), text, f"the description of the export to '{folder}'")
     except TrustError as error:
@@ -285,7 +291,7 @@ def load_weights(training: Training, folder: str | Path) -> None:
             rows that are not orthonormal where they must be.
     """
     module, shapes = training.exported, read_shapes(folder)
-    expected = _materialised(module)
+    expected = _values(module)
     added = {name for name in _saved_lately(module) if name not in shapes}  # which exports of earlier versions lack
     if different := sorted((set(shapes) ^ set(expected)) - added):
         place = "the export" if different[0] in shapes else "the model"
@@ -321,7 +327,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
             if parametrize.is_parametrized(owner, leaf):
                 setattr(owner, leaf, cast_weights[name])
             else:
-                there[name].copy_(cast_weights[name])
+                there[name].copy_(divided(cast_weights[name], there[name]))
 
 
 def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -364,11 +370,11 @@ def _saved_lately(module: nn.Module) -> set[str]:
     }
 
 
-def _materialised(module: nn.Module) -> dict[str, Tensor]:
+def _values(module: nn.Module) -> dict[str, Tensor]:
     """The state dict, with the value of each parametrised weight under its own name."""
     state = {name: tensor for name, tensor in module.state_dict().items() if "parametrizations." not in name}
     for path, owner in module.named_modules():
         if parametrize.is_parametrized(owner):
             leaves = cast(nn.ModuleDict, owner.parametrizations)
             state |= {f"{path}.{leaf}" if path else leaf: getattr(owner, leaf) for leaf in leaves}
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    return state

@@ -30,6 +30,7 @@ from itrain.training.building import in_a_line
 from itrain.training.callbacks import Preparation, Schedules
 from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
+from itrain.training.sharded import Shardable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +43,7 @@ SHOWN = 10
 """How many of its trained parts a training prints."""
 
 
-class Training(lightning.LightningModule, ABC):
+class Training(Shardable, ABC):
     """A LightningModule that trains something at sites of a base model.
 
     ``Trainer.fit`` alone is a whole fit: the callbacks that :meth:`configure_callbacks` adds fit closed-form

@@ -11,6 +11,7 @@ from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
 from itrain.placements import Factory, Placement, Placements
+from itrain.shards import own_class
 from itrain.sites import Site
 
 
@@ -19,7 +20,7 @@ def in_a_line(part: nn.Module) -> str:
     text = repr(part)
     if "\n" not in text:
         return text
-    return f"{type(part).__name__}, {sum(each.numel() for each in part.parameters()):,} parameters"
+    return f"{own_class(part).__name__}, {sum(each.numel() for each in part.parameters()):,} parameters"
 
 
 def build_all(

@@ -128,6 +128,8 @@ class Schedules(FitCallback):
                     "the fit; use accumulate_grad_batches=<n>"
                 )
         self.randomness.begin()
+        # Processes that split a model's blocks draw alike.
+        self.share = (trainer.distributed_sampler_kwargs or {}).get("rank", 0)
         self.last = total_steps(trainer) - 1
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             if isinstance(scheduler, LambdaLR):
@@ -138,7 +140,7 @@ class Schedules(FitCallback):
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if pl_module is self.module:
             pl_module.anneal(min(trainer.global_step / self.last, 1.0) if self.last > 0 else 1.0)
-            self.randomness.step(trainer.current_epoch, batch_idx, trainer.global_rank, pl_module.device)
+            self.randomness.step(trainer.current_epoch, batch_idx, self.share, pl_module.device)
 
 
 class Randomness:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import SumMetric
 
+from itrain.metrics import gather_counts
 from itrain.networks.base import Network
+from itrain.shards import local
 from itrain.sites import Site
 from itrain.training.callbacks import FirstStepError, FitCallback, data_of
 
@@ -144,13 +147,15 @@ class FirstStepCheck(FiniteCheck):
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         if self.done or pl_module is not self.module:
             return
+        # Of sharded weights, the processes have different parts.
+        agreed = partial(trainer.strategy.reduce_boolean_decision, all=False)
         if self.waiting is None:
-            decides = any(map(bool, self.first))
+            decides = agreed(any(map(bool, self.first)))
             self.first.clear()
             if not decides:
                 return
             self.waiting = dict(pl_module.trained_parts)
-        self.waiting = {name: part for name, part in self.waiting.items() if not _has_gradient(part)}
+        self.waiting = {name: part for name, part in self.waiting.items() if not agreed(_has_gradient(part))}
         self.done = not self.waiting
         for name, part in self.waiting.items():
             if name not in _left_alone(pl_module):
@@ -238,7 +243,7 @@ class FiniteAnswers:
     def update(self, place: str, logits: Float[Tensor, "batch ... vocabulary"]) -> None:
         """Count the examples with a logit that is NaN or plus infinity; minus infinity excludes an output."""
         lost = (~(logits.flatten(1) < torch.inf)).any(1)
-        self.counts.setdefault(place, SumMetric().to(logits.device)).update(lost.sum())
+        self.counts.setdefault(place, SumMetric(dist_sync_fn=gather_counts).to(logits.device)).update(lost.sum())
 
     def require(self) -> None:
         """Refuse figures of answers that were not finite, and forget them.
@@ -315,14 +320,14 @@ def _fits(trainer: lightning.Trainer) -> bool:
 
 
 def _first(named: Mapping[str, Tensor]) -> str | None:
-    """The first of the tensors that is not finite; they are waited for once."""
+    """The first of the tensors that is not finite, of a sharded one in the part here; they are waited for once."""
     if not named:
         return None
     device = next(iter(named.values())).device
-    flags = torch.stack([each.detach().isfinite().all().to(device) for each in named.values()]).tolist()
+    flags = torch.stack([local(each.detach()).isfinite().all().to(device) for each in named.values()]).tolist()
     return next((name for name, finite in zip(named, flags, strict=True) if not finite), None)
 
 
 def _has_gradient(part: nn.Module) -> bool:
     trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
-    return not trainable or any(p.grad is not None and bool(p.grad.count_nonzero()) for p in trainable)
+    return not trainable or any(p.grad is not None and bool(local(p.grad).count_nonzero()) for p in trainable)

@@ -165,8 +165,16 @@ class InterchangeInterventionTraining(Training):
             "source": (self.source_weight, self.source_loss),
             "readout": (self.readout_weight, self.readout_loss),
         }
-        wanted = {name: each for name, each in terms.items() if torch.as_tensor(each[0]).any()}
+        wanted = {name: each for name, each in terms.items() if self._runs(each[0])}
         return {name: (_beside(batch.base_label, weight), loss(batch)) for name, (weight, loss) in wanted.items()}
+
+    def _runs(self, weight: Tensor | float) -> bool:
+        """Whether a term is worked out: where it counts here, or in another process's share of the batch."""
+        weights = self.interchange_weights
+        elsewhere = any(weights.values()) if isinstance(weights, Mapping) else bool(weights)
+        return bool(torch.as_tensor(weight).any()) or (
+            self.network.in_step and isinstance(weight, Tensor) and elsewhere
+        )
 
     def task_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each base's own answer."""
@@ -181,12 +189,15 @@ class InterchangeInterventionTraining(Training):
         of_variables = []
         for variable, source in batch.sources.items():
             rows = batch.rows(variable)
-            if rows is not None and not len(rows):
+            if rows is not None and not len(rows) and not self.network.in_step:
                 continue
-            rows = torch.arange(len(batch)) if rows is None else rows
+            ran = torch.arange(len(batch)) if rows is None or self.network.in_step else rows
             labels = batch.source_labels[variable]
-            at = rows.to(labels.device, non_blocking=True)
-            losses = answer_loss(self._answers(source.take(rows), labels[at]), labels[at])
+            at = ran.to(labels.device, non_blocking=True)
+            losses = answer_loss(self._answers(source.take(ran), labels[at]), labels[at])
+            if rows is not None and ran is not rows:
+                at = rows.to(labels.device, non_blocking=True)
+                losses = losses[at]
             of_variables.append(losses.new_zeros(len(batch)).index_add(0, at, losses))
         return torch.stack(of_variables).sum(0)
 

@@ -145,15 +145,19 @@ class Interchange(nn.Module):
             for variable, source in batch.sources.items():
                 rows = batch.rows(variable)
                 sites = [each.read for each in placements if each.variables is None or variable in each.variables]
-                if not sites or (rows is not None and not len(rows)):
+                some = rows is not None and not self.network.in_step
+                if not sites or (some and not len(rows)):
                     found[variable] = {}
                     continue
-                taken = source if rows is None else source.take(rows)
+                taken = source.take(rows) if some else source
                 if isinstance(taken, IntervenedInputs):
                     edits = self.edits(taken, interventions, self.read(taken, interventions))
                     found[variable] = self.network.read(taken, sites, edits)
                 else:
                     found[variable] = self.network.read(taken, sites)
+                if rows is not None and not some:
+                    kept = {site: each[rows.to(each.device)] for site, each in found[variable].items()}
+                    found[variable] = kept
         return found
 
     def edits(self, batch: Runs, interventions: Interventions, activations: Activations) -> list[tuple[Site, Edit]]:
@@ -161,9 +165,11 @@ class Interchange(nn.Module):
         edits = []
         for variable, source in batch.sources.items():
             rows = batch.rows(variable)
-            if rows is not None and not len(rows):
-                continue
             serving = [each for each in interventions if each.variables is None or variable in each.variables]
+            if rows is not None and not len(rows):
+                idle = serving if self.network.in_step else ()
+                edits += [_idle(each, interventions[each], activations[variable]) for each in idle]
+                continue
             if not serving:
                 raise unserved(variable, interventions)
             for placement in serving:
@@ -289,6 +295,12 @@ class Interchange(nn.Module):
                 f"site '{site}': examples have different numbers of tokens there, which cannot {purpose}; "
                 f"name one token, for example '{site.one_token}'"
             )
+
+
+def _idle(placement: Placement, intervention: Intervention, read: Mapping[Site, Tensor]) -> tuple[Site, Edit]:
+    """An edit that changes nothing, through which gradients flow wherever they do through the intervention's own."""
+    rest = at_rest([*intervention.parameters(), *(each for site, each in read.items() if site == placement.read)])
+    return placement.write, lambda base: base + rest
 
 
 def answer_loss(

@@ -7,7 +7,7 @@ from math import isinf
 from typing import Any
 
 import lightning
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -15,7 +15,7 @@ OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 """Builds an optimizer from groups of parameters, as :class:`torch.optim.Optimizer` takes them."""
 
 
-def at_rest(weights: Iterable[nn.Parameter]) -> Tensor | float:
+def at_rest(weights: Iterable[Tensor]) -> Tensor | float:
     """0, as a function of weights that a step does not use.
 
     Processes wait for a gradient of each weight from every one, and optimizers leave out weights that have none.

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule, SplitDataModule
-from itrain.metrics import likeliest
+from itrain.metrics import gather_counts, likeliest
 from itrain.networks.base import Network
 from itrain.placements import Placements, plain_sites
 from itrain.precision import FullPrecision, match_precision
@@ -89,7 +89,7 @@ class ProbeAccuracy(Metric):
     classes: Tensor
 
     def __init__(self, *, tasks: int, strengths: int, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=gather_counts)
         self.add_state("right", torch.zeros(tasks, strengths, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("classes", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 

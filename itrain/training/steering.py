@@ -20,6 +20,7 @@ from itrain.data.responses import ResponseBatch
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.inputs.layout import MASK
+from itrain.metrics import gather_counts
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit, EditAt, scaled
 from itrain.placements import Factory, Placements
@@ -209,7 +210,7 @@ class Spoken:
     def __init__(self) -> None:
         self.rates: dict[str, MeanMetric] = {}
         self.losses: dict[str, MeanMetric] = {}
-        self.count = SumMetric()
+        self.count = SumMetric(dist_sync_fn=gather_counts)
 
     def update(
         self,

@@ -16,7 +16,7 @@ from itrain.data import CounterfactualBatch, Runs
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.controls import FullVector
-from itrain.metrics import RULES, is_right
+from itrain.metrics import RULES, gather_counts, is_right
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
 from itrain.placements import Factory, Placement, Placements
@@ -253,7 +253,7 @@ class RestorationScores:
         for figure, values in found.items():
             name = f"{place}/answer_{figure}"
             self.means.setdefault(name, MeanMetric().to(logits.device)).update(values.float())
-        counted = self.counts.setdefault(f"{place}/examples", SumMetric().to(logits.device))
+        counted = self.counts.setdefault(f"{place}/examples", SumMetric(dist_sync_fn=gather_counts).to(logits.device))
         counted.update(len(label))
 
     def compute(self) -> dict[str, Tensor]:

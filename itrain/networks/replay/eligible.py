@@ -14,6 +14,7 @@ from torch.nn.modules import module as hooks_of_all
 
 from itrain.architectures import blocks, unwrap
 from itrain.inputs import ModelInputs
+from itrain.shards import has_shards
 
 TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 """Arguments of a model's forward that say no more than which tokens an example has."""
@@ -48,6 +49,8 @@ def obstacle(model: nn.Module) -> str | None:
         return "the model's weights are trained"
     if any(module.training for module in model.modules()):
         return "the model is not in eval mode"
+    if has_shards(model):
+        return "the model's weights are sharded over processes"
     if any(parameter.is_meta for parameter in model.parameters()):
         return "weights of the model are offloaded"
     if len({parameter.device for parameter in model.parameters()}) > 1 or _is_split(model):

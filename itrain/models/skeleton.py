@@ -1,0 +1,111 @@
+"""Skeletons: transformers' models on the meta device, made of a config.json alone, without weights or a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from itrain.architectures import ARCHITECTURES
+from itrain.models.base import ModelError
+from itrain.trust import printable
+
+SHIPPED = Path(__file__).parents[1] / "assets" / "models"
+"""Folders, by a model's name on the hub, of the config.json of each model that ``configs/model`` names."""
+
+
+def skeleton(
+    source: str, *, revision: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
+) -> nn.Module:
+    """The model that ``load_pretrained`` makes of the same arguments, on the meta device: shapes, and no values.
+
+    Nothing is downloaded: see :func:`folder_of`. An encoder whose files have no head is given one all the same.
+
+    Args:
+        source: a folder, or a model's name on the hub.
+        revision: branch, tag or commit on the hub.
+        dtype: ``auto`` is the precision that the configuration names, else that of the weights beside it, else fp32.
+        attn_implementation: as transformers calls it; None: its choice.
+
+    Raises:
+        ModelError: no config.json is at hand, or transformers can make no model of it.
+    """
+    from transformers import AutoConfig
+
+    folder = folder_of(source, revision)
+    how: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        precision = _precision(folder, config) if dtype == "auto" else getattr(torch, dtype)
+        with torch.device("meta"):
+            model = auto_class(config).from_config(config, dtype=precision, trust_remote_code=False, **how)
+    except Exception as error:  # damaged configurations raise of every kind
+        reason = printable(next(iter(str(error).strip().splitlines()), ""))
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise ModelError(f"model '{source}': transformers makes no model of its config.json: {kind}{reason}") from error
+    _keep_in_float32(model, precision)
+    return model.eval()
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes or loads a model of a configuration."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    row = ARCHITECTURES.get(config.model_type)
+    return AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
+
+
+def folder_of(source: str, revision: str | None = None) -> Path:
+    """The folder on this machine that has a model's config.json: its own, the hub's cache, or what itrain ships.
+
+    Raises:
+        ModelError: there is none.
+    """
+    own = Path(source).expanduser()
+    if own.is_dir() or source.startswith((".", "/", "~")):
+        if (own / "config.json").is_file():
+            return own
+        lack = "the folder has no config.json" if own.is_dir() else "there is no such folder"
+        raise ModelError(f"model '{source}': {lack}; give a folder that has one")
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json", revision=revision or "main")
+    if isinstance(cached, str):
+        return Path(cached).parent
+    if (SHIPPED / source / "config.json").is_file():
+        return SHIPPED / source
+    raise ModelError(
+        f"model '{source}': its config.json is neither in the hub's cache nor among those that itrain ships; put it "
+        "into a folder and give that: model=hf model.name=<folder>"
+    )
+
+
+def _precision(folder: Path, config: Any) -> torch.dtype:
+    """What transformers takes for ``auto``: the configuration's, else that of the first floating weight."""
+    from safetensors import safe_open
+
+    if config.dtype is not None:
+        return config.dtype if isinstance(config.dtype, torch.dtype) else getattr(torch, config.dtype)
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                found = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(
+                    weights.get_slice(name).get_dtype()
+                )
+                if found is not None:
+                    return found
+    return torch.float32
+
+
+def _keep_in_float32(model: nn.Module, precision: torch.dtype) -> None:
+    """Widen the weights that their model's class keeps in fp32, as loading does and making does not."""
+    always, in_half = (
+        getattr(model, name, None) or () for name in ("_keep_in_fp32_modules_strict", "_keep_in_fp32_modules")
+    )
+    half = precision in (torch.float16, torch.bfloat16)
+    names = {*(always if half else ()), *(in_half if precision == torch.float16 else ())}
+    for path, parameter in model.named_parameters() if names else ():
+        if names & set(path.split(".")):
+            parameter.data = parameter.data.float()

@@ -1,0 +1,34 @@
+"""Shardable: a LightningModule whose base model a strategy can divide among processes."""
+
+from __future__ import annotations
+
+import lightning
+from torch.optim import Optimizer
+
+from itrain.networks.base import Network
+from itrain.sharding.model import shard
+from itrain.shards import clip_norm, clip_value
+
+
+class Shardable(lightning.LightningModule):
+    """Divides its network's model among processes where the strategy asks for it, and clips gradients of both kinds."""
+
+    network: Network
+
+    def configure_model(self) -> None:
+        """Divide the base model among the processes, unless it is divided already or the strategy has no mesh."""
+        if self.device_mesh is not None:
+            shard(self.network.model, self.device_mesh)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if self.device_mesh is None or not gradient_clip_val:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        # torch's own clipping takes no mixture of divided and whole gradients.
+        clip = clip_value if gradient_clip_algorithm == "value" else clip_norm
+        clip((each for group in optimizer.param_groups for each in group["params"]), gradient_clip_val)
