@@ -15,8 +15,8 @@ from torch import nn
 
 from itrain.architectures import architecture, layers, unwrap
 
-CACHE = ("cache", "past_key_values")
-"""The keys and values of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
+CACHE = ("cache", "past_key_values", "cache_params")
+"""What is kept of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 """How many tokens some layers look back over, in a configuration."""
 CHECKPOINT = "_gradient_checkpointing_func"
@@ -88,6 +88,15 @@ def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
 def cache_of(output: object) -> Any:
     """The cache that a forward has filled; None where it keeps none."""
     return next((getattr(output, name) for name in CACHE if hasattr(output, name)), None)
+
+
+def held_by(cache: Any) -> int | None:
+    """How many tokens a cache holds; None where it holds a state, which does not tell."""
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:
+        # transformers refuses to count where no layer keeps keys and values.
+        return None if cache.has_previous_state() else 0
 
 
 def takes_any_mask(model: nn.Module, tokens: int) -> bool:

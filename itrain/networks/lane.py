@@ -196,10 +196,12 @@ class Steps:
     Args:
         columns: where they lie in the run.
         count: how many tokens the run has.
+        rows: how many rows it has.
     """
 
     columns: tuple[int, ...]
     count: int
+    rows: int
 
     def pick(
         self, activation: Tensor, site: Site, location: Location, acts: Acts = "generated"
