@@ -121,7 +121,7 @@ class Site:
         """The stack of blocks that it names, as ``encoder``."""
         return None if self.layer is None else self.component.rpartition(".")[0] or None
 
-    @property
+    @cached_property
     def is_weights(self) -> bool:
         """Whether its features are the attention weights of a text's tokens."""
         return self.component.rpartition(".")[2] == ATTENTION_WEIGHTS

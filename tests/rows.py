@@ -114,10 +114,10 @@ ROWS = [name for name in LATER if name in CONFIG_MAPPING_NAMES]
 """The rows that the installed transformers has."""
 
 
-def row_config(model_type: str) -> Any:
+def row_config(model_type: str, **settings: Any) -> Any:
     """The configuration of a two-layer model."""
     if model_type in INSIDE:
-        text = row_config(INSIDE[model_type]).to_dict()
+        text = row_config(INSIDE[model_type], **settings).to_dict()
         vision = {
             "hidden_size": 8,
             "intermediate_size": 8,
@@ -126,17 +126,15 @@ def row_config(model_type: str) -> Any:
             "depth": 1,
         }
         return AutoConfig.for_model(model_type, text_config=text, vision_config=vision)
-    return AutoConfig.for_model(model_type, **COMMON | CONFIGS[model_type])
+    return AutoConfig.for_model(model_type, **{**COMMON, **CONFIGS[model_type], **settings})
 
 
-def row_model(model_type: str, *, seed: int = 0, **settings: Any) -> nn.Module:
+def row_model(model_type: str, *, seed: int = 0, attention: str | None = None, **settings: Any) -> nn.Module:
     """A two-layer model in eval mode whose every parameter is drawn, so that no router or scale is the same for all."""
-    config, row = row_config(model_type), ARCHITECTURES[model_type]
-    for name, value in settings.items():
-        setattr(config.get_text_config(), name, value)
+    config, row = row_config(model_type, **settings), ARCHITECTURES[model_type]
     head: Any = AutoModelForCausalLM if row.causal else AutoModelForSeq2SeqLM if row.stacks else AutoModelForMaskedLM
     torch.manual_seed(seed)
-    model = head.from_config(config).eval()
+    model = head.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if not bool((parameter != parameter.flatten()[0]).any()) or not bool(parameter.isfinite().all()):

@@ -78,7 +78,7 @@ def load_pretrained(
 
 
 def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None) -> BaseModel:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
@@ -96,8 +96,10 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         row = ARCHITECTURES.get(config.model_type)
         auto: Any = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
+        if row is not None and "decoder" in row.stacks:
+            auto = AutoModelForSeq2SeqLM
         model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
-        if row is not None and not row.causal and _lacks_head_only(model, found):
+        if auto is AutoModelForMaskedLM and _lacks_head_only(model, found):
             # An encoder's activations are of use without a head. One drawn at random must not answer.
             how["add_pooling_layer"] = False
             encoder: Any = AutoModel

@@ -14,6 +14,7 @@ from torch.nn.modules import module as hooks_of_all
 
 from itrain.architectures import architecture, blocks, unwrap
 from itrain.inputs import ModelInputs
+from itrain.networks.forward import shares_keys
 
 TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 """Arguments of a model's forward that say no more than which tokens an example has."""
@@ -47,6 +48,8 @@ def obstacle(model: nn.Module) -> str | None:
     row = architecture(model)
     if row is not None and row.stacks:
         return "the model has several stacks of blocks, whose tokens differ"
+    if shares_keys(model):
+        return "some blocks take their keys and values from an earlier one, which a resumed run may skip"
     if any(parameter.requires_grad for parameter in model.parameters()):
         return "the model's weights are trained"
     if any(module.training for module in model.modules()):
