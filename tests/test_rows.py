@@ -233,7 +233,7 @@ def test_padding_on_either_side_changes_nothing(model_type: str, network_of: Any
             alone = padded.take(torch.tensor([example]))
             apart = [network(alone), network.edit(alone, [(site, lambda base: base * 2)])]
             for one, other in zip(together, apart, strict=True):
-                torch.testing.assert_close(one[example], other[0], atol=1e-5, rtol=1e-4)
+                assert distance([one[example]], [other[0]]) < 1e-5
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -255,6 +255,12 @@ def test_generation_equals_running_the_growing_text_again(model_type: str, netwo
     assert not torch.equal(found, network.generate(inputs, [], max_new_tokens=NEW)), "the edits change nothing"
 
 
+def precise(model: nn.Module) -> nn.Module:
+    """In double precision, so that no difference is one of rounding; torch groups experts in others alone."""
+    mixed = any(has(model, Site(layer=layer, component="expert_output")) for layer in range(LAYERS))
+    return model if mixed else model.double()
+
+
 EDITED = {
     "last token": ["layer0.block_output@last"],
     "ragged": ["layer0.block_output@word"],
@@ -272,7 +278,7 @@ def test_replay_equals_hooks(model_type: str, edited: str) -> None:
         sites = [site.replace("mlp_output", "mixer_output") for site in sites]
     level = "suffix" if not row.recurrent else "stop" if edited == "first block" else "prefix"
     for padding in PADDINGS:
-        network = make_network(row_model(model_type), replay="on")
+        network = make_network(precise(row_model(model_type)), replay="on")
         assert isinstance(network, ReplayNetwork)
         base, source = examples(padding), examples(padding, seed=1)
         expected = answer_and_gradients(network.hooked, sites, base, source)
@@ -304,7 +310,7 @@ def test_windows_and_chunks_are_kept(model_type: str, network_of: Any) -> None:
     for padding in PADDINGS:
         base, source = examples(padding), examples(padding, seed=1)
         wide = answer_and_gradients(network_of(model_type), sites, base, source)
-        network = make_network(row_model(model_type, **WINDOWED[model_type]), replay="on")
+        network = make_network(precise(row_model(model_type, **WINDOWED[model_type])), replay="on")
         assert isinstance(network, ReplayNetwork)
         expected = answer_and_gradients(network.hooked, sites, base, source)
         assert distance(wide, expected) > 1e-3, "the window cuts something off"
@@ -364,6 +370,5 @@ def test_attention_weights_are_those_of_transformers(model_type: str) -> None:
 def test_the_text_of_a_model_of_images_has_the_texts_sites(model_type: str) -> None:
     if model_type not in ROWS:
         return
-    outer, inner = ARCHITECTURES[model_type].components, ARCHITECTURES[INSIDE[model_type]].components
-    assert outer == inner
+    assert ARCHITECTURES[model_type].components == ARCHITECTURES[INSIDE[model_type]].components
     assert HookedNetwork(row_model(model_type)).hidden_size(Site(layer=0, component="block_output")) == HIDDEN

@@ -26,8 +26,11 @@ _DEEPSEEK = {
     "key_value_latent": Component("self_attn.kv_a_layernorm", "input"),
 }
 
+# No router_output: some releases have the router's weight and call no router.
+_DEEPSEEK2 = {name: each for name, each in _DEEPSEEK.items() if name != "router_output"}
+
 MIXTURES: Mapping[str, Architecture] = {
-    "deepseek_v2": Architecture(blocks="layers", components=_DEEPSEEK),
+    "deepseek_v2": Architecture(blocks="layers", components=_DEEPSEEK2),
     "deepseek_v3": Architecture(blocks="layers", components=_DEEPSEEK),
     "dots1": Architecture(blocks="layers", components=_SHARED),
     "ernie4_5_moe": Architecture(blocks="layers", components=_SHARED),

@@ -67,8 +67,10 @@ RECURRENT: Mapping[str, Architecture] = {
     "falcon_mamba": Architecture(blocks="layers", recurrent=True, components=_MAMBA),
     "mamba": Architecture(blocks="layers", recurrent=True, components=_MAMBA),
     "mamba2": Architecture(blocks="layers", recurrent=True, components=_MAMBA2),
-    "qwen3_5": Architecture(blocks="layers", recurrent=True, components=_QWEN3_5),
-    "qwen3_5_moe": Architecture(blocks="layers", recurrent=True, components=_GATED_MIXTURE | _SEPARATE),
+    "qwen3_5": Architecture(blocks="language_model.layers|layers", recurrent=True, components=_QWEN3_5),
+    "qwen3_5_moe": Architecture(
+        blocks="language_model.layers|layers", recurrent=True, components=_GATED_MIXTURE | _SEPARATE
+    ),
     "qwen3_5_moe_text": Architecture(blocks="layers", recurrent=True, components=_GATED_MIXTURE | _SEPARATE),
     "qwen3_5_text": Architecture(blocks="layers", recurrent=True, components=_QWEN3_5),
     "qwen3_next": Architecture(blocks="layers", recurrent=True, components=_NEXT),
