@@ -34,8 +34,8 @@ class Layout(ABC):
     """Brings a module's activations to (batch, places, features), and what is made of them back."""
 
     @abstractmethod
-    def by_place(self, activation: Tensor) -> Tensor:
-        """The activation as (batch, places, features)."""
+    def by_place(self, activation: Tensor, rows: int) -> Tensor:
+        """The activation as (batch, places, features), in a run of so many rows."""
 
     @abstractmethod
     def back(self, activation: Tensor, like: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class ChannelsFirst(Layout):
     dims: int
     channels: frozenset[int] = frozenset()
 
-    def by_place(self, activation: Float[Tensor, "batch channels *places"]) -> Tensor:
+    def by_place(self, activation: Float[Tensor, "batch channels *places"], rows: int) -> Tensor:
         return activation.flatten(2).transpose(1, 2) if self._is_map(activation) else activation
 
     def back(self, activation: Float[Tensor, "batch places channels"], like: Tensor) -> Tensor:
@@ -69,11 +69,21 @@ class ChannelsFirst(Layout):
 class TimeFirst(Layout):
     """Sequences (P, B, F), as torch's own recurrent and attention modules have them unless told otherwise."""
 
-    def by_place(self, activation: Float[Tensor, "places batch features"]) -> Tensor:
+    def by_place(self, activation: Float[Tensor, "places batch features"], rows: int) -> Tensor:
         return activation.transpose(0, 1) if activation.ndim == 3 else activation
 
     def back(self, activation: Float[Tensor, "batch places features"], like: Tensor) -> Tensor:
         return activation.transpose(0, 1).contiguous() if like.ndim == 3 else activation
+
+
+class OneRow(Layout):
+    """Tokens of all examples in a row (B * P, F), as mixtures of experts and some MLPs have them."""
+
+    def by_place(self, activation: Float[Tensor, "tokens features"], rows: int) -> Tensor:
+        return activation.unflatten(0, (rows, -1)) if activation.ndim == 2 else activation
+
+    def back(self, activation: Float[Tensor, "batch places features"], like: Tensor) -> Tensor:
+        return activation.reshape(like.shape)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class AttentionWeights(Layout):
 
     head: int | None = None
 
-    def by_place(self, activation: Float[Tensor, "batch heads places tokens"]) -> Tensor:
+    def by_place(self, activation: Float[Tensor, "batch heads places tokens"], rows: int) -> Tensor:
         return activation.transpose(1, 2).flatten(2) if self.head is None else activation[:, self.head]
 
     def back(

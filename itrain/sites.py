@@ -21,12 +21,12 @@ RESERVED = re.compile(r"(?:first|last)\d*|all")
 
 ATTENTION_WEIGHTS = "attention_weights"
 """The component whose features are the weights of a text's tokens."""
-_TABLED = re.compile(r"layer(?P<layer>\d+)\.(?P<component>[a-z_]+)")
+_TABLED = re.compile(r"(?P<stack>[a-z]+\.)?layer(?P<layer>\d+)\.(?P<component>[a-z_]+)")
 _MODULE = re.compile(r"(?P<component>module:[\w.]+\.(?:input|output))")
 _SUFFIX = re.compile(r"(?:\.head(?P<head>\d+))?(?:\.step(?P<step>\d+))?(?:@(?P<position>(?s:.+)))?")
 _EXPECTED = (
     "expected layer<N>.<component>[.head<H>][.step<T>][@<position>], for example layer5.block_output@last, "
-    "or module:<path>.input|output"
+    "or module:<path>.input|output; of a model of several stacks of blocks <stack>.layer<N>.<component>"
 )
 
 
@@ -39,6 +39,9 @@ _POSITIONS = (
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Site:
     """The address of an activation, written ``layer5.block_output@last``.
+
+    Where a model has several stacks of blocks, the stack's name goes first, as in ``encoder.layer5.block_output@last``,
+    and is part of the component, ``encoder.block_output``.
 
     ``component`` is a name of the table in :mod:`itrain.architectures`, or ``module:<path>.input|output`` for any
     module of the base model. ``position`` names tokens: ``first``, ``last`` (of the tokens that are not padding),
@@ -63,7 +66,7 @@ class Site:
             raise ValueError(f"site {self}: a component of the table needs a layer, and 'module:<path>' has none")
         body = _MODULE if self.layer is None else _TABLED
         found = re.fullmatch(body.pattern + _SUFFIX.pattern, str(self))
-        if not found or found["component"] != self.component:
+        if not found or _component(found.groupdict()) != self.component:
             raise ValueError(f"site '{self}': {_EXPECTED}")
         for term in self.terms:
             match = POSITION_TERM.fullmatch(term)
@@ -94,7 +97,7 @@ class Site:
             if match := re.fullmatch(body.pattern + _SUFFIX.pattern, site):
                 found = match.groupdict()
                 numbers = {key: int(found[key]) for key in ("layer", "head", "step") if found.get(key) is not None}
-                return cls(component=found["component"], position=found["position"], **numbers)
+                return cls(component=_component(found), position=found["position"], **numbers)
         raise ValueError(f"site '{site}': {_EXPECTED}")
 
     @classmethod
@@ -111,7 +114,17 @@ class Site:
     @cached_property
     def tokenwise(self) -> bool:
         """Whether it names tokens that have as many features in every text, so that what is read can be kept."""
-        return self.position is not None and self.component != ATTENTION_WEIGHTS
+        return self.position is not None and not self.is_weights
+
+    @cached_property
+    def stack(self) -> str | None:
+        """The stack of blocks that it names, as ``encoder``."""
+        return None if self.layer is None else self.component.rpartition(".")[0] or None
+
+    @cached_property
+    def is_weights(self) -> bool:
+        """Whether its features are the attention weights of a text's tokens."""
+        return self.component.rpartition(".")[2] == ATTENTION_WEIGHTS
 
     @property
     def count(self) -> int | None:
@@ -143,10 +156,18 @@ class Site:
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f"layer{self.layer}."
+        component = self.component
+        if self.stack is not None:
+            layer, component = f"{self.stack}.{layer}", component.rpartition(".")[2]
         head = "" if self.head is None else f".head{self.head}"
         step = "" if self.step is None else f".step{self.step}"
         position = "" if self.position is None else f"@{self.position}"
-        return f"{layer}{self.component}{head}{step}{position}"
+        return f"{layer}{component}{head}{step}{position}"
+
+
+def _component(found: Mapping[str, str | None]) -> str:
+    """The component that a match names, with its stack before it."""
+    return f"{found.get('stack') or ''}{found['component']}"
 
 
 def module_names(names: Sequence[str]) -> list[str]:

@@ -94,11 +94,12 @@ def test_component_has_the_size_of_the_configuration(model_type, component, netw
         "key_output": key_value_heads * head_size,
         "value_output": key_value_heads * head_size,
         "mlp_activation": 4 * HIDDEN if model_type == "bloom" else NEURONS,
+        "router_output": getattr(config, "num_local_experts", None),
     }.get(component, HIDDEN)
     assert network.hidden_size(Site(layer=1, component=component)) == expected
 
 
-@pytest.mark.parametrize("model_type", sorted(set(ALL_TYPES) - NORMED_TYPES - {"opt"}))
+@pytest.mark.parametrize("model_type", sorted(set(ALL_TYPES) - NORMED_TYPES))
 def test_sublayers_add_up_to_the_block(model_type, network_of):
     """attention_output and mlp_output are what joins the residual stream, where no norm stands between."""
     names = ["block_input", "attention_output", "mlp_output", "block_output"]
@@ -272,8 +273,8 @@ def test_models_that_the_table_lacks_are_told_the_remedy():
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
     with pytest.raises(ValueError, match=r"Sequential .*no config with a model_type.*module:<path>\.output"):
         blocks(model)
-    model.config = type("Config", (), {"model_type": "mamba"})()
-    with pytest.raises(ValueError, match="model_type 'mamba' is not in the table"):
+    model.config = type("Config", (), {"model_type": "ours"})()
+    with pytest.raises(ValueError, match="model_type 'ours' is not in the table"):
         locate(model, Site(layer=0, component="block_output"))
     assert architecture(model) is None
 

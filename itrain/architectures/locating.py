@@ -60,8 +60,8 @@ def architecture(model: nn.Module) -> Architecture | None:
     return ARCHITECTURES.get(_model_type(unwrap(model)))
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's blocks, whatever its head.
+def blocks(model: nn.Module, stack: str | None = None) -> nn.ModuleList:
+    """The model's blocks, whatever its head: of all its stacks, one after the other, or of one.
 
     Raises:
         ValueError: the table does not have the model.
@@ -76,7 +76,11 @@ def blocks(model: nn.Module) -> nn.ModuleList:
             "Name its modules instead: module:<path>.output or module:<path>.input"
         )
     base: Any = getattr(model, "base_model", model)
-    return base.get_submodule(row.blocks)
+    if stack is not None:
+        return _first(base, row.stacks[stack])
+    if row.stacks:
+        return nn.ModuleList(block for path in row.stacks.values() for block in _first(base, path))
+    return _first(base, row.blocks)
 
 
 def locate(model: nn.Module, site: Site) -> Location:
@@ -98,37 +102,98 @@ def locate(model: nn.Module, site: Site) -> Location:
 def _locate(model: nn.Module, site: Site) -> Location:
     if site.layer is None:
         return _locate_module(model, site)
-    layers, name = blocks(model), _model_type(model)
-    components = ARCHITECTURES[name].components
+    blocks(model)
+    name = _model_type(model)
+    row = ARCHITECTURES[name]
+    if row.stacks and site.stack not in row.stacks:
+        stacks = " or ".join(f"'{stack}.layer{site.layer}.{site.component}'" for stack in row.stacks)
+        raise ValueError(f"site '{site}': {name} has several stacks of blocks; write {stacks}")
+    layers, components = blocks(model, site.stack if row.stacks else None), row.components
     if site.layer >= len(layers):
         raise ValueError(f"site '{site}': layer {site.layer} does not exist: {name} has layers 0-{len(layers) - 1}")
-    if site.component == ATTENTION_WEIGHTS:
-        return _locate_weights(model, layers[site.layer].get_submodule(components["attention_input"].path), site)
+    stack = f"{site.stack}." if row.stacks else ""
+    if site.is_weights and row.weights and site.component == f"{stack}{ATTENTION_WEIGHTS}":
+        return _locate_weights(model, _module(layers, site, components[f"{stack}attention_input"].path), site)
     if site.component not in components:
         raise ValueError(
             f"site '{site}': {name} has no component '{site.component}'; did you mean "
             f"'{_nearest(site.component, components)}'? It has {', '.join(components)}"
         )
-    path, end, heads = components[site.component]
+    path, end, heads, part, layout = components[site.component]
     block = layers[site.layer]
-    module, projection = block.get_submodule(path), block.get_submodule(components["attention_value_output"].path)
+    module = _module(layers, site, path)
     # Modules that do not tell their width, such as a block, carry the residual stream's.
-    width = _size(module, end) or _size(projection, "output")
-    assert width is not None, "an output projection tells its size"
+    width = _size(module, end) or _stream(block, row, stack)
     if heads is None:
         if site.head is not None:
             having = ", ".join(name for name, component in components.items() if component.heads)
-            raise ValueError(f"site '{site}': {site.component} has no heads; these have: {having}")
-        return Location(module, end, None, width)
-    config: Any = model.config
-    num_heads = config.get_text_config().num_attention_heads
-    columns = heads(torch.arange(width), num_heads, _size(projection, "input") // num_heads)
+            raise ValueError(f"site '{site}': {site.component} has no heads; these have: {having or 'none'}")
+        columns = torch.arange(width) if part is None else part(torch.arange(width), block)
+        return Location(module, end, _compact(columns, width, module), columns.numel(), layout)
+    num_heads = _num_heads(model, site)
+    projection = _module(layers, site, components[f"{stack}attention_value_output"].path)
+    columns = heads(torch.arange(width), num_heads, (_size(projection, "input") or width) // num_heads)
     if site.head is not None:
         if not 0 <= site.head < len(columns):
             has = f"{site.component} of {name} has heads 0-{len(columns) - 1}"
             raise ValueError(f"site '{site}': head {site.head} does not exist: {has}")
         columns = columns[site.head]
-    return Location(module, end, _compact(columns.flatten(), width, module), columns.numel())
+    return Location(module, end, _compact(columns.flatten(), width, module), columns.numel(), layout)
+
+
+def _module(layers: nn.ModuleList, site: Site, path: str) -> nn.Module:
+    """The module of the site's block at a path, or at the first of alternative ones that it has.
+
+    Raises:
+        ValueError: this block has none of them; the message names blocks that have.
+    """
+    assert site.layer is not None, "the site names a layer"
+    found = [_submodule(block, path) for block in layers]
+    module = found[site.layer]
+    if module is None:
+        having = [str(layer) for layer, each in enumerate(found) if each is not None]
+        others = f"layers {', '.join(having)} have it" if having else "no layer of this model has it"
+        raise ValueError(f"site '{site}': layer {site.layer} has no {site.component}; {others}")
+    return module
+
+
+def _first(base: nn.Module, path: str) -> Any:
+    """The first of the paths' modules that there is."""
+    found = _submodule(base, path)
+    return base.get_submodule(path) if found is None else found
+
+
+def _submodule(block: nn.Module, path: str) -> nn.Module | None:
+    for each in path.split("|"):
+        try:
+            return block.get_submodule(each)
+        except AttributeError:
+            continue
+    return None
+
+
+def _stream(block: nn.Module, row: Architecture, stack: str) -> int:
+    """The width of the residual stream, from a projection that joins it."""
+    joining = ("attention_output", "mixer_output", "mlp_output")
+    paths = [row.components[name].path for each in joining if (name := f"{stack}{each}") in row.components]
+    found = (_submodule(block, path) for path in paths)
+    return next(size for each in found if each is not None and (size := _size(each, "output")))
+
+
+def _num_heads(model: nn.Module, site: Site) -> int:
+    config: Any = model.config
+    own = config.get_text_config()
+    # Of an encoder and a decoder with numbers of their own.
+    return getattr(own, f"{site.stack}_attention_heads", own.num_attention_heads)
+
+
+def has(model: nn.Module, site: Site) -> bool:
+    """Whether the model has the site."""
+    try:
+        locate(model, site)
+    except ValueError:
+        return False
+    return True
 
 
 def _locate_weights(model: nn.Module, attention: nn.Module, site: Site) -> Location:
@@ -140,8 +205,8 @@ def _locate_weights(model: nn.Module, attention: nn.Module, site: Site) -> Locat
             f"site '{site}': {used} attention computes no weights that could be read or edited; load the model with "
             'attn_implementation="eager", or call model.set_attn_implementation("eager")'
         )
-    if site.head is not None and not 0 <= site.head < own.num_attention_heads:
-        has = f"{_model_type(model)} has heads 0-{own.num_attention_heads - 1}"
+    if site.head is not None and not 0 <= site.head < _num_heads(model, site):
+        has = f"{_model_type(model)} has heads 0-{_num_heads(model, site) - 1}"
         raise ValueError(f"site '{site}': head {site.head} does not exist: {has}")
     return Location(attention, "weights", None, None, AttentionWeights(site.head))
 
@@ -178,6 +243,9 @@ def _size(module: nn.Module, end: str) -> int | None:
     if (channels := channels_of(module, end)) is not None:
         return channels
     names = ("in_features", "nx") if end == "input" else ("out_features", "nf")
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and (end == "logits" or type(module).__name__.endswith("Norm")):
+        return len(weight)
     return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 

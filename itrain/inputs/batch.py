@@ -19,7 +19,7 @@ from itrain.inputs.layout import MASK, SECOND, moved, require_mask, tokens_of_ma
 from itrain.inputs.positions import Acts, TokenIndices, generated_ranges, token_indices, token_ranges, token_slots
 from itrain.inputs.remembered import remembered
 from itrain.inputs.texts import PositionError, Range, Written
-from itrain.sites import ATTENTION_WEIGHTS, Site
+from itrain.sites import Site
 
 
 def needs_no_wait(device: torch.device | str) -> bool:
@@ -317,7 +317,7 @@ class ModelInputs:
         if self.tokens is None or source.tokens is None:
             return
         read = site if read is None else read
-        if ATTENTION_WEIGHTS in (site.component, read.component) and (
+        if (site.is_weights or read.is_weights) and (
             self.length != source.length or not torch.equal(self.tokens, source.tokens)
         ):
             raise PositionError(

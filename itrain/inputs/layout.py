@@ -18,6 +18,11 @@ SECOND = ("decoder_input_ids", "decoder_inputs_embeds")
 MASK = "attention_mask"
 
 
+def text_lengths(arguments: Mapping[str, Tensor]) -> set[int]:
+    """How many tokens the texts among the arguments have, padding included."""
+    return {value.shape[1] for name, value in arguments.items() if name in TEXTS or name in SECOND}
+
+
 def require_mask(arguments: Mapping[str, Tensor], length: int) -> None:
     """Refuse a text's mask that does not say of each token by itself whether it is padding.
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from itrain.architectures import ARCHITECTURES
 from itrain.models.base import BaseModel, ModelError
+from itrain.models.skeleton import auto_class
 from itrain.models.streaming import place_shards, streaming, whole_in_each
 from itrain.trust import printable
 
@@ -79,7 +79,7 @@ def load_pretrained(
 
 
 def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None) -> BaseModel:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
@@ -95,11 +95,10 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
         revision = revision or "main"
         # Or transformers would ask whether it may run the model's own code.
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        row = ARCHITECTURES.get(config.model_type)
-        auto: Any = AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
+        auto = auto_class(config)
         with streaming():
             model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
-        if row is not None and not row.causal and _lacks_head_only(model, found):
+        if auto is AutoModelForMaskedLM and _lacks_head_only(model, found):
             # An encoder's activations are of use without a head. One drawn at random must not answer.
             how["add_pooling_layer"] = False
             encoder: Any = AutoModel

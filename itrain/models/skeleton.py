@@ -51,9 +51,11 @@ def skeleton(
 
 def auto_class(config: Any) -> Any:
     """The class of transformers that makes or loads a model of a configuration."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     row = ARCHITECTURES.get(config.model_type)
+    if row is not None and "decoder" in row.stacks:
+        return AutoModelForSeq2SeqLM
     return AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
 
 

@@ -208,7 +208,7 @@ class AttachedEdits(Attached):
                 first = call.prompt.width - call.start
                 columns = tuple(first + step for step in steps)
                 make = edit.edit if edit.generated is None else partial(_of_steps, edit.generated, steps)
-                lane = Steps(columns=columns, count=call.stop - call.start)
+                lane = Steps(columns=columns, count=call.stop - call.start, rows=call.prompt.inputs.batch_size)
                 planned.append(Planned(lane=lane, site=site, route=route, edit=scaled(make, self.strength)))
         return planned
 

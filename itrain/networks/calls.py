@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from itrain.architectures import layers, unwrap
-from itrain.inputs import ModelInputs
+from itrain.inputs import ModelInputs, TwoTexts
 from itrain.inputs.layout import MASK, SECOND, TEXTS
-from itrain.networks.forward import CACHE, cache_of
+from itrain.networks.forward import CACHE, cache_of, held_by
 from itrain.networks.planned import Acting, Route, install, surround
 
 PACKED = ("cu_seq_lens_q", "block_table")
@@ -130,6 +130,7 @@ class Calls:
         self._outermost: nn.Module | None = None
         self._generation: Generation | None = None
         self._prompts: WeakKeyDictionary[Any, Prompt] = WeakKeyDictionary()
+        self._counts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._now: Call | None = None
 
     @classmethod
@@ -227,7 +228,7 @@ class Calls:
             return
         self._outermost, whole = None, output is not None
         if whole and self._now is not None and (cache := cache_of(output)) is not None:
-            self._prompts[cache] = self._now.prompt
+            self._prompts[cache], self._counts[cache] = self._now.prompt, self._now.stop
         for listener in self.listeners:
             listener.end(whole=whole)
 
@@ -250,10 +251,11 @@ class Calls:
                 "the call cannot be told; give it tensors with the batch first"
             )
         if name is None or any(each in given for each in SECOND):
-            inputs = ModelInputs(arguments=tensors)
+            both = name is not None and TEXTS.intersection(tensors) and any(each in tensors for each in SECOND)
+            inputs = TwoTexts(arguments=tensors) if both else ModelInputs(arguments=tensors)
             return Call(Prompt(inputs=inputs, examples=inputs.batch_size, text=False))
         text, cache = tensors[name], next((given[each] for each in CACHE if given.get(each) is not None), None)
-        start = 0 if cache is None else int(cache.get_seq_length())
+        start = 0 if cache is None else self._held(cache)
         stop = start + text.shape[1]
         if self._generation is not None:
             return Call(self._prompt_of_generation(self._generation, text, given, cache, start), start, stop)
@@ -266,6 +268,22 @@ class Calls:
                 "edits were attached, so that the prompt cannot be told; run the prompt inside too"
             )
         return Call(prompt, start, stop)
+
+    def _held(self, cache: Any) -> int:
+        """How many tokens a cache holds.
+
+        Raises:
+            ValueError: it holds a state that no call has filled while edits were attached.
+        """
+        count = held_by(cache)
+        if count is None:
+            count = self._counts.get(cache)
+        if count is None:
+            raise ValueError(
+                f"{type(self.model).__name__} is given the state of a text that it did not run itself while edits were "
+                "attached, so that the prompt cannot be told; run the prompt inside too"
+            )
+        return count
 
     def _prompt_of_generation(
         self, generation: Generation, text: Tensor, given: Mapping[str, Any], cache: object | None, start: int

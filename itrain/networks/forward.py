@@ -15,10 +15,12 @@ from torch import nn
 
 from itrain.architectures import architecture, layers, unwrap
 
-CACHE = ("cache", "past_key_values")
-"""The keys and values of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
+CACHE = ("cache", "past_key_values", "cache_params")
+"""What is kept of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 """How many tokens some layers look back over, in a configuration."""
+SHARED = "num_kv_shared_layers"
+"""How many of the last layers take the keys and values of an earlier one, in a configuration."""
 CHECKPOINT = "_gradient_checkpointing_func"
 """A block's attribute: what recomputes it."""
 TAKE_MASKS = ("eager", "sdpa")
@@ -90,6 +92,15 @@ def cache_of(output: object) -> Any:
     return next((getattr(output, name) for name in CACHE if hasattr(output, name)), None)
 
 
+def held_by(cache: Any) -> int | None:
+    """How many tokens a cache holds; None where it holds a state, which does not tell."""
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:
+        # transformers refuses to count where no layer keeps keys and values.
+        return None if cache.has_previous_state() else 0
+
+
 def takes_any_mask(model: nn.Module, tokens: int) -> bool:
     """Whether the model lets each of so many tokens see those that a mask names.
 
@@ -101,6 +112,12 @@ def takes_any_mask(model: nn.Module, tokens: int) -> bool:
     return getattr(own, "_attn_implementation", None) in TAKE_MASKS and all(
         window is None or window >= tokens for window in windows
     )
+
+
+def shares_keys(model: nn.Module) -> bool:
+    """Whether some blocks take their keys and values from an earlier one."""
+    config: Any = getattr(unwrap(model), "config", None)
+    return hasattr(config, "get_text_config") and bool(getattr(config.get_text_config(), SHARED, 0))
 
 
 def checkpoint_of(block: nn.Module) -> Callable[..., Any] | None:

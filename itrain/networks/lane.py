@@ -16,6 +16,7 @@ from torch import Tensor
 
 from itrain.architectures import Location
 from itrain.inputs import Acts, ModelInputs, TokenIndices
+from itrain.inputs.layout import text_lengths
 from itrain.layouts import REMEDY
 from itrain.sites import Site
 
@@ -155,7 +156,8 @@ class Lane:
         """Whether an activation of padded texts has no padding: it is one of each example, or of the answers alone."""
         answer = self.inputs.answer
         answers = 0 if answer is None else answer.shape[1] if answer.ndim > 1 else 1
-        one = activation.ndim == 2 or (activation.ndim == 3 and activation.shape[1] == answers != self.inputs.length)
+        lengths = {self.inputs.length, *text_lengths(self.inputs.arguments)}
+        one = activation.ndim == 2 or (activation.ndim == 3 and activation.shape[1] == answers not in lengths)
         return one and len(activation) == self.rows
 
     def _unplaced(self, activation: Tensor, site: Site) -> ValueError:
@@ -196,10 +198,12 @@ class Steps:
     Args:
         columns: where they lie in the run.
         count: how many tokens the run has.
+        rows: how many rows it has.
     """
 
     columns: tuple[int, ...]
     count: int
+    rows: int
 
     def pick(
         self, activation: Tensor, site: Site, location: Location, acts: Acts = "generated"

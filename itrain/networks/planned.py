@@ -15,7 +15,7 @@ from itrain.architectures import Location, locate
 from itrain.inputs import Acts
 from itrain.networks.forward import CHECKPOINT, checkpoint_of
 from itrain.networks.lane import Edit, Lane, Steps
-from itrain.networks.weights import on_weights
+from itrain.networks.weights import on_the_way
 from itrain.sites import Site
 
 
@@ -109,7 +109,7 @@ class Planned:
         self.done = True
         given, layout = activation, location.layout
         if layout is not None:
-            activation = layout.by_place(activation)
+            activation = layout.by_place(activation, lane.rows)
         base, cells = lane.pick(activation, site, location, self.acts)
         if self.edit is None:
             # Picking tokens copies; a whole activation could share memory with what a later module changes in place.
@@ -145,8 +145,8 @@ def install(acting: Sequence[Acting], stack: ExitStack, *, first: bool = False) 
     for each in acting:
         groups.setdefault(each.route.location[:2], []).append(each)
     for (module, end), group in groups.items():
-        if end == "weights":
-            stack.enter_context(on_weights(module, group))
+        if end in ("weights", "logits"):
+            stack.enter_context(on_the_way(module, end, group))
             continue
         if end == "output":
             handle = module.register_forward_hook(partial(_on_output, group), prepend=first)

@@ -1,8 +1,8 @@
-"""Attention weights on their way: what a module's softmax gives is handed to those who read or edit it."""
+"""What a module computes on its way and puts out nowhere: it is handed to those who read or edit it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,42 +10,47 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_SOFTMAX = frozenset({torch.softmax, torch.nn.functional.softmax, Tensor.softmax})
+FUNCTIONS: Mapping[str, frozenset[Callable[..., Any]]] = {
+    "weights": frozenset({torch.softmax, torch.nn.functional.softmax, Tensor.softmax}),
+    "logits": frozenset({torch.nn.functional.linear}),
+}
+"""What gives attention its weights, and a router its logits over experts."""
 
 
-class _OnSoftmax(TorchFunctionMode):
-    """While active, each softmax gives what is made of it."""
+class _OnResult(TorchFunctionMode):
+    """While active, each call of the functions gives what is made of its result."""
 
-    def __init__(self, acts: Sequence[Callable[[Tensor], Tensor]]) -> None:
+    def __init__(self, functions: frozenset[Callable[..., Any]], acts: Sequence[Callable[[Tensor], Tensor]]) -> None:
         super().__init__()
-        self._acts = acts
+        self._functions, self._acts = functions, acts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _SOFTMAX:
+        if func in self._functions:
             for act in self._acts:
                 result = act(result)
         return result
 
 
 @contextmanager
-def on_weights(attention: nn.Module, acts: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Within it, the attention weights of a module are those that the acts make of them, in the order given.
+def on_the_way(module: nn.Module, what: str, acts: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Within it, what a module computes on its way is what the acts make of it, in the order given.
 
-    Eager attention has one softmax, of (batch, heads, tokens, tokens), in its module's forward.
+    Eager attention has one softmax in its module's forward, of (batch, heads, tokens, tokens), and a router of experts
+    one linear map.
     """
-    own = attention.__dict__.get("forward")
-    forward: Callable[..., Any] = attention.forward
+    own = module.__dict__.get("forward")
+    forward: Callable[..., Any] = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _OnSoftmax(acts):
+        with _OnResult(FUNCTIONS[what], acts):
             return forward(*args, **kwargs)
 
-    attention.__dict__["forward"] = run
+    module.__dict__["forward"] = run
     try:
         yield
     finally:
         if own is None:
-            del attention.__dict__["forward"]
+            del module.__dict__["forward"]
         else:
-            attention.__dict__["forward"] = own
+            module.__dict__["forward"] = own

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 # torch has no public names for the hooks of all modules.
 from torch.nn.modules import module as hooks_of_all
 
-from itrain.architectures import blocks, unwrap
+from itrain.architectures import architecture, blocks, unwrap
 from itrain.inputs import ModelInputs
+from itrain.networks.forward import shares_keys
 from itrain.shards import has_shards
 
 TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
@@ -45,6 +46,11 @@ def obstacle(model: nn.Module) -> str | None:
         blocks(model)
     except ValueError as unknown:
         return str(unknown).partition(". ")[0]
+    row = architecture(model)
+    if row is not None and row.stacks:
+        return "the model has several stacks of blocks, whose tokens differ"
+    if shares_keys(model):
+        return "some blocks take their keys and values from an earlier one, which a resumed run may skip"
     if any(parameter.requires_grad for parameter in model.parameters()):
         return "the model's weights are trained"
     if any(module.training for module in model.modules()):

@@ -89,7 +89,9 @@ class Choice:
         return f"{runs}, for all tokens{why}"
 
 
-def choose(sites: Sequence[Site], *, below: int, blocks: int, causal: bool, uses: int | None) -> Choice:
+def choose(
+    sites: Sequence[Site], *, below: int, blocks: int, causal: bool, uses: int | None, recurrent: bool = False
+) -> Choice:
     """The most that may be skipped, by where the edits are and what model it is.
 
     Args:
@@ -98,6 +100,7 @@ def choose(sites: Sequence[Site], *, below: int, blocks: int, causal: bool, uses
         blocks: how many the model has.
         causal: whether a token sees only itself and those before it.
         uses: how often each example is edited; None: often.
+        recurrent: whether blocks hand on a state from token to token instead of keys and values.
     """
     level: Level = "suffix"
     reason = ""
@@ -105,6 +108,8 @@ def choose(sites: Sequence[Site], *, below: int, blocks: int, causal: bool, uses
         level, reason = "stop", "each example is used once"
     elif not causal:
         level, reason = "prefix", "encoder: every token sees the edited one"
+    elif recurrent:
+        level, reason = "prefix", "blocks hand on a state from token to token, which is not kept"
     elif any(site.position is None for site in sites):
         level, reason = "prefix", "a site without a position edits all tokens"
     if level == "prefix" and not below:

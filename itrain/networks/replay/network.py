@@ -289,6 +289,7 @@ class ReplayNetwork(Network):
             self.forget()
             row = architecture(self.model)
             self._causal = row is not None and row.causal
+            self._recurrent = row is not None and row.recurrent
             self._state, self._reason = State(self.model), obstacle(self.model)
             self._changing = shortest_changing(self.model)
             self._values: str | None = None
@@ -364,7 +365,9 @@ class ReplayNetwork(Network):
         return Plan(
             self.hooked,
             sites,
-            choice=choose(sites, below=below, blocks=count, causal=self._causal, uses=self._uses),
+            choice=choose(
+                sites, below=below, blocks=count, causal=self._causal, uses=self._uses, recurrent=self._recurrent
+            ),
             hidden=self.stores.of(("hidden", below)),
             earlier=self.stores.earlier({tuple(group): self._below(group) or 0 for group in groups}),
             strict=self.strict,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from itrain.architectures import architecture, blocks
+from itrain.architectures import architecture, blocks, has
 from itrain.inputs import ModelInputs, needs_no_wait
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay.arrivals import Arrivals
@@ -214,7 +214,7 @@ class Stores:
         for site in (site for site in _read(groups, read) if site.position is not None):
             tokens[site] = _different(sources, lambda inputs, site=site: inputs.slots(site)[1])
         row = architecture(self.hooked.model)
-        if row is not None and row.causal and (placed := _placed(groups)):
+        if row is not None and row.causal and not row.recurrent and (placed := _placed(groups)):
             earlier = self.earlier(placed)
             key = _earlier(earlier.first, earlier.groups)
             tokens[key] = _different(bases, lambda inputs: earlier.reach(inputs) - inputs.extent[0])
@@ -235,7 +235,7 @@ class Stores:
                 pairs = [
                     Site(layer=layer, component=each) for layer in above for each in ("key_output", "value_output")
                 ]
-                total["keys_values"] += count * sum(hidden_size(site) for site in pairs) * size
+                total["keys_values"] += count * sum(hidden_size(site) for site in pairs if has(model, site)) * size
         return Sizes(**total)
 
     def close(self) -> None:
