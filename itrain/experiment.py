@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -243,6 +243,8 @@ def _limits(cfg: DictConfig) -> AbstractContextManager[object]:
 def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:
     """The base model's network; its cache beyond the limit goes to the run's folder unless it names another."""
     known = {"model": lambda: base_model.model, "trainable": lambda: trainable, "folder": lambda: folder}
+    asked = inspect.signature(get_object(cfg.network._target_)).parameters
+    known = {name: make for name, make in known.items() if name in asked}
     return instantiate(cfg.network)(**additions("network", cfg.network, known))
 
 
