@@ -26,6 +26,7 @@ from itrain.files import finite, write_json
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
+from itrain.models.served import served
 from itrain.networks.base import Network
 from itrain.owned import additions
 from itrain.placements import Placement, Placements
@@ -185,11 +186,13 @@ def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: 
 
 
 def base_model_of(cfg: DictConfig) -> BaseModel:
-    """The base model of a configuration, within the limits of its export or checkpoint.
+    """The base model of a configuration, within the limits of its export or checkpoint, or without weights.
 
     Raises:
         RunError: what makes it makes something else.
     """
+    if cfg.network.get("remote"):
+        return served(cfg.model, cfg.network.remote)
     with limits_of_model(cfg.model._target_, cfg.export or cfg.ckpt):
         made = instantiate(cfg.model)
     if not isinstance(made, nn.Module | BaseModel):

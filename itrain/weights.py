@@ -36,16 +36,28 @@ class Weight(NamedTuple):
     value: Tensor
 
 
+def served_by(model: nn.Module) -> Any:
+    """What runs a model whose weights are on a server; None: it runs here.
+
+    Its ``repo_id`` and ``revision`` say which model of the hub it is.
+    """
+    return unwrap(model).__dict__.get("served")
+
+
 def fingerprint(model: nn.Module) -> str:
     """A short name for the model's weights: a hash of their shapes and of values of every row and column.
 
     The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Neither weights'
-    names nor the configuration enter, which releases of transformers rename: :mod:`itrain.identity` compares more.
+    names nor the configuration enter, which releases of transformers rename: :mod:`itrain.identity` compares more. Of a
+    model on a server, it is a hash of its name and revision.
 
     Raises:
         WeightError: a weight has no values here.
     """
     digest = hashlib.sha256()
+    if (served := served_by(model)) is not None:
+        digest.update(f"served {served.repo_id} {served.revision}".encode())
+        return digest.hexdigest()[:16]
     for _, value in weights(model):
         digest.update(f"{tuple(value.shape)} ".encode())
         for sample in _samples(value):

@@ -41,7 +41,7 @@ def inputs_of(given: Given, model: nn.Module, tokenizer: PreTrainedTokenizerBase
     else:
         inputs = _of_texts(_texts(given, tokenizer), model, tokenizer)
     weight = next(model.parameters(), None)
-    return inputs if weight is None else inputs.to(weight.device)
+    return inputs if weight is None or weight.is_meta else inputs.to(weight.device)
 
 
 @contextmanager

@@ -1,9 +1,30 @@
-"""Networks that run a base model through nnsight's traces.
+"""Networks that run a base model through nnsight's traces, here or on NDIF's servers.
 
 What is in here beyond the names below is of this wing alone.
 """
 
-from itrain.networks.nnsight.library import LibraryError as LibraryError
-from itrain.networks.nnsight.network import NNsightNetwork as NNsightNetwork
+from __future__ import annotations
 
-__all__ = ["LibraryError", "NNsightNetwork"]
+from torch import nn
+
+from itrain.networks.base import Network
+from itrain.networks.nnsight.library import LibraryError as LibraryError
+from itrain.networks.nnsight.library import library as library
+from itrain.networks.nnsight.library import require_key as require_key
+from itrain.networks.nnsight.network import NNsightNetwork as NNsightNetwork
+from itrain.networks.nnsight.remote import RemoteNetwork as RemoteNetwork
+
+__all__ = ["LibraryError", "NNsightNetwork", "RemoteNetwork", "library", "make_nnsight_network", "require_key"]
+
+
+def make_nnsight_network(model: nn.Module, *, trainable: bool = False, remote: bool | str = False) -> Network:
+    """The model's network under nnsight's traces: here, or, with ``remote``, where its weights are.
+
+    The arguments are those of NNsightNetwork and RemoteNetwork.
+
+    Raises:
+        LibraryError: nnsight is not installed, or NDIF has no key.
+    """
+    if remote:
+        return RemoteNetwork(model, trainable=trainable, remote=remote)
+    return NNsightNetwork(model, trainable=trainable)

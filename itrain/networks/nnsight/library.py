@@ -29,6 +29,12 @@ def library() -> Any:
     return import_module("nnsight")
 
 
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What nnsight raises where a server refuses a run or fails in it, or where none answers."""
+    remote, sockets = import_module("nnsight.intervention.backends.remote"), import_module("websocket")
+    return remote.RemoteError, sockets.WebSocketException, import_module("httpx").HTTPError, OSError
+
+
 def require_key() -> None:
     """Refuse runs on NDIF that its servers would refuse.
 
