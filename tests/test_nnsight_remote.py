@@ -6,6 +6,7 @@ asked.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from importlib import import_module
@@ -154,6 +155,56 @@ def test_one_off_runs_are_sent_too(unloaded):
         for model in (load_embedded(), unloaded)
     ]
     assert torch.allclose(runs[0].logits, runs[1].logits, atol=1e-4)
+
+
+class StandIn:
+    """A server's part of a run: a model of its own, what was sent, and what is saved as bytes."""
+
+    def __init__(self) -> None:
+        make, tokenizer = import_module("nnsight").TransformersModel, load_embedded().tokenizer
+        self.model = make(str(TINY), task="text-generation", tokenizer=tokenizer, dispatch=True)
+        self.sent = 0
+
+    def request(self, backend: Any, request: Any, tracer: Any) -> dict[str, Any]:
+        self.sent += 1
+        schema, saved = import_module("nnsight.schema.request"), import_module("nnsight.tracing.tracer")._saves
+        blob = backend._serialize(tracer)
+        there = schema.RequestModel.deserialize(blob, self.model._remoteable_persistent_objects(), backend.compress)
+        there.execute(there.info.code)
+        buffer = io.BytesIO()
+        torch.save({name: value for name, value in there.info.frame.f_locals.items() if id(value) in saved()}, buffer)
+        backend.compress = False
+        return backend.finalize(buffer.getvalue())
+
+
+def test_requests_go_through_nnsights_own_transport(unloaded, networks, inputs, monkeypatch):
+    """The last step before the wire: key, name of the model, what is sent, and what comes back as bytes."""
+    hooks, server = networks[0], StandIn()
+    remote, schema = import_module("nnsight.intervention.backends.remote"), import_module("nnsight.schema.config")
+    monkeypatch.setattr(schema.CONFIG.API, "APIKEY", "a key")
+    monkeypatch.setitem(import_module("nnsight.modeling.huggingface")._ID_CACHE, str(TINY), "itrain/tiny-world")
+    keys: list[str] = []
+
+    def request(backend: Any, *sent: Any) -> dict[str, Any]:
+        keys.append(f"{backend.api_key} {backend.model_key}")
+        return server.request(backend, *sent)
+
+    monkeypatch.setattr(remote.RemoteBackend, "request", request)
+    network, (site,) = RemoteNetwork(unloaded.model), sites("layer2.block_output@last")
+    weight = torch.randn(80, 80).requires_grad_()
+    answers = [each.edit(inputs, [(site, lambda base: base @ weight)]) for each in (hooks, network)]
+    assert server.sent == 2 and torch.allclose(*answers, rtol=1e-4, atol=1e-4)
+    grads = [torch.autograd.grad(answer.square().mean(), weight)[0] for answer in answers]
+    assert server.sent == 3 and torch.allclose(*grads, rtol=1e-3, atol=1e-4 * float(grads[0].abs().max()))
+    assert keys[0].startswith("a key nnsight.modeling.transformers.TransformersModel:")
+    assert '"repo_id": "itrain/tiny-world"' in keys[0]
+
+    def refuse(backend: Any, *sent: Any) -> None:
+        raise remote.RemoteError("the model\nis not deployed")
+
+    monkeypatch.setattr(remote.RemoteBackend, "request", refuse)
+    with pytest.raises(RuntimeError, match=r"network\.remote: the model is not deployed"):
+        network.read(inputs, [site])
 
 
 def test_what_a_server_cannot_do_is_refused(networks, inputs, unloaded):
