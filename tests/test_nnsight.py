@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -32,19 +30,7 @@ SITES = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def nnsight() -> Iterator[None]:
-    """What nnsight changes for the whole process ends with these tests."""
-    if find_spec("nnsight") is None:
-        pytest.skip("nnsight is not installed")
-    mounted, backward = hasattr(0, "save"), Tensor.backward
-    import nnsight as _  # noqa: F401
-    from nnsight._c import unmount
-
-    yield
-    if not mounted and hasattr(0, "save"):
-        unmount("save")
-    Tensor.backward = backward
+pytestmark = pytest.mark.usefixtures("nnsight")
 
 
 def networks(model: nn.Module) -> tuple[HookedNetwork, NNsightNetwork]:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from itrain.cli import main
 from itrain.identity import difference, identity
@@ -29,7 +26,7 @@ from itrain.networks.nnsight import LibraryError, RemoteNetwork
 from itrain.weights import fingerprint
 from tests.models import sites
 
-pytestmark = pytest.mark.skipif(find_spec("nnsight") is None, reason="nnsight is not installed")
+pytestmark = pytest.mark.usefixtures("nnsight")
 PROMPTS = ["Mary walked because", "The boy who saw John jumped because"]
 SITES = (
     "layer3.block_output@last",  # not in the order in which they run
@@ -40,19 +37,8 @@ SITES = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def nnsight() -> Iterator[None]:
-    """What nnsight changes for the whole process ends with these tests."""
-    mounted, backward = hasattr(0, "save"), Tensor.backward
-    import_module("nnsight")
-    yield
-    if not mounted and hasattr(0, "save"):
-        import_module("nnsight._c").unmount("save")
-    Tensor.backward = backward
-
-
 @pytest.fixture(scope="module")
-def unloaded(nnsight: None) -> BaseModel:
+def unloaded(nnsight: Any) -> BaseModel:
     return load_unloaded(str(TINY))
 
 

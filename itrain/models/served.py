@@ -9,7 +9,7 @@ from typing import Any
 
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.loading import TINY_WORLD, _load_tokenizer
-from itrain.networks.nnsight import LibraryError, library, require_key
+from itrain.networks.nnsight.library import LibraryError, load_nnsight, require_key
 from itrain.trust import printable
 
 HERE = ("itrain.models.load_pretrained", "itrain.models.load_embedded")
@@ -54,7 +54,7 @@ def load_unloaded(name: str, *, revision: str | None = None, attn_implementation
         LibraryError: nnsight is not installed.
         ModelError: the configuration or the tokenizer cannot be read.
     """
-    make = library().TransformersModel
+    make = load_nnsight().TransformersModel
     source = str(TINY) if name == TINY_WORLD else name
     folder = Path(source).expanduser().is_dir()
     how: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}

@@ -9,12 +9,10 @@ from torch import nn
 
 from itrain.networks.base import Network
 from itrain.networks.nnsight.library import LibraryError as LibraryError
-from itrain.networks.nnsight.library import library as library
-from itrain.networks.nnsight.library import require_key as require_key
 from itrain.networks.nnsight.network import NNsightNetwork as NNsightNetwork
 from itrain.networks.nnsight.remote import RemoteNetwork as RemoteNetwork
 
-__all__ = ["LibraryError", "NNsightNetwork", "RemoteNetwork", "library", "make_nnsight_network", "require_key"]
+__all__ = ["LibraryError", "NNsightNetwork", "RemoteNetwork", "make_nnsight_network"]
 
 
 def make_nnsight_network(model: nn.Module, *, trainable: bool = False, remote: bool | str = False) -> Network:

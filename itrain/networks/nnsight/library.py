@@ -15,7 +15,7 @@ class LibraryError(ConfigError):
     """nnsight is not here, or has no key for NDIF."""
 
 
-def library() -> Any:
+def load_nnsight() -> Any:
     """The module ``nnsight``, of which no stub describes what is used here.
 
     Its import gives every object of the process a method ``save`` and wraps ``torch.Tensor.backward``, so that nothing
@@ -41,7 +41,7 @@ def require_key() -> None:
     Raises:
         LibraryError: nnsight is not installed, or knows no key.
     """
-    library()
+    load_nnsight()
     if not import_module("nnsight.schema.config").CONFIG.API.APIKEY:
         raise LibraryError(
             "network.remote=true: there is no key for NDIF; set NDIF_API_KEY, or leave network.remote out to run the "

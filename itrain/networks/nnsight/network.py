@@ -18,7 +18,7 @@ from itrain.networks.calls import Calls
 from itrain.networks.forward import checkpoint_of
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import Edits
-from itrain.networks.nnsight.library import library
+from itrain.networks.nnsight.library import load_nnsight
 from itrain.networks.nnsight.traces import Place, Tree, trace
 from itrain.networks.planned import Planned
 from itrain.sites import Site
@@ -40,7 +40,7 @@ class NNsightNetwork(HookedNetwork):
     """
 
     def __init__(self, model: nn.Module, *, trainable: bool = False) -> None:
-        library()
+        load_nnsight()
         super().__init__(model, trainable=trainable)
         self._tree: Tree | None = None
 

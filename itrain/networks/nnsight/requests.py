@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from itrain.networks.nnsight.library import library, transport_errors
+from itrain.networks.nnsight.library import load_nnsight, transport_errors
 
 
 class Spot(NamedTuple):
@@ -104,7 +104,7 @@ class Served(torch.autograd.Function):
 
 def _send(request: Request, values: list[Tensor], cotangents: list[Tensor | None] | None) -> dict[Any, Any]:
     """Send the block, which holds names of this function and modules that a server has, and wait for what it saves."""
-    nnsight, served, arguments = library(), request.served, dict(request.arguments)
+    nnsight, served, arguments = load_nnsight(), request.served, dict(request.arguments)
     # Plain tuples, since a server knows no class of this file.
     reads: list[Any] = [tuple(spot) for spot in request.reads]
     writes: list[Any] = [tuple(spot) for spot in request.writes]

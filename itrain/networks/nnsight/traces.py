@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from itrain.networks.nnsight.library import library
+from itrain.networks.nnsight.library import load_nnsight
 from itrain.networks.planned import Planned, on_input, on_output
 
 
@@ -33,7 +33,7 @@ class Tree:
         with warnings.catch_warnings():
             # Modules are found by what they are, so that it does not matter by what name nnsight calls them.
             warnings.filterwarnings("ignore", message=".*has a submodule named")
-            self.traced = library().NNsight(model)
+            self.traced = load_nnsight().NNsight(model)
         self._own = {module: attributes.get("forward") for module, attributes in before.items()}
         self._added = {
             module: {name: value for name, value in module.__dict__.items() if attributes.get(name) is not value}
