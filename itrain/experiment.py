@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -26,6 +26,7 @@ from itrain.files import finite, write_json
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
+from itrain.models.served import served
 from itrain.networks.base import Network
 from itrain.owned import additions
 from itrain.placements import Placement, Placements
@@ -208,9 +209,13 @@ def open_model(
 def base_model_of(cfg: DictConfig, mesh: DeviceMesh | None = None) -> BaseModel:
     """The base model of a configuration, within the limits of its export or checkpoint; sharded over a mesh if given.
 
+    One that a server runs has no weights here.
+
     Raises:
         RunError: what makes it makes something else.
     """
+    if cfg.network.get("remote"):
+        return served(cfg.model, cfg.network.remote)
     with limits_of_model(cfg.model._target_, cfg.export or cfg.ckpt):
         make = partial(instantiate, cfg.model)
         made = make() if mesh is None else load_sharded(make, mesh)
@@ -266,6 +271,8 @@ def _limits(cfg: DictConfig) -> AbstractContextManager[object]:
 def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable: bool) -> Network:
     """The base model's network; its cache beyond the limit goes to the run's folder unless it names another."""
     known = {"model": lambda: base_model.model, "trainable": lambda: trainable, "folder": lambda: folder}
+    asked = inspect.signature(get_object(cfg.network._target_)).parameters
+    known = {name: make for name, make in known.items() if name in asked}
     return instantiate(cfg.network)(**additions("network", cfg.network, known))
 
 

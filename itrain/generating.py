@@ -107,6 +107,8 @@ def generate(cfg: DictConfig, request: Request) -> None:
     """
     silence_others()
     settings = _checked(request.settings)
+    if cfg.network.get("remote"):
+        raise RunError("generate attaches the export to a model that runs here; leave network.remote out")
     base_model = base_model_of(cfg)
     if base_model.tokenizer is None:
         raise RunError(f"'{cfg.export}' was trained on a model without a tokenizer, which no prompt can be given to")

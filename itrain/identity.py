@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from itrain.architectures import unwrap
 from itrain.shards import own_class
-from itrain.weights import Digest, fits, projected, weights, were_half
+from itrain.weights import Digest, fits, projected, served_by, weights, were_half
 
 EXACT, ROUNDED = 1e-4, 5e-3
 """How far projections of equal weights may differ, relative to the norm of what is projected: where both enter in
@@ -38,7 +39,8 @@ def identity(model: nn.Module) -> dict[str, Any]:
     """What the model computes, as plain data: its configuration or its modules' attributes, and projected weights.
 
     Functions that its code calls, and attributes that were changed after a model was made from its configuration, do
-    not enter. All processes that share a divided model must ask for it.
+    not enter. All processes that share a divided model must ask for it. A model on a server has its name and revision in
+    place of its weights.
 
     Raises:
         WeightError: a weight has no values here.
@@ -48,8 +50,10 @@ def identity(model: nn.Module) -> dict[str, Any]:
 
 def fingerprint_and_identity(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """Both names of a model, for which its weights are looked at once."""
-    model, digest, rows, precisions, fitting = unwrap(model), Digest(), [], set(), []
-    for weight in weights(model):
+    model, rows, precisions, fitting = unwrap(model), [], set(), []
+    served = served_by(model)
+    digest = Digest(served)
+    for weight in () if served is not None else weights(model):
         lines = weight.lines()
         digest.add(weight, lines)
         rows.append([*weight.value.shape, *projected(lines)])
@@ -63,13 +67,15 @@ def fingerprint_and_identity(model: nn.Module) -> tuple[str, dict[str, Any]]:
         "modules": [text for _, text in _modules(model)],
         "precisions": sorted(precisions),
         "weights": rows,
+        **({} if served is None else {"served": {"name": served.repo_id, "revision": served.revision}}),
     }
 
 
 def difference(saved: Mapping[str, Any], model: nn.Module) -> str | None:
     """What differs between the model and one whose identity was saved; None where they compute the same.
 
-    Rounding to float16 or bfloat16 is no difference, nor are a longer vocabulary and other names.
+    Rounding to float16 or bfloat16 is no difference, nor are a longer vocabulary and other names. Where the weights of
+    either were on a server, only the configurations are compared, and a warning says so.
 
     Raises:
         IdentityError: what was saved is damaged.
@@ -77,7 +83,15 @@ def difference(saved: Mapping[str, Any], model: nn.Module) -> str | None:
     """
     model = unwrap(model)
     _require_whole(saved)
-    found = _configurations(saved, model) or _described(saved, model) or _weights(saved, model)
+    found = _configurations(saved, model)
+    if not found and "served" not in saved and served_by(model) is None:
+        found = _described(saved, model) or _weights(saved, model)
+    elif not found:
+        warnings.warn(
+            "the base model's weights were not compared, since they are or were on a server: only its configuration is "
+            "that of the model which the export was trained on",
+            stacklevel=2,
+        )
     return f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}" if found else None
 
 

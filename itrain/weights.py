@@ -97,10 +97,12 @@ def _matches(own: Int64[Tensor, " N"], wanted: Int64[Tensor, " K"]) -> tuple[Int
 
 
 class Digest:
-    """The fingerprint of weights that are added one after another."""
+    """The fingerprint of weights that are added one after another, or of what serves a model."""
 
-    def __init__(self) -> None:
+    def __init__(self, served: Any = None) -> None:
         self._hash = hashlib.sha256()
+        if served is not None:
+            self._hash.update(f"served {served.repo_id} {served.revision}".encode())
 
     def add(self, weight: Weight, lines: Lines) -> None:
         self._hash.update(f"{tuple(weight.value.shape)} ".encode())
@@ -113,18 +115,28 @@ class Digest:
         return self._hash.hexdigest()[:16]
 
 
+def served_by(model: nn.Module) -> Any:
+    """What runs a model whose weights are on a server; None: it runs here.
+
+    Its ``repo_id`` and ``revision`` say which model of the hub it is.
+    """
+    return unwrap(model).__dict__.get("served")
+
+
 def fingerprint(model: nn.Module) -> str:
     """A short name for the model's weights: a hash of their shapes and of values of every row and column.
 
     The values enter in bfloat16, so that a model has one fingerprint whether loaded in fp32 or bf16. Neither weights'
     names nor the configuration enter, which releases of transformers rename: :mod:`itrain.identity` compares more.
-    All processes that share a divided model must ask for it.
+    All processes that share a divided model must ask for it. Of a model on a server, it is a hash of its name and
+    revision.
 
     Raises:
         WeightError: a weight has no values here.
     """
-    digest = Digest()
-    for weight in weights(model):
+    served = served_by(model)
+    digest = Digest(served)
+    for weight in () if served is not None else weights(model):
         digest.add(weight, weight.lines())
     return digest.name
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -19,3 +22,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Leave out of the tests what a run leaves out too, and nothing else."""
     for remark in REMARKS:
         config.addinivalue_line("filterwarnings", f"ignore:{remark}")
+
+
+@pytest.fixture(scope="module")
+def nnsight() -> Iterator[Any]:
+    """The library; what it changes for the whole process ends with the tests of the file."""
+    mounted, backward = hasattr(0, "save"), torch.Tensor.backward
+    library = pytest.importorskip("nnsight")
+    if not hasattr(0, "save"):  # which an earlier file has taken away
+        import_module("nnsight._c").mount(library.save, "save")
+    yield library
+    if not mounted and hasattr(0, "save"):
+        import_module("nnsight._c").unmount("save")
+    torch.Tensor.backward = backward

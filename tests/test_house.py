@@ -73,6 +73,7 @@ ONLY_USERS = {
     "transformers": {"itrain.models", "itrain.tasks", "itrain.runs", "itrain.generating"},
     "datasets": {"itrain.models", "itrain.tasks", "itrain.runs"},
     "peft": {"itrain.adapters"},
+    "nnsight": {"itrain.networks"},
     "wandb": {"itrain.loggers"},
     "matplotlib": {"itrain.reports", "itrain.loggers"},
     "hydra": {
@@ -156,6 +157,7 @@ def test_only_hooked_networks_hook_modules() -> None:
     users = {MODULES[path] for path in FILES if "register_forward" in path.read_text()}
     assert users == {"itrain.networks.answer", "itrain.networks.planned"}
     made_of = {"itrain.networks.hooks", "itrain.networks.attached", "itrain.networks.calls", "itrain.networks.replay"}
+    made_of |= {"itrain.networks.nnsight"}
     for path in FILES:
         names = {name for name in imports(path) if name in users}
         assert not names or any(MODULES[path].startswith(each) for each in made_of), f"{MODULES[path]} imports {names}"
@@ -207,6 +209,8 @@ for name in {modules!r}:
     importlib.import_module(name)
 assert logging.getLogger().handlers == handlers, "root logger"
 assert torch.equal(torch.get_rng_state(), seed), "seeds"
+import sys
+assert "nnsight" not in sys.modules, "a library that changes the process"
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment()

@@ -69,8 +69,9 @@ def test_blocks_are_short_run_in_order_and_print_what_is_shown(tmp_path, monkeyp
 
 @pytest.mark.filterwarnings("default")  # which the other library gives
 @pytest.mark.parametrize("library", ["pyvene", "nnsight"])
-def test_twins_of_another_library_give_the_same(library):
-    space: dict[str, Any] = {library: pytest.importorskip(library)}
+def test_twins_of_another_library_give_the_same(library, request):
+    found = request.getfixturevalue(library) if library == "nnsight" else pytest.importorskip(library)
+    space: dict[str, Any] = {library: found}
     compared = 0
     for each in blocks("coming_from.md"):
         if each["library"] in (None, library):

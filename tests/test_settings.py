@@ -137,6 +137,10 @@ def sweep_trainer(cfg: Any, folder: Path) -> None:
     jobs.make_trainer(cfg)
 
 
+def network(cfg: Any, folder: Path) -> None:
+    experiment._network(cfg, models.load_embedded(), folder, trainable=False)
+
+
 def launch(cfg: Any, folder: Path) -> None:
     launching.launch(print, [{}], launcher=cfg.launcher, folder=folder, name="x")
 
@@ -151,7 +155,7 @@ class Tally:
 
     def tries(self, words: list[str], place: str, build: Callable[[Any, Path], object], folder: Path) -> None:
         """Set every argument of the call at a place: each is refused, or all that are left reach the constructor."""
-        cfg = compose(words, sweeps=build is not fit)
+        cfg = compose(words, sweeps=build not in (fit, network))
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         check(plain)
         call = next(call for call in calls_in(plain) if call.place == place)
@@ -191,7 +195,7 @@ def test_every_argument_of_every_constructor_acts_or_is_refused(
             if target in seen or (group == "launcher" and choice not in INSTALLED):
                 continue
             seen.add(target)
-            tally.tries(words, group, launch if group == "launcher" else fit, tmp_path)
+            tally.tries(words, group, {"launcher": launch, "network": network}.get(group, fit), tmp_path)
     for words in FACTORIES:
         place = words[-1].partition("=")[0]
         needed = [f"{place}.rank=2"] if "Subspace" in words[-1] else []

@@ -6,5 +6,6 @@ from itrain.models.loading import ANSWER as ANSWER
 from itrain.models.loading import TINY_WORLD as TINY_WORLD
 from itrain.models.loading import load_embedded as load_embedded
 from itrain.models.loading import load_pretrained as load_pretrained
+from itrain.models.served import load_unloaded as load_unloaded
 from itrain.models.twin import with_random_weights as with_random_weights
 from itrain.weights import fingerprint as fingerprint

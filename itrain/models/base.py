@@ -13,7 +13,7 @@ from torch import nn
 from itrain.architectures import unwrap
 from itrain.identity import fingerprint_and_identity
 from itrain.inputs import Acts
-from itrain.networks.hooks import HookedNetwork
+from itrain.networks.choose import plain_network
 from itrain.placements import Placements
 from itrain.runs.activations import Activations, read
 from itrain.runs.edits import Acting
@@ -102,7 +102,7 @@ class BaseModel:
     @cached_property
     def _runner(self) -> Runner:
         # As the user has left it: trainable weights stay so.
-        return Runner(network=HookedNetwork(self.model, trainable=True), tokenizer=self.tokenizer)
+        return Runner(network=plain_network(self.model, trainable=True), tokenizer=self.tokenizer)
 
     def __repr__(self) -> str:
         weights = sum(parameter.numel() for parameter in self.model.parameters())

@@ -8,6 +8,7 @@ import torch
 
 from itrain.architectures import unwrap
 from itrain.models.base import BaseModel, ModelError
+from itrain.weights import served_by
 
 
 def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
@@ -21,6 +22,10 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
     """
     model = unwrap(base_model.model)
     remedy = "set sweep.random_model=false to go without"
+    if served_by(model) is not None:
+        raise ModelError(
+            f"model '{base_model.name}': it is on a server, and would have its randomly initialised twin here; {remedy}"
+        )
     with torch.random.fork_rng(devices=[]):
         # The CPU's alone: an accelerator's draws go on where they were.
         torch.default_generator.manual_seed(seed)

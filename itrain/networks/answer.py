@@ -60,7 +60,7 @@ def answer_only(
         name = type(model).__name__
         raise ValueError(f"{name} has no language-model head, so it has no logits at answer tokens; load it with one")
     tokens = next((arguments[name].shape[1] for name in READ if name in arguments), None)
-    stack.callback(head.register_forward_pre_hook(partial(_keep_rows, at, tokens)).remove)
+    stack.callback(head.register_forward_pre_hook(partial(keep_rows, at, tokens)).remove)
     if candidates is None:
         return
     candidates = candidates.clone() if candidates.is_inference() else candidates
@@ -94,7 +94,7 @@ def each_answer(output: Any, lanes: Sequence[Lane]) -> list[Tensor]:
     return list(answer.split(inputs.batch_size))
 
 
-def _keep_rows(at: Answers, tokens: int | None, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def keep_rows(at: Answers, tokens: int | None, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Only what the head makes of the answer tokens: the vocabulary is a small model's widest layer."""
     if tokens is not None and args[0].shape[1] != tokens:
         raise ValueError(

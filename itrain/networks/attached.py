@@ -23,6 +23,7 @@ from itrain.networks.calls import Call, Calls, Prompt, eagerly
 from itrain.networks.lane import EditAt, Edits, Lane, Steps, in_words, require_acts, require_strength, scaled
 from itrain.networks.planned import Planned, Route, add_to_output, recompute_alike
 from itrain.sites import Site
+from itrain.weights import served_by
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,10 +52,15 @@ class Attached(ABC):
         strength: how much of the change is applied.
 
     Raises:
-        ValueError: the strength is not finite.
+        ValueError: the strength is not finite, or the model runs on a server.
     """
 
     def __init__(self, model: nn.Module, *, strength: float) -> None:
+        if served_by(model) is not None:
+            raise ValueError(
+                f"{type(model).__name__} runs on a server, so that nothing can be attached to it; use the verbs of its "
+                "network, or load the model here"
+            )
         self.model, self.strength = model, require_strength(strength)
         self._stack: ExitStack | None = None
 

@@ -9,7 +9,17 @@ from torch import nn
 from itrain.bounds import require_at_least
 from itrain.networks.base import Network
 from itrain.networks.hooks import HookedNetwork
+from itrain.networks.nnsight import RemoteNetwork
 from itrain.networks.replay import Replay, ReplayNetwork, obstacle
+from itrain.weights import served_by
+
+
+def plain_network(model: nn.Module, *, trainable: bool = False) -> HookedNetwork:
+    """The model's network without replay: under plain hooks, or on the server where its weights are."""
+    served = served_by(model)
+    if served is None:
+        return HookedNetwork(model, trainable=trainable)
+    return RemoteNetwork(model, remote="local" if Path(served.repo_id).is_dir() else True)
 
 
 def make_network(
@@ -31,6 +41,8 @@ def make_network(
     """
     require_at_least(0, budget_gib=budget_gib)
     require_at_least(1, uses=uses)
+    if served_by(model) is not None:
+        raise ValueError("the model is on a server, where nothing is replayed; choose network=nnsight")
     hooked = HookedNetwork(model, trainable=trainable)
     reason = "replay is off" if replay == "off" else obstacle(model) if replay == "auto" else None
     if reason is None:

@@ -5,8 +5,9 @@ Tensor letters: B batch, P positions, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,15 +154,21 @@ class HookedNetwork(Network):
             )
         if self.training and not self.trainable:
             self.eval()
+        run = partial(
+            generate,
+            self.call.model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            end=end,
+            generators=generators,
+            settings={**settings, "synced_gpus": True} if self.in_step else settings,
+        )
+        return self.generated(prompts, edits, run)
+
+    def generated(self, prompts: ModelInputs, edits: Edits, run: Callable[[], Tensor]) -> Tensor:
+        """What a generation after the prompts gives while the edits act."""
         with AttachedEdits(self.model, edits, prompts=prompts):
-            made = generate(
-                self.call.model,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                end=end,
-                generators=generators,
-                settings={**settings, "synced_gpus": True} if self.in_step else settings,
-            )
+            made = run()
         self._reshard()
         return made
 

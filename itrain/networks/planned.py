@@ -98,9 +98,7 @@ class Planned:
         if site.step is not None and call != site.step:
             return activation
         if self.done and site.step is None:
-            raise RuntimeError(
-                f"site '{site}': its module is called several times in a run; name one call, for example '.step0'"
-            )
+            raise self.repeated()
         if self.with_gradient and not torch.is_grad_enabled():
             raise RuntimeError(
                 f"site '{site}': its module runs without gradients, as reentrant gradient checkpointing does, so "
@@ -130,6 +128,12 @@ class Planned:
         """The same for a second run of the module within one step, which does not end early."""
         return replace(self, with_gradient=False, until=())
 
+    def repeated(self) -> RuntimeError:
+        """The error of a run in which it could be the turn of several calls."""
+        return RuntimeError(
+            f"site '{self.site}': its module is called several times in a run; name one call, for example '.step0'"
+        )
+
     def missing(self) -> RuntimeError:
         """The error of a run in which it was never its turn."""
         calls = f"was called {self.calls} times" if self.calls else "was not called"
@@ -149,9 +153,9 @@ def install(acting: Sequence[Acting], stack: ExitStack, *, first: bool = False) 
             stack.enter_context(on_the_way(module, end, group))
             continue
         if end == "output":
-            handle = module.register_forward_hook(partial(_on_output, group), prepend=first)
+            handle = module.register_forward_hook(partial(on_output, group), prepend=first)
         else:
-            handle = module.register_forward_pre_hook(partial(_on_input, group), prepend=first, with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(on_input, group), prepend=first, with_kwargs=True)
         stack.callback(handle.remove)
 
 
@@ -207,7 +211,8 @@ def recompute_alike(
             stack.callback(setattr, block, CHECKPOINT, checkpoint)
 
 
-def _on_output(group: Sequence[Acting], module: nn.Module, args: Any, output: Any) -> Any:
+def on_output(group: Sequence[Callable[[Tensor], Tensor]], module: nn.Module, args: Any, output: Any) -> Any:
+    """The module's output after all that acts on it; None where nothing has changed it."""
     # Several outputs: the first is the activation, under whatever key in transformers' model outputs.
     key: Any = None if isinstance(output, Tensor) else next(iter(output)) if isinstance(output, Mapping) else 0
     activation: Any = output if key is None else output[key]
@@ -221,7 +226,10 @@ def _on_output(group: Sequence[Acting], module: nn.Module, args: Any, output: An
     return new if key is None else type(output)((new, *output[1:]))
 
 
-def _on_input(group: Sequence[Acting], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def on_input(
+    group: Sequence[Callable[[Tensor], Tensor]], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The module's arguments after all that acts on the first tensor of them; None where nothing has changed it."""
     key = None if args else next(key for key, value in kwargs.items() if isinstance(value, Tensor))
     activation: Tensor = args[0] if key is None else kwargs[key]
     new = activation

@@ -44,7 +44,7 @@ def inputs_of(given: Given, model: nn.Module, tokenizer: PreTrainedTokenizerBase
     if getattr(config, "is_encoder_decoder", False) and not isinstance(given, ModelInputs) and _has_head(model):
         inputs = _started(inputs, config)
     weight = next(model.parameters(), None)
-    return inputs if weight is None else inputs.to(weight.device)
+    return inputs if weight is None or weight.is_meta else inputs.to(weight.device)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, load_pretrained
-from itrain.networks.hooks import HookedNetwork
+from itrain.networks.choose import plain_network
 from itrain.shards import divided, gathered, is_first, is_sharded
 from itrain.training.base import Training
 from itrain.trust import QuotingError, TrustError, find, packages_of, read_json, require_names, require_readable, shown
@@ -204,7 +204,7 @@ def load(folder: str | Path, model: nn.Module | BaseModel | None = None, *, trus
     tokenizer = model.tokenizer if isinstance(model, BaseModel) else None
     model = model.model if isinstance(model, BaseModel) else model
     require_model(model, folder)
-    network = HookedNetwork(model, trainable=cls.trains_model)
+    network = plain_network(model, trainable=cls.trains_model)
     try:
         with limits:
             training = cls(network=network, **arguments)

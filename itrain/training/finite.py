@@ -210,7 +210,8 @@ def fault_in(training: Any) -> Fault | None:
 
 def fault_in_weights(network: Network) -> Fault | None:
     """The first weight of a base model that is not finite."""
-    name = _first(dict(network.model.named_parameters()))
+    here = {name: weight for name, weight in network.model.named_parameters() if not weight.is_meta}
+    name = _first(here)
     return Fault(f"the base model's weight '{name}' is not finite", None) if name is not None else None
 
 
