@@ -39,8 +39,8 @@ def identity(model: nn.Module) -> dict[str, Any]:
     """What the model computes, as plain data: its configuration or its modules' attributes, and projected weights.
 
     Functions that its code calls, and attributes that were changed after a model was made from its configuration, do
-    not enter. All processes that share a divided model must ask for it. A model on a server has its name and revision in
-    place of its weights.
+    not enter. All processes that share a divided model must ask for it. A model on a server has its name and revision
+    in place of its weights.
 
     Raises:
         WeightError: a weight has no values here.
