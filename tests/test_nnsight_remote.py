@@ -197,6 +197,11 @@ def test_what_a_server_cannot_do_is_refused(networks, inputs, unloaded):
     _, remote = networks
     with pytest.raises(ValueError, match="steps are not"):
         remote.read(inputs, sites("module:gpt_neox.layers.0.output.step1"))
+    layers = remote.model.gpt_neox.layers
+    layers[0].twice = layers[1].mlp
+    with pytest.raises(ValueError, match="several places"):
+        remote.read(inputs, sites("module:gpt_neox.layers.1.mlp.output"))
+    del layers[0].twice
     with pytest.raises(LibraryError, match="cannot be trained"):
         RemoteNetwork(unloaded.model, trainable=True, remote="local")
     with pytest.raises(LibraryError, match="was loaded here"):
