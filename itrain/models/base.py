@@ -20,7 +20,7 @@ from itrain.runs.edits import Acting
 from itrain.runs.given import Given
 from itrain.runs.run import Run, Runner
 from itrain.sites import Site, Sites
-from itrain.weights import fingerprint
+from itrain.weights import fingerprint, served_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +102,8 @@ class BaseModel:
     @cached_property
     def _runner(self) -> Runner:
         # As the user has left it: trainable weights stay so.
-        return Runner(network=plain_network(self.model, trainable=True), tokenizer=self.tokenizer)
+        network = plain_network(self.model, trainable=served_by(self.model) is None)
+        return Runner(network=network, tokenizer=self.tokenizer)
 
     def __repr__(self) -> str:
         weights = sum(parameter.numel() for parameter in self.model.parameters())
