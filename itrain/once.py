@@ -13,7 +13,6 @@ from torch import nn
 
 from itrain.factories import limits_of_model
 from itrain.models import BaseModel
-from itrain.models.served import served
 from itrain.placements import Placement
 from itrain.reports.silence import silence_others
 from itrain.signatures import ConfigError, nearest
@@ -124,7 +123,7 @@ def run_once(cfg: DictConfig, request: Request, *, intervenes: bool) -> None:
     if top is not None and (len(top) != 1 or top[0] < 1):
         raise ConfigError(f"top={request.top[0]}: expected how many tokens are printed, for example top=5")
     with limits_of_model(cfg.model._target_, None):
-        made = served(cfg.model, cfg.network.remote) if cfg.network.get("remote") else instantiate(cfg.model)
+        made = instantiate(cfg.model)
     if not isinstance(made, nn.Module | BaseModel):
         raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, and no nn.Module or BaseModel")
     model = made if isinstance(made, BaseModel) else BaseModel(model=made)

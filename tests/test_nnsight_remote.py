@@ -20,6 +20,7 @@ from itrain.identity import difference, identity
 from itrain.inputs import ModelInputs
 from itrain.models import BaseModel, ModelError, load_embedded, load_unloaded, with_random_weights
 from itrain.models.served import TINY
+from itrain.networks.choose import plain_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import EditAt
 from itrain.networks.nnsight import LibraryError, RemoteNetwork
@@ -197,6 +198,13 @@ def test_what_a_server_cannot_do_is_refused(networks, inputs, unloaded):
     _, remote = networks
     with pytest.raises(ValueError, match="steps are not"):
         remote.read(inputs, sites("module:gpt_neox.layers.0.output.step1"))
+    layers = remote.model.gpt_neox.layers
+    layers[0].twice = layers[1].mlp
+    with pytest.raises(ValueError, match="several places"):
+        remote.read(inputs, sites("module:gpt_neox.layers.1.mlp.output"))
+    del layers[0].twice
+    with pytest.raises(LibraryError, match="cannot be trained"):  # as an export of a co-trained model would
+        plain_network(unloaded.model, trainable=True)
     with pytest.raises(LibraryError, match="cannot be trained"):
         RemoteNetwork(unloaded.model, trainable=True, remote="local")
     with pytest.raises(LibraryError, match="was loaded here"):

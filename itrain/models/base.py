@@ -21,6 +21,7 @@ from itrain.runs.given import Given
 from itrain.runs.run import Run, Runner
 from itrain.shards import own_class
 from itrain.sites import Site, Sites
+from itrain.weights import served_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +103,8 @@ class BaseModel:
     @cached_property
     def _runner(self) -> Runner:
         # As the user has left it: trainable weights stay so.
-        return Runner(network=plain_network(self.model, trainable=True), tokenizer=self.tokenizer)
+        network = plain_network(self.model, trainable=served_by(self.model) is None)
+        return Runner(network=network, tokenizer=self.tokenizer)
 
     def __repr__(self) -> str:
         weights = sum(parameter.numel() for parameter in self.model.parameters())

@@ -15,11 +15,15 @@ from itrain.weights import served_by
 
 
 def plain_network(model: nn.Module, *, trainable: bool = False) -> HookedNetwork:
-    """The model's network without replay: under plain hooks, or on the server where its weights are."""
+    """The model's network without replay: under plain hooks, or on the server where its weights are.
+
+    Raises:
+        LibraryError: the model is on a server, and is to be trained itself.
+    """
     served = served_by(model)
     if served is None:
         return HookedNetwork(model, trainable=trainable)
-    return RemoteNetwork(model, remote="local" if Path(served.repo_id).is_dir() else True)
+    return RemoteNetwork(model, trainable=trainable, remote="local" if Path(served.repo_id).is_dir() else True)
 
 
 def make_network(

@@ -142,6 +142,14 @@ class RemoteNetwork(HookedNetwork):
                 f"site '{site}': on a server, activations of texts are read and edited, in a module's one call; "
                 "attention weights, maps and steps are not"
             )
+        names = [
+            name for name, module in self.model.named_modules(remove_duplicate=False) if module is route.location.module
+        ]
+        if len(names) > 1:
+            raise ValueError(
+                f"site '{site}': its module has several places in the model ({', '.join(names[:3])}), so that a run "
+                "calls it several times; name a module that is called once"
+            )
         return ".".join(route.path), route.location.end
 
     def _answering(self, at: Answers | None, candidates: Tensor | None) -> Answering:
