@@ -1,4 +1,4 @@
-"""On an accelerator: weights are streamed from files to the device, and a sharded model has the name of the whole one."""
+"""On an accelerator: weights are streamed from files to the device, and a sharded model has its name."""
 
 from __future__ import annotations
 
