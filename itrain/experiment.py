@@ -177,11 +177,12 @@ def open_model(
     ``trainer`` divides the model among processes, they are started first.
     """
     silence_others()
-    sharded = trainer is not None and isinstance(trainer.strategy, ShardedStrategy)
-    mesh = trainer.strategy.open(trainer) if sharded else None
+    mesh = None
+    if trainer is not None and isinstance(trainer.strategy, ShardedStrategy):
+        mesh = trainer.strategy.open(trainer)
     lightning.seed_everything(cfg.seed, verbose=False)
     base_model = base_model_of(cfg, mesh)
-    if sharded:
+    if trainer is not None and mesh is not None:
         # FSDP2 settles the precision of parts in their first run.
         trainer.precision_plugin.convert_module(base_model.model)
     threads = choose_threads(base_model.model, cfg.get("threads"))

@@ -139,17 +139,20 @@ def only_shapes(modules: Sequence[nn.Module]) -> Iterator[None]:
 
     Libraries that look at shapes would take a process's part for all.
     """
-    held = [(each, name, weight) for each in modules for name, weight in each._parameters.items() if is_sharded(weight)]
-    for each, name, weight in held:
-        assert weight is not None, "what is sharded is a weight"
-        shape = local(weight).new_empty(1).expand(weight.shape)
-        each._parameters[name] = nn.Parameter(shape, requires_grad=weight.requires_grad)
+    held: list[tuple[nn.Module, str, Any, nn.Parameter]] = []
+    for each in modules:
+        for name, weight in each.named_parameters(recurse=False):
+            if is_sharded(weight):
+                shape = local(weight).new_empty(1).expand(weight.shape)
+                held.append((each, name, weight, nn.Parameter(shape, requires_grad=weight.requires_grad)))
+    for each, name, _, shape in held:
+        each._parameters[name] = shape
     try:
         yield
     finally:
-        for each, name, weight in held:
+        for each, name, weight, shape in held:
             # Whoever was given the shape may have frozen it.
-            each._parameters[name] = weight.requires_grad_(each._parameters[name].requires_grad)
+            each._parameters[name] = weight.requires_grad_(shape.requires_grad)
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:

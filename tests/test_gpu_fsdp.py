@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,21 +28,29 @@ RUNS = {
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_and_group_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@contextmanager
+def in_a_group() -> Iterator[None]:
+    """A process's group and variables end with it, which this one outlives."""
     before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_shards_on_one_device_learn_what_the_whole_model_does(run: str) -> None:
     words = [*RUNS[run], *WORDS]
     assert main(["fit", *words, "trainer=gpu", "network.replay=off", "output=whole"]) == 0
-    assert main(["fit", *words, "trainer=fsdp", "trainer.devices=1", "output=sharded"]) == 0
+    with in_a_group():
+        assert main(["fit", *words, "trainer=fsdp", "trainer.devices=1", "output=sharded"]) == 0
     whole, sharded = (only_run(Path(folder)) for folder in ("whole", "sharded"))
     near = 5e-2 if run == "clipped" else 1e-4
     require_alike(state(sharded), state(whole), rel=near)

@@ -93,8 +93,9 @@ class HookedNetwork(Network):
             for part in (each if isinstance(each, EditAt) else EditAt(*each)).parts
         ]
         parts = {each: each.route.gathered_in for each in reads} if learns and self.in_step else {}
+        ends: dict[nn.Module, Tensor] = {}
         with suppress(AllRead), ExitStack() as stack:
-            ends = outputs_of(dict.fromkeys(part for part in parts.values() if part is not None), stack)
+            outputs_of(dict.fromkeys(part for part in parts.values() if part is not None), ends, stack)
             self.run(inputs.arguments, [*edited, *reads], answers([lane]))
         for each, part in parts.items():
             if part is not None and each.read is not None:

@@ -169,16 +169,14 @@ def add_to_output(module: nn.Module, added: Callable[[Tensor], Tensor], stack: E
     stack.callback(handle.remove)
 
 
-def outputs_of(modules: Iterable[nn.Module], stack: ExitStack) -> dict[nn.Module, Tensor]:
-    """The outputs of modules, which are there after their calls, until the stack is left."""
-    found: dict[nn.Module, Tensor] = {}
+def outputs_of(modules: Iterable[nn.Module], found: dict[nn.Module, Tensor], stack: ExitStack) -> None:
+    """Put the outputs of modules into ``found`` as they are called, until the stack is left."""
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         found[module] = output if isinstance(output, Tensor) else next(iter(output))
 
     for module in modules:
         stack.callback(module.register_forward_hook(keep).remove)
-    return found
 
 
 def surround(

@@ -145,17 +145,17 @@ class Interchange(nn.Module):
             for variable, source in batch.sources.items():
                 rows = batch.rows(variable)
                 sites = [each.read for each in placements if each.variables is None or variable in each.variables]
-                some = rows is not None and not self.network.in_step
-                if not sites or (some and not len(rows)):
+                ran = None if self.network.in_step else rows
+                if not sites or (ran is not None and not len(ran)):
                     found[variable] = {}
                     continue
-                taken = source.take(rows) if some else source
+                taken = source if ran is None else source.take(ran)
                 if isinstance(taken, IntervenedInputs):
                     edits = self.edits(taken, interventions, self.read(taken, interventions))
                     found[variable] = self.network.read(taken, sites, edits)
                 else:
                     found[variable] = self.network.read(taken, sites)
-                if rows is not None and not some:
+                if rows is not None and ran is None:
                     kept = {site: each[rows.to(each.device)] for site, each in found[variable].items()}
                     found[variable] = kept
         return found
