@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from itrain.cli import main
+from itrain.networks.base import Network
 from tests.sharded import (
     DESCENT,
     EXAMPLES,
@@ -130,6 +131,15 @@ def test_a_sharded_run_tests_and_exports_what_was_saved() -> None:
     assert in_processes("export", f"ckpt={run}", "trainer=fsdp_cpu", "trust=[tests]", "output=out").returncode == 0
     (written,) = Path("out").rglob("intervention.safetensors")
     require_alike(load_file(written), load_file(run / "export" / "intervention.safetensors"))
+
+
+def test_processes_that_could_make_different_runs_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Network, "in_step", True)
+    assert main(["fit", "recipe=reft_style", "training.acts=generated", *EXAMPLES, "trainer=cpu"]) != 0
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("itrain:")]
+    assert "act on 'all'" in line
 
 
 def test_sharding_without_a_gpu_names_the_trainer_that_needs_none(capsys: pytest.CaptureFixture[str]) -> None:

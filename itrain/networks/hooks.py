@@ -92,10 +92,12 @@ class HookedNetwork(Network):
             for each in edits
             for part in (each if isinstance(each, EditAt) else EditAt(*each)).parts
         ]
-        parts = {each: each.route.gathered_in for each in reads} if learns and self.in_step else {}
+        sharded = learns and hasattr(self.model, "reshard")
+        parts = {each: each.route.gathered_in for each in reads} if sharded else {}
         ends: dict[nn.Module, Tensor] = {}
         with suppress(AllRead), ExitStack() as stack:
-            outputs_of(dict.fromkeys(part for part in parts.values() if part is not None), ends, stack)
+            if parts:
+                outputs_of(dict.fromkeys(part for part in parts.values() if part is not None), ends, stack)
             self.run(inputs.arguments, [*edited, *reads], answers([lane]))
         for each, part in parts.items():
             if part is not None and each.read is not None:
@@ -232,7 +234,7 @@ class HookedNetwork(Network):
                 made = {name for name, each in arguments.items() if isinstance(each, Tensor) and each.is_inference()}
                 arguments = {name: each.clone() if name in made else each for name, each in arguments.items()}
             output = self.model(**forward.arguments(arguments))
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and hasattr(self.model, "reshard"):
             self._reshard()
         for each in planned:
             if not each.done:

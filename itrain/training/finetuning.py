@@ -212,6 +212,11 @@ class RepresentationFinetuning(Finetuning):
         super().check(data)
         inputs = data.datasets["train"].examples.inputs
         longest = 0 if inputs.tokens is None else int((inputs.extent[1] - inputs.tokens[:, 1]).max())
+        if self.network.in_step and self.acts not in ("prompt", "all"):
+            raise ValueError(
+                f"acts={self.acts}: a process whose responses all lack such tokens would make other runs than those "
+                "with which it shares the model's weights; act on 'all', or train with trainer=ddp"
+            )
         first, said = (min(self.acts), list(self.acts)) if isinstance(self.acts, tuple) else (0, self.acts)
         if said not in ("prompt", "all") and first >= longest:
             raise ValueError(

@@ -145,7 +145,7 @@ class Interchange(nn.Module):
             for variable, source in batch.sources.items():
                 rows = batch.rows(variable)
                 sites = [each.read for each in placements if each.variables is None or variable in each.variables]
-                ran = None if self.network.in_step else rows
+                ran = None if rows is None or self.network.in_step else rows
                 if not sites or (ran is not None and not len(ran)):
                     found[variable] = {}
                     continue
