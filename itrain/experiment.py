@@ -154,14 +154,21 @@ def export(cfg: DictConfig, folder: Path, *, tests: bool = False) -> Parts:
     return parts
 
 
-def open_model(cfg: DictConfig, folder: Path, *, trainable: bool = False, like: Opened | None = None) -> Opened:
-    """Load the model, and make its task and data; nothing is sampled yet.
+def open_model(
+    cfg: DictConfig,
+    folder: Path,
+    *,
+    trainable: bool = False,
+    like: Opened | None = None,
+    base_model: BaseModel | None = None,
+) -> Opened:
+    """Load the model unless it is given, and make its task and data; nothing is sampled yet.
 
     Where the model computes what that of ``like`` does, its network is reused, with its cache.
     """
     silence_others()
     lightning.seed_everything(cfg.seed, verbose=False)
-    base_model = base_model_of(cfg)
+    base_model = base_model_of(cfg) if base_model is None else base_model
     threads = choose_threads(base_model.model, cfg.get("threads"))
     open_network = partial(_network, cfg, folder=folder, trainable=trainable)
     same = like is not None and like.base_model.fingerprint == base_model.fingerprint
@@ -209,7 +216,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
     elif cfg.ckpt is not None:
         require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
-    sites = _placements(cfg.site)
+    sites = placements_of(cfg.site)
     with _limits(cfg):
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
     if isinstance(cfg.training.get("under"), str):
@@ -246,7 +253,7 @@ def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable:
     return instantiate(cfg.network)(**additions("network", cfg.network, known))
 
 
-def _placements(site: Any) -> list[Placement | Site]:
+def placements_of(site: Any) -> list[Placement | Site]:
     """What a configuration's site says: sites where these say all, or placements, with their own factories."""
     node = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
     found = [] if node is None else instantiate({"site": node}, _convert_="all")["site"]

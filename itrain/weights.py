@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -34,6 +35,25 @@ class Weight(NamedTuple):
 
     name: str
     value: Tensor
+
+
+_shapes_alone = False
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Within it, models have shapes and no values, as where a run is planned: each value that is looked at counts 0."""
+    global _shapes_alone
+    before, _shapes_alone = _shapes_alone, True
+    try:
+        yield
+    finally:
+        _shapes_alone = before
+
+
+def without_values() -> bool:
+    """Whether models have shapes alone just now."""
+    return _shapes_alone
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -100,6 +120,8 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
     """The weight as an ordinary tensor, wherever it lies."""
     if nn.parameter.is_lazy(value):
         raise WeightError(f"{type(model).__name__}: the weight '{name}' is not initialised; run the model once")
+    if without_values():
+        return torch.zeros((), dtype=value.dtype).expand(value.shape)
     value = value.detach()
     if value.is_meta:
         path, _, leaf = name.rpartition(".")
