@@ -127,6 +127,8 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _sweep(stop, words)
     if verb == "export":
         return _export(words)
+    if verb == "plan":
+        return _plan(words)
     words = _fetched(words)
     configuration = config.request(words, tests=verb == "test")
     if verb == "show":
@@ -220,6 +222,18 @@ def _export(words: Sequence[str]) -> int:
 
     for line in run_export(words):
         print(line, flush=True)
+    return 0
+
+
+def _plan(words: Sequence[str]) -> int:
+    from itrain.planning import report
+    from itrain.planning.estimate import estimate
+
+    configuration = config.request(list(words))
+    if configuration.export is not None or configuration.ckpt is not None:
+        raise ConfigError("plan is of a fit that begins: leave export and ckpt out")
+    with one_line(configuration):
+        print("\n".join(report.lines(estimate(configuration), report.room(configuration))), flush=True)
     return 0
 
 

@@ -170,8 +170,9 @@ def open_model(
     trainable: bool = False,
     like: Opened | None = None,
     trainer: lightning.Trainer | None = None,
+    base_model: BaseModel | None = None,
 ) -> Opened:
-    """Load the model, and make its task and data; nothing is sampled yet.
+    """Load the model unless it is given, and make its task and data; nothing is sampled yet.
 
     Where the model computes what that of ``like`` does, its network is reused, with its cache. Where the strategy of
     ``trainer`` divides the model among processes, they are started first.
@@ -181,7 +182,7 @@ def open_model(
     if trainer is not None and isinstance(trainer.strategy, ShardedStrategy):
         mesh = trainer.strategy.open(trainer)
     lightning.seed_everything(cfg.seed, verbose=False)
-    base_model = base_model_of(cfg, mesh)
+    base_model = base_model_of(cfg, mesh) if base_model is None else base_model
     if trainer is not None and mesh is not None:
         # FSDP2 settles the precision of parts in their first run.
         trainer.precision_plugin.convert_module(base_model.model)
@@ -239,7 +240,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         require_model(opened.base_model.model, cfg.export)  # before the module changes it, as adapters do
     elif cfg.ckpt is not None:
         require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
-    sites = _placements(cfg.site)
+    sites = placements_of(cfg.site)
     with _limits(cfg):
         module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
     if isinstance(cfg.training.get("under"), str):
@@ -277,7 +278,7 @@ def _network(cfg: DictConfig, base_model: BaseModel, folder: Path, *, trainable:
     return instantiate(cfg.network)(**additions("network", cfg.network, known))
 
 
-def _placements(site: Any) -> list[Placement | Site]:
+def placements_of(site: Any) -> list[Placement | Site]:
     """What a configuration's site says: sites where these say all, or placements, with their own factories."""
     node = OmegaConf.to_container(site) if OmegaConf.is_config(site) else site
     found = [] if node is None else instantiate({"site": node}, _convert_="all")["site"]

@@ -24,6 +24,7 @@ usage: itrain <verb> [key=value ...]        (or python -m itrain ...)
 
 verbs
   fit       train and evaluate; write checkpoint, export, metrics and figure to outputs/<recipe>/<time>/
+  plan      say what a fit would take of memory and operations, without loading the model
   sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps and controls
   report    one page for one or several finished sweeps: report <folder> [<folder> ...] [output=<file>]
   dashboard lay out finished sweeps in W&B: dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>]
@@ -73,6 +74,18 @@ examples
   itrain fit recipe=das_gender intervention.rank=4 training.optimizer.lr=1e-3 seed=1
   itrain fit recipe=das_gender trainer=early_stopping trainer.callbacks.early_stopping.patience=3
   itrain fit ckpt=outputs/das_gender/2025-01-31_12-00-00 trainer.max_epochs=20
+""",
+    "plan": """\
+usage: itrain plan [recipe=<name or file>] [key=value ...]
+
+Says what `itrain fit` with the same words would take, from the configuration and the model's config.json alone, without
+weights or a network: the bytes of weights, caches, optimizer and a step's tensors on one device at their peak, the
+operations of a step, and what replay does. A configuration that a fit refuses is refused in the same words. Sweeps are
+planned by one of their fits. What kernels take within one operation, and the interpreter itself, are not counted.
+
+examples
+  itrain plan recipe=das_gender
+  itrain plan recipe=das_gender_pythia model=llama-3.1-8b trainer=fsdp trainer.devices=4
 """,
     "sweep": """\
 usage: itrain sweep [recipe=<name or file>] [sweep.<key>=<value> ...] [key=value ...]
@@ -215,7 +228,7 @@ examples
 """,
 }
 
-VERBS = ("fit", "sweep", "report", "dashboard", "test", "export", "generate", "run", "show", "list")
+VERBS = ("fit", "plan", "sweep", "report", "dashboard", "test", "export", "generate", "run", "show", "list")
 
 
 def help_on(verb: str) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -123,6 +124,25 @@ def served_by(model: nn.Module) -> Any:
     return unwrap(model).__dict__.get("served")
 
 
+_shapes_alone = False
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Within it, models have shapes and no values, as where a run is planned: each value that is looked at counts 0."""
+    global _shapes_alone
+    before, _shapes_alone = _shapes_alone, True
+    try:
+        yield
+    finally:
+        _shapes_alone = before
+
+
+def without_values() -> bool:
+    """Whether models have shapes alone just now."""
+    return _shapes_alone
+
+
 def fingerprint(model: nn.Module) -> str:
     """A short name for the model's weights: a hash of their shapes and of values of every row and column.
 
@@ -188,6 +208,8 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
     """The weight as an ordinary tensor, wherever it lies, or as a divided one."""
     if nn.parameter.is_lazy(value):
         raise WeightError(f"{own_class(model).__name__}: the weight '{name}' is not initialised; run the model once")
+    if without_values():
+        return torch.zeros((), dtype=value.dtype).expand(value.shape)
     value = value.detach()
     if value.is_meta:
         path, _, leaf = name.rpartition(".")

@@ -31,6 +31,7 @@ from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, Task, TextTask
 from itrain.tasks.contract import check_task, pair_identity
 from itrain.tasks.tokens import shown
+from itrain.weights import without_values
 
 ROUNDS = 20
 """How often the sampler is asked for more pairs while the filter leaves too few."""
@@ -264,6 +265,9 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     @torch.no_grad()
     def _right(self, pairs: Sequence[Pair], split: Split) -> list[bool]:
         """Whether the base model answers base and sources correctly, at any depth, by the rule of ``keep``."""
+        if without_values():
+            self.model_accuracy[split] = float("nan")
+            return [True] * len(pairs)
         of_pairs: list[list[Setting]] = [list(pair.settings()) for pair in pairs]
         settings = [setting for of_pair in of_pairs for setting in of_pair]
         others = labels(self.task, self.task.outputs)

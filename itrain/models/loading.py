@@ -108,7 +108,7 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
                 f"model '{name}': its files have no language-model head, so it has activations and no answers",
                 stacklevel=2,
             )
-        tokenizer = _load_tokenizer(source, revision)
+        tokenizer = load_tokenizer(source, revision)
     except Exception as error:  # damaged files raise of every kind
         reason = printable(next(iter(str(error).strip().splitlines()), ""))
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
@@ -187,7 +187,7 @@ def _require_answer(base_model: BaseModel, file: Path) -> None:
     )
 
 
-def _load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside the weights; None where there is none, for which transformers makes one without words."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config

@@ -15,6 +15,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import Edit, EditAt, Edits
 from itrain.networks.replay.compiled import CompileError
 from itrain.networks.replay.eligible import precision
+from itrain.weights import without_values
 
 TOLERANCE = 1e-4
 """How far a replay's answer and gradient may be from plain hooks', relative to their norms."""
@@ -41,6 +42,8 @@ class Probed(NamedTuple):
         A gradient's norm counts as no less than ``least`` of what gradients of such sums are like: all of one that is 0
         but for rounding may differ.
         """
+        if without_values():
+            return 0.0
         size = max((float(each.norm()) for each in values.values()), default=1.0)
         usual = sum(float(each.norm()) for each in expected.results) / max(size, 1e-30)
         scale = least * max([usual, *(float(each.norm()) for each in expected.gradients)])
