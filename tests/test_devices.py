@@ -177,6 +177,19 @@ def test_seeds_are_dealt_too_and_a_wrong_request_is_one_line(capsys: pytest.Capt
     assert len(told) == 1 and "there is no layer 9" in told[0]
 
 
+@pytest.mark.slow
+def test_two_processes_that_share_each_job_leave_the_table_of_one(finished: Path) -> None:
+    command = [sys.executable, "-m", "itrain", *SWEEP, "trainer=ddp_cpu", "output=shared"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = only_run("shared")
+    frames = [read_results(each).drop(columns=["seconds", "command"]) for each in (folder, finished)]
+    pandas.testing.assert_frame_equal(*frames, atol=1e-5)
+    (took,) = json.loads((folder / "wall_time.json").read_text())
+    assert took["processes"] == 2 and "wall time" in done.stdout
+    assert done.stdout.count("best sites: accuracy") == 1
+
+
 def test_each_worker_has_neighbours_and_takes_over_those_of_the_longest_share() -> None:
     deal = Deal(9, 3)
     assert [deal.take(worker, alone=False) for worker in (0, 1, 2, 0, 0)] == [0, 3, 6, 1, 2]

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import distributed
 
 from itrain.experiment import Opened, open_model
 from itrain.files import write_json
 from itrain.loggers.base import SweepLog
+from itrain.owned import runs_on_all_devices
+from itrain.processes import rank
 from itrain.reports.curves import save_curves
 from itrain.reports.heat_maps import save_comparison, save_heat_maps
 from itrain.reports.html import REPORT, write_report
 from itrain.reports.sweeps import SweepProgress, show_sweep
 from itrain.results.summary import summarise
-from itrain.results.table import JOBS, collect, read_rows, require_rows, write
+from itrain.results.table import JOBS, collect, read_rows, require_rows, table_of_jobs, write
 from itrain.results.tokens import save_tokens
 from itrain.sweeps.devices import Devices, Pool, told
 from itrain.sweeps.grid import Grid
@@ -41,7 +44,7 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
 
     Fits of one layer are trained as a cohort, probes of all sites in one fit. A failed job is reported at the end and
     stops no other. Jobs run one after the other in this process, or where a launcher runs them; the results are the
-    same.
+    same. Under DDP all processes share each job, a failed one ends the sweep, and the first process writes.
 
     Args:
         cfg: the configuration of a fit, with a grid in ``sweep`` and perhaps a ``launcher``.
@@ -54,12 +57,14 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
     folder = folder.absolute()
     (folder / JOBS).mkdir(exist_ok=True)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    log = SweepLog(logger=make_logger(cfg, folder), folder=folder, configuration=resolved)
+    logger = make_logger(cfg, folder) if rank() == 0 else None
+    log = SweepLog(logger=logger, folder=folder, configuration=resolved)
     start, processes, redone = time.monotonic(), 1, 0
-    with SweepProgress(quiet=not cfg.trainer.get("enable_progress_bar", True)) as progress:
+    with SweepProgress(quiet=rank() > 0 or not cfg.trainer.get("enable_progress_bar", True)) as progress:
         finished = Finished(folder=folder, progress=progress, log=log)
         if cfg.get("launcher") is None:
             failed = _run_here(cfg, folder, grid.seeds, finished)
+            processes = _count_processes()
         else:
             with _launched(cfg, folder, progress) as launcher:
                 failed = _run_launched(cfg, folder, grid.seeds, finished, launcher)
@@ -69,6 +74,8 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
         raise RunError(missing)
     finished.require_known()
     took = WallTime(seconds=time.monotonic() - start, processes=processes, redone=redone)
+    if rank() > 0:
+        return table_of_jobs(folder)
     took.keep(folder)
     frame = collect(folder)
     (summary,) = summarise([folder])
@@ -123,7 +130,7 @@ class Part:
         for name, job in self.jobs.items():
             if (file := _rows_of(self.folder, name)).is_file():
                 require_rows(file, [identity(fit, self.grid) for fit in job.fits])
-        if self.cfg.seed == self.grid.seeds[0]:
+        if self.cfg.seed == self.grid.seeds[0] and rank() == 0:
             inputs, sites = self.opened.data.edited()[0], self.grid.all_sites(self.opened)
             save_tokens(inputs, sites, self.opened.base_model.tokenizer, self.folder)
         return {name: len(job.fits) for name, job in self.jobs.items()}
@@ -132,7 +139,9 @@ class Part:
         """Run a job and write its rows, unless its file exists."""
         file = _rows_of(self.folder, name)
         if not file.is_file():
-            write(self.jobs[name].run(self.cfg, self.opened, self.grid), file)
+            rows = self.jobs[name].run(self.cfg, self.opened, self.grid)
+            if rank() == 0:
+                write(rows, file)
 
 
 def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = None) -> Part:
@@ -192,9 +201,19 @@ def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Fin
             finished.wait_for(name)
             outcome = attempt(part.run, name=name)
             if isinstance(outcome, Failure):
+                if runs_on_all_devices(cfg.trainer):
+                    # The others may wait for this process within the job.
+                    raise RunError(f"{name}: {outcome.message}")
                 failed[name] = outcome.message
             finished.tell()
+    if _count_processes() > 1:
+        distributed.barrier()  # or some might miss the rows of the last job
     return failed
+
+
+def _count_processes() -> int:
+    """The processes that have shared each job."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 @contextmanager
