@@ -183,8 +183,8 @@ def test_two_processes_that_share_each_job_leave_the_table_of_one(finished: Path
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = only_run("shared")
-    frames = [read_results(each).drop(columns=["seconds", "command"]) for each in (folder, finished)]
-    pandas.testing.assert_frame_equal(*frames, atol=1e-5)
+    mine, theirs = (read_results(each).drop(columns=["seconds", "command"]) for each in (folder, finished))
+    pandas.testing.assert_frame_equal(mine, theirs, atol=1e-5)
     (took,) = json.loads((folder / "wall_time.json").read_text())
     assert took["processes"] == 2 and "wall time" in done.stdout
     assert done.stdout.count("best sites: accuracy") == 1
@@ -261,7 +261,7 @@ def test_a_sweep_goes_on_with_the_processes_that_it_has_asked_for(finished: Path
     saved.launcher = {"_target_": "itrain.sweeps.devices.Devices", "processes": 2}
     OmegaConf.save(saved, tmp_path / "config.yaml")
     assert config.of_folder(tmp_path).launcher.processes == 2
-    saved.launcher.command = "rm"
+    saved.launcher = {"_target_": "itrain.sweeps.devices.Devices", "command": "rm"}
     OmegaConf.save(saved, tmp_path / "config.yaml")
     with pytest.raises(config.ConfigError, match="a launcher can run any command"):
         config.of_folder(tmp_path)
