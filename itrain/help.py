@@ -41,7 +41,7 @@ examples
   itrain fit recipe=das_gender
   itrain fit recipe=das_gender intervention.rank=4 site.layer=3 trainer.max_epochs=3
   itrain sweep recipe=das_vs_probe_gender sweep.layers=[2,4]
-  itrain sweep recipe=das_vs_probe_gender launcher=joblib launcher.n_jobs=2
+  itrain sweep recipe=das_vs_probe_gender launcher=devices launcher.processes=2
   itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
   itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00
   itrain fit recipe=path/to/my_recipe.yaml model=hf model.name=path/to/model
@@ -103,7 +103,7 @@ keys
   sweep.seeds        [0]; each gives its own data, model and start
   sweep.patience     epochs without a lower validation loss after which a fit stops
   sweep.random_model fits once more on a randomly initialised model, as a control
-  launcher           joblib, slurm or ray; the other keys are those of fit, without site and intervention
+  launcher           devices, joblib, slurm or ray; the other keys are those of fit, without site and intervention
 
 examples
   itrain sweep recipe=das_vs_probe_gender

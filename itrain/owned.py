@@ -53,7 +53,7 @@ FILLED: Mapping[str, frozenset[str]] = {
 """By part, the arguments that the run fills in where the configuration says nothing or null."""
 
 
-_ONE_DEVICE = "a sweep runs on one device; to use more, start a sweep for each part of the layers"
+_ONE_DEVICE = "launcher=devices deals the jobs of a sweep to several devices; trainer=ddp runs each job on all of them"
 
 IN_SWEEPS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "callbacks": ((None, [], {}), "the fits of a sweep have none; leave them out, or use sweep.patience=<n>"),
@@ -96,12 +96,18 @@ def additions(part: str, node: Mapping[str, Any], known: Mapping[str, Callable[[
     return {name: make() for name, make in known.items() if name in owned or node.get(name) is None}
 
 
+def runs_on_all_devices(trainer: Mapping[str, Any]) -> bool:
+    """Whether several processes share each fit of a sweep, by DDP."""
+    return str(trainer.get("strategy")).startswith("ddp")
+
+
 def refuse_in_sweeps(trainer: Mapping[str, Any]) -> None:
     """Refuse arguments of the trainer that a sweep cannot honour.
 
     Raises:
         ConfigError: naming the argument and the remedy.
     """
+    together = runs_on_all_devices(trainer)
     for name, (honoured, remedy) in IN_SWEEPS.items():
-        if trainer.get(name) not in honoured:
+        if trainer.get(name) not in honoured and not (together and remedy is _ONE_DEVICE):
             raise ConfigError(f"trainer.{name}: {remedy}")

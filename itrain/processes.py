@@ -191,11 +191,15 @@ class Processes:
 def follow_parent() -> None:
     """In a worker of joblib: end it once the run is gone, for whose next call it would wait."""
     parent = os.environ.get(PARENT)
-    if parent is None or _following or not multiprocessing.current_process().name.startswith("LokyProcess"):
-        return
+    if parent is not None and not _following and multiprocessing.current_process().name.startswith("LokyProcess"):
+        follow(int(parent))
+
+
+def follow(parent: int) -> None:
+    """End this process once the one that has started it is gone."""
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while os.getppid() == parent:
             time.sleep(TICK)
         os._exit(1)
 

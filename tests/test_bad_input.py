@@ -239,8 +239,9 @@ sweep sweep.methods={a:{_target_:DAS,rank:3}} | sweep.methods.a.rank: set sweep.
 sweep sweep.methods={a:{_target_:pathlib.Path}} | sweep.methods.a: Path is neither an intervention nor a training
 sweep sweep.ranks=[nan]                 | sweep.ranks[0]: expected a finite number
 sweep trainer=early_stopping            | trainer.callbacks: the fits of a sweep have none
-sweep trainer.devices=2                 | trainer.devices: a sweep runs on one device
-sweep trainer.strategy=ddp              | trainer.strategy: a sweep runs on one device
+sweep trainer.devices=2                 | trainer.devices: launcher=devices deals the jobs
+sweep trainer.strategy=deepspeed        | trainer.strategy: launcher=devices deals the jobs
+sweep trainer=ddp_cpu launcher=devices  | launcher: with trainer.strategy=ddp each job runs on all devices
 sweep trainer.enable_checkpointing=true | trainer.enable_checkpointing: a sweep keeps figures
 sweep trainer.enable_model_summary=true | trainer.enable_model_summary: a sweep trains several
 sweep trainer.log_every_n_steps=7       | trainer.log_every_n_steps: a sweep keeps the figures of epochs

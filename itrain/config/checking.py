@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from itrain.config.placing import all_have_own, check_site, own_interventions
-from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned
+from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned, runs_on_all_devices
 from itrain.signatures import Call, ConfigError, calls_in, check_calls, check_kind
 
 Node = Mapping[str, Any]
@@ -135,6 +135,11 @@ def _check_parts_of(plain: Node, training: Call) -> None:
         check_site(site)
     if plain.get("sweep") is not None:
         refuse_in_sweeps(plain["trainer"])
+        if plain.get("launcher") is not None and runs_on_all_devices(plain["trainer"]):
+            raise ConfigError(
+                f"launcher: with trainer.strategy={plain['trainer']['strategy']} each job runs on all devices, one job "
+                "after the other; leave out the launcher, or the strategy"
+            )
         _check_sweep(plain["sweep"], training)
     else:
         asked = training.accepts

@@ -33,7 +33,11 @@ WAYS = (
 """What a test takes of a trainer: what its figures depend on, not where they are worked out."""
 MACHINE = ("accelerator", "devices", "strategy", "num_nodes")
 """What a trainer says of the machine."""
-JOBLIB = "hydra_plugins.hydra_joblib_launcher.config.JobLibLauncherConf"
+HARMLESS = {
+    "hydra_plugins.hydra_joblib_launcher.config.JobLibLauncherConf": "n_jobs",
+    "itrain.sweeps.devices.Devices": "processes",
+}
+"""The launchers that start processes of itrain alone, and what each may be given by a file."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -121,8 +125,9 @@ def configuration_of_sweep(folder: Path, typed: Collection[str], trust: Sequence
             raise TrustError(f"resume: '{folder}' is the folder of a fit; to go on: itrain fit ckpt={folder}")
         found = {key: value for key, value in found.items() if key not in (*typed, "trust", "ckpt", "export")}
         launcher = found.get("launcher")
-        is_plain = isinstance(launcher, dict) and launcher.keys() <= {"_target_", "n_jobs"}
-        if launcher and not (is_plain and launcher.get("_target_") == JOBLIB):
+        given = launcher if isinstance(launcher, dict) else {}
+        target = given.get("_target_")
+        if launcher and not (target in HARMLESS and given.keys() <= {"_target_", HARMLESS[target]}):
             raise TrustError(
                 "resume: a launcher can run any command, so it is not taken from a file; add the sweep's own "
                 "(launcher=slurm ...), or launcher=null"

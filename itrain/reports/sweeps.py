@@ -63,8 +63,8 @@ class SweepProgress:
         self.progress.update(self.task, advance=len(rows), description=description)
 
 
-def show_sweep(summary: SweepSummary, report: Path | None = None) -> None:
-    """Print the heat maps as tables, each method at its best site, what is flagged, the folder and the page."""
+def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = "") -> None:
+    """Print the heat maps as tables, each method at its best site, what is flagged, time, folder and page."""
     console, example = Console(), summary.example
     for each in summary.maps:
         console.print(_map_table(each))
@@ -76,7 +76,8 @@ def show_sweep(summary: SweepSummary, report: Path | None = None) -> None:
     for flag, fits in summary.flags.items():
         named = "; ".join(name for _, name in fits)
         console.print(plain(f"{flag}: {named}"), soft_wrap=True)
-    console.print(plain(f"{len(summary.frame)} fits; folder: {summary.folder}"), soft_wrap=True)
+    count = "; ".join(filter(None, (f"{len(summary.frame)} fits", took)))
+    console.print(plain(f"{count}; folder: {summary.folder}"), soft_wrap=True)
     if report is not None:
         console.print(plain(f"report: {report}"), soft_wrap=True)
 

@@ -143,6 +143,21 @@ def write(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 def collect(folder: Path) -> pandas.DataFrame:
     """Make the table and the curves of a sweep from the rows of its jobs, write both, and return the table."""
+    frame, curves = _collected(folder)
+    with replacing(folder / CURVES) as beside:
+        curves.to_parquet(beside)
+    with replacing(folder / RESULTS) as beside:
+        frame.to_parquet(beside)
+    return frame
+
+
+def table_of_jobs(folder: Path) -> pandas.DataFrame:
+    """The table of a sweep from the rows of its jobs, of which nothing is written."""
+    return _collected(folder)[0]
+
+
+def _collected(folder: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """The table and the curves."""
     import pandas
 
     rows = [row for file in sorted((folder / JOBS).glob("*.json")) for row in read_rows(file)]
@@ -150,9 +165,4 @@ def collect(folder: Path) -> pandas.DataFrame:
     for row in rows:
         settings = {key: value for key, value in row.items() if not isinstance(value, float | list)}
         curves += [{**settings, **epoch} for epoch in row.pop(CURVE, [])]
-    with replacing(folder / CURVES) as beside:
-        pandas.DataFrame(curves).to_parquet(beside)
-    frame = flagged(pandas.DataFrame(rows))
-    with replacing(folder / RESULTS) as beside:
-        frame.to_parquet(beside)
-    return frame
+    return flagged(pandas.DataFrame(rows)), pandas.DataFrame(curves)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
@@ -24,6 +26,11 @@ from itrain import stops
 from itrain.processes import follow_parent
 
 Result = TypeVar("Result")
+Call: TypeAlias = Mapping[str, str | int]
+"""The arguments of a call."""
+
+TRIES = 3
+"""How often a call is made whose process dies."""
 
 SECONDS = 0.5
 """Seconds between two checks for the results of other processes."""
@@ -46,7 +53,7 @@ def attempt(task: Callable[..., Result], **arguments: Any) -> Result | Failure:
 
 def launch(
     task: Callable[..., Result],
-    calls: Sequence[Mapping[str, str | int]],
+    calls: Sequence[Call],
     *,
     launcher: DictConfig,
     folder: Path,
@@ -63,8 +70,9 @@ def launch(
         name: the name that a queue shows.
 
     Returns:
-        The results in order. If the launcher itself fails, for example because a process was killed, every call is a
-        failure, even if it has written its files.
+        The results in order. With a process that dies, joblib ends all others: calls are made again, at last each by
+        itself. SLURM and Ray put the calls of a lost node back into queues of their own. If the launcher itself fails,
+        every call is a failure, even if it has written its files.
     """
     quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
     place = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.sweep.subdir=."]
@@ -77,11 +85,45 @@ def launch(
             hydra_context=context, task_function=partial(_call, task), config=config
         )
         overrides = [[f"+{key}={_quoted(value)}" for key, value in call.items()] for call in calls]
-        try:
-            done = plugin.launch(overrides, initial_job_idx=0)
-        except Exception as error:
-            return [_failure(error)] * len(calls)
-        return [each.return_value for each in done]
+        for _ in range(TRIES - 1):
+            with suppress(BrokenProcessPool):
+                return _launched(plugin, overrides)
+        return [_alone(plugin, each) for each in overrides]
+
+
+def _launched(plugin: Launcher, overrides: Sequence[Sequence[str]]) -> list[Any]:
+    """The results of all calls, or that all have failed.
+
+    Raises:
+        BrokenProcessPool: one of joblib's processes has died.
+    """
+    try:
+        return [each.return_value for each in plugin.launch(overrides, initial_job_idx=0)]
+    except BrokenProcessPool:
+        raise
+    except Exception as error:
+        return [_failure(error)] * len(overrides)
+
+
+def _alone(plugin: Launcher, override: Sequence[str]) -> Any:
+    try:
+        return _launched(plugin, [override])[0]
+    except BrokenProcessPool as error:
+        return _failure(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """A launcher of Hydra's, with what is the same in all its launches; the arguments are those of :func:`launch`."""
+
+    launcher: DictConfig
+    folder: Path
+    name: str
+    processes: ClassVar[None] = None
+    redone: ClassVar[int] = 0
+
+    def run(self, task: Callable[..., Result], calls: Sequence[Call]) -> Sequence[Result | Failure]:
+        return launch(task, calls, launcher=self.launcher, folder=self.folder, name=self.name)
 
 
 @contextmanager

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import distributed
 
 from itrain.experiment import Opened, open_model
+from itrain.files import write_json
 from itrain.loggers.base import SweepLog
+from itrain.owned import runs_on_all_devices
+from itrain.processes import rank
 from itrain.reports.curves import save_curves
 from itrain.reports.heat_maps import save_comparison, save_heat_maps
 from itrain.reports.html import REPORT, write_report
 from itrain.reports.sweeps import SweepProgress, show_sweep
 from itrain.results.summary import summarise
-from itrain.results.table import JOBS, collect, read_rows, require_rows, write
+from itrain.results.table import JOBS, collect, read_rows, require_rows, table_of_jobs, write
 from itrain.results.tokens import save_tokens
+from itrain.sweeps.devices import Devices, Pool, told
 from itrain.sweeps.grid import Grid
 from itrain.sweeps.jobs import CohortJob, ProbeJob, identity, jobs_of, make_trainer
-from itrain.sweeps.launching import Failure, attempt, launch, repeating
+from itrain.sweeps.launching import Failure, Plugin, attempt, repeating
 from itrain.trainers import RunError, make_logger
 
 if TYPE_CHECKING:
     import pandas
+
+WALL_TIME = "wall_time.json"
 
 
 def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
@@ -34,7 +44,7 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
 
     Fits of one layer are trained as a cohort, probes of all sites in one fit. A failed job is reported at the end and
     stops no other. Jobs run one after the other in this process, or where a launcher runs them; the results are the
-    same.
+    same. Under DDP all processes share each job, a failed one ends the sweep, and the first process writes.
 
     Args:
         cfg: the configuration of a fit, with a grid in ``sweep`` and perhaps a ``launcher``.
@@ -47,25 +57,58 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
     folder = folder.absolute()
     (folder / JOBS).mkdir(exist_ok=True)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    log = SweepLog(logger=make_logger(cfg, folder), folder=folder, configuration=resolved)
-    with SweepProgress(quiet=not cfg.trainer.get("enable_progress_bar", True)) as progress:
+    logger = make_logger(cfg, folder) if rank() == 0 else None
+    log = SweepLog(logger=logger, folder=folder, configuration=resolved)
+    start, processes, redone = time.monotonic(), 1, 0
+    with SweepProgress(quiet=rank() > 0 or not cfg.trainer.get("enable_progress_bar", True)) as progress:
         finished = Finished(folder=folder, progress=progress, log=log)
-        run = _run_here if cfg.get("launcher") is None else _run_launched
-        failed = run(cfg, folder, grid.seeds, finished)
+        if cfg.get("launcher") is None:
+            failed = _run_here(cfg, folder, grid.seeds, finished)
+            processes = _count_processes()
+        else:
+            with _launched(cfg, folder, progress) as launcher:
+                failed = _run_launched(cfg, folder, grid.seeds, finished, launcher)
+                processes, redone = launcher.processes, launcher.redone
     missing = f"{len(failed)} of the jobs failed, and their fits are missing: {_told(failed)}"
     if not any((folder / JOBS).glob("*.json")):
         raise RunError(missing)
     finished.require_known()
+    took = WallTime(seconds=time.monotonic() - start, processes=processes, redone=redone)
+    if rank() > 0:
+        return table_of_jobs(folder)
+    took.keep(folder)
     frame = collect(folder)
     (summary,) = summarise([folder])
     heat_maps = save_heat_maps(summary)
     save_curves(summary)
     write_report([summary], folder / REPORT)
     log.results(summary, lambda: {**heat_maps, **save_comparison(summary, folder)})
-    show_sweep(summary, folder / REPORT)
+    show_sweep(summary, folder / REPORT, took.told)
     if failed:
         raise RunError(missing)
     return frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class WallTime:
+    """How long the jobs of a sweep took, from the first to the last."""
+
+    seconds: float
+    processes: int | None
+    """None: as many as a launcher of others has started."""
+    redone: int
+    """How many jobs were done again, since their process had died."""
+
+    def keep(self, folder: Path) -> None:
+        """Write it to the sweep's folder, after those of the times before that the sweep was resumed."""
+        file = folder / WALL_TIME
+        before = json.loads(file.read_text()) if file.is_file() else []
+        write_json(file, [*before, asdict(self)])
+
+    @property
+    def told(self) -> str:
+        count = {None: "", 1: " in 1 process"}.get(self.processes, f" in {self.processes} processes")
+        return f"wall time {self.seconds:.0f} s{count}" + (f"; {self.redone} jobs done again" if self.redone else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +130,7 @@ class Part:
         for name, job in self.jobs.items():
             if (file := _rows_of(self.folder, name)).is_file():
                 require_rows(file, [identity(fit, self.grid) for fit in job.fits])
-        if self.cfg.seed == self.grid.seeds[0]:
+        if self.cfg.seed == self.grid.seeds[0] and rank() == 0:
             inputs, sites = self.opened.data.edited()[0], self.grid.all_sites(self.opened)
             save_tokens(inputs, sites, self.opened.base_model.tokenizer, self.folder)
         return {name: len(job.fits) for name, job in self.jobs.items()}
@@ -96,7 +139,9 @@ class Part:
         """Run a job and write its rows, unless its file exists."""
         file = _rows_of(self.folder, name)
         if not file.is_file():
-            write(self.jobs[name].run(self.cfg, self.opened, self.grid), file)
+            rows = self.jobs[name].run(self.cfg, self.opened, self.grid)
+            if rank() == 0:
+                write(rows, file)
 
 
 def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = None) -> Part:
@@ -156,17 +201,44 @@ def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Fin
             finished.wait_for(name)
             outcome = attempt(part.run, name=name)
             if isinstance(outcome, Failure):
+                if runs_on_all_devices(cfg.trainer):
+                    # The others may wait for this process within the job.
+                    raise RunError(f"{name}: {outcome.message}")
                 failed[name] = outcome.message
             finished.tell()
+    if _count_processes() > 1:
+        distributed.barrier()  # or some might miss the rows of the last job
     return failed
 
 
-def _run_launched(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Finished) -> dict[str, str]:
+def _count_processes() -> int:
+    """The processes that have shared each job."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+@contextmanager
+def _launched(cfg: DictConfig, folder: Path, progress: SweepProgress) -> Iterator[Pool | Plugin]:
+    """The launcher of the configuration: the processes of this machine that it starts, or Hydra's plugin."""
+    if get_object(cfg.launcher._target_) is not Devices:
+        yield Plugin(launcher=cfg.launcher, folder=folder, name=cfg.name)
+        return
+    places = instantiate(cfg.launcher).places(str(cfg.trainer.get("accelerator", "auto")))
+    progress.say(f"processes {len(places)}, on {told(places)}")
+    pool = Pool(places, folder=folder)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _run_launched(
+    cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Finished, launcher: Pool | Plugin
+) -> dict[str, str]:
     """Run all jobs through the launcher, and nothing of the model in this process; return the errors, by job."""
     known = {"configuration": OmegaConf.to_yaml(cfg), "folder": folder}
-    launched = partial(launch, launcher=cfg.launcher, folder=folder, name=cfg.name)
     plans: dict[int, Mapping[str, int]] = {}
-    for seed, found in zip(seeds, launched(partial(_plan, **known), [{"seed": seed} for seed in seeds]), strict=True):
+    planned = launcher.run(partial(_plan, **known), [{"seed": seed} for seed in seeds])
+    for seed, found in zip(seeds, planned, strict=True):
         if isinstance(found, Failure):
             raise RunError(found.message)
         plans[seed] = found
@@ -179,7 +251,7 @@ def _run_launched(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished:
     if not calls:
         return {}
     with repeating(finished.tell):
-        outcomes = launched(partial(_run, **known), calls)
+        outcomes = launcher.run(partial(_run, **known), calls)
     finished.tell()
     return {
         str(call["name"]): outcome.message
@@ -193,15 +265,23 @@ def _plan(configuration: str, folder: Path, seed: int) -> dict[str, int]:
 
 
 def _run(configuration: str, folder: Path, seed: int, name: str) -> None:
-    _part(configuration, folder, seed).run(name)
+    # Another process may have done it before it was lost.
+    if not _rows_of(folder, name).is_file():
+        _part(configuration, folder, seed).run(name)
 
 
-@lru_cache(maxsize=1)
 def _part(configuration: str, folder: Path, seed: int) -> Part:
-    """Cached, so that a process opens it once for several jobs."""
-    cfg = OmegaConf.create(configuration)
-    assert isinstance(cfg, DictConfig)
-    return open_part(cfg, folder, seed)
+    """The seed's part, which a process keeps for its next job, but no two: they may be too large for one device."""
+    key = configuration, folder, seed
+    if key not in _kept:
+        _kept.clear()
+        cfg = OmegaConf.create(configuration)
+        assert isinstance(cfg, DictConfig)
+        _kept[key] = open_part(cfg, folder, seed)
+    return _kept[key]
+
+
+_kept: dict[tuple[str, Path, int], Part] = {}
 
 
 def _rows_of(folder: Path, name: str) -> Path:
