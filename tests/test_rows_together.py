@@ -1,21 +1,25 @@
-"""Members side by side, gradient checkpointing and windows of the rows that tests/test_rows.py has."""
+"""Members side by side, gradient checkpointing, caches and files of the rows that tests/test_rows.py has."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from itrain.architectures import ARCHITECTURES, blocks, has
+from itrain.models import load_pretrained
+from itrain.networks.attached import AttachedEdits
 from itrain.networks.choose import make_network
-from itrain.networks.forward import WINDOWS, checkpoint_of, takes_any_mask
+from itrain.networks.forward import WINDOWS, cache_arguments, cache_of, checkpoint_of, takes_any_mask
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
 from tests.models import tiny_inputs
 from tests.replaying import distance, examples
-from tests.rows import ROWS, row_config, row_model
+from tests.rows import INSIDE, ROWS, row_config, row_model
 from tests.test_recomputation import enable_checkpointing
 from tests.test_rows import CAUSAL, precise, quickly
 from tests.test_side_by_side import answers_and_gradients, side_by_side
@@ -83,3 +87,28 @@ def test_a_window_of_no_tokens_is_none() -> None:
     """As Qwen 2's mixtures have it."""
     model = row_model("qwen2_moe", sliding_window=0)
     assert takes_any_mask(model, 10**6)
+
+
+def test_a_state_that_was_filled_before_edits_were_attached_is_refused() -> None:
+    """A state does not tell how many tokens it has seen; one that is filled inside is counted."""
+    model, tokens = row_model("mamba"), tiny_inputs().arguments["input_ids"]
+    cache = cache_of(model(tokens[:, :4], use_cache=True))
+    edit = (Site.parse("layer0.block_output@1"), torch.neg)
+    with AttachedEdits(model, [edit]):
+        with pytest.raises(ValueError, match="given the state of a text that it did not run itself"):
+            model(tokens[:, 4:5], **cache_arguments(model, cache))
+        inside = cache_of(model(tokens[:, :4], use_cache=True))
+        found = model(tokens[:, 4:5], **cache_arguments(model, inside)).logits[:, -1]
+        whole = model(tokens[:, :5]).logits[:, -1]
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", quickly(sorted(set(ROWS) - set(INSIDE))))
+def test_saved_models_are_loaded_with_the_head_that_answers(model_type: str, tmp_path: Path) -> None:
+    """Of models of images and text the text's part is loaded, where that has a class of its own."""
+    made: Any = row_model(model_type)
+    made.save_pretrained(tmp_path)
+    loaded = load_pretrained(str(tmp_path)).model
+    assert type(loaded) is type(made)
+    inputs = tiny_inputs(answer=True)
+    torch.testing.assert_close(HookedNetwork(loaded)(inputs), HookedNetwork(made)(inputs))
