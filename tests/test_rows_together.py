@@ -46,7 +46,7 @@ def test_each_member_is_as_if_alone(model_type: str) -> None:
     assert ARCHITECTURES[model_type].recurrent or side_by_side(network, members)
 
 
-@pytest.mark.parametrize("model_type", ROWS)
+@pytest.mark.parametrize("model_type", quickly(ROWS))
 def test_each_models_blocks_tell_what_recomputes_them(model_type: str) -> None:
     model = row_model(model_type).train()
     assert not any(map(checkpoint_of, blocks(model)))
