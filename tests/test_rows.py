@@ -257,7 +257,8 @@ def test_generation_equals_running_the_growing_text_again(model_type: str, netwo
 
 def precise(model: nn.Module) -> nn.Module:
     """In double precision, so that no difference is one of rounding; torch groups experts in others alone."""
-    mixed = any(has(model, Site(layer=layer, component="expert_output")) for layer in range(LAYERS))
+    experts = ("router_output", "expert_output")
+    mixed = any(has(model, Site(layer=layer, component=name)) for layer in range(LAYERS) for name in experts)
     return model if mixed else model.double()
 
 

@@ -13,6 +13,11 @@ TEXTS = [
     ("layer5.block_output@last", Site(layer=5, component="block_output", position="last")),
     ("layer0.query_output.head3@1+3", Site(layer=0, component="query_output", head=3, position="1+3")),
     ("layer12.mlp_output@name.last+-1", Site(layer=12, component="mlp_output", position="name.last+-1")),
+    ("encoder.layer5.block_output@last", Site(layer=5, component="encoder.block_output", position="last")),
+    (
+        "decoder.layer0.cross_query_output.head3@1",
+        Site(layer=0, component="decoder.cross_query_output", head=3, position="1"),
+    ),
     ("module:encoder.2.output", Site(component="module:encoder.2.output")),
     ("module:cell.input.step4", Site(component="module:cell.input", step=4)),
     ("module:h.0.output.input@first2", Site(component="module:h.0.output.input", position="first2")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 import itrain
 from itrain.architectures import ARCHITECTURES, blocks, locate
-from itrain.inputs import PositionError, TwoTexts
+from itrain.inputs import PositionError, TwoTexts, with_decoder
+from itrain.interventions.das import DAS
 from itrain.models import load_pretrained
 from itrain.networks.attached import AttachedEdits
 from itrain.networks.choose import make_network
@@ -18,7 +20,8 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
 from itrain.networks.replay.eligible import obstacle
 from itrain.sites import Site
-from tests.models import HEADS, HIDDEN, LAYERS, VOCABULARY, hook_count, sites, tiny_inputs, tiny_model
+from itrain.training.interchange import Interchange
+from tests.models import HEADS, HIDDEN, LAYERS, VOCABULARY, hook_count, pairs, sites, tiny_inputs, tiny_model
 from tests.rows import ROWS, row_model
 
 TYPES = [name for name in ROWS if ARCHITECTURES[name].stacks]
@@ -229,6 +232,23 @@ def test_one_off_runs_take_both_texts(tmp_path: Any) -> None:
     alone = model.run({"input_ids": given["input_ids"]}).logits
     start = torch.zeros(2, 1, dtype=torch.long)
     torch.testing.assert_close(alone, made(input_ids=given["input_ids"], decoder_input_ids=start).logits[:, 0])
+
+
+def test_prompts_alone_are_answered_by_the_decoders_first_token(network_of: Any) -> None:
+    """As every task of text has them; responses are no part of the encoder's text."""
+    network, prompts = network_of("t5"), tiny_inputs((6, 4), answer=True)
+    (site,) = sites("encoder.layer1.block_output@last")
+    started = with_decoder(prompts, 0)
+    for edits in ([], [(site, torch.neg)]):
+        assert torch.equal(network.edit(prompts, edits), network.edit(started, edits))
+    batch = pairs(prompts, tiny_inputs((6, 4), answer=True, seed=1))
+    part = Interchange(network, sites=[site], intervention=DAS)
+    answer = part(batch, part.trained)
+    answer.square().sum().backward()
+    (weight,) = [each for each in part.parameters() if each.requires_grad]
+    assert answer.shape == (2, VOCABULARY) and weight.grad is not None and bool(weight.grad.any())
+    with pytest.raises(ValueError, match="responses are no part of an encoder's text"):
+        network(replace(prompts, stop=torch.tensor([6, 4]), answer=torch.zeros(2, 1, dtype=torch.long)))
 
 
 def test_attached_edits_count_the_tokens_of_each_text(network_of: Any) -> None:

@@ -161,7 +161,16 @@ class TwoTexts(ModelInputs):
 
 
 def with_decoder(inputs: ModelInputs, start: int) -> TwoTexts:
-    """The inputs with a decoder's text of nothing but the token that it starts with, which answers."""
+    """The inputs with a decoder's text of nothing but the token that it starts with, which answers.
+
+    Raises:
+        ValueError: responses follow the prompts, which would have to be the decoder's.
+    """
+    if inputs.stop is not None or (inputs.answer is not None and inputs.answer.ndim > 1):
+        raise ValueError(
+            "responses are no part of an encoder's text, and this model answers with its decoder; give both texts as "
+            "itrain.inputs.TwoTexts, the response as decoder_input_ids"
+        )
     first = torch.full((inputs.batch_size, 1), start, device=inputs.device)
     answer = None if inputs.answer is None else torch.zeros(inputs.batch_size, dtype=torch.long, device=inputs.device)
     return TwoTexts.of(replace(inputs, answer=None), ModelInputs(arguments={"input_ids": first}, answer=answer))

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from itrain.architectures import architecture, layers, unwrap
+from itrain.inputs.layout import SECOND
 
 CACHE = ("cache", "past_key_values", "cache_params")
 """What is kept of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
@@ -37,6 +38,7 @@ class Forward:
         names: the arguments of its forward.
         caches: whether it keeps keys and values unless told otherwise.
         counts: whether it numbers its tokens, padding among them unless told otherwise.
+        start: the token with which the decoder of a model that has one starts; None: it has none, or does not tell.
         right: whether padding is put on the right, since on the left it may be counted as tokens all the same.
     """
 
@@ -46,6 +48,7 @@ class Forward:
     caches: bool
     counts: bool
     right: bool
+    start: int | None = None
 
     @classmethod
     def of(cls, wrapped: nn.Module) -> Forward:
@@ -61,7 +64,10 @@ class Forward:
         counts = row is not None and row.causal and "position_ids" in names
         # What models of other types make of padding on the left is known of none of them, and encoders count it.
         right = hasattr(getattr(model, "config", None), "model_type") and not (row is not None and row.causal)
-        return cls(wrapped, model, names, caches, counts, right)
+        config: Any = getattr(model, "config", None)
+        decodes = getattr(config, "is_encoder_decoder", False) and SECOND[0] in names
+        start = getattr(config, "decoder_start_token_id", None) if decodes else None
+        return cls(wrapped, model, names, caches, counts, right, start)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments given and those that transformers would get wrong."""
@@ -110,7 +116,7 @@ def takes_any_mask(model: nn.Module, tokens: int) -> bool:
     own = config.get_text_config()
     windows = (getattr(own, name, None) for name in WINDOWS)
     return getattr(own, "_attn_implementation", None) in TAKE_MASKS and all(
-        window is None or window >= tokens for window in windows
+        not window or window >= tokens for window in windows
     )
 
 

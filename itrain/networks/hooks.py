@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from itrain.architectures import locate
-from itrain.inputs import ModelInputs
-from itrain.inputs.layout import MASK
+from itrain.inputs import ModelInputs, with_decoder
+from itrain.inputs.layout import MASK, SECOND
 from itrain.layouts import REMEDY
 from itrain.networks.answer import Answers, answer_only, answers, each_answer
 from itrain.networks.attached import AttachedEdits
@@ -73,6 +73,8 @@ class HookedNetwork(Network):
         Raises:
             RuntimeError: a site of a trainable model runs without gradients although they are enabled.
         """
+        if self.call.start is not None:
+            inputs = self._decoded(inputs, self.call.start)
         if self.call.right and not inputs.all_own:
             inputs = self._padded_right(inputs, reads=True)
         lane = Lane(inputs=inputs, rows=inputs.batch_size)
@@ -106,6 +108,8 @@ class HookedNetwork(Network):
         return {each.site: each.read for each in reads if each.read is not None}
 
     def edit_each(self, inputs: ModelInputs, members: Sequence[Edits], *, rows: int = ROWS) -> list[Tensor]:
+        if self.call.start is not None:
+            inputs = self._decoded(inputs, self.call.start)
         if self.call.right and not inputs.all_own:
             inputs = self._padded_right(inputs)
         size = inputs.batch_size
@@ -247,6 +251,11 @@ class HookedNetwork(Network):
         if self._forward is None or self._forward.wrapped is not self.model:
             self._forward = Forward.of(self.model)
         return self._forward
+
+    def _decoded(self, inputs: ModelInputs, start: int) -> ModelInputs:
+        """The inputs with a text of the decoder's, which answers: of a prompt alone the token that it starts with."""
+        asked = inputs.answer is not None and not any(name in inputs.arguments for name in (*SECOND, "labels"))
+        return with_decoder(inputs, start) if asked else inputs
 
     def _padded_right(self, inputs: ModelInputs, *, reads: bool = False) -> ModelInputs:
         """The inputs with padding on the right alone; ``reads``: where the answer is of no interest.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
-from itrain.inputs import ModelInputs, TwoTexts, with_decoder
+from itrain.inputs import ModelInputs, TwoTexts
 from itrain.inputs.layout import MASK, SECOND
 from itrain.tasks.responses import Prompts
 
@@ -40,9 +40,6 @@ def inputs_of(given: Given, model: nn.Module, tokenizer: PreTrainedTokenizerBase
         inputs = _of_arguments(given, model)
     else:
         inputs = _of_texts(_texts(given, tokenizer), model, tokenizer)
-    config = getattr(unwrap(model), "config", None)
-    if getattr(config, "is_encoder_decoder", False) and not isinstance(given, ModelInputs) and _has_head(model):
-        inputs = _started(inputs, config)
     weight = next(model.parameters(), None)
     return inputs if weight is None or weight.is_meta else inputs.to(weight.device)
 
@@ -133,23 +130,6 @@ def _of_arguments(given: Mapping[str, Any], model: nn.Module) -> ModelInputs:
     inputs = ModelInputs(arguments={"input_ids": ids, MASK: torch.ones_like(ids), **given})
     assert inputs.tokens is not None, "a text with a mask has tokens"
     return replace(inputs, answer=inputs.tokens[:, 1] - 1)
-
-
-def _started(inputs: ModelInputs, config: Any) -> ModelInputs:
-    """The inputs of an encoder and a decoder, which without a text of its own has the token that it starts with.
-
-    Raises:
-        ValueError: the configuration does not say which that is.
-    """
-    if {*SECOND, "labels"} & inputs.arguments.keys():
-        return inputs
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None:
-        raise ValueError(
-            "the model has a decoder, and its configuration does not say with which token that starts; give "
-            "decoder_input_ids beside input_ids, or set config.decoder_start_token_id"
-        )
-    return with_decoder(inputs, start)
 
 
 def _has_head(model: nn.Module) -> bool:
