@@ -5,6 +5,7 @@ from itrain.architectures.locating import Location as Location
 from itrain.architectures.locating import architecture as architecture
 from itrain.architectures.locating import blocks as blocks
 from itrain.architectures.locating import has as has
+from itrain.architectures.locating import heads_of as heads_of
 from itrain.architectures.locating import layers as layers
 from itrain.architectures.locating import locate as locate
 from itrain.architectures.locating import unwrap as unwrap

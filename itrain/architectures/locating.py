@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -126,13 +127,10 @@ def _locate(model: nn.Module, site: Site) -> Location:
     width = _size(module, end) or _stream(block, row, stack)
     if heads is None:
         if site.head is not None:
-            having = ", ".join(name for name, component in components.items() if component.heads)
-            raise ValueError(f"site '{site}': {site.component} has no heads; these have: {having or 'none'}")
+            raise ValueError(f"site '{site}': {site.component} has no heads; these have: {_with_heads(row)}")
         columns = torch.arange(width) if part is None else part(torch.arange(width), block)
         return Location(module, end, _compact(columns, width, module), columns.numel(), layout)
-    num_heads = _num_heads(model, site)
-    projection = _module(layers, site, components[f"{stack}attention_value_output"].path)
-    columns = heads(torch.arange(width), num_heads, (_size(projection, "input") or width) // num_heads)
+    columns = _by_head(model, site, layers, width)
     if site.head is not None:
         if not 0 <= site.head < len(columns):
             has = f"{site.component} of {name} has heads 0-{len(columns) - 1}"
@@ -194,6 +192,38 @@ def has(model: nn.Module, site: Site) -> bool:
     except ValueError:
         return False
     return True
+
+
+def heads_of(model: nn.Module, site: Site) -> int:
+    """How many attention heads the site's component has; keys and values may have fewer than queries.
+
+    Raises:
+        ValueError: the model does not have the site, or it has no heads; the message names what has.
+    """
+    model, row = unwrap(model), architecture(model)
+    module, end, _, _, _ = locate(model, replace(site, head=None))
+    assert row is not None and site.layer is not None, "a site that is located in a layer"
+    if end == "weights":
+        return _num_heads(model, site)
+    if row.components[site.component].heads is None:
+        raise ValueError(f"site '{site}': {site.component} has no heads; these have: {_with_heads(row)}")
+    width = _size(module, end)
+    assert width is not None, "projections of heads tell their width"
+    return len(_by_head(model, site, blocks(model, site.stack if row.stacks else None), width))
+
+
+def _by_head(model: nn.Module, site: Site, layers: nn.ModuleList, width: int) -> Tensor:
+    """The columns of each head of the site's component, (heads, size)."""
+    row, num_heads = architecture(model), _num_heads(model, site)
+    heads = None if row is None else row.components[site.component].heads
+    assert row is not None and heads is not None, "the site has heads"
+    stack = f"{site.stack}." if row.stacks else ""
+    projection = _module(layers, site, row.components[f"{stack}attention_value_output"].path)
+    return heads(torch.arange(width), num_heads, (_size(projection, "input") or width) // num_heads)
+
+
+def _with_heads(row: Architecture) -> str:
+    return ", ".join(name for name, component in row.components.items() if component.heads) or "none"
 
 
 def _locate_weights(model: nn.Module, attention: nn.Module, site: Site) -> Location:

@@ -10,6 +10,7 @@ from itrain.reports.colours import DIFFERENCES, SCALE, colour_of
 from itrain.reports.figures import save_figure
 from itrain.reports.text import drawn
 from itrain.results.columns import IIA, PROBE_ACCURACY
+from itrain.results.heads import HEAD
 from itrain.results.maps import HeatMap
 from itrain.results.summary import SweepSummary
 
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-ACROSS = 4
-"""Heat maps beside each other before a new row of them begins."""
+ACROSS, WIDEST = 4, 26
+"""Heat maps beside each other, and inches, before a new row of them begins."""
+MANY = 16
+"""Layers or positions from which cells are small."""
+CELLS, SMALL_CELLS = (0.62, 0.42, 7), (0.34, 0.24, 5.5)
+"""Width and height of a cell, in inches, and the size of what is written in it."""
 LETTER = 0.08
 """The width of a letter of a title, in inches."""
 HEAT_MAPS, IIA_MAPS, PROBE_MAPS, DIFFERENCE_MAPS = "heat_maps", "iia_maps", "probe_maps", "difference_maps"
@@ -55,14 +60,18 @@ def draw(maps: Sequence[HeatMap]) -> Figure:
         figure = Figure(figsize=(4, 1.5))
         figure.text(0.5, 0.5, "no figures to draw", ha="center", va="center")
         return figure
-    across = min(len(maps), ACROSS)
-    down = -(-len(maps) // across)
     layers, positions = max(len(each.rows) for each in maps), max(len(each.positions) for each in maps)
+    wide, high, letters = SMALL_CELLS if max(layers, positions) > MANY else CELLS
     longest = max(len(line) for each in maps for line in _title(each).splitlines())
-    size = (max(0.62 * positions + 0.5, LETTER * longest) * across + 1.4, (0.42 * layers + 1.3) * down)
+    width = max(wide * positions + 0.5, LETTER * longest)
+    across = min(len(maps), ACROSS, max(1, int(WIDEST / width)))
+    down = -(-len(maps) // across)
+    size = (width * across + 1.4, (high * layers + 1.3) * down)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    scales = [_draw_map(place, each) for place, each in zip(axes.flat, maps, strict=False)]
+    # Heads and tokens, or components with other numbers of heads, do not share their places.
+    shared = len({tuple(each.positions) for each in maps}) == 1
+    axes = figure.subplots(down, across, sharex=shared, sharey=True, squeeze=False)
+    scales = [_draw_map(place, each, letters) for place, each in zip(axes.flat, maps, strict=False)]
     for place in axes.flat[len(maps) :]:
         place.set_axis_off()
     for place in axes[:, 0]:
@@ -77,7 +86,7 @@ def draw(maps: Sequence[HeatMap]) -> Figure:
     return figure
 
 
-def _draw_map(axes: Axes, each: HeatMap) -> AxesImage:
+def _draw_map(axes: Axes, each: HeatMap, letters: float) -> AxesImage:
     """One heat map; returns the image, for its scale of colours."""
     low, high = each.scale
     scale = DIFFERENCES if each.is_difference else SCALE
@@ -89,10 +98,14 @@ def _draw_map(axes: Axes, each: HeatMap) -> AxesImage:
         for column, cell in enumerate(cells):
             if cell is not None:
                 _, colour = colour_of(min(max((cell.estimate.value - low) / (high - low), 0), 1), scale)
-                axes.text(column, row, cell.estimate.short, ha="center", va="center", color=colour, fontsize=7)
+                axes.text(column, row, cell.estimate.short, ha="center", va="center", color=colour, fontsize=letters)
     axes.set_title(drawn(_title(each)), fontsize=9)
-    labels = [f"{position}\n{token}" if token else position for position, token in each.positions.items()]
-    axes.set_xticks(range(len(labels)), list(map(drawn, labels)), rotation=40, ha="right", fontsize=8)
+    if each.is_by_head:
+        axes.set_xticks(range(len(each.positions)), [name.removeprefix(HEAD) for name in each.positions], fontsize=8)
+        axes.set_xlabel(HEAD.strip())
+    else:
+        labels = [f"{position}\n{token}" if token else position for position, token in each.positions.items()]
+        axes.set_xticks(range(len(labels)), list(map(drawn, labels)), rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(rows)), [drawn(str(layer)) for layer in rows])
     axes.tick_params(labelbottom=True)
     return image

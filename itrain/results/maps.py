@@ -27,6 +27,7 @@ from itrain.results.columns import (
     spoken,
     written,
 )
+from itrain.results.heads import HEAD, is_by_head
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.peaks import chance_of
 
@@ -72,6 +73,11 @@ class HeatMap:
     is_control: bool = False
 
     @property
+    def is_by_head(self) -> bool:
+        """Whether its positions are the heads of a component."""
+        return all(position.startswith(HEAD) for position in self.positions)
+
+    @property
     def caption(self) -> str:
         """The title of the figure, with the values of the runs or of chance beside it."""
         return ", ".join([self.figure, *(f"{name} {value:.2f}" for name, value in self.beside.items())])
@@ -106,7 +112,10 @@ def settings_apart(frames: Sequence[pandas.DataFrame]) -> dict[str, list[str]]:
         for name in frame.columns[: list(frame).index(COMMAND)].difference([METHOD, SEED, *PLACE], sort=False):
             for method, found in frame.groupby(METHOD)[name]:
                 values.setdefault(str(method), {}).setdefault(name, set()).update(map(written, found.unique()))
-    return {method: [name for name, each in named.items() if len(each) > 1] for method, named in values.items()}
+    return {
+        method: [name for name, each in named.items() if len(each) > 1 or any(map(is_by_head, each))]
+        for method, named in values.items()
+    }
 
 
 def methods_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, pandas.DataFrame]]:
@@ -124,7 +133,10 @@ def methods_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> I
 
 def setting(name: str, value: Any) -> str:
     """A setting as text: ``rank 2``, ``block output``."""
-    return spoken(value) if name == COMPONENT else f"{name} {written(value)}"
+    if name != COMPONENT:
+        return f"{name} {written(value)}"
+    component, at, position = str(value).partition("@")
+    return f"{spoken(component)}{at}{position}"
 
 
 def figures_of(frame: pandas.DataFrame) -> dict[str, str]:

@@ -26,6 +26,7 @@ from itrain.results.columns import (
 )
 from itrain.results.controls import without_void
 from itrain.results.curves import Plot, boundaries, over_rank, over_training
+from itrain.results.heads import by_head
 from itrain.results.maps import HeatMap, differences, maps_of, setting, settings_apart
 from itrain.results.table import CONFIGURATION, read_checked, read_configuration, read_curves
 from itrain.results.tokens import Example, read_tokens
@@ -67,7 +68,7 @@ def summarise(folders: Sequence[Path]) -> list[SweepSummary]:
     """
     labels = _labels(folders)
     frames = [read_checked(folder) for folder in folders]
-    apart = settings_apart(frames)
+    apart = settings_apart([by_head(frame) for frame in frames])
     found, number = [], 0
     for label, folder, frame in zip(labels, folders, frames, strict=True):
         # Numbered through, so that a cell can name its rows in one table of all fits.
@@ -79,23 +80,24 @@ def summarise(folders: Sequence[Path]) -> list[SweepSummary]:
 
 def _summary(label: str, folder: Path, frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> SweepSummary:
     example = read_tokens(folder)
-    maps = list(maps_of(without_void(frame), apart, example.tokens))
+    view = by_head(frame)
+    maps = list(maps_of(without_void(view), apart, example.tokens))
     return SweepSummary(
         label=label,
         folder=folder,
         frame=frame,
         configuration=(folder / CONFIGURATION).read_text(encoding="utf-8"),
-        settings=_settings(frame, read_configuration(folder)),
+        settings=_settings(view, read_configuration(folder)),
         example=example,
         maps=maps,
         differences=differences(maps),
-        best=list(best_of(frame, apart)),
+        best=list(best_of(view, apart)),
         flags=_flags(frame, apart),
         absent=_absent(frame),
         plots={
-            "rank": list(over_rank(frame, apart, example.tokens)),
-            "layer": list(boundaries(frame, apart, example.tokens)),
-            "epoch": list(over_training(read_curves(folder), frame, apart)),
+            "rank": list(over_rank(view, apart, example.tokens)),
+            "layer": list(boundaries(view, apart, example.tokens)),
+            "epoch": list(over_training(by_head(read_curves(folder)), view, apart)),
         },
     )
 

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from itrain.architectures import architecture, blocks, locate
+from itrain.architectures import architecture, blocks, heads_of, locate
 from itrain.bounds import require_at_least
 from itrain.experiment import Opened
 from itrain.inputs import ModelInputs
@@ -20,6 +21,9 @@ from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
 from itrain.training.probing import ProbeTraining
 
+HEADS = ".heads"
+"""The end of a component each of whose heads is meant."""
+_OF_STACK = re.compile(r"([a-z]+\.)((?!head\d)[a-z_]+(?:\.head\d+)?)")
 WHOLE = "(whole)"
 """How a table calls the position of a site without one; no span can have the name."""
 
@@ -32,7 +36,8 @@ class Grid:
         methods: interventions and probe trainings, by name.
         layers: ``all``, ``every(2)`` from the last one down, or numbers.
         positions: ``all``, for the tokens that the task names, the first and the last; or a list, also of whole spans.
-        components: the components of each layer, also of one head: ``attention_value_output.head3``.
+        components: the components of each layer, also of one head: ``attention_value_output.head3``, or of each of its
+            heads: ``attention_value_output.heads``.
         sites: in place of these three: whole sites, such as the modules of a model that the table of architectures
             lacks, and their calls: ``module:cell.output.step2``.
         window: layers that are edited together, centred on each: of all components, or for some of them by name.
@@ -83,6 +88,11 @@ class Grid:
         require_at_least(0, **{"sweep.seeds": min(self.seeds)})
         if max(self.seeds) >= 2**32:
             raise ValueError(f"sweep.seeds: expected 0 to {2**32 - 1}, not {max(self.seeds)}")
+        for component in (each.removesuffix(HEADS) for each in self.components if each.endswith(HEADS)):
+            if one := [
+                each for each in self.components if each.startswith(f"{component}.head") if each != component + HEADS
+            ]:
+                raise ValueError(f"sweep.components: {one[0]} is one of {component}{HEADS}; leave one of them out")
         if isinstance(self.positions, str) and self.positions != "all":
             raise ValueError(f"sweep.positions: '{self.positions}' is neither all nor a list such as [name,last]")
         if any(self.width(component) < 1 for component in self.components):
@@ -142,14 +152,15 @@ class Grid:
             raise ValueError(f"sweep.layers: there is no layer {outside[0]}; the model has 0 to {count - 1}")
         # A window may be given for components that this sweep leaves out, but not for one that the model lacks.
         for component in () if isinstance(self.window, int) else self.window:
-            locate(model, Site.parse(f"layer0.{component}"))
+            locate(model, Site.parse(_in_layer(0, component.removesuffix(HEADS))))
         examples = opened.data.edited()[0]
         # Numbers on a command line are no text.
         positions = tokens_of(examples) if isinstance(self.positions, str) else list(map(str, self.positions))
         return [
-            Site.parse(f"layer{layer}.{component}@{position}")
+            Site.parse(f"{activation}@{position}")
             for layer in layers
             for component in self.components
+            for activation in _activations(model, layer, component)
             for position in positions
         ]
 
@@ -191,6 +202,20 @@ class Fit:
             return "module", site.component.removeprefix("module:"), ", ".join([*calls, *places]) or WHOLE
         of_step = "" if site.step is None else f".step{site.step}"
         return f"{site.component}{of_head}{of_step}", str(site.layer), site.position or WHOLE
+
+
+def _in_layer(layer: int, component: str) -> str:
+    """The site of a component; of a model of several stacks of blocks the component names the stack first."""
+    stack, name = found.groups() if (found := _OF_STACK.fullmatch(component)) else ("", component)
+    return f"{stack}layer{layer}.{name}"
+
+
+def _activations(model: nn.Module, layer: int, component: str) -> list[str]:
+    """The site of a component, or of each of its heads."""
+    whole = _in_layer(layer, component.removesuffix(HEADS))
+    if not component.endswith(HEADS):
+        return [whole]
+    return [f"{whole}.head{head}" for head in range(heads_of(model, Site.parse(whole)))]
 
 
 def tokens_of(examples: ModelInputs) -> list[str]:
