@@ -9,13 +9,15 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
+from itrain.devices import kept_weights
+from itrain.quantized import is_part_of, packed_weights, values
 
 LINES = 16
 """Rows and columns of a weight that are looked at, evenly spaced; more of small ones."""
@@ -89,7 +91,13 @@ def weights(model: nn.Module) -> Iterator[Weight]:
         WeightError: a weight has no values here.
     """
     model = unwrap(model)
+    packed = packed_weights(model)
     for name, value in model.state_dict().items():
+        if name in packed:
+            yield Weight(name, values(packed[name]))
+            continue
+        if is_part_of(name, packed):
+            continue
         # Packed weights of quantised modules are a pair of weight and bias.
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, Tensor) and each.dtype not in (torch.bool, torch.int64):
@@ -103,7 +111,7 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
     value = value.detach()
     if value.is_meta:
         path, _, leaf = name.rpartition(".")
-        kept: Any = getattr(getattr(model.get_submodule(path), "_hf_hook", None), "weights_map", None)
+        kept = kept_weights(model.get_submodule(path))
         if kept is None:
             raise WeightError(
                 f"{type(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the model "

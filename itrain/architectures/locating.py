@@ -175,4 +175,5 @@ def _compact(columns: Tensor, width: int, module: nn.Module) -> slice | Tensor |
     first, last = int(columns[0]), int(columns[-1])
     if last - first + 1 == len(columns):
         return slice(first, last + 1)
-    return columns.to(next(module.parameters()).device)
+    device = next(module.parameters()).device
+    return columns if device.type == "meta" else columns.to(device)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from itrain.architectures import architecture, layers, unwrap
+from itrain.devices import HOOK, home_of
 
 CACHE = ("cache", "past_key_values")
 """The keys and values of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
@@ -35,6 +37,7 @@ class Forward:
         names: the arguments of its forward.
         caches: whether it keeps keys and values unless told otherwise.
         counts: whether it numbers its tokens, padding among them unless told otherwise.
+        home: where its inputs and edits lie, if accelerate moves its weights; else None.
         right: whether padding is put on the right, since on the left it may be counted as tokens all the same.
     """
 
@@ -44,6 +47,7 @@ class Forward:
     caches: bool
     counts: bool
     right: bool
+    home: torch.device | None
 
     @classmethod
     def of(cls, wrapped: nn.Module) -> Forward:
@@ -59,7 +63,11 @@ class Forward:
         counts = row is not None and row.causal and "position_ids" in names
         # What models of other types make of padding on the left is known of none of them, and encoders count it.
         right = hasattr(getattr(model, "config", None), "model_type") and not (row is not None and row.causal)
-        return cls(wrapped, model, names, caches, counts, right)
+        return cls(wrapped, model, names, caches, counts, right, home_of(model))
+
+    def serves(self, wrapped: nn.Module) -> bool:
+        """Whether all of this holds still of the model that is to be run."""
+        return self.wrapped is wrapped and hasattr(self.model, HOOK) == (self.home is not None)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments given and those that transformers would get wrong."""

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import SumMetric
 
+from itrain.architectures import unwrap
 from itrain.networks.base import Network
 from itrain.sites import Site
 from itrain.training.callbacks import FirstStepError, FitCallback, data_of
+from itrain.weights import weights
 
 if TYPE_CHECKING:
     import lightning
@@ -205,7 +207,9 @@ def fault_in(training: Any) -> Fault | None:
 
 def fault_in_weights(network: Network) -> Fault | None:
     """The first weight of a base model that is not finite."""
-    name = _first(dict(network.model.named_parameters()))
+    own = {name for name, _ in unwrap(network.model).named_parameters(remove_duplicate=False)}
+    # One by one, since a quantised weight in full takes more room.
+    name = next((name for name, value in weights(network.model) if name in own and not value.isfinite().all()), None)
     return Fault(f"the base model's weight '{name}' is not finite", None) if name is not None else None
 
 
