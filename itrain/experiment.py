@@ -42,7 +42,7 @@ from itrain.tasks.responses import ResponseTask
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
-from itrain.training.building import count_features
+from itrain.training.building import count_features, require_one_place
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
@@ -218,6 +218,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     module.provenance = {"base_model": opened.base_model.described(), "configuration": _plain(cfg)}
     trainer = make_trainer(cfg, folder)
+    require_one_place(opened.network, trainer)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     share = trainer.limit_test_batches

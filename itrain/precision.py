@@ -30,6 +30,6 @@ def match_precision(module: nn.Module, model: nn.Module) -> None:
     """Compute where the model does, and in fp64 beside a model of fp64; what its activations meet is otherwise fp32."""
     devices = execution_devices(model)[:1] or {parameter.device for parameter in model.parameters()}
     if len(devices) == 1 and not any(device.type == "meta" for device in devices):
-        module.to(*devices)
+        module.to(next(iter(devices)))
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         module.double()

@@ -41,7 +41,7 @@ def packed_weights(model: nn.Module) -> dict[str, nn.Module]:
     return {
         f"{path}.weight": module
         for path, module in model.named_modules()
-        if hasattr(getattr(module, "weight", None), "quant_state") or _scales(module) is not None
+        if hasattr(module._parameters.get("weight"), "quant_state") or _scales(module) is not None
     }
 
 
@@ -51,7 +51,7 @@ def values(module: nn.Module) -> Tensor:
     scales = _scales(module)
     if scales is not None:
         return weight.data.float() * scales.float()[:, None] / 127
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
     return dequantize_4bit(weight.data, weight.quant_state)
 
@@ -66,7 +66,7 @@ def is_part_of(name: str, packed: dict[str, nn.Module]) -> bool:
 
 def _scales(module: nn.Module) -> Tensor | None:
     """The scales of the rows of a module of LLM.int8, which its first run moves; None of others."""
-    weight: Any = getattr(module, "weight", None)
+    weight: Any = module._parameters.get("weight")
     if not hasattr(weight, "SCB"):
         return None
     own: Any = module

@@ -16,7 +16,7 @@ from torch import nn
 from itrain.architectures import ARCHITECTURES
 from itrain.devices import device_of
 from itrain.models.base import BaseModel, ModelError
-from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization
+from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization, compute_alike
 from itrain.trust import printable
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def _load(
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise ModelError(f"model '{name}' cannot be loaded: {kind}{reason}") from error
     _require_weights(model, found, name)
+    compute_alike(model)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,

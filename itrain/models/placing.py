@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from torch import nn
 
 from itrain.models.base import ModelError
+from itrain.quantized import quantized_weights
 from itrain.trust import printable
 
 DeviceMap: TypeAlias = str | Mapping[str, str | int]
@@ -43,7 +45,7 @@ class Placing:
             found["device_map"] = self._map(name)
         if self.quantization is None:
             return found
-        if self.quantization not in MAKERS:
+        if not isinstance(self.quantization, str) or self.quantization not in MAKERS:
             raise ModelError(
                 f"model '{name}': quantization={printable(str(self.quantization))} is unknown; use "
                 f"{', '.join(get_args(Quantization))}"
@@ -72,6 +74,8 @@ class Placing:
         return self.device_map
 
 
+PACKS = "support_avx512bf16_for_cpu"
+"""The attribute of bitsandbytes' modules of 4 bits that lets them repack their weights."""
 WHOLE = Placing()
 """On the CPU, as in the files."""
 
@@ -101,3 +105,23 @@ MAKERS: Mapping[str, tuple[str, Callable[[torch.dtype], Any]]] = {
     "4bit": ("bitsandbytes", _4bit),
 }
 """The package that each quantisation needs, and what tells transformers of it, for the precision computed in."""
+
+
+def otherwise_quantized(saved: object, model: nn.Module) -> str | None:
+    """How a model differs from one whose quantisation was saved, where one of both is quantised; else None."""
+    here = bool(quantized_weights(model))
+    if here == (saved is not None):
+        return None
+    if here:
+        return "its weights are quantised, and those were not; load it without quantization"
+    return f"its weights are in full, and those were quantised; load it with quantization={printable(str(saved))}"
+
+
+def compute_alike(model: nn.Module) -> None:
+    """Have modules of 4 bits compute with gradients as without.
+
+    On some CPUs they repack their weights for a kernel that has no gradient, in the first run that needs none.
+    """
+    for module in model.modules():
+        if hasattr(module, PACKS):
+            setattr(module, PACKS, False)

@@ -26,6 +26,7 @@ from itrain.networks.forward import Forward
 from itrain.networks.generation import generate
 from itrain.networks.lane import EditAt, Edits, Lane
 from itrain.networks.planned import AllRead, Planned, Route, install, recompute, recompute_alike
+from itrain.quantized import is_part_of, packed_weights
 from itrain.sites import Site
 
 if TYPE_CHECKING:
@@ -357,4 +358,10 @@ def _frozen(network: HookedNetwork, names: Iterable[str], prefix: str) -> set[st
         f"{prefix}{name}": parameter.requires_grad
         for name, parameter in network.model.named_parameters(remove_duplicate=False)
     }
-    return {name for name in names if name.startswith(prefix) and not trained.get(name, network.trainable)}
+    packed = packed_weights(network.model)
+    return {
+        name
+        for name in names
+        if name.startswith(prefix)
+        and (not trained.get(name, network.trainable) or is_part_of(name.removeprefix(prefix), packed))
+    }

@@ -230,10 +230,8 @@ def recompute(blocks: Iterable[nn.Module], planned: Sequence[Planned], stack: Ex
         for each in inner:
             each.repeats = True
         own = block.__dict__.get("forward")
-        again = partial(checkpoint, use_reentrant=False)
-        block.__dict__["forward"] = partial(
-            _run_again, partial(_checkpoint, again, inner, install, block.forward), whole
-        )
+        run = partial(_checkpoint, partial(checkpoint, use_reentrant=False), inner, install, block.forward)
+        block.__dict__["forward"] = partial(_run_again, run, whole)
         stack.callback(_put_forward, block, own)
 
 

@@ -117,8 +117,8 @@ class State:
     """A model as it is: modules, forwards, hooks, attributes, configurations, weights and the precision of a run.
 
     ``holds`` says whether all that is the same still, without looking at the values of a weight: a write through
-    ``.data`` leaves no trace, nor does a change of the attributes of a module that is offloaded. The references that are kept go
-    with the state.
+    ``.data`` leaves no trace, nor does a change of the attributes of a module that is offloaded. The references that
+    are kept go with the state.
 
     Args:
         model: the model, wrappers included.
