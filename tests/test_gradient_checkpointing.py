@@ -6,13 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from itrain.architectures import ARCHITECTURES, blocks
 from itrain.interventions.das import DAS
 from itrain.networks.choose import make_network
-from itrain.networks.hooks import HookedNetwork
-from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.iit import InterchangeInterventionTraining
 from tests.models import hook_count, pairs, tiny_inputs, tiny_model
@@ -70,3 +68,27 @@ def test_every_component_has_the_gradients_of_a_run_that_keeps_all(kind: str, co
 def test_replay_computes_the_blocks_above_the_edits_again(component: str) -> None:
     found = gradients("llama", component, trainable=False, checkpointing=True, replay="on")
     require_alike(found, gradients("llama", component, trainable=False, checkpointing=False))
+
+
+def test_blocks_run_twice_and_only_where_there_is_a_backward_pass() -> None:
+    network, runs = HookedNetwork(tiny_model("llama"), gradient_checkpointing=True), []
+    blocks(network.model)[1].mlp.register_forward_hook(lambda *given: runs.append(1))
+    site, scale = Site.parse("layer0.block_output@last"), torch.ones((), requires_grad=True)
+    answer = network.edit(tiny_inputs(answer=True), [(site, lambda base: base * scale)])
+    assert len(runs) == 1
+    answer.sum().backward()
+    assert len(runs) == 2 and scale.grad is not None
+    with torch.no_grad():
+        network.edit(tiny_inputs(answer=True), [(site, torch.zeros_like)])
+    assert len(runs) == 3
+
+
+def test_a_setting_that_cannot_act_is_refused() -> None:
+    with pytest.raises(ValueError, match="gradient_checkpointing: Linear has no named layers"):
+        make_network(nn.Linear(2, 2), gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="compile=true and gradient_checkpointing=true exclude each other"):
+        make_network(tiny_model("llama"), compile=True, gradient_checkpointing=True)
+    network = make_network(tiny_model("llama"), replay="off", gradient_checkpointing=True)
+    assert network.prepare([], []) == (
+        "the whole model, under plain hooks (replay is off); blocks are computed again in the backward pass"
+    )

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from itrain.architectures import architecture, layers, unwrap
-from itrain.devices import HOOK, home_of
+from itrain.devices import home_of
 
 CACHE = ("cache", "past_key_values")
 """The keys and values of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
@@ -64,10 +64,6 @@ class Forward:
         # What models of other types make of padding on the left is known of none of them, and encoders count it.
         right = hasattr(getattr(model, "config", None), "model_type") and not (row is not None and row.causal)
         return cls(wrapped, model, names, caches, counts, right, home_of(model))
-
-    def serves(self, wrapped: nn.Module) -> bool:
-        """Whether all of this holds still of the model that is to be run."""
-        return self.wrapped is wrapped and hasattr(self.model, HOOK) == (self.home is not None)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments given and those that transformers would get wrong."""

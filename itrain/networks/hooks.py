@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from itrain.architectures import blocks, locate
-from itrain.devices import is_dispatched
+from itrain.devices import HOOK, is_dispatched
 from itrain.inputs import ModelInputs
 from itrain.inputs.layout import MASK
 from itrain.layouts import REMEDY
@@ -86,8 +86,9 @@ class HookedNetwork(Network):
         learns = torch.is_grad_enabled() and (
             bool(edits) or any(parameter.requires_grad for parameter in self.model.parameters())
         )
+        home = self.call.home
         reads = [
-            Planned(lane=lane, site=site, route=self._route(site), with_gradient=learns, home=self.call.home)
+            Planned(lane=lane, site=site, route=self._route(site), with_gradient=learns, home=home)
             for site in dict.fromkeys(sites)
         ]
         if stop_early:
@@ -95,7 +96,7 @@ class HookedNetwork(Network):
                 each.until = reads
         # First, so that a site that is edited and read is read as edited.
         edited = [
-            self._edit(lane, part)
+            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts, home=home)
             for each in edits
             for part in (each if isinstance(each, EditAt) else EditAt(*each)).parts
         ]
@@ -123,8 +124,9 @@ class HookedNetwork(Network):
 
     def run_edits(self, arguments: Mapping[str, Any], lanes: Sequence[Lane], at: Answers | None) -> list[Tensor]:
         """The answer of each lane under its edits, from one run of the model's forward with these arguments."""
+        home = self.call.home
         planned = [
-            self._edit(lane, part)
+            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts, home=home)
             for lane in lanes
             for each in (each if isinstance(each, EditAt) else EditAt(*each) for each in lane.edits)
             for part in (each.parts if each.generated else (each,))
@@ -234,9 +236,11 @@ class HookedNetwork(Network):
     @property
     def call(self) -> Forward:
         """How the model is called, looked up again where another has taken its place."""
-        if self._forward is None or not self._forward.serves(self.model):
-            self._forward = Forward.of(self.model)
-        return self._forward
+        known = self._forward
+        # accelerate may have placed the model since, or have let go of it.
+        if known is None or known.wrapped is not self.model or hasattr(known.model, HOOK) != (known.home is not None):
+            self._forward = known = Forward.of(self.model)
+        return known
 
     def _padded_right(self, inputs: ModelInputs, *, reads: bool = False) -> ModelInputs:
         """The inputs with padding on the right alone; ``reads``: where the answer is of no interest.
@@ -291,16 +295,6 @@ class HookedNetwork(Network):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # What accelerate has placed, nobody else may move: weights on the meta device have no values to be moved.
         return self if is_dispatched(self.model) else super()._apply(fn, recurse)
-
-    def _edit(self, lane: Lane, part: EditAt) -> Planned:
-        return Planned(
-            lane=lane,
-            site=part.site,
-            route=self._route(part.site),
-            edit=part.edit,
-            acts=part.acts,
-            home=self.call.home,
-        )
 
     def _route(self, site: Site) -> Route:
         """The site's place in the model, looked up again where another module has taken it."""
