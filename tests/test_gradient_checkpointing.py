@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from itrain.architectures import ARCHITECTURES, blocks
 from itrain.interventions.das import DAS
 from itrain.networks.choose import make_network
+from itrain.networks.hooks import HookedNetwork
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.iit import InterchangeInterventionTraining
 from tests.models import hook_count, pairs, tiny_inputs, tiny_model
