@@ -12,6 +12,7 @@ from itrain.architectures import ARCHITECTURES, blocks
 from itrain.interventions.das import DAS
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
+from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.iit import InterchangeInterventionTraining
 from tests.models import hook_count, pairs, tiny_inputs, tiny_model
