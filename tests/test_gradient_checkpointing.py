@@ -74,7 +74,7 @@ def test_replay_computes_the_blocks_above_the_edits_again(component: str) -> Non
 
 def test_blocks_run_twice_and_only_where_there_is_a_backward_pass() -> None:
     network, runs = HookedNetwork(tiny_model("llama"), gradient_checkpointing=True), []
-    blocks(network.model)[1].mlp.register_forward_hook(lambda *given: runs.append(1))
+    blocks(network.model)[1].mlp.register_forward_pre_hook(lambda *given: runs.append(1))
     site, scale = Site.parse("layer0.block_output@last"), torch.ones((), requires_grad=True)
     answer = network.edit(tiny_inputs(answer=True), [(site, lambda base: base * scale)])
     assert len(runs) == 1
