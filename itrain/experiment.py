@@ -45,7 +45,7 @@ from itrain.tasks.responses import ResponseTask
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
-from itrain.training.building import count_features
+from itrain.training.building import count_features, require_one_place
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
@@ -248,6 +248,7 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         cfg.training.under = as_node(describe("under", module.arguments["under"]))
     module.origin = {"fingerprint": opened.base_model.fingerprint, "configuration": _plain(cfg)}
     module.provenance = {"base_model": opened.base_model.described(), "configuration": _plain(cfg)}
+    require_one_place(opened.network, trainer)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     share = trainer.limit_test_batches

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from itrain.devices import execution_devices
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -26,8 +28,8 @@ class FullPrecision(nn.ModuleDict):
 
 def match_precision(module: nn.Module, model: nn.Module) -> None:
     """Compute where the model does, and in fp64 beside a model of fp64; what its activations meet is otherwise fp32."""
-    devices = {parameter.device for parameter in model.parameters()}
+    devices = execution_devices(model)[:1] or {parameter.device for parameter in model.parameters()}
     if len(devices) == 1 and not any(device.type == "meta" for device in devices):
-        module.to(devices.pop())
+        module.to(next(iter(devices)))
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         module.double()

@@ -18,6 +18,8 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
+from itrain.devices import kept_weights
+from itrain.quantized import is_part_of, packed_weights, values
 from itrain.shards import add_over_shards, held, is_sharded, local, own_class, whole
 
 LINES = 16
@@ -197,7 +199,13 @@ def weights(model: nn.Module) -> Iterator[Weight]:
         WeightError: a weight has no values here.
     """
     model = unwrap(model)
+    packed = packed_weights(model)
     for name, value in model.state_dict().items():
+        if name in packed:
+            yield Weight(name, values(packed[name]))
+            continue
+        if is_part_of(name, packed):
+            continue
         # Packed weights of quantised modules are a pair of weight and bias.
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, Tensor) and each.dtype not in (torch.bool, torch.int64):
@@ -213,7 +221,7 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
     value = value.detach()
     if value.is_meta:
         path, _, leaf = name.rpartition(".")
-        kept: Any = getattr(getattr(model.get_submodule(path), "_hf_hook", None), "weights_map", None)
+        kept = kept_weights(model.get_submodule(path))
         if kept is None:
             raise WeightError(
                 f"{own_class(model).__name__}: the weight '{name}' has no values (it is on the meta device), so the "

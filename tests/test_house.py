@@ -16,7 +16,7 @@ MODULES = {
 }
 
 ROOMS = [
-    {"itrain.bounds"},
+    {"itrain.bounds", "itrain.devices", "itrain.quantized"},
     {
         "itrain.sites",
         "itrain.layouts",

@@ -23,6 +23,7 @@ from itrain.data.counterfactual import (
     labels,
 )
 from itrain.data.splits import SplitDataModule, SplitDataset
+from itrain.devices import device_of
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.base import Network
@@ -276,7 +277,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             chunk = settings[start : start + self.eval_batch_size]
             answers = [self.task.causal_model.run(setting)[self.task.causal_model.output] for setting in chunk]
             label = labels(self.task, answers)
-            device = next(self.network.parameters()).device
+            device = device_of(self.network)
             logits = self.network(answerable(self.task, chunk, answers).to(device)).cpu()
             self._require_classes(others, logits.shape[-1])
             wins = [

@@ -15,6 +15,7 @@ from itrain.identity import fingerprint_and_identity
 from itrain.inputs import Acts
 from itrain.networks.choose import plain_network
 from itrain.placements import Placements
+from itrain.quantized import count_weights
 from itrain.runs.activations import Activations, read
 from itrain.runs.edits import Acting
 from itrain.runs.given import Given
@@ -42,6 +43,8 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase | None = None
     name: str = "custom"
     revision: str | None = None
+    quantization: str | None = None
+    """How it was quantised as it was loaded; None: it was not, or its files are."""
     fingerprint: str = field(init=False)
     """Of the weights as loaded; later training does not change it."""
     identity: Mapping[str, Any] = field(init=False, repr=False)
@@ -57,6 +60,7 @@ class BaseModel:
             "name": self.name,
             "revision": self.revision,
             "type": getattr(getattr(self.model, "config", None), "model_type", own_class(self.model).__name__),
+            **({} if self.quantization is None else {"quantization": self.quantization}),
             "fingerprint": self.fingerprint,
             "identity": dict(self.identity),
             **({"folder": True} if Path(self.name).expanduser().is_dir() else {}),
@@ -107,7 +111,7 @@ class BaseModel:
         return Runner(network=network, tokenizer=self.tokenizer)
 
     def __repr__(self) -> str:
-        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        weights = count_weights(self.model)
         tokenizer = "no tokenizer" if self.tokenizer is None else f"{len(self.tokenizer)} tokens"
         name = self.name if self.revision is None else f"{self.name} at {self.revision}"
         return f"{name}: {type(unwrap(self.model)).__name__}, {weights:,} parameters, {tokenizer}"

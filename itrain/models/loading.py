@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from itrain.devices import device_of
 from itrain.models.base import BaseModel, ModelError
+from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization, compute_alike
 from itrain.models.skeleton import auto_class
 from itrain.models.streaming import place_shards, streaming, whole_in_each
 from itrain.trust import printable
@@ -30,10 +33,16 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
-def load_embedded(*, dtype: Dtype = "float32", attn_implementation: str | None = None) -> BaseModel:
+def load_embedded(
+    *,
+    dtype: Dtype = "float32",
+    attn_implementation: str | None = None,
+    device_map: DeviceMap | None = None,
+    quantization: Quantization | None = None,
+) -> BaseModel:
     """The tiny world: a small GPT-NeoX that ships with itrain and knows pronouns, agreement, facts and prices.
 
-    ``attn_implementation`` is transformers'; with ``eager``, attention weights can be read and edited.
+    The arguments are those of :func:`load_pretrained`.
 
     Raises:
         ModelError: the installed libraries do not reproduce the model's stored logits.
@@ -42,17 +51,26 @@ def load_embedded(*, dtype: Dtype = "float32", attn_implementation: str | None =
 
     shown, folder = logging.is_progress_bar_enabled(), Path(__file__).parents[1] / "assets" / "tiny_world"
     logging.disable_progress_bar()
+    make = partial(_load, str(folder), name=TINY_WORLD, revision=None, dtype=dtype, attention=attn_implementation)
     try:
-        base_model = _load(str(folder), name=TINY_WORLD, revision=None, dtype=dtype, attention=attn_implementation)
+        base_model = make(placing=Placing(device_map=device_map, quantization=quantization))
+        # Quantised, the model has other logits, whatever the libraries.
+        plain = base_model if quantization is None else make()
     finally:
         if shown:
             logging.enable_progress_bar()
-    _require_answer(base_model, folder / ANSWER)
+    _require_answer(plain, folder / ANSWER)
     return base_model
 
 
 def load_pretrained(
-    name: str, *, revision: str | None = None, dtype: Dtype = "auto", attn_implementation: str | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: Dtype = "auto",
+    attn_implementation: str | None = None,
+    device_map: DeviceMap | None = None,
+    quantization: Quantization | None = None,
 ) -> BaseModel:
     """A transformers model and its tokenizer, from a folder or the Hugging Face hub.
 
@@ -64,21 +82,34 @@ def load_pretrained(
         dtype: ``auto`` keeps the precision of the checkpoint.
         attn_implementation: how attention is computed, as transformers calls it; ``eager`` gives attention weights that
             can be read and edited. None: transformers' choice.
+        device_map: where accelerate puts the weights: ``auto`` fills the devices, then the CPU's memory, then the disk;
+            a mapping names the device of each module, ``{model.embed_tokens: 0, model.layers.0: cpu, ...}``. Such a
+            model is frozen, and run by one process. None: the CPU, from where a trainer moves it to its device.
+        quantization: fewer bits for each weight of the linear modules: ``int8`` by torchao on any device, ``8bit``
+            (LLM.int8) or ``4bit`` (NF4) by bitsandbytes. None: as in the files.
 
     Raises:
         ModelError: the model cannot be loaded; the message names it and the remedy.
     """
     if name == TINY_WORLD:
-        return load_embedded(dtype="float32" if dtype == "auto" else dtype, attn_implementation=attn_implementation)
+        return load_embedded(
+            dtype="float32" if dtype == "auto" else dtype,
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            quantization=quantization,
+        )
+    placing = Placing(device_map=device_map, quantization=quantization)
     if Path(name).expanduser().is_dir():
         folder = str(Path(name).expanduser())
-        return _load(folder, name=name, revision=None, dtype=dtype, attention=attn_implementation)
+        return _load(folder, name=name, revision=None, dtype=dtype, attention=attn_implementation, placing=placing)
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model '{name}': there is no such folder")
-    return _load(name, name=name, revision=revision, dtype=dtype, attention=attn_implementation)
+    return _load(name, name=name, revision=revision, dtype=dtype, attention=attn_implementation, placing=placing)
 
 
-def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None) -> BaseModel:
+def _load(
+    source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None, placing: Placing = WHOLE
+) -> BaseModel:
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
     _require_reachable(source, name)
@@ -95,6 +126,7 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
         revision = revision or "main"
         # Or transformers would ask whether it may run the model's own code.
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        how |= placing.arguments(config, dtype=precision, name=name)
         auto = auto_class(config)
         with streaming():
             model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
@@ -109,6 +141,8 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
                 stacklevel=2,
             )
         tokenizer = load_tokenizer(source, revision)
+    except ModelError:
+        raise
     except Exception as error:  # damaged files raise of every kind
         reason = printable(next(iter(str(error).strip().splitlines()), ""))
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
@@ -120,8 +154,15 @@ def _load(source: str, *, name: str, revision: str | None, dtype: Dtype, attenti
             stacklevel=2,
         )
         with whole_in_each():
-            return _load(source, name=name, revision=revision, dtype=dtype, attention=attention)
-    return BaseModel(model=model, tokenizer=tokenizer, name=name, revision=None if Path(source).is_dir() else revision)
+            return _load(source, name=name, revision=revision, dtype=dtype, attention=attention, placing=placing)
+    compute_alike(model)
+    return BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        revision=None if Path(source).is_dir() else revision,
+        quantization=placing.quantization,
+    )
 
 
 def _lacks_head_only(model: nn.Module, found: Mapping[str, Any]) -> bool:
@@ -166,12 +207,12 @@ def _require_answer(base_model: BaseModel, file: Path) -> None:
     tokenizer, stored = base_model.tokenizer, json.loads(file.read_text(encoding="utf-8"))
     assert tokenizer is not None, "the embedded model has one"
     words = list(stored["logits"])
-    weight = next(base_model.model.parameters())
-    tokens = torch.tensor([tokenizer(stored["prompt"])["input_ids"]], device=weight.device)
+    dtype = next(base_model.model.parameters()).dtype
+    tokens = torch.tensor([tokenizer(stored["prompt"])["input_ids"]], device=device_of(base_model.model))
     logits = base_model.model(input_ids=tokens, use_cache=False).logits[0, -1]
     found = logits[tokenizer.convert_tokens_to_ids(words)].double().cpu()
     expected = torch.tensor(list(stored["logits"].values()), dtype=torch.float64)
-    rounding = 4 * torch.finfo(weight.dtype).eps * float(expected.abs().max())
+    rounding = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
     # A NaN must fail this too.
     if bool(((found - expected).abs() <= max(stored["tolerance"], rounding)).all()):
         return

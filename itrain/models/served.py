@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from itrain.models.base import BaseModel, ModelError
-from itrain.models.loading import TINY_WORLD, _load_tokenizer
+from itrain.models.loading import TINY_WORLD, load_tokenizer
 from itrain.networks.nnsight.library import LibraryError, load_nnsight, require_key
 from itrain.trust import printable
 
@@ -60,7 +60,7 @@ def load_unloaded(name: str, *, revision: str | None = None, attn_implementation
     how: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     how |= {"task": "text-generation"} if folder else {}
     try:
-        tokenizer = _load_tokenizer(source, revision or "main")
+        tokenizer = load_tokenizer(source, revision or "main")
         if tokenizer is None:
             raise ModelError("it has no tokenizer")
         # nnsight sets the tokenizer to pad on the left.

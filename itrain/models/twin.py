@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from torch import nn
 
 from itrain.architectures import unwrap
+from itrain.devices import is_dispatched
 from itrain.models.base import BaseModel, ModelError
+from itrain.models.loading import load_pretrained
+from itrain.quantized import quantized_weights
 from itrain.weights import served_by
 
 
@@ -26,6 +32,8 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
         raise ModelError(
             f"model '{base_model.name}': it is on a server, and would have its randomly initialised twin here; {remedy}"
         )
+    if is_dispatched(model) or quantized_weights(model):
+        return _placed_alike(base_model, seed=seed, remedy=remedy)
     with torch.random.fork_rng(devices=[]):
         # The CPU's alone: an accelerator's draws go on where they were.
         torch.default_generator.manual_seed(seed)
@@ -44,10 +52,49 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
     new, old = list(fresh.parameters()), list(model.parameters())
     if [p.shape for p in new] != [p.shape for p in old] or not all(p.is_floating_point() for p in old):
         raise ModelError(
-            f"model '{base_model.name}': its weights are not those of its architecture (adapters or quantisation?), so "
+            f"model '{base_model.name}': its weights are not those of its architecture (adapters?), so "
             f"it has no randomly initialised twin; {remedy}"
         )
     for drawn, given in zip(new, old, strict=True):
         drawn.data = drawn.data.to(given.dtype)
     fresh.to(old[0].device).train(model.training)
     return BaseModel(model=fresh, tokenizer=base_model.tokenizer, name=f"{base_model.name}, randomly initialised")
+
+
+def _placed_alike(base_model: BaseModel, *, seed: int, remedy: str) -> BaseModel:
+    """The twin of a model that is quantised or placed by a device map: drawn in full, then loaded in the same way."""
+    model: Any = unwrap(base_model.model)
+    placed = getattr(model, "hf_device_map", None) or {}
+    known = base_model.quantization is not None or not quantized_weights(model)
+    if not known or getattr(type(model), "config_class", None) is None or "disk" in placed.values():
+        raise ModelError(
+            f"model '{base_model.name}': it was not quantised by itrain, or lies on the disk in part, so it has no "
+            f"randomly initialised twin; {remedy}"
+        )
+    config = deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder:
+        torch.default_generator.manual_seed(seed)
+        fresh: Any = type(model)(config)
+        fresh.to(model.dtype).save_pretrained(folder)
+        attention = getattr(model.config, "_attn_implementation", None)
+        twin = load_pretrained(
+            folder,
+            attn_implementation=attention,
+            device_map=placed or _whole_on(model),
+            quantization=base_model.quantization,  # type: ignore[arg-type]
+        )
+    twin.model.train(model.training)
+    return BaseModel(
+        model=twin.model,
+        tokenizer=base_model.tokenizer,
+        name=f"{base_model.name}, randomly initialised",
+        quantization=base_model.quantization,
+    )
+
+
+def _whole_on(model: nn.Module) -> dict[str, str] | None:
+    """The device map of a model that is whole on an accelerator; None on the CPU."""
+    device = next(model.parameters()).device
+    return None if device.type == "cpu" else {"": str(device)}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from itrain.architectures import unwrap
+from itrain.devices import home_of
 from itrain.inputs import ModelInputs, PositionError
 from itrain.inputs.layout import moved
 from itrain.networks.calls import Call, Calls, Prompt, eagerly
@@ -159,6 +160,7 @@ class AttachedEdits(Attached):
         self.edits = tuple(each if isinstance(each, EditAt) else EditAt(*each) for each in edits)
         for each in self.edits:
             require_acts(each.acts)
+        self._home = home_of(model)
         self._routes = {each.site: Route.to(each.site, model) for each in self.edits}
         self._standing = {place: Standing(route) for place, route in self._at_places().items()}
         self._call = ExitStack()
@@ -207,7 +209,9 @@ class AttachedEdits(Attached):
         if acts in ("prompt", "all") and call.runs_prompt and (lane := self._lane(site, call)) is not None:
             # Without a position all of the prompt's tokens are meant, and none that were generated since.
             whole = site if site.position is not None or not call.steps else site.at("all")
-            planned.append(Planned(lane=lane, site=whole, route=route, edit=scaled(edit.edit, self.strength)))
+            planned.append(
+                Planned(lane=lane, site=whole, route=route, edit=scaled(edit.edit, self.strength), home=self._home)
+            )
         if acts != "prompt" and call.steps:
             steps = [step for step in call.steps if isinstance(acts, str) or step in acts]
             if steps:
@@ -215,7 +219,9 @@ class AttachedEdits(Attached):
                 columns = tuple(first + step for step in steps)
                 make = edit.edit if edit.generated is None else partial(_of_steps, edit.generated, steps)
                 lane = Steps(columns=columns, count=call.stop - call.start, rows=call.prompt.inputs.batch_size)
-                planned.append(Planned(lane=lane, site=site, route=route, edit=scaled(make, self.strength)))
+                planned.append(
+                    Planned(lane=lane, site=site, route=route, edit=scaled(make, self.strength), home=self._home)
+                )
         return planned
 
     def _lane(self, site: Site, call: Call) -> Lane | None:

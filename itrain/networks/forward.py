@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from itrain.architectures import architecture, layers, unwrap
+from itrain.devices import home_of
 from itrain.inputs.layout import SECOND
 
 CACHE = ("cache", "past_key_values", "cache_params")
@@ -38,6 +40,7 @@ class Forward:
         names: the arguments of its forward.
         caches: whether it keeps keys and values unless told otherwise.
         counts: whether it numbers its tokens, padding among them unless told otherwise.
+        home: where its inputs and edits lie, if accelerate moves its weights; else None.
         start: the token with which the decoder of a model that has one starts; None: it has none, or does not tell.
         right: whether padding is put on the right, since on the left it may be counted as tokens all the same.
     """
@@ -48,6 +51,7 @@ class Forward:
     caches: bool
     counts: bool
     right: bool
+    home: torch.device | None
     start: int | None = None
 
     @classmethod
@@ -67,7 +71,7 @@ class Forward:
         config: Any = getattr(model, "config", None)
         decodes = getattr(config, "is_encoder_decoder", False) and SECOND[0] in names
         start = getattr(config, "decoder_start_token_id", None) if decodes else None
-        return cls(wrapped, model, names, caches, counts, right, start)
+        return cls(wrapped, model, names, caches, counts, right, home_of(model), start)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments given and those that transformers would get wrong."""

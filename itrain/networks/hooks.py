@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from itrain.architectures import locate
+from itrain.architectures import blocks, locate
+from itrain.devices import HOOK, is_dispatched
 from itrain.inputs import ModelInputs, with_decoder
 from itrain.inputs.layout import MASK, SECOND
 from itrain.layouts import REMEDY
@@ -25,9 +26,13 @@ from itrain.networks.base import ROWS, Network
 from itrain.networks.forward import Forward
 from itrain.networks.generation import generate
 from itrain.networks.lane import EditAt, Edits, Lane
-from itrain.networks.planned import AllRead, Planned, Route, install, outputs_of, recompute_alike
+from itrain.networks.planned import AllRead, Planned, Route, install, outputs_of, recompute, recompute_alike
+from itrain.quantized import is_part_of, packed_weights
 from itrain.shards import divided, tied
 from itrain.sites import Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class HookedNetwork(Network):
@@ -37,6 +42,7 @@ class HookedNetwork(Network):
         model: any module; transformers' models of the table in :mod:`itrain.architectures` have named components.
         trainable: False freezes the model and puts it in eval mode, and keeps its buffers out of checkpoints. True
             leaves it as it is, for training the model itself.
+        gradient_checkpointing: keep the blocks' inputs alone for the backward pass, which computes the blocks again.
 
     Checkpoints hold the parameters that are trained at the time, such as adapters that were added, and no frozen ones.
     The model is otherwise left as it was found: the hooks are removed when the run ends, others' hooks stay.
@@ -44,12 +50,16 @@ class HookedNetwork(Network):
 
     _loaded_prefix: str
 
-    def __init__(self, model: nn.Module, *, trainable: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, trainable: bool = False, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             holds = "; give its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
             raise TypeError(f"model: a network is made of a torch.nn.Module, not of {type(model).__name__}{holds}")
-        self.model, self.trainable = model, trainable
+        self.model, self.trainable, self.gradient_checkpointing = model, trainable, gradient_checkpointing
+        self.why: str | None = None
+        """Why plain hooks run the model where another network was asked for."""
+        if gradient_checkpointing:
+            _require_blocks(model)
         if not trainable:
             model.requires_grad_(False)
             self.eval()
@@ -81,8 +91,9 @@ class HookedNetwork(Network):
         learns = torch.is_grad_enabled() and (
             bool(edits) or any(parameter.requires_grad for parameter in self.model.parameters())
         )
+        home = self.call.home
         reads = [
-            Planned(lane=lane, site=site, route=self._route(site), with_gradient=learns)
+            Planned(lane=lane, site=site, route=self._route(site), with_gradient=learns, home=home)
             for site in dict.fromkeys(sites)
         ]
         if stop_early:
@@ -90,7 +101,7 @@ class HookedNetwork(Network):
                 each.until = reads
         # First, so that a site that is edited and read is read as edited.
         edited = [
-            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts)
+            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts, home=home)
             for each in edits
             for part in (each if isinstance(each, EditAt) else EditAt(*each)).parts
         ]
@@ -129,8 +140,9 @@ class HookedNetwork(Network):
 
     def run_edits(self, arguments: Mapping[str, Any], lanes: Sequence[Lane], at: Answers | None) -> list[Tensor]:
         """The answer of each lane under its edits, from one run of the model's forward with these arguments."""
+        home = self.call.home
         planned = [
-            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts)
+            Planned(lane=lane, site=part.site, route=self._route(part.site), edit=part.edit, acts=part.acts, home=home)
             for lane in lanes
             for each in (each if isinstance(each, EditAt) else EditAt(*each) for each in lane.edits)
             for part in (each.parts if each.generated else (each,))
@@ -207,7 +219,12 @@ class HookedNetwork(Network):
         uses: int | None = None,
         read: Sequence[Site] | None = None,
     ) -> str:
-        return "the whole model, under plain hooks"
+        return f"the whole model, under plain hooks{f' ({self.why})' if self.why else ''}{self.recomputed}"
+
+    @property
+    def recomputed(self) -> str:
+        """The end of the line that says how the model will be run."""
+        return "; blocks are computed again in the backward pass" if self.gradient_checkpointing else ""
 
     def run(
         self,
@@ -228,6 +245,9 @@ class HookedNetwork(Network):
             install(planned, stack)
             if any(block.training for each in planned for block in each.route.inside):
                 recompute_alike(planned, stack)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                # accelerate takes a module's weights away again when its run has come to an end.
+                recompute(blocks(self.model), planned, stack, whole=forward.home is not None)
             if at is not None:
                 asked = all(each.edit is not None for each in planned)
                 answer_only(forward.model, at, candidates, arguments, stack, asked=asked)
@@ -248,9 +268,11 @@ class HookedNetwork(Network):
     @property
     def call(self) -> Forward:
         """How the model is called, looked up again where another has taken its place."""
-        if self._forward is None or self._forward.wrapped is not self.model:
-            self._forward = Forward.of(self.model)
-        return self._forward
+        known = self._forward
+        # accelerate may have placed the model since, or have let go of it.
+        if known is None or known.wrapped is not self.model or hasattr(known.model, HOOK) != (known.home is not None):
+            self._forward = known = Forward.of(self.model)
+        return known
 
     def _decoded(self, inputs: ModelInputs, start: int) -> ModelInputs:
         """The inputs with a text of the decoder's, which answers: of a prompt alone the token that it starts with."""
@@ -313,6 +335,10 @@ class HookedNetwork(Network):
         if reshard is not None:
             reshard()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # What accelerate has placed, nobody else may move: weights on the meta device have no values to be moved.
+        return self if is_dispatched(self.model) else super()._apply(fn, recurse)
+
     def _route(self, site: Site) -> Route:
         """The site's place in the model, looked up again where another module has taken it."""
         known = self._routes.get(site)
@@ -321,13 +347,31 @@ class HookedNetwork(Network):
             for name in known.path:
                 module = None if module is None else module._modules.get(name)
             columns = known.location.columns
-            moved = isinstance(columns, Tensor) and columns.device != next(known.location.module.parameters()).device
+            moved = isinstance(columns, Tensor) and _lies_elsewhere(known.location.module, columns)
             if module is known.location.module and not moved:
                 return known
         route = Route.to(site, self.model)
         if route.path:
             self._routes[site] = route
         return route
+
+
+def _require_blocks(model: nn.Module) -> None:
+    """Refuse to compute again what cannot be told apart.
+
+    Raises:
+        ValueError: the model's blocks are not known.
+    """
+    try:
+        blocks(model)
+    except ValueError as unknown:
+        raise ValueError(f"gradient_checkpointing: {str(unknown).partition('. ')[0]}; leave it out") from unknown
+
+
+def _lies_elsewhere(module: nn.Module, columns: Tensor) -> bool:
+    """Whether the module has been moved since its columns were looked up."""
+    device = next(module.parameters()).device
+    return device != columns.device and device.type != "meta"
 
 
 def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
@@ -358,4 +402,10 @@ def _frozen(network: HookedNetwork, names: Iterable[str], prefix: str) -> set[st
         f"{prefix}{name}": parameter.requires_grad
         for name, parameter in network.model.named_parameters(remove_duplicate=False)
     }
-    return {name for name in names if name.startswith(prefix) and not trained.get(name, network.trainable)}
+    packed = packed_weights(network.model)
+    return {
+        name
+        for name in names
+        if name.startswith(prefix)
+        and (not trained.get(name, network.trainable) or is_part_of(name.removeprefix(prefix), packed))
+    }

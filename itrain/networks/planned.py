@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from itrain.architectures import Location, locate
 from itrain.inputs import Acts
@@ -72,6 +74,9 @@ class Planned:
         acts: on which tokens.
         with_gradient: refuse to read where gradients are switched off.
         until: the reads after which the run may end; empty: it goes on to its end.
+        home: where the lane's tokens and the edit are, of a model whose modules lie on several devices; None: where the
+            activation is.
+        repeats: whether the module is run again in the backward pass, with what is planned for it.
     """
 
     lane: Lane | Steps
@@ -81,6 +86,8 @@ class Planned:
     acts: Acts = "prompt"
     with_gradient: bool = False
     until: Sequence[Planned] = ()
+    home: torch.device | None = None
+    repeats: bool = False
     read: Tensor | None = field(default=None, init=False)
     calls: int = field(default=0, init=False)
     done: bool = field(default=False, init=False)
@@ -105,6 +112,9 @@ class Planned:
                 "none would flow through what is read; checkpoint with use_reentrant=False or read under no_grad"
             )
         self.done = True
+        arrived = activation
+        if self.home is not None:
+            activation, location = activation.to(self.home), _moved(location, self.home)
         given, layout = activation, location.layout
         if layout is not None:
             activation = layout.by_place(activation, lane.rows)
@@ -114,15 +124,19 @@ class Planned:
             self.read = base.clone() if site.position is None else base
             if self.until and all(each.done for each in self.until):
                 raise AllRead
-            return given
+            return arrived
         if not base.shape[1:].numel():
-            return given  # no example has such a token
-        with torch.autocast(activation.device.type, enabled=False):
+            return arrived  # no example has such a token
+        # What the edit saves is kept as ever: it may save other tensors when it runs again, as where a parametrisation
+        # was cached, and checkpoints tell saved tensors apart by their order.
+        saving = saved_tensors_hooks(_same, _same) if self.repeats else nullcontext()
+        with torch.autocast(activation.device.type, enabled=False), saving:
             new = self.edit(base)
         if new.shape != base.shape:
             raise ValueError(f"site '{site}': the edit made shape {tuple(new.shape)} of shape {tuple(base.shape)}")
         new = lane.replace(activation, cells, location, new.to(activation.dtype))
-        return new if layout is None else layout.back(new, given)
+        new = new if layout is None else layout.back(new, given)
+        return new.to(arrived.device)
 
     def again(self) -> Planned:
         """The same for a second run of the module within one step, which does not end early."""
@@ -138,6 +152,12 @@ class Planned:
         """The error of a run in which it was never its turn."""
         calls = f"was called {self.calls} times" if self.calls else "was not called"
         return RuntimeError(f"site '{self.site}': its module {calls} in this run; nothing was read or edited there")
+
+
+def _moved(location: Location, device: torch.device) -> Location:
+    """The location with columns that index an activation on the device."""
+    columns = location.columns
+    return location._replace(columns=columns.to(device)) if isinstance(columns, Tensor) else location
 
 
 def install(acting: Sequence[Acting], stack: ExitStack, *, first: bool = False) -> None:
@@ -202,11 +222,53 @@ def recompute_alike(
     so that the second run puts the hooks of the block and its modules back for its duration.
     """
     for block in dict.fromkeys(block for each in planned for block in each.route.inside):
-        checkpoint = checkpoint_of(block)
-        if checkpoint is not None:
+        own = checkpoint_of(block)
+        if own is not None:
             inner = [each for each in planned if block in each.route.inside]
-            block.__dict__[CHECKPOINT] = partial(_checkpoint, checkpoint, inner, put_back)
-            stack.callback(setattr, block, CHECKPOINT, checkpoint)
+            for each in inner:
+                each.repeats = True
+            block.__dict__[CHECKPOINT] = partial(_checkpoint, own, inner, put_back)
+            stack.callback(setattr, block, CHECKPOINT, own)
+
+
+def recompute(blocks: Iterable[nn.Module], planned: Sequence[Planned], stack: ExitStack, *, whole: bool) -> None:
+    """Have blocks keep their inputs alone for the backward pass, which runs them again with the same hooks inside.
+
+    Unlike transformers' own checkpoints these serve frozen models too, in eval mode.
+
+    Args:
+        blocks: of the model.
+        planned: what acts in the run.
+        stack: after which the blocks are as they were.
+        whole: run a block again to its end, also after all that the backward pass needs is there.
+    """
+    for block in blocks:
+        if checkpoint_of(block) is not None:
+            continue
+        inside = set(block.modules()) - {block}
+        inner = [each for each in planned if each.route.location.module in inside]
+        for each in inner:
+            each.repeats = True
+        own = block.__dict__.get("forward")
+        run = partial(_checkpoint, partial(checkpoint, use_reentrant=False), inner, install, block.forward)
+        block.__dict__["forward"] = partial(_run_again, run, whole)
+        stack.callback(_put_forward, block, own)
+
+
+def _run_again(run: Callable[..., Any], whole: bool, *args: Any, **kwargs: Any) -> Any:
+    with set_checkpoint_early_stop(not whole):
+        return run(*args, **kwargs)
+
+
+def _put_forward(block: nn.Module, own: Callable[..., Any] | None) -> None:
+    if own is None:
+        del block.__dict__["forward"]
+    else:
+        block.__dict__["forward"] = own
+
+
+def _same(saved: Tensor) -> Tensor:
+    return saved
 
 
 def on_output(group: Sequence[Callable[[Tensor], Tensor]], module: nn.Module, args: Any, output: Any) -> Any:
@@ -239,21 +301,22 @@ def on_input(
 
 
 def _checkpoint(
-    checkpoint: Callable[..., Any],
+    again: Callable[..., Any],
     group: Sequence[Planned],
     put_back: Callable[[Sequence[Planned], ExitStack], None],
     function: Callable[..., Any],
     *args: Any,
+    **kwargs: Any,
 ) -> Any:
     runs = 0
 
-    def run(*values: Any) -> Any:
+    def run(*values: Any, **named: Any) -> Any:
         nonlocal runs
         runs += 1
         with ExitStack() as stack:
             if runs > 1:
                 put_back([planned.again() for planned in group], stack)
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            return function(*values)
+            return function(*values, **named)
 
-    return checkpoint(run, *args)
+    return again(run, *args, **kwargs)

@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from itrain.data.splits import SplitDataModule
 from itrain.models import BaseModel
+from itrain.quantized import count_weights
 from itrain.reports.text import plain
 from itrain.results.run import Table as FiguresTable
 from itrain.results.run import summarise_run
@@ -55,11 +55,11 @@ def announce(
     """Print what is about to run: model, sites, trained parameters, examples, and how the model is run."""
     if is_quiet():
         return
-    weights = sum(parameter.numel() for parameter in base_model.model.parameters())
+    weights = count_weights(base_model.model)
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     kinds = ", ".join(sorted({own_class(part).__name__ for part in module.trained_parts.values()}))
     lines = {
-        "model": f"{base_model.name}, {weights:,} parameters, {_state(base_model.model)}",
+        "model": f"{base_model.name}, {weights:,} parameters, {_state(base_model)}",
         **({"sites": ", ".join(map(str, module.placements))} if module.sites else {}),
         "trains": f"{kinds}, {trained:,} parameters",
         **data.describe(),
@@ -79,9 +79,10 @@ def announce_best(file: Path, monitor: str, score: float) -> None:
         Console().print(plain(f"{'weights':8}{line}"), soft_wrap=True)
 
 
-def _state(model: nn.Module) -> str:
-    trained = [parameter.requires_grad for parameter in model.parameters()]
-    return "all trained" if all(trained) else "partly trained" if any(trained) else "frozen"
+def _state(base_model: BaseModel) -> str:
+    trained = [parameter.requires_grad for parameter in base_model.model.parameters()]
+    state = "all trained" if all(trained) else "partly trained" if any(trained) else "frozen"
+    return state if base_model.quantization is None else f"quantised ({base_model.quantization}), {state}"
 
 
 def show(results: Mapping[str, float], folder: Path) -> None:

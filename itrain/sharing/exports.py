@@ -24,6 +24,7 @@ from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
 from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, load_pretrained
+from itrain.models.placing import otherwise_quantized
 from itrain.networks.choose import plain_network
 from itrain.shards import divided, gathered, is_first, is_sharded
 from itrain.training.base import Training
@@ -238,7 +239,7 @@ def base_model_of(folder: str | Path, *, trust: Sequence[str] = ()) -> BaseModel
         raise ExportError(f"'{folder}' was trained on the model in '{name}', which is not here: load(folder, model)")
     if revision is not None and not isinstance(revision, str):
         raise ExportError(f"'{folder}' is damaged: {shown(revision)} is no revision of a model")
-    return load_pretrained(name=name, revision=revision)
+    return load_pretrained(name=name, revision=revision, quantization=base.get("quantization"))
 
 
 def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> BaseModel:
@@ -277,6 +278,7 @@ def require_model(model: nn.Module, folder: str | Path) -> None:
         known = base["fingerprint"] in {now, *earlier_fingerprints(model)}
         found = None if known else f"fingerprint {base['fingerprint']} -> {now}"
     if found is not None:
+        found = otherwise_quantized(base.get("quantization"), model) or found
         raise ExportError(
             f"'{folder}' was trained on {base['name']} ({base['type']}); this model is another one, whose activations "
             f"mean something else: {found}"

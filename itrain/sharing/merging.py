@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from itrain.adapters import merge_lora
 from itrain.architectures import Location, locate, unwrap
+from itrain.devices import is_dispatched
 from itrain.files import replacing_folder
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Affine, Intervention
 from itrain.networks.forward import TAKE_MASKS
 from itrain.networks.hooks import HookedNetwork
 from itrain.placements import Placement
+from itrain.quantized import quantized_weights
 from itrain.sharing.exports import ExportError
 from itrain.sharing.folding import Fold, add_to_embeddings, fold_input, fold_output, is_linear
 from itrain.sites import Site
@@ -98,6 +100,13 @@ def merge(training: Training, *, acts: str | None = None) -> Merged:
     own = unwrap(training.network.model)
     if not hasattr(own, "config") or not hasattr(own, "get_input_embeddings"):
         raise MergeError(f"{type(own).__name__} is no model of transformers, whose inputs and files are known")
+    if quantized := quantized_weights(own):
+        raise MergeError(
+            f"'{quantized[0]}' and {len(quantized) - 1} more weights of {type(own).__name__} are quantised, so nothing "
+            "can be folded into them; train on the model without quantization, or attach the edits instead"
+        )
+    if is_dispatched(own):
+        raise MergeError(f"{type(own).__name__} is placed by a device_map; load it without, to fold edits into it")
     model = deepcopy(own).eval()
     put_back = _in_full_precision(model)
     folded = dict.fromkeys(merge_lora(model), WEIGHTS_ITSELF)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from itrain.architectures import unwrap
 from itrain.data import IntervenedInputs
+from itrain.devices import device_of
 from itrain.identity import IdentityError, difference, identity
 from itrain.inputs import Acts, ModelInputs
 from itrain.interventions.base import Intervention
@@ -77,7 +78,7 @@ def attach_interchange(
 ) -> AttachedEdits:
     """Attach the edits of an interchange, which act on the prompt where it is not said when."""
     acts = require_acts("prompt" if how.acts is None else how.acts)
-    interchange.interventions.to(next(model.parameters()).device)
+    interchange.interventions.to(device_of(model))
     edits, matched = edits_on(interchange, sources, acts)
     return AttachedEdits(model, edits, strength=how.strength, prompts=how.prompts, matched=matched)
 
@@ -130,7 +131,7 @@ def edits_on(
         EditAt(placement.write, _alone(each), acts) for placement, each in used.items() if placement not in needing
     ]
     _require_apart(used, needing, sources)
-    matched, device = [], next(interchange.network.parameters()).device
+    matched, device = [], device_of(interchange.network)
     for variable, source in sources.items():
         source, serving = source.to(device), _serving(variable, needing)
         sites = [placement.read for placement in serving]

@@ -26,7 +26,7 @@ from itrain.networks.base import Network
 from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
-from itrain.training.building import in_a_line
+from itrain.training.building import in_a_line, require_one_place, require_unplaced
 from itrain.training.callbacks import Preparation, Schedules
 from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
@@ -105,6 +105,7 @@ class Training(Shardable, ABC):
         others = ("self", "network", "__class__")
         self.arguments = {name: value for name, value in arguments.items() if name not in others}
         if self.trains_model:
+            require_unplaced(arguments["network"].model)
             # Before adapters are added; later there is no telling what the model was at the start.
             self.origin["fingerprint"] = fingerprint(arguments["network"].model)
             self.base_identity = identity(arguments["network"].model)
@@ -296,6 +297,7 @@ class Training(Shardable, ABC):
         return import_module("itrain.sharing").push_to_hub(self, repo_id, **given)
 
     def setup(self, stage: str) -> None:
+        require_one_place(self.network, self.trainer)
         self.shows_loss = self.trainer.progress_bar_callback is not None
         if stage == "fit":
             self.provenance.pop("metrics", None)  # of the weights as they were

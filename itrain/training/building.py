@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import lightning
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
+from itrain.architectures import unwrap
+from itrain.devices import device_of, is_dispatched
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
@@ -125,3 +129,37 @@ def _features(network: Network, site: Site, *, joined: bool) -> int:
             "hidden_sizes=count_features(network, sites, example, join_positions=True)"
         )
     return network.hidden_size(site) * (site.count or 1 if joined else 1)
+
+
+def require_one_place(network: Network, trainer: lightning.Trainer) -> None:
+    """Refuse to run a model that a device map has placed in several processes, or from another device.
+
+    Raises:
+        ValueError: naming the strategy or the devices.
+    """
+    if not is_dispatched(network.model):
+        return
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise ValueError(
+            f"device_map places the model for one process, and {type(trainer.strategy).__name__} shares the work among "
+            "several; leave device_map out, or use trainer.strategy=auto and trainer.devices=1"
+        )
+    there, here = device_of(network.model), trainer.strategy.root_device
+    if (there.type, there.index or 0) != (here.type, here.index or 0):
+        raise ValueError(
+            f"device_map has the model take its inputs on {there}, and the trainer is on {here}; use trainer=cpu or "
+            "trainer=gpu as the device_map says"
+        )
+
+
+def require_unplaced(model: nn.Module) -> None:
+    """Refuse to train weights that accelerate brings and takes away.
+
+    Raises:
+        ValueError: it does so with the model's.
+    """
+    if is_dispatched(model):
+        raise ValueError(
+            f"{type(unwrap(model)).__name__} is placed by a device_map, by which its weights come and go with each "
+            "run, so they cannot be trained; load it without device_map, or train interventions on it as it is"
+        )

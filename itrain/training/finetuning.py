@@ -19,6 +19,7 @@ from itrain.adapters import add_lora, maps_of, scaled
 from itrain.architectures import unwrap
 from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.data.splits import SplitDataModule
+from itrain.devices import device_of
 from itrain.inputs import Acts, ModelInputs
 from itrain.metrics import UNUSED, is_right
 from itrain.networks.attached import Attached, AttachedMaps
@@ -349,7 +350,7 @@ class LoRAFinetuning(Finetuning):
         if unwrap(model) is unwrap(self.network.model):
             return AttachedAdapters(model, list(self._adapted.values()), strength=how.strength)
         maps = {path: maps_of(module) for path, module in self._adapted.items()}
-        self.exported.to(next(model.parameters()).device)
+        self.exported.to(device_of(model))
         return AttachedMaps(model, maps, scale=self.alpha / self.rank, strength=how.strength)
 
     def edits(self) -> list[EditAt]:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import SumMetric
 
+from itrain.architectures import unwrap
 from itrain.metrics import gather_counts
 from itrain.networks.base import Network
 from itrain.shards import local
 from itrain.sites import Site
 from itrain.training.callbacks import FirstStepError, FitCallback, data_of
+from itrain.weights import served_by, weights
 
 if TYPE_CHECKING:
     import lightning
@@ -210,8 +212,12 @@ def fault_in(training: Any) -> Fault | None:
 
 def fault_in_weights(network: Network) -> Fault | None:
     """The first weight of a base model that is not finite."""
-    here = {name: weight for name, weight in network.model.named_parameters() if not weight.is_meta}
-    name = _first(here)
+    if served_by(network.model) is not None:
+        return None
+    own = {name for name, _ in unwrap(network.model).named_parameters(remove_duplicate=False)}
+    # One by one, since a quantised weight in full takes more room.
+    found = (name for name, value in weights(network.model) if name in own and not local(value).isfinite().all())
+    name = next(found, None)
     return Fault(f"the base model's weight '{name}' is not finite", None) if name is not None else None
 
 

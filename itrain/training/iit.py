@@ -23,6 +23,7 @@ from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.placements import Factory, Placement, Placements
 from itrain.precision import FullPrecision, match_precision
+from itrain.quantized import is_quantized, quantized_weights
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
@@ -122,6 +123,8 @@ class InterchangeInterventionTraining(Training):
         self.task_accuracy: dict[str, MeanMetric] = {}
         if lora_rank is not None:
             add_lora(network.model, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
+        if lora_rank is None and parts is None:
+            _require_full_weights(network.model)
         if parts is not None:
             _train_parts(network.model, parts, others=lora_rank is not None)
         self._alone = parts is not None and lora_rank is None
@@ -350,6 +353,20 @@ def _frozen_to_eval(module: nn.Module, *, whole: bool, some: bool = True, every:
         _frozen_to_eval(child, whole=whole, some=some, every=every)
 
 
+def _require_full_weights(model: nn.Module) -> None:
+    """Refuse to train a model of whose weights only those would be trained that are not quantised.
+
+    Raises:
+        ValueError: some are quantised.
+    """
+    if quantized := quantized_weights(model):
+        raise ValueError(
+            f"'{quantized[0]}' and {len(quantized) - 1} more weights of {type(unwrap(model)).__name__} are quantised "
+            "and cannot be trained; train adapters over them (lora_rank=8 and lora_targets), or load the model without "
+            "quantization"
+        )
+
+
 def _train_parts(model: nn.Module, parts: Sequence[str], *, others: bool) -> None:
     """Train the weights at and inside the paths; freeze all others, unless ``others`` stay as they are."""
     model = unwrap(model)
@@ -366,6 +383,8 @@ def _train_parts(model: nn.Module, parts: Sequence[str], *, others: bool) -> Non
             raise ValueError(f"parts: {type(model).__name__} has no weights at '{part}'; did you mean '{near}'?")
         trained |= dict.fromkeys(inside, part)
     for name, part in trained.items():
+        if is_quantized(named[name]):
+            raise ValueError(f"parts: '{part}' holds '{name}', which is quantised and cannot be trained; leave it out")
         tied = next((each for each in named if named[each] is named[name] and each not in trained), None)
         if tied is not None:
             raise ValueError(

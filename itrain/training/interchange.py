@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
 from itrain.data import CounterfactualBatch, IntervenedInputs, Runs
+from itrain.devices import device_of
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.metrics import UNUSED
@@ -238,7 +239,7 @@ class Interchange(nn.Module):
             return
         found: dict[Placement, list[Tensor]] = {placement: [] for placement in wanted}
         classes: dict[Placement, list[Tensor]] = {placement: [] for placement in wanted}
-        device, sites = next(self.network.parameters()).device, [placement.write for placement in wanted]
+        device, sites = device_of(self.network), [placement.write for placement in wanted]
         with torch.no_grad():
             for inputs, values in examples:
                 activations = self.network.read(inputs.to(device), sites)

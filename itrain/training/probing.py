@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule, SplitDataModule
+from itrain.devices import device_of
 from itrain.metrics import gather_counts, likeliest
 from itrain.networks.base import Network
 from itrain.placements import Placements, plain_sites
@@ -272,7 +273,7 @@ class ProbeTraining(Training):
     def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit the probes' mean and deviation to the training activations, and before them what they read under."""
         found: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
-        device = next(self.network.parameters()).device
+        device = device_of(self.network)
         if self.under is not None:
             batches = list(batches)
             self.under.learn(batches)
@@ -347,7 +348,7 @@ class ProbeTraining(Training):
     @torch.no_grad()
     def accuracies(self, batches: Iterable[CounterfactualBatch]) -> dict[str, float]:
         """The accuracy of each chosen probe on other batches than the test's."""
-        device = next(self.network.parameters()).device
+        device = device_of(self.network)
         for batch in batches:
             self.score("others", batch.to(device))
         found = {name: metric.found()[0][0] for name, metric in self.metrics.pop("others").items()}

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from itrain.data import CounterfactualBatch
+from itrain.devices import device_of
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.masking import FixedMask
@@ -40,8 +41,9 @@ class InterchangeScores:
         trained, hard = self.interchange.trained, self.interchange.hardened()
         self.evaluated = {"": hard}
         if split == "test":
-            weight = next(self.interchange.network.parameters())
-            like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+            network = self.interchange.network
+            dtype = torch.promote_types(next(network.parameters()).dtype, torch.float32)
+            like: dict[str, Any] = {"device": device_of(network), "dtype": dtype}
             random = {site: _untrained(each).to(**like) for site, each in hard.items()}
             if not all(_is_all(each) for each in random.values()):
                 self.evaluated["/random_subspace"] = random

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric, SumMetric
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch, Runs
 from itrain.data.splits import SplitDataModule
+from itrain.devices import device_of
 from itrain.inputs import ModelInputs
 from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, gather_counts, is_right
@@ -210,7 +211,7 @@ class Restoration(Interchange):
 
     def fit_noise(self, inputs: Iterable[ModelInputs]) -> None:
         """Learn the standard deviation of the activations that get the noise."""
-        device, found = next(self.network.parameters()).device, []
+        device, found = device_of(self.network), []
         with torch.no_grad():
             for each in (batch.to(device) for batch in inputs):
                 activation = self.network.read(each, [self.corrupted])[self.corrupted]

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from itrain.data import CounterfactualBatch
 from itrain.data.splits import SplitDataModule
+from itrain.devices import device_of
 from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
@@ -75,7 +76,7 @@ class Under(nn.Module):
         Several interventions are fitted in the order given, each in the run that those before it edit.
         """
         part = self.interchange
-        self.to(next(part.network.parameters()).device)  # a run reads before its trainer moves what it trains
+        self.to(device_of(part.network))  # a run reads before its trainer moves what it trains
         if not self.fits:
             return
         if len(set(part.trained.values())) < len(part.trained):
@@ -94,7 +95,7 @@ class Under(nn.Module):
     ) -> None:
         part, site, intervention = self.interchange, place.write, self.interchange.trained[place]
         found, classes = [], []
-        for batch in (each.to(next(part.network.parameters()).device) for each in batches):
+        for batch in (each.to(device_of(part.network)) for each in batches):
             activation = part.network.read(batch.base, [site], self._edits(batch, before))[site]
             rows, example = part.rows(activation, batch.base, site)
             found.append(rows)

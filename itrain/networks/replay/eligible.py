@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
 from itrain.architectures import architecture, blocks, unwrap
+from itrain.devices import execution_devices, is_dispatched, kept_weights
 from itrain.inputs import ModelInputs
 from itrain.networks.forward import shares_keys
+from itrain.quantized import rounds_inputs
 from itrain.shards import has_shards
 
 TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
@@ -57,9 +59,15 @@ def obstacle(model: nn.Module) -> str | None:
         return "the model is not in eval mode"
     if has_shards(model):
         return "the model's weights are sharded over processes"
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return "weights of the model are offloaded"
-    if len({parameter.device for parameter in model.parameters()}) > 1 or _is_split(model):
+    if rounds_inputs(model):
+        return "its 8-bit modules round the tokens of a run together"
+    places = {parameter.device for parameter in model.parameters()}
+    if is_dispatched(model):
+        # What is offloaded is brought to one device, on which each module computes as ever.
+        places = set(execution_devices(model))
+    elif any(place.type == "meta" for place in places):
+        return "weights of the model are on the meta device"
+    if len(places) > 1 or _is_split(model):
         return "the model's weights are spread over several devices"
     hooked = next((name for name, module in model.named_modules() if _hooks_of_others(module)), None)
     if hooked is not None:
@@ -118,7 +126,8 @@ class State:
     """A model as it is: modules, forwards, hooks, attributes, configurations, weights and the precision of a run.
 
     ``holds`` says whether all that is the same still, without looking at the values of a weight: a write through
-    ``.data`` leaves no trace. The references that are kept go with the state.
+    ``.data`` leaves no trace, nor does a change of the attributes of a module that is offloaded. The references that
+    are kept go with the state.
 
     Args:
         model: the model, wrappers included.
@@ -135,6 +144,10 @@ class State:
         seen: set[int] = set()
         for module in self._modules:
             own = vars(module)
+            if kept_weights(module) is not None:
+                # Each run brings its weights and takes them away again, as other objects.
+                self._live += [own[name] for name in HELD if name not in ("_parameters", "_buffers")]
+                continue
             self._live += [own, *(own[name] for name in HELD)]
             self._tensors += [*module._parameters.values(), *module._buffers.values()]
             for name in own.keys() - INTERNAL:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from itrain.architectures import architecture, blocks, locate
+from itrain.devices import device_of
 from itrain.inputs import ModelInputs
 from itrain.networks.base import ROWS, Network
 from itrain.networks.hooks import HookedNetwork
@@ -250,7 +251,7 @@ class ReplayNetwork(Network):
         self.stores.expect(tokens)
         widest = min(plans, key=lambda plan: plan.below)
         compiled = self._compiled(0 if widest.choice.level == "stop" else len(widest.compiled))
-        return f"{widest.choice.describe()}{compiled}; {self._caches(sizes, plans)}"
+        return f"{widest.choice.describe()}{compiled}; {self._caches(sizes, plans)}{self.hooked.recomputed}"
 
     def _expect(self, uses: int | None) -> None:
         self._expected_uses = uses
@@ -330,7 +331,7 @@ class ReplayNetwork(Network):
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     def _depth(self, site: Site) -> int | None:
         """How many blocks lie below the site; None for a site in no block, or in one of several calls."""
@@ -378,7 +379,7 @@ class ReplayNetwork(Network):
         return self.stores.sizes(tokens, bases[0].take(torch.tensor([0])).to(self._device))
 
     def _under_hooks(self, reason: str) -> str:
-        return f"the whole model, under plain hooks ({reason}){self._compiled(0)}"
+        return f"the whole model, under plain hooks ({reason}){self._compiled(0)}{self.hooked.recomputed}"
 
     def _compiled(self, count: int) -> str:
         """How many blocks are compiled, if that was asked for."""
