@@ -24,11 +24,11 @@ from itrain.networks.answer import Answers, answer_only, answers, each_answer
 from itrain.networks.attached import AttachedEdits
 from itrain.networks.base import ROWS, Network
 from itrain.networks.forward import Forward
+from itrain.networks.frozen import keep_trained_weights_alone
 from itrain.networks.generation import generate
 from itrain.networks.lane import EditAt, Edits, Lane
 from itrain.networks.planned import AllRead, Planned, Route, install, outputs_of, recompute, recompute_alike
-from itrain.quantized import is_part_of, packed_weights
-from itrain.shards import divided, tied
+from itrain.shards import tied
 from itrain.sites import Site
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ class HookedNetwork(Network):
     The model is otherwise left as it was found: the hooks are removed when the run ends, others' hooks stay.
     """
 
-    _loaded_prefix: str
-
     def __init__(self, model: nn.Module, *, trainable: bool = False, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -66,10 +64,7 @@ class HookedNetwork(Network):
         self._forward: Forward | None = None
         self._routes: dict[Site, Route] = {}
         # On this wrapper, so that the user's model keeps a state dict of its own.
-        self.register_state_dict_post_hook(_drop_frozen_weights)
-        self.register_load_state_dict_pre_hook(_note_prefix)
-        self.register_load_state_dict_pre_hook(_divide_weights)
-        self.register_load_state_dict_post_hook(_forgive_frozen_weights)
+        keep_trained_weights_alone(self)
 
     def read(
         self, inputs: ModelInputs, sites: Iterable[Site], edits: Edits = (), *, stop_early: bool = False
@@ -372,40 +367,3 @@ def _lies_elsewhere(module: nn.Module, columns: Tensor) -> bool:
     """Whether the module has been moved since its columns were looked up."""
     device = next(module.parameters()).device
     return device != columns.device and device.type != "meta"
-
-
-def _drop_frozen_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    for name in _frozen(network, state, f"{prefix}model."):
-        del state[name]
-
-
-def _note_prefix(network: HookedNetwork, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    network._loaded_prefix = f"{prefix}model."
-
-
-def _divide_weights(network: HookedNetwork, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Divide whole weights as those of the model are, where it is sharded."""
-    for name, weight in network.model.named_parameters(remove_duplicate=False):
-        if (key := f"{prefix}model.{name}") in state:
-            state[key] = divided(state[key], weight)
-
-
-def _forgive_frozen_weights(network: HookedNetwork, incompatible: Any) -> None:
-    missing = incompatible.missing_keys
-    frozen = _frozen(network, missing, network._loaded_prefix)
-    missing[:] = [name for name in missing if name not in frozen]
-
-
-def _frozen(network: HookedNetwork, names: Iterable[str], prefix: str) -> set[str]:
-    """Those of the state's names that stand for what is not trained: parameters and, of a frozen model, buffers."""
-    trained = {
-        f"{prefix}{name}": parameter.requires_grad
-        for name, parameter in network.model.named_parameters(remove_duplicate=False)
-    }
-    packed = packed_weights(network.model)
-    return {
-        name
-        for name in names
-        if name.startswith(prefix)
-        and (not trained.get(name, network.trainable) or is_part_of(name.removeprefix(prefix), packed))
-    }
