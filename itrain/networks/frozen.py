@@ -30,7 +30,7 @@ def _drop_frozen_weights(network: Network, state: dict[str, Any], prefix: str, m
 
 
 def _note_prefix(network: Network, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    network.__dict__[PREFIX] = f"{prefix}model."
+    setattr(network, PREFIX, f"{prefix}model.")
 
 
 def _divide_weights(network: Network, state: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -42,7 +42,7 @@ def _divide_weights(network: Network, state: dict[str, Any], prefix: str, *rest:
 
 def _forgive_frozen_weights(network: Network, incompatible: Any) -> None:
     missing = incompatible.missing_keys
-    frozen = _frozen(network, missing, network.__dict__[PREFIX])
+    frozen = _frozen(network, missing, getattr(network, PREFIX))
     missing[:] = [name for name in missing if name not in frozen]
 
 
