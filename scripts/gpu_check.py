@@ -24,13 +24,14 @@ from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parent
-GROUPS = (("card",), ("steps",), ("waits",), ("fits", "sweep", "tests"), ("compile",), ("patching",))
+GROUPS = (("card",), ("steps",), ("waits",), ("fits", "shards", "sweep", "tests"), ("compile",), ("patching",))
 """The parts in order; those that time nothing run side by side."""
 LIMITS = {
     "card": 40,
     "steps": 150,
     "waits": 80,
     "fits": 130,
+    "shards": 90,
     "sweep": 130,
     "tests": 140,
     "compile": 110,

@@ -408,6 +408,38 @@ def fits(keep: Keep, *, toy: bool) -> None:
         raise CheckError("; ".join(faults))
 
 
+def shards(keep: Keep, *, toy: bool) -> None:
+    """The losses of the first steps under FSDP2 on one device, beside those of the whole model under hooks."""
+    rows, faults = [], []
+    count = 3 if toy else STEPS
+    sharded = [f"trainer=fsdp{'' if GPU else '_cpu'}", "trainer.devices=1"]
+    for recipe in ("das_gender", "iit_lora_gender")[: 1 if toy else None]:
+        with _process_variables():
+            whole, divided = (_losses(recipe, DEVICE, count, each) for each in (["network.replay=off"], sharded))
+        apart = float(((divided - whole).abs() / whole.abs()).max())
+        rows.append([recipe, f"{whole[-1]:.4f}", f"{divided[-1]:.4f}", f"{apart:.1e}"])
+        if not apart < LOSSES:
+            faults.append(f"{recipe}: losses under shards differ by {apart:.1e}")
+    head = ["recipe", f"loss {STEPS}, whole", f"loss {STEPS}, shards", "largest difference"]
+    keep("table", markdown(head, rows))
+    print(markdown(head, rows), flush=True)
+    if faults:
+        raise CheckError("; ".join(faults))
+
+
+@contextmanager
+def _process_variables() -> Iterator[None]:
+    """A group of processes, and the variables that name this one in it, end with the run that has formed it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 class Losses(lightning.Callback):
     def __init__(self) -> None:
         self.found: list[Tensor] = []
@@ -416,9 +448,9 @@ class Losses(lightning.Callback):
         self.found.append(outputs["loss"].detach().float())
 
 
-def _losses(recipe: str, device: str, count: int) -> Tensor:
+def _losses(recipe: str, device: str, count: int, words: Sequence[str] = ()) -> Tensor:
     losses = Losses()
-    with _parts(recipe, device, [f"trainer.max_steps={count}"]) as parts:
+    with _parts(recipe, device, [f"trainer.max_steps={count}", *words]) as parts:
         parts.trainer.callbacks.append(losses)  # type: ignore[attr-defined]
         parts.trainer.fit(parts.module, datamodule=parts.data)
     return torch.stack(losses.found).cpu()
