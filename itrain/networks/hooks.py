@@ -58,6 +58,7 @@ class HookedNetwork(Network):
         """Why plain hooks run the model where another network was asked for."""
         if gradient_checkpointing:
             _require_blocks(model)
+        self._reshard()  # or what is frozen would be the gathered weights, not the parts
         if not trainable:
             model.requires_grad_(False)
             self.eval()
