@@ -158,9 +158,10 @@ def test_a_profiler_that_was_asked_for_is_heard() -> None:
         ("torchao", "the weights are not finite", True),
         ("torch.utils._pytree", "<enum 'KernelPreference'> is an Enum subclass and is now natively supported", False),
         ("torch.utils._pytree", "Failed to load", True),
+        ("accelerate.big_modeling", "Some parameters are on the meta device because they were offloaded", False),
     ],
 )
-def test_records_of_packages_that_are_only_imported_go_untold(
+def test_records_that_are_no_news_go_untold(
     name: str, text: str, told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     silence_records()

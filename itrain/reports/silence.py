@@ -26,11 +26,11 @@ LOGGERS = (
 ASKED_FOR = ("lightning.pytorch.profilers",)
 """Whose remarks are the answer to a setting, such as ``trainer.profiler=simple``."""
 RECORDS = {
-    # transformers imports torchao wherever it is installed, whether or not a model is quantised
-    "torchao": (
+    "torchao": (  # which transformers imports wherever it is installed, whether or not a model is quantised
         "Failed to load .*",  # kernels for other machines
         "Skipping import of cpp extensions",  # made for a later torch; slower, and the same numbers
     ),
+    "accelerate.big_modeling": ("Some parameters are on the meta device",),  # where a device map puts them
     "torch.utils._pytree": (".* is an Enum subclass and is now natively supported",),  # torchao's own
 }
 """How records of other loggers begin that go untold at any level."""
