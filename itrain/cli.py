@@ -20,6 +20,7 @@ from itrain import __version__, config
 from itrain.config.saved import last_checkpoint
 from itrain.help import VERBS, help_on, list_all, list_group
 from itrain.processes import Fault, rank
+from itrain.reports.silence import silence_records
 from itrain.run_folder import run_folder
 from itrain.screen import lasting_screen
 from itrain.signatures import ConfigError, nearest
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A signal that stops a run adds 128: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
+    silence_records()
     words = list(sys.argv[1:] if argv is None else argv)
     if "--quiet" in words:
         from itrain.reports.terminal import only_results

@@ -89,7 +89,7 @@ def requested(words: Sequence[str], *, others: Collection[str]) -> tuple[Request
             if key in chosen:
                 raise RequestError(f"{key} is given twice; leave one of them out")
             chosen[key] = _value(key, value)
-        elif sign and key not in others and get_close_matches(key, (*OWN, *fields)):
+        elif sign and name not in others and get_close_matches(key, (*OWN, *fields)):
             raise RequestError(f"{key}: no such key{nearest(key, (*OWN, *fields))}")
         else:
             rest.append(word)

@@ -200,7 +200,9 @@ def weights(model: nn.Module) -> Iterator[Weight]:
     """
     model = unwrap(model)
     packed = packed_weights(model)
-    for name, value in model.state_dict().items():
+    with torch.inference_mode(False):  # torchao's tensors cannot be detached in it
+        state = model.state_dict()
+    for name, value in state.items():
         if name in packed:
             yield Weight(name, values(packed[name]))
             continue
@@ -218,7 +220,8 @@ def _readable(model: nn.Module, name: str, value: Tensor) -> Tensor:
         raise WeightError(f"{own_class(model).__name__}: the weight '{name}' is not initialised; run the model once")
     if without_values():
         return torch.zeros((), dtype=value.dtype).expand(value.shape)
-    value = value.detach()
+    with torch.inference_mode(False):
+        value = value.detach()
     if value.is_meta:
         path, _, leaf = name.rpartition(".")
         kept = kept_weights(model.get_submodule(path))

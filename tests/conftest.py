@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from itrain.reports.silence import REMARKS
+from itrain.reports.silence import REMARKS, silence_records
 
 # The tests' tensors are so small that handing them to several threads takes far longer than the arithmetic.
 torch.set_num_threads(1)
@@ -22,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Leave out of the tests what a run leaves out too, and nothing else."""
     for remark in REMARKS:
         config.addinivalue_line("filterwarnings", f"ignore:{remark}")
+    silence_records()
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,12 @@ def test_a_word_without_a_value_is_no_prompt() -> None:
     assert not request.prompts and rest == ["prompt", "prompts"]
 
 
+def test_a_key_within_a_group_is_left_to_the_group() -> None:
+    """However near it is to a key of its own: 'quantization' is to 'continuation'."""
+    words = ["model.quantization=int8"]
+    assert requested(["prompt=x", *words], others=("model",))[1] == words
+
+
 def test_half_a_character_is_refused_by_name() -> None:
     """As the command line makes of a byte that is no UTF-8."""
     model = itrain.load_embedded()

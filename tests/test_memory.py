@@ -117,6 +117,14 @@ def test_a_quantised_model_computes_with_the_values_that_are_compared(
 
 
 @quantized
+def test_a_quantised_model_is_named_in_inference_mode(quantization: Any, folder: str) -> None:
+    """In which a trainer tests."""
+    base_model = load_pretrained(folder, quantization=quantization)
+    with torch.inference_mode():
+        assert fingerprint(base_model.model) == base_model.fingerprint
+
+
+@quantized
 def test_replay_serves_a_quantised_model_or_says_why_not(quantization: Any, folder: str) -> None:
     model = load_pretrained(folder, quantization=quantization).model
     network, sites = make_network(model), [Site.parse(site) for site in SITES[:1]]
@@ -270,6 +278,27 @@ def test_a_placed_model_is_neither_moved_nor_trained_nor_run_by_several_processe
     training.trainer = trainer
     with pytest.raises(ValueError, match="device_map places the model for one process, and DDPStrategy shares"):
         training.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        ({"model": "cpu", "lm_hea": "cpu"}, "there is no module 'lm_hea', did you mean 'lm_head'"),
+        ({"model.layers.7": "cpu"}, "there is no module 'model.layers.7', did you mean 'model.layers.[01]'"),
+        ({"modules": "cpu"}, "there is no module 'modules', did you mean 'model'"),
+        ({"model": "cpu"}, "gives no device for 'lm_head.weight'"),
+        ({"model": "cpus", "lm_head": "cpu"}, r"device_map\['model'\]=cpus is no device .*, did you mean 'cpu'"),
+        (
+            {"model": "meta", "lm_head": "cpu"},
+            r"device_map\['model'\]=meta is no device for weights; there is cpu, disk",
+        ),
+        ({"": "cpu", "lm_head": "disk"}, "places 'lm_head', and the whole model, which holds it"),
+        ({"model": "cpu", "model.layers.0": "disk"}, "places 'model.layers.0', and 'model', which holds it"),
+    ],
+)
+def test_a_map_that_does_not_fit_the_model_is_refused_in_a_line(places: dict[str, str], said: str, folder: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        load_pretrained(folder, device_map=places)
 
 
 # --- from the command line

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from itrain.reports.silence import REMARKS, silence_others
+from itrain.reports.silence import REMARKS, silence_others, silence_records
 from tests.commands import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -148,3 +148,22 @@ def test_a_profiler_that_was_asked_for_is_heard() -> None:
     silence_others()
     assert logging.getLogger("lightning.pytorch.profilers.profiler").isEnabledFor(logging.INFO)
     assert not logging.getLogger("lightning.pytorch.utilities.rank_zero").isEnabledFor(logging.INFO)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("torchao", "Failed to load /x/_C_cutlass_90a.abi3.so: Could not load this library", False),
+        ("torchao", "Skipping import of cpp extensions due to incompatible torch version.", False),
+        ("torchao", "the weights are not finite", True),
+        ("torch.utils._pytree", "<enum 'KernelPreference'> is an Enum subclass and is now natively supported", False),
+        ("torch.utils._pytree", "Failed to load", True),
+        ("accelerate.big_modeling", "Some parameters are on the meta device because they were offloaded", False),
+    ],
+)
+def test_records_that_are_no_news_go_untold(
+    name: str, text: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    silence_records()
+    logging.getLogger(name).warning(text)
+    assert caplog.messages == ([text] if told else [])

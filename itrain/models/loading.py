@@ -128,6 +128,8 @@ def _load(
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         how |= placing.arguments(config, dtype=precision, name=name)
         auto = auto_class(config)
+        with torch.device("meta"):
+            placing.require_places(auto.from_config(config, trust_remote_code=False), name)
         with streaming():
             model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
         if auto is AutoModelForMaskedLM and _lacks_head_only(model, found):

@@ -12,6 +12,7 @@ from torch import nn
 
 from itrain.models.base import ModelError
 from itrain.quantized import quantized_weights
+from itrain.signatures import nearest
 from itrain.trust import printable
 
 DeviceMap: TypeAlias = str | Mapping[str, str | int]
@@ -65,6 +66,8 @@ class Placing:
 
     def _map(self, name: str) -> str | dict[str, str | int]:
         if isinstance(self.device_map, Mapping):
+            for path, device in self.device_map.items():
+                _require_device(device, f"model '{name}': device_map['{printable(str(path))}']={device}")
             return {str(path): device for path, device in self.device_map.items()}
         if self.device_map not in WAYS:
             raise ModelError(
@@ -73,7 +76,54 @@ class Placing:
             )
         return self.device_map
 
+    def require_places(self, skeleton: nn.Module, name: str) -> None:
+        """Refuse a map of modules that the model lacks, or that leaves out a weight: transformers may pass over both.
 
+        Raises:
+            ModelError: naming the module or the weight.
+        """
+        if not isinstance(self.device_map, Mapping):
+            return
+        places = {str(path) for path in self.device_map}
+        weights = list(skeleton.state_dict())
+        known = {path for path, _ in skeleton.named_modules()} | set(weights)
+        for path in sorted(places - known):
+            alike = sorted(each for each in known if each and each.count(".") == path.count("."))
+            said = nearest(path, alike)
+            if len(alike) > FEW:
+                said = said.partition(";")[0]
+            raise ModelError(f"model '{name}': device_map: there is no module '{printable(path)}'{said}")
+        for path in sorted(places - {""}):
+            parts = path.split(".")
+            for outer in sorted(places & {".".join(parts[:length]) for length in range(len(parts))}):
+                holder = f"'{outer}'" if outer else "the whole model"
+                raise ModelError(
+                    f"model '{name}': device_map places '{path}', and {holder}, which holds it; give the devices of "
+                    "the other modules in it one by one"
+                )
+        for weight in weights:
+            parts = weight.split(".")
+            if not any(".".join(parts[:length]) in places for length in range(len(parts) + 1)):
+                raise ModelError(
+                    f"model '{name}': device_map gives no device for '{weight}'; add it, or a module of it"
+                )
+
+
+def _require_device(device: object, place: str) -> None:
+    if device == "disk" or (isinstance(device, int) and not isinstance(device, bool)):
+        return
+    try:
+        known = torch.device(str(device)).type != "meta"
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ModelError(f"{place} is no device for weights{nearest(printable(str(device)), DEVICES)}")
+
+
+DEVICES = ("cpu", "disk", "cuda", "cuda:0", "mps", "xpu")
+"""What is often meant by a device."""
+FEW = 8
+"""The number of modules that a message can name."""
 PACKS = "support_avx512bf16_for_cpu"
 """The attribute of bitsandbytes' modules of 4 bits that lets them repack their weights."""
 WHOLE = Placing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 
 REMARKS = (
@@ -24,10 +25,31 @@ LOGGERS = (
 """Whose remarks below warnings go untold."""
 ASKED_FOR = ("lightning.pytorch.profilers",)
 """Whose remarks are the answer to a setting, such as ``trainer.profiler=simple``."""
+RECORDS = {
+    "torchao": (  # which transformers imports wherever it is installed, whether or not a model is quantised
+        "Failed to load .*",  # kernels for other machines
+        "Skipping import of cpp extensions",  # made for a later torch; slower, and the same numbers
+    ),
+    "accelerate.big_modeling": ("Some parameters are on the meta device",),  # where a device map puts them
+    "torch.utils._pytree": (".* is an Enum subclass and is now natively supported",),  # torchao's own
+}
+"""How records of other loggers begin that go untold at any level."""
+
+
+def silence_records() -> None:
+    """Keep back :data:`RECORDS`; in time, this is called before transformers is imported."""
+    for name in RECORDS:
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(re.match(remark, message) for remark in RECORDS.get(record.name, ()))
 
 
 def silence_others() -> None:
     """Leave the screen to what a run itself has to say."""
+    silence_records()
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ASKED_FOR:
