@@ -58,6 +58,8 @@ class HookedNetwork(Network):
         """Why plain hooks run the model where another network was asked for."""
         if gradient_checkpointing:
             _require_blocks(model)
+        # Weights that are gathered for a run are not those that are trained.
+        self._reshard()
         if not trainable:
             model.requires_grad_(False)
             self.eval()
