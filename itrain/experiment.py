@@ -35,7 +35,7 @@ from itrain.reports.generations import in_words, print_generations, save_generat
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
-from itrain.sharding import ShardedStrategy, load_sharded
+from itrain.sharding import ShardedStrategy, load_sharded, shard
 from itrain.shards import has_shards, part
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
@@ -71,11 +71,15 @@ class Opened:
     """How many CPU threads were chosen, and why."""
     trust: Sequence[str] = ()
     """Packages whose classes an export may name."""
+    mesh: DeviceMesh | None = None
+    """The processes among which the model is divided; None: it is not."""
 
     @cached_property
     def random_twin(self) -> Opened:
         """The same with a randomly initialised model; the data stay those that the base model answers correctly."""
         base_model = with_random_weights(self.base_model, seed=self.data.seed)
+        if self.mesh is not None:
+            shard(base_model.model, self.mesh)
         return replace(self, base_model=base_model, network=self.open_network(base_model))
 
     def module(self, training: Callable[..., Training], sites: Placements, *, intervention: Any = None) -> Training:
@@ -205,6 +209,7 @@ def open_model(
         open_network=open_network,
         threads=threads,
         trust=cfg.trust,
+        mesh=mesh,
     )
 
 

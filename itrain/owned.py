@@ -53,7 +53,10 @@ FILLED: Mapping[str, frozenset[str]] = {
 """By part, the arguments that the run fills in where the configuration says nothing or null."""
 
 
-_ONE_DEVICE = "launcher=devices deals the jobs of a sweep to several devices; trainer=ddp runs each job on all of them"
+_ONE_DEVICE = (
+    "launcher=devices deals the jobs of a sweep to several devices; trainer=ddp runs each job on all of them, and "
+    "trainer=fsdp does so where one cannot hold the model"
+)
 
 IN_SWEEPS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "callbacks": ((None, [], {}), "the fits of a sweep have none; leave them out, or use sweep.patience=<n>"),
@@ -97,8 +100,16 @@ def additions(part: str, node: Mapping[str, Any], known: Mapping[str, Callable[[
 
 
 def runs_on_all_devices(trainer: Mapping[str, Any]) -> bool:
-    """Whether several processes share each fit of a sweep, by DDP."""
-    return str(trainer.get("strategy")).startswith("ddp")
+    """Whether several processes share each fit of a sweep, by DDP or with a model that is sharded over them."""
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, str):
+        return strategy.startswith("ddp")
+    kind = (
+        strategy.get("_target_")
+        if isinstance(strategy, Mapping)
+        else f"{type(strategy).__module__}.{type(strategy).__name__}"
+    )
+    return str(kind).startswith("itrain.sharding.")
 
 
 def refuse_in_sweeps(trainer: Mapping[str, Any]) -> None:

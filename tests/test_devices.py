@@ -178,8 +178,9 @@ def test_seeds_are_dealt_too_and_a_wrong_request_is_one_line(capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_each_job_leave_the_table_of_one(finished: Path) -> None:
-    command = [sys.executable, "-m", "itrain", *SWEEP, "trainer=ddp_cpu", "output=shared"]
+@pytest.mark.parametrize("trainer", ["ddp_cpu", "fsdp_cpu"])
+def test_two_processes_that_share_each_job_leave_the_table_of_one(trainer: str, finished: Path) -> None:
+    command = [sys.executable, "-m", "itrain", *SWEEP, f"trainer={trainer}", "output=shared"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = only_run("shared")

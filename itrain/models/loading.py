@@ -17,7 +17,7 @@ from itrain.devices import device_of
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization, compute_alike
 from itrain.models.skeleton import auto_class
-from itrain.models.streaming import place_shards, streaming, whole_in_each
+from itrain.models.streaming import place_shards, sharding, streaming, whole_in_each
 from itrain.trust import printable
 
 if TYPE_CHECKING:
@@ -54,8 +54,11 @@ def load_embedded(
     make = partial(_load, str(folder), name=TINY_WORLD, revision=None, dtype=dtype, attention=attn_implementation)
     try:
         base_model = make(placing=Placing(device_map=device_map, quantization=quantization))
-        # Quantised, the model has other logits, whatever the libraries.
-        plain = base_model if quantization is None else make()
+        plain = base_model
+        if quantization is not None or sharding():
+            # Quantised, it has other logits, whatever the libraries; a sharded one settles its precision as it runs.
+            with whole_in_each():
+                plain = make()
     finally:
         if shown:
             logging.enable_progress_bar()

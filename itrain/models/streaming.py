@@ -63,6 +63,11 @@ def whole_in_each() -> Iterator[None]:
         _shard.reset(token)
 
 
+def sharding() -> bool:
+    """Whether models are loaded into shards just now."""
+    return _shard.get() is not None
+
+
 @contextmanager
 def streaming() -> Iterator[None]:
     """Within it, transformers' loader leaves this process's part of each weight in the model, if models are sharded.

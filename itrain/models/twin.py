@@ -14,6 +14,7 @@ from itrain.devices import is_dispatched
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.loading import load_pretrained
 from itrain.quantized import quantized_weights
+from itrain.shards import has_shards, own_class
 from itrain.weights import served_by
 
 
@@ -39,7 +40,9 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
         torch.default_generator.manual_seed(seed)
         # Transformers' models are initialised as they are made, from a configuration that they might change.
         made = getattr(type(model), "config_class", None) is not None
-        fresh = type(model)(deepcopy(model.config)) if made else deepcopy(model).cpu()
+        if has_shards(model) and not made:
+            raise ModelError(f"model '{base_model.name}': it is sharded, and no model of transformers; {remedy}")
+        fresh = own_class(model)(deepcopy(model.config)) if made else deepcopy(model).cpu()
         for name, part in () if made else fresh.named_modules():
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):

@@ -8,14 +8,17 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import Tensor
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, Strategy
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from itrain.bounds import require_at_least
 from itrain.metrics import count_among
 from itrain.shards import average_gradients, divided, equalise, gathered, is_sharded
+
+_meshes: dict[Any, DeviceMesh] = {}
+"""The meshes of this process, by the group of all processes and their sizes."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -49,11 +52,22 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         if self._device_mesh is None:
             self._data_parallel_size = self.num_processes * self.num_nodes // int(self._tensor_parallel_size)
-            super().setup_environment()
+            self._join()
             if int(self._tensor_parallel_size) > 1:
                 count_among(self.device_mesh["data_parallel"].get_group())
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
+
+    def _join(self) -> None:
+        """Form the group and its mesh, or take those of a strategy before: the fits of a sweep share a model."""
+        sizes = self._data_parallel_size, self._tensor_parallel_size
+        if distributed.is_initialized() and (distributed.group.WORLD, sizes) in _meshes:
+            ParallelStrategy.setup_environment(self)
+            self._setup_distributed()
+            self._device_mesh = _meshes[distributed.group.WORLD, sizes]
+            return
+        super().setup_environment()
+        _meshes[distributed.group.WORLD, sizes] = self.device_mesh
 
     def setup(self, trainer: lightning.Trainer) -> None:
         # What is gathered in inference mode could not be trained afterwards.

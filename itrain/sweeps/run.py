@@ -44,7 +44,7 @@ def sweep(cfg: DictConfig, folder: Path) -> pandas.DataFrame:
 
     Fits of one layer are trained as a cohort, probes of all sites in one fit. A failed job is reported at the end and
     stops no other. Jobs run one after the other in this process, or where a launcher runs them; the results are the
-    same. Under DDP all processes share each job, a failed one ends the sweep, and the first process writes.
+    same. Under DDP or FSDP all processes share each job, a failed one ends the sweep, and the first process writes.
 
     Args:
         cfg: the configuration of a fit, with a grid in ``sweep`` and perhaps a ``launcher``.
@@ -149,8 +149,9 @@ def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = No
     seeded = cfg.copy()
     seeded.seed = seed
     grid: Grid = instantiate(seeded.sweep, _convert_="all")
-    opened = open_model(seeded, folder, like=None if before is None else before.opened)
-    opened.network.to(make_trainer(seeded).strategy.root_device)
+    trainer = make_trainer(seeded)
+    opened = open_model(seeded, folder, like=None if before is None else before.opened, trainer=trainer)
+    opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     jobs = {job.name: job for job in jobs_of(grid, seed, opened)}
     return Part(cfg=seeded, folder=folder, grid=grid, opened=opened, jobs=jobs)
