@@ -19,8 +19,8 @@ from itrain.results.heads import by_head
 from itrain.results.maps import maps_of, settings_apart
 from itrain.sites import Site
 from itrain.sweeps.grid import Grid
+from scripts.tiny_models import row_model
 from tests.models import HEADS, KEY_VALUE_HEADS, LAYERS, tiny_inputs, tiny_model
-from tests.rows import row_model
 
 ALL_HEADS = "attention_value_output.heads"
 
