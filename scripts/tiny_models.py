@@ -207,10 +207,8 @@ def _runs(model_type: str) -> bool:
     return True
 
 
-MORE: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
-    ["gemma4", "gemma4_text"],
-    {"enable_moe_block": True, "num_experts": 3, "top_k_experts": 2, "moe_intermediate_size": 12},
-)
+_MIXED = {"enable_moe_block": True, "num_experts": 3, "top_k_experts": 2, "moe_intermediate_size": 12}
+MORE: Mapping[str, Mapping[str, Any]] = {"gemma4": _MIXED, "gemma4_text": _MIXED}
 """Settings of a second model, with components that the first one lacks."""
 
 ROWS = [name for name in LATER if name in CONFIG_MAPPING_NAMES and (name != "llama4" or _runs(name))]
