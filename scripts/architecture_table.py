@@ -37,12 +37,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "weights": (ATTENTION_WEIGHTS,),
     "cross-attention": tuple(f"cross_{name}" for name in ATTENTION),
     "mlp": ("mlp_input", "mlp_activation", "mlp_output"),
-    "mixture": ("mlp_input", "mlp_output", "router_output", "expert_output"),
+    "mixture": ("router_output", "expert_output"),
     "mixer": ("mixer_input", "mixer_activation", "mixer_output"),
 }
-"""Components that mostly come together, by the name of the group."""
-FEW = 2
-"""How many components of its group a row may lack to be said to have the group without these."""
+"""Components that mostly come together, by the name of the group; a row that lacks half of them has not the group."""
 NONE = "-"
 HEADER = "| model_type | components | replay | transformers |"
 
@@ -79,16 +77,12 @@ def in_groups(names: Iterable[str]) -> str:
 
 
 def _grouped(names: Sequence[str]) -> str:
-    left, said, covered = list(names), [], set()
+    said, left = [], list(names)
     for group, members in GROUPS.items():
         lacking = [name for name in members if name not in names]
-        # A group that says nothing new, such as the MLP's input and output of a mixture.
-        own = [name for name in members if name not in lacking and name not in covered]
-        if not own or len(lacking) > min(FEW, len(members) - 1) or (lacking and group == "mlp" and "router_output" in names):
-            continue
-        covered |= set(members) - set(lacking)
-        said.append(group + (f" without {' and '.join(f'`{name}`' for name in lacking)}" if lacking else ""))
-    left = [name for name in names if name not in covered]
+        if 2 * len(lacking) < len(members):
+            said.append(group + (f" without {' and '.join(f'`{name}`' for name in lacking)}" if lacking else ""))
+            left = [name for name in left if name not in members]
     return ", ".join([*said, *(f"`{name}`" for name in left)])
 
 
@@ -136,9 +130,7 @@ def tried(model_type: str, before: Line | None) -> Line:
 
 def page_of(lines: Mapping[str, Line]) -> str:
     """The whole page."""
-    legend = [
-        f"- **{group}**: {', '.join(f'`{name}`' for name in members)}" for group, members in GROUPS.items()
-    ]
+    legend = [f"  - **{group}**: {', '.join(f'`{name}`' for name in members)}" for group, members in GROUPS.items()]
     table = [HEADER, "| --- | --- | --- | --- |", *(str(lines[name]) for name in sorted(lines))]
     return HEAD.format(
         command=COMMAND, glossary="\n".join(glossary()), legend="\n".join(legend), table="\n".join(table)
@@ -150,27 +142,26 @@ HEAD = """# Architectures
 <!-- Written by `{command}`. Change that script or the rows in itrain/architectures, not this page. -->
 
 A site names a layer and a component: `layer5.mlp_output@last`. Which components there are depends on the model's
-architecture, which itrain finds by the `model_type` of the model's configuration. This page lists the architectures that
-itrain knows, what each component means, and how replay runs each of them. `module:<path>.input` and
+architecture, which itrain finds by the `model_type` of the model's configuration. This page lists the architectures
+that itrain knows, what each component means, and how replay runs each of them. `module:<path>.input` and
 `module:<path>.output` name any module of any model, whether it has a row or not.
 
 ## How to read the table
 
 - **components** are written in groups:
-
 {legend}
 
-  "without" names what a row lacks of a group, and what follows the groups is had besides. Some blocks may lack a component
-  that others have, as in models that mix kinds of blocks; an error then names the layers that have it.
-- **replay** says how much of a run is skipped when the output of the first block is edited at the last token, as told by
-  the network itself (`replay=auto`). *suffix*: the blocks below, and the tokens before the edited one. *prefix*: the blocks
-  below. *none*: nothing, the model runs under plain hooks. The reason follows where less than the most is skipped. It is
-  that of a tiny model with the usual settings: a model's own settings, its inputs and the edited sites may allow less, which
-  `itrain show` tells.
-- **transformers** lists the releases with which the row was tried on a tiny random model: the outputs of the blocks equal
-  the hidden states that transformers returns, an edit of a block equals the same edit by a hook written by hand, each
-  component has the size that it is said to have and changes the answer when it is changed, and replay equals hooks. A dash
-  means that no release could be tried.
+  "without" names what a row lacks of a group, and what follows the groups is had besides. Some blocks may lack a
+  component that others have, as in models that mix kinds of blocks; an error then names the layers that have it.
+- **replay** says how much of a run is skipped when the output of the first block is edited at the last token, as told
+  by the network itself (`replay=auto`). *suffix*: the blocks below, and the tokens before the edited one. *prefix*:
+  the blocks below. *none*: nothing, the model runs under plain hooks. The reason follows where less than the most is
+  skipped. It is that of a tiny model with the usual settings: a model's own settings, its inputs and the edited sites
+  may allow less, which `itrain show` tells.
+- **transformers** lists the releases with which the row was tried on a tiny random model: the outputs of the blocks
+  equal the hidden states that transformers returns, an edit of a block equals the same edit by a hook written by
+  hand, each component has the size that it is said to have and changes the answer when it is changed, attention
+  weights equal those that transformers returns, and replay equals hooks. A dash means that no release could be tried.
 
 ## What the components mean
 
@@ -180,17 +171,17 @@ itrain knows, what each component means, and how replay runs each of them. `modu
 
 - **A decoder or an encoder alone**: `layer0.block_output@last`. Layers count from 0. One attention head is
   `layer0.attention_value_output.head3@last`; grouped keys and values have fewer heads than queries.
-- **Several stacks of blocks**, as an encoder and a decoder: the stack comes first, `encoder.layer0.block_output@last` and
-  `decoder.layer2.cross_attention_output@last`, and layers count in each stack from 0. In settings that take a component
-  without a layer, write `encoder.block_output`. Positions count the tokens of the stack's own text.
-- **Mixtures of experts**: `layer3.router_output@last` holds one logit for each expert, before the choice, so that an edit
-  changes which experts are chosen. `layer3.expert_output@last` is what the chosen experts give together. A single
-  expert's output is no site: the experts are one fused module, which sees the tokens sorted by expert.
+- **Several stacks of blocks**, as an encoder and a decoder: the stack comes first, `encoder.layer0.block_output@last`
+  and `decoder.layer2.cross_attention_output@last`, and layers count in each stack from 0. In settings that take a
+  component without a layer, write `encoder.block_output`. Positions count the tokens of the stack's own text.
+- **Mixtures of experts**: `layer3.router_output@last` holds one logit for each expert, before the choice, so that an
+  edit changes which experts are chosen. `layer3.expert_output@last` is what the chosen experts give together. A
+  single expert's output is no site: the experts are one fused module, which sees the tokens sorted by expert.
 - **State-space and linear-attention blocks**: `layer0.mixer_output@last` joins the residual stream as
-  `attention_output` does elsewhere. The state itself is no module's input or output and no site. An edit of a token reaches
-  later tokens through the state, so replay runs all tokens of the blocks above.
-- **Attention weights**: `layer0.attention_weights.head2@last` holds the weights that the last token gives to all tokens.
-  Load the model with `attn_implementation="eager"`.
+  `attention_output` does elsewhere. The state itself is no module's input or output and no site. An edit of a token
+  reaches later tokens through the state, so replay runs all tokens of the blocks above.
+- **Attention weights**: `layer0.attention_weights.head2@last` holds the weights that the last token gives to all
+  tokens. Load the model with `attn_implementation="eager"`.
 
 ## Your own rows
 
@@ -228,8 +219,9 @@ def main() -> int:
 
 def differences(new: str, old: str) -> list[str]:
     """Lines that one page has and the other has not, whatever releases a row was tried with."""
-    pages = [[re.sub(r"^(\| `.*\|)[^|]*\|$", r"\1", line) for line in text.splitlines()] for text in (new, old)]
-    (new_lines, old_lines) = pages
+    new_lines, old_lines = (
+        [re.sub(r"^(\| `.*\|)[^|]*\|$", r"\1", line) for line in text.splitlines()] for text in (new, old)
+    )
     lacking = [f"+ {line}" for line in new_lines if line not in old_lines]
     extra = [f"- {line}" for line in old_lines if line not in new_lines]
     return [*lacking, *extra]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -41,19 +42,24 @@ def text(length: int, *, seed: int) -> ModelInputs:
 
 
 def inputs_of(model: nn.Module, *, seed: int) -> ModelInputs:
-    """What the model is given: texts, two texts for an encoder and a decoder, or random numbers of its own shape."""
-    main, config = str(getattr(model, "main_input_name", "input_ids")), getattr(model, "config", None)
+    """What the model is given: a text, two texts for an encoder and a decoder, an image, a spectrogram."""
+    config: Any = model.config
+    row, main = ARCHITECTURES[config.model_type], getattr(model, "main_input_name", "input_ids")
     generator = torch.Generator().manual_seed(seed)
-    if main == "pixel_values":
-        own: Any = getattr(config, "vision_config", config)
-        size = (2, own.num_channels, own.image_size, own.image_size)
-        return ModelInputs(arguments={main: torch.randn(size, generator=generator)})
+    own = getattr(config, "vision_config", config)
     if main == "input_features":
-        own = config
         size = (2, own.num_mel_bins, 2 * own.max_source_positions)
         return ModelInputs(arguments={main: torch.randn(size, generator=generator)})
-    row = ARCHITECTURES[config.model_type]  # type: ignore[union-attr]
-    return TwoTexts.of(text(6, seed=seed), text(4, seed=seed + 7)) if "decoder" in row.stacks else text(6, seed=seed)
+    image = {}
+    if main == "pixel_values" or (row.stacks and own is not config):
+        size = (2, own.num_channels, own.image_size, own.image_size)
+        image = {"pixel_values": torch.randn(size, generator=generator)}
+    if main == "pixel_values":
+        return ModelInputs(arguments=image)
+    if "decoder" in row.stacks:
+        return TwoTexts.of(text(6, seed=seed), text(4, seed=seed + 7))
+    found = text(6, seed=seed)
+    return replace(found, arguments={**found.arguments, **image}) if image else found
 
 
 def try_row(model_type: str) -> str | None:
@@ -75,6 +81,7 @@ def try_row(model_type: str) -> str | None:
     models = [model, *([row_model(model_type, **MORE[model_type])] if model_type in MORE else [])]
     _try_streams(model_type, model)
     _try_components(model_type, [HookedNetwork(each) for each in models])
+    _try_weights(model_type)
     return None
 
 
@@ -90,7 +97,7 @@ def _try_streams(model_type: str, model: nn.Module) -> None:
     for stack in ARCHITECTURES[model_type].stacks or [None]:
         named = "block_output" if stack is None else f"{stack}.block_output"
         sites = [Site(layer=layer, component=named) for layer in range(len(blocks(model, stack)))]
-        hidden = list(_hidden_states(output, stack))
+        hidden = list(_returned(output, "hidden_states", stack))
         values = network.read(source, sites)
         for site, found in list(network.read(base, sites).items())[:-1]:  # a norm may follow the last one
             require(any(_equal(found, each) for each in hidden), model_type, f"{site} is no hidden state")
@@ -111,13 +118,14 @@ def _by_hand(value: Tensor, module: nn.Module, arguments: Any, output: Any) -> A
     return value if isinstance(output, Tensor) else (value, *output[1:])
 
 
-def _hidden_states(output: Mapping[str, Any], stack: str | None) -> Iterator[Tensor]:
-    """The hidden states that a model returned, of a stack if it has several."""
+def _returned(output: Mapping[str, Any], kind: str, stack: str | None) -> Iterator[Any]:
+    """The hidden states or attentions that a model returned, of a stack if it has several."""
     for name, value in output.items():
-        if isinstance(value, Mapping) and (stack is None or name.startswith(stack)):
-            yield from _hidden_states(value, None)
-        elif name.endswith("hidden_states") and (stack is None or name.startswith(stack)) and value is not None:
-            yield from value
+        if stack is None or name.startswith(stack):
+            if isinstance(value, Mapping):
+                yield from _returned(value, kind, None)
+            elif name.endswith(kind) and isinstance(value, tuple):
+                yield from value
 
 
 def _try_components(model_type: str, networks: list[HookedNetwork]) -> None:
@@ -150,9 +158,11 @@ def replay_of(model_type: str) -> str:
     """
     model = tiny(model_type)
     network = make_network(model)
-    if not isinstance(network, ReplayNetwork):
-        return f"none: {network.why}"  # type: ignore[attr-defined]
-    site, base = Site(layer=0, component="block_output", position="last"), inputs_of(model, seed=0)
+    if isinstance(network, HookedNetwork):
+        return f"none: {network.why}"
+    assert isinstance(network, ReplayNetwork), "the model is in this process"
+    base = inputs_of(model, seed=0)
+    site = Site(layer=0, component="block_output", position=None if base.tokens is None else "last")
     value = network.hooked.read(inputs_of(model, seed=1), [site])[site]
     expected = network.hooked.edit(base, [(site, partial(_put, value))])
     for _ in range(3):  # compared at first, filled then, replayed at last
@@ -163,9 +173,24 @@ def replay_of(model_type: str) -> str:
     return f"{level}: {choice.reason}" if choice.reason else level
 
 
-def weights_of(model_type: str) -> Site:
-    """The attention weights of a first block, where the row has them."""
-    return Site(layer=0, component=ATTENTION_WEIGHTS)
+def _try_weights(model_type: str) -> None:
+    """Attention weights are those that transformers returns, of the blocks that have any."""
+    row = ARCHITECTURES[model_type]
+    stacks = [f"{each}." for each in row.stacks] or [""]
+    if not row.weights or f"{stacks[0]}attention_input" not in row.components:
+        return
+    model = row_model(model_type, attention="eager")
+    network, base = HookedNetwork(model), inputs_of(model, seed=0)
+    output = model(**base.arguments, output_attentions=True)
+    for stack in stacks:
+        place = Site(layer=0, component=f"{stack}{ATTENTION_WEIGHTS}")
+        layers = range(len(blocks(model, place.stack)))
+        sites = [site for layer in layers if has(model, site := replace(place, layer=layer))]
+        theirs = [each for each in _returned(output, "attentions", place.stack) if each is not None]
+        require(bool(sites), model_type, f"no block has {place.component}")
+        for site, found in network.read(base, sites).items():
+            mine = [each for each in theirs if _equal(found, each.transpose(1, 2).flatten(2))]
+            require(bool(mine), model_type, f"{site} differs from what transformers returns")
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
