@@ -26,8 +26,10 @@ class RowError(AssertionError):
 
 
 def require(holds: bool, model_type: str, what: object) -> None:
-    """Raises:
-    RowError: it does not hold.
+    """Say which row does not hold what it says.
+
+    Raises:
+        RowError: it does not.
     """
     if not holds:
         raise RowError(f"row '{model_type}' of itrain.architectures: {what}")

@@ -60,7 +60,7 @@ def test_heads_have_each_position_and_the_window_of_their_component() -> None:
     found = grid.all_sites(opened("llama"))
     assert len(found) == LAYERS * HEADS * 2 and {site.position for site in found} == {"0", "last"}
     second = Site.parse("layer1.attention_value_output.head2@last")
-    assert grid.together(second, 2) == [Site.parse("layer0.attention_value_output.head2@last"), second]
+    assert grid.together(second, range(2)) == [Site.parse("layer0.attention_value_output.head2@last"), second]
 
 
 def test_a_component_without_heads_is_refused_in_one_line() -> None:
