@@ -19,8 +19,8 @@ from itrain.results.heads import by_head
 from itrain.results.maps import maps_of, settings_apart
 from itrain.sites import Site
 from itrain.sweeps.grid import Grid
+from scripts.tiny_models import row_model
 from tests.models import HEADS, KEY_VALUE_HEADS, LAYERS, tiny_inputs, tiny_model
-from tests.rows import row_model
 
 ALL_HEADS = "attention_value_output.heads"
 
@@ -60,7 +60,7 @@ def test_heads_have_each_position_and_the_window_of_their_component() -> None:
     found = grid.all_sites(opened("llama"))
     assert len(found) == LAYERS * HEADS * 2 and {site.position for site in found} == {"0", "last"}
     second = Site.parse("layer1.attention_value_output.head2@last")
-    assert grid.together(second, 2) == [Site.parse("layer0.attention_value_output.head2@last"), second]
+    assert grid.together(second, range(2)) == [Site.parse("layer0.attention_value_output.head2@last"), second]
 
 
 def test_a_component_without_heads_is_refused_in_one_line() -> None:

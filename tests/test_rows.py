@@ -20,16 +20,15 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import EditAt
 from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
+from scripts.tiny_models import INSIDE, LATER, MORE, ROWS, row_model
 from tests.models import ALL_TYPES, HEADS, HIDDEN, KEY_VALUE_HEADS, LAYERS, VOCABULARY, tiny_inputs
 from tests.replaying import PADDINGS, answer_and_gradients, distance, examples, replayed
-from tests.rows import INSIDE, LATER, ROWS, row_model
 from tests.test_generation import LENGTHS, NEW, edits, slowly
 
 TYPES = [name for name in ROWS if not ARCHITECTURES[name].stacks]
 CAUSAL = [name for name in TYPES if ARCHITECTURES[name].causal]
 QUICK = ["deepseek_v3", "gemma4_text", "gpt_oss", "llama4_text", "mamba2", "qwen3_next", "qwen3_moe"]
 """Rows that differ most from one another; the others' heavier tests are slow."""
-GEMMA4_MIXED = {"enable_moe_block": True, "num_experts": 3, "top_k_experts": 2, "moe_intermediate_size": 12}
 FORMS = ("query_output", "key_output", "value_output", "attention_value_output")
 
 
@@ -146,7 +145,7 @@ def test_sublayers_add_up_to_the_block(model_type: str, network_of: Any) -> None
 @pytest.mark.parametrize("model_type", [name for name in TYPES if "router_output" in ARCHITECTURES[name].components])
 def test_routers_are_read_before_and_edited_before_their_choice(model_type: str, network_of: Any) -> None:
     """The logits are those of the router's weight, and an expert that none has to choose is chosen by none."""
-    mixed = HookedNetwork(row_model(model_type, **GEMMA4_MIXED)) if "gemma4" in model_type else None
+    mixed = HookedNetwork(row_model(model_type, **MORE[model_type])) if model_type in MORE else None
     network, inputs = mixed or network_of(model_type), tiny_inputs()
     (router, *_) = places(network.model, "router_output")
     location, seen = locate(network.model, router), []

@@ -17,9 +17,9 @@ from itrain.networks.forward import WINDOWS, cache_arguments, cache_of, checkpoi
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
 from itrain.sites import Site
+from scripts.tiny_models import INSIDE, ROWS, row_config, row_model
 from tests.models import tiny_inputs
 from tests.replaying import distance, examples
-from tests.rows import INSIDE, ROWS, row_config, row_model
 from tests.test_recomputation import enable_checkpointing
 from tests.test_rows import CAUSAL, precise, quickly
 from tests.test_side_by_side import answers_and_gradients, side_by_side

@@ -21,6 +21,8 @@ from itrain.results.summary import summarise
 from itrain.results.table import read_results
 from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid
+from itrain.sweeps.jobs import jobs_of
+from scripts.tiny_models import row_model
 from tests.commands import SMALL
 from tests.models import tiny_inputs, tiny_model
 
@@ -90,7 +92,47 @@ def test_a_window_of_a_component_is_that_of_its_heads() -> None:
     window = {"attention_value_output": 2}
     grid = Grid(methods={"das": DAS}, positions=["last"], components=["attention_value_output.head1"], window=window)
     (first, second) = grid.all_sites(opened(tiny_model("llama")))
-    assert grid.together(second, 2) == [first, second]
+    assert grid.together(second, range(2)) == [first, second]
+
+
+def test_layers_are_those_of_the_stack_that_a_component_names() -> None:
+    """T5's encoder has two blocks here, and its decoder three."""
+    components = ["encoder.block_output", "decoder.block_output"]
+    grid = Grid(methods={"das": DAS}, positions=["0"], components=components, window=3)
+    model = opened(row_model("t5"))
+    assert [str(site.at(None)) for site in grid.all_sites(model)] == [
+        *("encoder.layer0.block_output", "decoder.layer0.block_output"),
+        *("encoder.layer1.block_output", "decoder.layer1.block_output", "decoder.layer2.block_output"),
+    ]
+    windows = {str(fit.site.at(None)): len(fit.sites) for job in jobs_of(grid, 0, model) for fit in job.fits}
+    assert windows["encoder.layer1.block_output"] == 2 and windows["decoder.layer1.block_output"] == 3
+    every = Grid(methods={"das": DAS}, layers="every(2)", positions=["0"], components=components)
+    found = [(site.stack, site.layer) for site in every.all_sites(model)]
+    assert found == [("decoder", 0), ("encoder", 1), ("decoder", 2)]
+    assert every.left_out(model.network.model) == []
+    with pytest.raises(ValueError, match="there is no layer 2; the model has 0 to 1"):
+        Grid(methods={"das": DAS}, layers=[2], positions=["0"], components=["encoder.block_output"]).all_sites(model)
+    with pytest.raises(ValueError, match="t5 has several stacks of blocks; write 'encoder"):
+        Grid(methods={"das": DAS}, positions=["0"]).all_sites(model)
+
+
+def test_all_layers_are_those_that_have_the_component() -> None:
+    """Qwen3-Next mixes blocks of attention with blocks of linear attention."""
+    model = opened(row_model("qwen3_next", num_hidden_layers=4, layer_types=["linear_attention", "full_attention"] * 2))
+    components = ["attention_output", "block_output"]
+    grid = Grid(methods={"das": DAS}, positions=["last"], components=components, window={"attention_output": 3})
+    found = [(site.layer, site.component) for site in grid.all_sites(model)]
+    expected = [(layer, name) for layer in range(4) for name in components if layer % 2 or name == "block_output"]
+    assert found == expected
+    lines = grid.left_out(model.network.model)
+    assert lines == ["attention_output is in layers 1, 3 alone; the sweep leaves out the others"]
+    windows = [fit.sites for job in jobs_of(grid, 0, model) for fit in job.fits if fit.site.component == components[0]]
+    assert [[site.layer for site in sites] for sites in windows] == [[1], [3]], "of the neighbours none has it"
+    heads = Grid(methods={"das": DAS}, positions=["last"], components=["attention_value_output.heads"])
+    assert {site.layer for site in heads.all_sites(model)} == {1, 3}
+    listed = Grid(methods={"das": DAS}, layers=[0, 1], positions=["last"], components=["attention_output"])
+    with pytest.raises(ValueError, match="layer 0 has no attention_output; layers 1, 3 have it"):
+        listed.all_sites(model)
 
 
 def test_the_controls_of_a_head_are_its_own() -> None:
@@ -135,7 +177,7 @@ def test_a_grid_with_a_fault_is_refused(given: dict[str, Any], message: str) -> 
         (nn.Linear(2, 2), {}, r"Linear has no named layers .*module:<path>.input, in a sweep by sweep.sites=\[...\]"),
         (nn.Linear(2, 2), {"sites": ["module:cell.output"]}, "Linear has no module 'cell'; it has none at all"),
         (tiny_model("llama"), {"layers": [2]}, "there is no layer 2; the model has 0 to 1"),
-        (tiny_model("llama"), {"components": ["mlp_output.x"]}, "site 'layer0.mlp_output.x@last': expected"),
+        (tiny_model("llama"), {"components": ["mlp_output.x"]}, "site 'layer0.mlp_output.x': expected"),
         (tiny_model("llama"), {"components": ["key_output"], "window": {"key": 1}}, "did you mean 'key_output'"),
     ],
 )

@@ -209,9 +209,9 @@ def test_a_window_of_a_component_that_the_model_lacks_is_refused(
 def test_windows_are_centred_and_end_with_the_model() -> None:
     grid = Grid(methods={"das": DAS}, components=["mlp_output", "block_output"], window={"mlp_output": 4})
     last = Site(layer=4, component="mlp_output", position="last")
-    assert [site.layer for site in grid.together(last, 6)] == [2, 3, 4, 5]
-    assert [site.layer for site in grid.together(Site(layer=0, component="mlp_output"), 6)] == [0, 1]
-    assert grid.together(Site(layer=4, component="block_output"), 6) == [Site(layer=4, component="block_output")]
+    assert [site.layer for site in grid.together(last, range(6))] == [2, 3, 4, 5]
+    assert [site.layer for site in grid.together(Site(layer=0, component="mlp_output"), range(6))] == [0, 1]
+    assert grid.together(Site(layer=4, component="block_output"), range(6)) == [Site(layer=4, component="block_output")]
 
 
 @pytest.mark.parametrize(

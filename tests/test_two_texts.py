@@ -21,8 +21,8 @@ from itrain.networks.replay import ReplayNetwork
 from itrain.networks.replay.eligible import obstacle
 from itrain.sites import Site
 from itrain.training.interchange import Interchange
+from scripts.tiny_models import ROWS, row_model
 from tests.models import HEADS, HIDDEN, LAYERS, VOCABULARY, hook_count, pairs, sites, tiny_inputs, tiny_model
-from tests.rows import ROWS, row_model
 
 TYPES = [name for name in ROWS if ARCHITECTURES[name].stacks]
 ENCODED, DECODED = (6, 4, 5), (3, 4, 2)

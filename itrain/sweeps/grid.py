@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from itrain.architectures import architecture, blocks, heads_of, locate
+from itrain.architectures import architecture, blocks, has, heads_of, locate
 from itrain.bounds import require_at_least
 from itrain.experiment import Opened
 from itrain.inputs import ModelInputs
@@ -143,34 +143,58 @@ class Grid:
                 blocks(model)
             except ValueError as error:
                 raise ValueError(f"{error}, in a sweep by sweep.sites=[...]") from error
-        count = len(blocks(model))
-        layers = list(range(count)) if isinstance(self.layers, str) else list(self.layers)
-        if isinstance(self.layers, str) and self.layers != "all":
-            step = int(self.layers[len("every(") : -1])
-            layers = sorted(range(count - 1, -1, -step))
-        if outside := [layer for layer in layers if not 0 <= layer < count]:
-            raise ValueError(f"sweep.layers: there is no layer {outside[0]}; the model has 0 to {count - 1}")
         # A window may be given for components that this sweep leaves out, but not for one that the model lacks.
         for component in () if isinstance(self.window, int) else self.window:
-            locate(model, Site.parse(_in_layer(0, component.removesuffix(HEADS))))
+            layers_with(model, component.removesuffix(HEADS))
+        layers = {component: self._layers_of(model, component) for component in self.components}
+        every = [layer for found in layers.values() for layer in found]
         examples = opened.data.edited()[0]
         # Numbers on a command line are no text.
         positions = tokens_of(examples) if isinstance(self.positions, str) else list(map(str, self.positions))
         return [
             Site.parse(f"{activation}@{position}")
-            for layer in layers
+            for layer in (sorted(set(every)) if isinstance(self.layers, str) else self.layers)
             for component in self.components
+            if layer in layers[component]
             for activation in _activations(model, layer, component)
             for position in positions
         ]
 
-    def together(self, site: Site, count: int) -> list[Site]:
-        """The sites of the window around a site, as far as the model's ``count`` layers go."""
+    def _layers_of(self, model: nn.Module, component: str) -> list[int]:
+        """The layers of a component: those that are listed, or those of its stack of blocks that have it.
+
+        Raises:
+            ValueError: a listed layer does not exist or lacks the component, or all layers lack it.
+        """
+        name = component.removesuffix(HEADS)
+        having, count = layers_with(model, name), len(_blocks_of(model, name))
+        if isinstance(self.layers, str):
+            step = 1 if self.layers == "all" else int(self.layers[len("every(") : -1])
+            return [layer for layer in having if (count - 1 - layer) % step == 0]
+        for layer in self.layers:
+            if not 0 <= layer < count:
+                raise ValueError(f"sweep.layers: there is no layer {layer}; the model has 0 to {count - 1}")
+            locate(model, Site.parse(_in_layer(layer, name)))
+        return list(self.layers)
+
+    def left_out(self, model: nn.Module) -> list[str]:
+        """For each component that only some of the layers have, a line that says which layers the sweep goes over."""
+        if self.sites or not isinstance(self.layers, str):
+            return []
+        found = {component: layers_with(model, component.removesuffix(HEADS)) for component in self.components}
+        return [
+            f"{component} is in layers {', '.join(map(str, having))} alone; the sweep leaves out the others"
+            for component, having in found.items()
+            if len(having) < len(_blocks_of(model, component))
+        ]
+
+    def together(self, site: Site, layers: Collection[int]) -> list[Site]:
+        """The sites of the window around a site, as far as there are layers that have its component."""
         if site.layer is None:
             return [site]
         width = self.width(site.component)
         start = site.layer - width // 2
-        return [replace(site, layer=layer) for layer in range(max(start, 0), min(start + width, count))]
+        return [replace(site, layer=layer) for layer in range(start, start + width) if layer in layers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +232,25 @@ def _in_layer(layer: int, component: str) -> str:
     """The site of a component; of a model of several stacks of blocks the component names the stack first."""
     stack, name = found.groups() if (found := _OF_STACK.fullmatch(component)) else ("", component)
     return f"{stack}layer{layer}.{name}"
+
+
+def _blocks_of(model: nn.Module, component: str) -> nn.ModuleList:
+    """The blocks of the stack that a component names, or of the model."""
+    row, stack = architecture(model), component.partition(".")[0]
+    return blocks(model, stack if row is not None and stack in row.stacks else None)
+
+
+def layers_with(model: nn.Module, component: str) -> list[int]:
+    """The layers that have a component, of its stack where the model has several.
+
+    Raises:
+        ValueError: none has it.
+    """
+    sites = [Site.parse(_in_layer(layer, component)) for layer in range(len(_blocks_of(model, component)))]
+    found = [layer for layer, site in enumerate(sites) if has(model, site)]
+    if not found:
+        locate(model, sites[0])  # which says why
+    return found
 
 
 def _activations(model: nn.Module, layer: int, component: str) -> list[str]:

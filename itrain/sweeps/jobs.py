@@ -18,13 +18,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from itrain.architectures import architecture, blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
 from itrain.owned import refuse_in_sweeps
 from itrain.results.columns import DATA, DIVERGED, FEATURES, IIA, RANDOM_MODEL, TEST
 from itrain.sites import Site
-from itrain.sweeps.grid import Fit, Grid, is_training, reads_only
+from itrain.sweeps.grid import Fit, Grid, is_training, layers_with, reads_only
 from itrain.trainers import trainer_factory
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
@@ -126,14 +125,14 @@ class ProbeJob:
 
 def jobs_of(grid: Grid, seed: int, opened: Opened) -> Iterator[CohortJob | ProbeJob]:
     sites, model = grid.all_sites(opened), opened.network.model
-    count = 0 if architecture(model) is None else len(blocks(model))
+    having = {site.component: [] if site.layer is None else layers_with(model, site.component) for site in sites}
     for layer in dict.fromkeys(map(_layer, sites)):
         fits = [
             Fit(
                 group="intervention",
                 method=method,
                 site=site,
-                sites=grid.together(site, count),
+                sites=grid.together(site, having[site.component]),
                 rank=rank,
                 seed=seed,
             )

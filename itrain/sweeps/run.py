@@ -135,6 +135,11 @@ class Part:
             save_tokens(inputs, sites, self.opened.base_model.tokenizer, self.folder)
         return {name: len(job.fits) for name, job in self.jobs.items()}
 
+    @property
+    def left_out(self) -> list[str]:
+        """What the sweep leaves out, a line each."""
+        return self.grid.left_out(self.opened.network.model)
+
     def run(self, name: str) -> None:
         """Run a job and write its rows, unless its file exists."""
         file = _rows_of(self.folder, name)
@@ -196,7 +201,8 @@ def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Fin
     for seed in seeds:
         part = open_part(cfg, folder, seed, part)
         if seed == seeds[0]:
-            finished.progress.say(f"threads {part.opened.threads}")
+            for line in [f"threads {part.opened.threads}", *part.left_out]:
+                finished.progress.say(line)
         finished.progress.expect(sum(part.plan().values()) * len(seeds))
         for name in part.jobs:
             finished.wait_for(name)
@@ -242,7 +248,9 @@ def _run_launched(
     for seed, found in zip(seeds, planned, strict=True):
         if isinstance(found, Failure):
             raise RunError(found.message)
-        plans[seed] = found
+        plans[seed], lines = found
+        for line in lines if seed == seeds[0] else ():
+            finished.progress.say(line)
     finished.progress.expect(sum(sum(plan.values()) for plan in plans.values()))
     for plan in plans.values():
         for name in plan:
@@ -261,8 +269,9 @@ def _run_launched(
     }
 
 
-def _plan(configuration: str, folder: Path, seed: int) -> dict[str, int]:
-    return _part(configuration, folder, seed).plan()
+def _plan(configuration: str, folder: Path, seed: int) -> tuple[dict[str, int], list[str]]:
+    part = _part(configuration, folder, seed)
+    return part.plan(), part.left_out
 
 
 def _run(configuration: str, folder: Path, seed: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Tiny models of the rows whose contract is tried row by row, and which of them the installed transformers has."""
+"""A tiny model with random weights for each row of the table of architectures: for tests and for the table in docs/."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from itrain.architectures import ARCHITECTURES
-from tests.models import COMMON, GROUPED, HEADS, HIDDEN, KEY_VALUE_HEADS, LAYERS, NEURONS, WIDE_HEADS
-from tests.models import CONFIGS as FIRST
+from itrain.models.skeleton import auto_class
+
+VOCABULARY, HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, NEURONS = 40, 16, 2, 4, 2, 20
+"""Sizes that no two meanings share, where the model type leaves the choice."""
+
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    # Larger than the usual 0.02, under which so small a model hardly depends on its inputs.
+    "initializer_range": 0.3,
+}
+GROUPED = {"intermediate_size": NEURONS, "num_key_value_heads": KEY_VALUE_HEADS}
+WIDE_HEADS = GROUPED | {"head_dim": 6}
 
 EXPERTS = 3
 MIXED = GROUPED | {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
@@ -50,6 +61,28 @@ BART = SEVERAL | {
     **{"encoder_attention_heads": HEADS, "decoder_attention_heads": 2, "init_std": 0.3, "forced_eos_token_id": None},
 }
 
+FIRST: Mapping[str, Mapping[str, Any]] = {
+    "bert": {"intermediate_size": NEURONS},
+    "bloom": {},
+    "gemma": WIDE_HEADS,
+    "gemma2": WIDE_HEADS,
+    "gemma3_text": WIDE_HEADS,
+    "gpt2": {"n_inner": NEURONS},
+    "gpt_neo": {"intermediate_size": NEURONS, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neox": {"intermediate_size": NEURONS},
+    "gptj": {"n_inner": NEURONS, "rotary_dim": 4},
+    "llama": GROUPED,
+    "mistral": WIDE_HEADS,
+    "mixtral": GROUPED | {"num_local_experts": 3},
+    "olmo2": GROUPED,
+    "opt": {"ffn_dim": NEURONS, "word_embed_proj_dim": HIDDEN},
+    "phi": GROUPED,
+    "phi3": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": WIDE_HEADS,
+    "roberta": {"intermediate_size": NEURONS},
+}
+"""The first rows, which every test of all models takes."""
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "apertus": GROUPED,
     "arcee": GROUPED,
@@ -118,8 +151,27 @@ INSIDE = {
 LATER = sorted(set(ARCHITECTURES) - set(FIRST) - {"gemma3"})
 
 
+def tiny_config(model_type: str) -> Any:
+    """The configuration of a two-layer model."""
+    if model_type == "gemma3":
+        vision = {
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+        }
+        text = tiny_config("gemma3_text").to_dict()
+        return AutoConfig.for_model(
+            "gemma3", text_config=text, vision_config=vision | {"patch_size": 14}, mm_tokens_per_image=4
+        )
+    return AutoConfig.for_model(model_type, **COMMON, **FIRST[model_type])
+
+
 def row_config(model_type: str, **settings: Any) -> Any:
     """The configuration of a two-layer model."""
+    if model_type not in CONFIGS and model_type not in INSIDE:
+        return tiny_config(model_type)
     if model_type in INSIDE:
         text = row_config(INSIDE[model_type], **settings).to_dict()
         vision = {
@@ -135,10 +187,8 @@ def row_config(model_type: str, **settings: Any) -> Any:
 
 def row_model(model_type: str, *, seed: int = 0, attention: str | None = None, **settings: Any) -> nn.Module:
     """A two-layer model in eval mode whose every parameter is drawn, so that no router or scale is the same for all."""
-    config, row = row_config(model_type, **settings), ARCHITECTURES[model_type]
-    head: Any = AutoModelForCausalLM if row.causal else AutoModelForSeq2SeqLM if row.stacks else AutoModelForMaskedLM
-    if model_type in INSIDE:
-        head = AutoModelForImageTextToText
+    config = row_config(model_type, **settings)
+    head: Any = AutoModelForImageTextToText if model_type in INSIDE else auto_class(config)
     torch.manual_seed(seed)
     model = head.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
@@ -156,6 +206,10 @@ def _runs(model_type: str) -> bool:
         return False
     return True
 
+
+_MIXED = {"enable_moe_block": True, "num_experts": 3, "top_k_experts": 2, "moe_intermediate_size": 12}
+MORE: Mapping[str, Mapping[str, Any]] = {"gemma4": _MIXED, "gemma4_text": _MIXED}
+"""Settings of a second model, with components that the first one lacks."""
 
 ROWS = [name for name in LATER if name in CONFIG_MAPPING_NAMES and (name != "llama4" or _runs(name))]
 """The rows that the installed transformers has."""
