@@ -8,6 +8,7 @@ from itrain.architectures.locating import has as has
 from itrain.architectures.locating import heads_of as heads_of
 from itrain.architectures.locating import layers as layers
 from itrain.architectures.locating import locate as locate
+from itrain.architectures.locating import otherwise_described as otherwise_described
 from itrain.architectures.locating import require_components as require_components
 from itrain.architectures.locating import unwrap as unwrap
 from itrain.architectures.registering import bind_row as bind_row

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from itrain.architectures.parts import Architecture, End
-from itrain.architectures.registering import GivenRow, model_type_of, nearest, row_of
+from itrain.architectures.registering import GivenRow, described_row, model_type_of, nearest, parse_row, row_of
 from itrain.layouts import AttentionWeights, Layout, channels_of, layout_of
 from itrain.sites import ATTENTION_WEIGHTS, Site
 
@@ -116,6 +116,30 @@ def require_components(model: nn.Module) -> None:
             raise ValueError(
                 f"the row of {_name(unwrap(model))}: components.{name}.path: {_lacking(layers, component.path)}"
             )
+
+
+def otherwise_described(saved: Any, model: nn.Module) -> str | None:
+    """How a model's components differ from those that an export was trained with; None where they do not.
+
+    Args:
+        saved: the row from outside that the export has, as data that anybody may have written; None: it has none.
+        model: the model that it is put on.
+    """
+    try:
+        there = None if saved is None else parse_row(saved, "the components of its base model")
+    except ValueError as error:
+        return str(error)
+    row = architecture(model)
+    if described_row(there) == described_row(row):
+        return None
+    kind = _name(unwrap(model))
+    if there is None:
+        return f"it was trained with the components that itrain has for {kind}; load the model without others"
+    state = "has none" if row is None else "has others"
+    return (
+        f"it was trained with components of its own for {kind}, which {state} here; call "
+        "itrain.register_architecture with the row that was trained with, before the model is used"
+    )
 
 
 def locate(model: nn.Module, site: Site) -> Location:

@@ -103,7 +103,9 @@ def parse_row(row: Any, place: str) -> GivenRow:
     if num_heads is not None and (type(num_heads) is not int or not 1 <= num_heads <= MOST_HEADS):
         raise ValueError(f"{place}: num_heads: {shown(num_heads)} is not the number of a block's attention heads")
     if "attention_value_output" not in components and (found := [n for n, c in components.items() if c.heads]):
-        raise ValueError(f"{place}: components.{found[0]}.heads: their size is read from attention_value_output; add it")
+        raise ValueError(
+            f"{place}: components.{found[0]}.heads: their size is read from attention_value_output; add it"
+        )
     if flags["weights"] and "attention_input" not in components:
         raise ValueError(f"{place}: weights: they are those of the module of attention_input; add it")
     blocks = _path(row["blocks"], f"{place}: blocks")
@@ -144,7 +146,7 @@ def described_row(row: Architecture | None) -> dict[str, Any] | None:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The most similar name."""
-    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
+    return difflib.get_close_matches(name[:200], list(names), n=1, cutoff=0.0)[0]  # of a stranger's, which may be long
 
 
 def _component(given: Any, place: str) -> tuple[Component, dict[str, Any]]:
