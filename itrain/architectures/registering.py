@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from itrain.architectures.parts import Architecture, Component, Heads, grouped, interleaved, side_by_side, whole
+from itrain.architectures.parts import STREAM, Architecture, Component, Heads, grouped, interleaved, side_by_side, whole
 from itrain.architectures.table import ARCHITECTURES
 from itrain.layouts import OneRow
 from itrain.sites import ATTENTION_WEIGHTS
@@ -56,7 +56,8 @@ def register_architecture(of: str | type[nn.Module], row: Mapping[str, Any], *, 
 
     ``blocks`` is the path of the list of blocks; ``causal`` says whether a token sees only itself and those before it.
     A component is the ``input`` or ``output`` (``end``) of the module at a ``path`` within the block, ``""`` for the
-    block itself, under a name of :class:`Architecture` or another one. Where it holds attention heads, ``heads`` says
+    block itself, under a name of :class:`Architecture` or another one. ``block_input`` and ``block_output`` are the
+    block's own unless the row says otherwise. Where it holds attention heads, ``heads`` says
     how they lie: ``whole``, or ``side_by_side``, ``interleaved`` or ``grouped`` with a ``part``: query, key or value.
     The size of a head is read from ``attention_value_output``, their number from the configuration or ``num_heads``.
     ``layout: one_row`` is for modules that see the tokens of all examples in a row. ``recurrent`` and ``weights`` are
@@ -92,7 +93,7 @@ def parse_row(row: Any, place: str) -> GivenRow:
     _require_keys(row, KEYS, NEEDED, place)
     if not isinstance(row["components"], Mapping) or not row["components"]:
         raise ValueError(f"{place}: components: expected a mapping of names to path and end")
-    components, described = {}, {}
+    components, described = dict(STREAM), {}
     for name, each in row["components"].items():
         where = f"{place}: components.{str(name)[:40]}"
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name == ATTENTION_WEIGHTS:
