@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from itrain.architectures import register_architecture as register_architecture
     from itrain.causal_model import CausalModel as CausalModel
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "register_architecture": "architectures",
     "Sweep": "verbs",
     "Fit": "verbs",
     "sweep": "verbs",

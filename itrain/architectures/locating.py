@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from itrain.architectures.table import ARCHITECTURES, Architecture, End
+from itrain.architectures.parts import Architecture, End
+from itrain.architectures.registering import GivenRow, described_row, model_type_of, nearest, parse_row, row_of
 from itrain.layouts import AttentionWeights, Layout, channels_of, layout_of
 from itrain.sites import ATTENTION_WEIGHTS, Site
 
@@ -57,31 +56,90 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
 
 def architecture(model: nn.Module) -> Architecture | None:
-    """The model's row, by its config's ``model_type``; None if the table has none."""
-    return ARCHITECTURES.get(_model_type(unwrap(model)))
+    """The model's row: given with it, registered for its class or its config's ``model_type``, or the table's."""
+    return row_of(unwrap(model))
 
 
 def blocks(model: nn.Module, stack: str | None = None) -> nn.ModuleList:
     """The model's blocks, whatever its head: of all its stacks, one after the other, or of one.
 
     Raises:
-        ValueError: the table does not have the model.
+        ValueError: the table does not have the model, or its row from outside names no list of blocks.
     """
     model = unwrap(model)
     row = architecture(model)
     if row is None:
-        name = _model_type(model)
+        name = model_type_of(model)
         lack = f"model_type '{name}' is not in the table" if name else "it has no config with a model_type"
         raise ValueError(
             f"{type(model).__name__} has no named layers and components: {lack} of itrain.architectures. "
-            "Name its modules instead: module:<path>.output or module:<path>.input"
+            "Name its modules instead: module:<path>.output or module:<path>.input; or add its row: "
+            "itrain.register_architecture, model.components"
         )
+    if isinstance(row, GivenRow):
+        return _given_blocks(model, row.blocks)
     base: Any = getattr(model, "base_model", model)
     if stack is not None:
         return _first(base, row.stacks[stack])
     if row.stacks:
         return nn.ModuleList(block for path in row.stacks.values() for block in _first(base, path))
     return _first(base, row.blocks)
+
+
+def _given_blocks(model: nn.Module, path: str) -> nn.ModuleList:
+    """The blocks at the path of a row from outside, from the model without its head or with it.
+
+    Raises:
+        ValueError: there is no list of modules.
+    """
+    starts = [getattr(model, "base_model", model)] if model_type_of(model) else []
+    modules = (_submodule(start, path) for start in (*starts, model))
+    found = next((each for each in modules if each is not None), None)
+    if isinstance(found, nn.ModuleList | nn.Sequential) and len(found):
+        return found if isinstance(found, nn.ModuleList) else nn.ModuleList(found)
+    lists = [each for each, part in model.named_modules() if each and isinstance(part, nn.ModuleList | nn.Sequential)]
+    hint = f"did you mean '{nearest(path, lists)}'?" if lists else "put its blocks into an nn.ModuleList"
+    what = "no module" if found is None else "no list of blocks"
+    raise ValueError(f"the row of {_name(model)}: blocks: {type(model).__name__} has {what} at '{path}'; {hint}")
+
+
+def require_components(model: nn.Module) -> None:
+    """Refuse a model of whose row from outside a path is in no block.
+
+    Raises:
+        ValueError: the message names the component and the nearest path.
+    """
+    row, layers = architecture(model), blocks(model)
+    assert row is not None, "models with blocks have a row"
+    for name, component in row.components.items():
+        if all(_submodule(block, component.path) is None for block in layers):
+            raise ValueError(
+                f"the row of {_name(unwrap(model))}: components.{name}.path: {_lacking(layers, component.path)}"
+            )
+
+
+def otherwise_described(saved: Any, model: nn.Module) -> str | None:
+    """How a model's components differ from those that an export was trained with; None where they do not.
+
+    Args:
+        saved: the row from outside that the export has, as data that anybody may have written; None: it has none.
+        model: the model that it is put on.
+    """
+    try:
+        there = None if saved is None else parse_row(saved, "the components of its base model")
+    except ValueError as error:
+        return str(error)
+    row = architecture(model)
+    if described_row(there) == described_row(row):
+        return None
+    kind = _name(unwrap(model))
+    if there is None:
+        return f"it was trained with the components that itrain has for {kind}; load the model without others"
+    state = "has none" if row is None else "has others"
+    return (
+        f"it was trained with components of its own for {kind}, which {state} here; call "
+        "itrain.register_architecture with the row that was trained with, before the model is used"
+    )
 
 
 def locate(model: nn.Module, site: Site) -> Location:
@@ -104,8 +162,8 @@ def _locate(model: nn.Module, site: Site) -> Location:
     if site.layer is None:
         return _locate_module(model, site)
     blocks(model)
-    name = _model_type(model)
-    row = ARCHITECTURES[name]
+    name, row = _name(model), architecture(model)
+    assert row is not None, "models with blocks have a row"
     if row.stacks and site.stack not in row.stacks:
         stacks = " or ".join(f"'{stack}.layer{site.layer}.{site.component}'" for stack in row.stacks)
         raise ValueError(f"site '{site}': {name} has several stacks of blocks; write {stacks}")
@@ -118,18 +176,26 @@ def _locate(model: nn.Module, site: Site) -> Location:
     if site.component not in components:
         raise ValueError(
             f"site '{site}': {name} has no component '{site.component}'; did you mean "
-            f"'{_nearest(site.component, components)}'? It has {', '.join(components)}"
+            f"'{nearest(site.component, components)}'? It has {', '.join(components)}"
         )
     path, end, heads, part, layout = components[site.component]
     block = layers[site.layer]
     module = _module(layers, site, path)
+    if isinstance(row, GivenRow):
+        layout = layout or layout_of(module)
     # Modules that do not tell their width, such as a block, carry the residual stream's.
-    width = _size(module, end) or _stream(block, row, stack)
+    width = _size(module, end) or _stream(block, row, stack, path)
     if heads is None:
         if site.head is not None:
             raise ValueError(f"site '{site}': {site.component} has no heads; these have: {_with_heads(row)}")
+        if width is None:
+            return Location(module, end, None, None, layout)
         columns = torch.arange(width) if part is None else part(torch.arange(width), block)
         return Location(module, end, _compact(columns, width, module), columns.numel(), layout)
+    if width is None:
+        raise ValueError(
+            f"site '{site}': {type(module).__name__} does not tell its width, which heads need; name a projection"
+        )
     columns = _by_head(model, site, layers, width)
     if site.head is not None:
         if not 0 <= site.head < len(columns):
@@ -150,9 +216,15 @@ def _module(layers: nn.ModuleList, site: Site, path: str) -> nn.Module:
     module = found[site.layer]
     if module is None:
         having = [str(layer) for layer, each in enumerate(found) if each is not None]
-        others = f"layers {', '.join(having)} have it" if having else "no layer of this model has it"
+        others = f"layers {', '.join(having)} have it" if having else _lacking(layers, path)
         raise ValueError(f"site '{site}': layer {site.layer} has no {site.component}; {others}")
     return module
+
+
+def _lacking(layers: nn.ModuleList, path: str) -> str:
+    inside = dict.fromkeys(name for block in layers for name, _ in block.named_modules() if name)
+    hint = f"; did you mean '{nearest(path, inside)}'?" if inside else ""
+    return f"no layer of this model has '{path}'{hint}"
 
 
 def _first(base: nn.Module, path: str) -> Any:
@@ -170,19 +242,26 @@ def _submodule(block: nn.Module, path: str) -> nn.Module | None:
     return None
 
 
-def _stream(block: nn.Module, row: Architecture, stack: str) -> int:
-    """The width of the residual stream, from a projection that joins it."""
+def _stream(block: nn.Module, row: Architecture, stack: str, path: str) -> int | None:
+    """The width of the residual stream, from a projection that joins it; None where it cannot be known."""
+    if isinstance(row, GivenRow) and path:
+        return None  # The module could be anything.
     joining = ("attention_output", "mixer_output", "mlp_output")
     paths = [row.components[name].path for each in joining if (name := f"{stack}{each}") in row.components]
     found = (_submodule(block, path) for path in paths)
-    return next(size for each in found if each is not None and (size := _size(each, "output")))
+    return next((size for each in found if each is not None and (size := _size(each, "output"))), None)
 
 
 def _num_heads(model: nn.Module, site: Site) -> int:
-    config: Any = model.config
-    own = config.get_text_config()
+    row, config = architecture(model), getattr(model, "config", None)
+    if isinstance(row, GivenRow) and row.num_heads is not None:
+        return row.num_heads
+    own: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     # Of an encoder and a decoder with numbers of their own.
-    return getattr(own, f"{site.stack}_attention_heads", own.num_attention_heads)
+    found = getattr(own, f"{site.stack}_attention_heads", getattr(own, "num_attention_heads", None))
+    if found is None:
+        raise ValueError(f"site '{site}': {_name(model)} does not say how many heads it has; add num_heads to its row")
+    return found
 
 
 def has(model: nn.Module, site: Site) -> bool:
@@ -219,7 +298,12 @@ def _by_head(model: nn.Module, site: Site, layers: nn.ModuleList, width: int) ->
     assert row is not None and heads is not None, "the site has heads"
     stack = f"{site.stack}." if row.stacks else ""
     projection = _module(layers, site, row.components[f"{stack}attention_value_output"].path)
-    return heads(torch.arange(width), num_heads, (_size(projection, "input") or width) // num_heads)
+    try:
+        return heads(torch.arange(width), num_heads, (_size(projection, "input") or width) // num_heads)
+    except RuntimeError as error:
+        raise ValueError(
+            f"site '{site}': the {width} columns do not hold {num_heads} heads as its row says: {error}"
+        ) from error
 
 
 def _with_heads(row: Architecture) -> str:
@@ -227,8 +311,8 @@ def _with_heads(row: Architecture) -> str:
 
 
 def _locate_weights(model: nn.Module, attention: nn.Module, site: Site) -> Location:
-    config: Any = model.config
-    own = config.get_text_config()
+    config: Any = getattr(model, "config", None)
+    own = config.get_text_config() if hasattr(config, "get_text_config") else config
     used = getattr(own, "_attn_implementation", None) or "eager"
     if used != "eager":
         raise ValueError(
@@ -236,7 +320,7 @@ def _locate_weights(model: nn.Module, attention: nn.Module, site: Site) -> Locat
             'attn_implementation="eager", or call model.set_attn_implementation("eager")'
         )
     if site.head is not None and not 0 <= site.head < _num_heads(model, site):
-        has = f"{_model_type(model)} has heads 0-{_num_heads(model, site) - 1}"
+        has = f"{_name(model)} has heads 0-{_num_heads(model, site) - 1}"
         raise ValueError(f"site '{site}': head {site.head} does not exist: {has}")
     return Location(attention, "weights", None, None, AttentionWeights(site.head))
 
@@ -249,17 +333,13 @@ def _locate_module(model: nn.Module, site: Site) -> Location:
         module = model.get_submodule(path)
     except AttributeError as missing:
         inside = [name for name, _ in model.named_modules() if name]
-        hint = f"did you mean '{_nearest(path, inside)}'?" if inside else "it has none at all"
+        hint = f"did you mean '{nearest(path, inside)}'?" if inside else "it has none at all"
         raise ValueError(f"site '{site}': {type(model).__name__} has no module '{path}'; {hint}") from missing
     return Location(module, "input" if end == "input" else "output", None, _size(module, end), layout_of(module))
 
 
-def _model_type(model: nn.Module) -> str:
-    return getattr(getattr(model, "config", None), "model_type", "")
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
+def _name(model: nn.Module) -> str:
+    return model_type_of(model) or type(model).__name__
 
 
 def _size(module: nn.Module, end: str) -> int | None:

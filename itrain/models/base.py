@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from itrain.architectures import unwrap
+from itrain.architectures import architecture, described_row, unwrap
 from itrain.identity import fingerprint_and_identity
 from itrain.inputs import Acts
 from itrain.networks.choose import plain_network
@@ -56,11 +56,13 @@ class BaseModel:
 
     def described(self) -> dict[str, Any]:
         """What an export says of its base model, as plain data."""
+        row = described_row(architecture(self.model))
         return {
             "name": self.name,
             "revision": self.revision,
             "type": getattr(getattr(self.model, "config", None), "model_type", own_class(self.model).__name__),
             **({} if self.quantization is None else {"quantization": self.quantization}),
+            **({} if row is None else {"components": row}),
             "fingerprint": self.fingerprint,
             "identity": dict(self.identity),
             **({"folder": True} if Path(self.name).expanduser().is_dir() else {}),

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from itrain.architectures import Architecture
 from itrain.devices import device_of
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization, compute_alike
-from itrain.models.skeleton import auto_class
+from itrain.models.skeleton import auto_class, give_row, row_given
 from itrain.models.streaming import place_shards, sharding, streaming, whole_in_each
 from itrain.trust import printable
 
@@ -74,6 +75,7 @@ def load_pretrained(
     attn_implementation: str | None = None,
     device_map: DeviceMap | None = None,
     quantization: Quantization | None = None,
+    components: Mapping[str, Any] | None = None,
 ) -> BaseModel:
     """A transformers model and its tokenizer, from a folder or the Hugging Face hub.
 
@@ -90,28 +92,44 @@ def load_pretrained(
             model is frozen, and run by one process. None: the CPU, from where a trainer moves it to its device.
         quantization: fewer bits for each weight of the linear modules: ``int8`` by torchao on any device, ``8bit``
             (LLM.int8) or ``4bit`` (NF4) by bitsandbytes. None: as in the files.
+        components: this model's row, as :func:`itrain.register_architecture` takes it, in place of the one that there
+            may be: where its blocks and components are. None: the row of its type.
 
     Raises:
         ModelError: the model cannot be loaded; the message names it and the remedy.
     """
+    row = row_given(components, name)
     if name == TINY_WORLD:
-        return load_embedded(
+        embedded = load_embedded(
             dtype="float32" if dtype == "auto" else dtype,
             attn_implementation=attn_implementation,
             device_map=device_map,
             quantization=quantization,
         )
+        give_row(embedded.model, row, name)
+        return embedded
     placing = Placing(device_map=device_map, quantization=quantization)
     if Path(name).expanduser().is_dir():
         folder = str(Path(name).expanduser())
-        return _load(folder, name=name, revision=None, dtype=dtype, attention=attn_implementation, placing=placing)
+        return _load(
+            folder, name=name, revision=None, dtype=dtype, attention=attn_implementation, placing=placing, row=row
+        )
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model '{name}': there is no such folder")
-    return _load(name, name=name, revision=revision, dtype=dtype, attention=attn_implementation, placing=placing)
+    return _load(
+        name, name=name, revision=revision, dtype=dtype, attention=attn_implementation, placing=placing, row=row
+    )
 
 
 def _load(
-    source: str, *, name: str, revision: str | None, dtype: Dtype, attention: str | None, placing: Placing = WHOLE
+    source: str,
+    *,
+    name: str,
+    revision: str | None,
+    dtype: Dtype,
+    attention: str | None,
+    placing: Placing = WHOLE,
+    row: Architecture | None = None,
 ) -> BaseModel:
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
@@ -130,9 +148,10 @@ def _load(
         # Or transformers would ask whether it may run the model's own code.
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         how |= placing.arguments(config, dtype=precision, name=name)
-        auto = auto_class(config)
-        with torch.device("meta"):
-            placing.require_places(auto.from_config(config, trust_remote_code=False), name)
+        auto = auto_class(config, row)
+        if isinstance(placing.device_map, Mapping):
+            with torch.device("meta"):
+                placing.require_places(auto.from_config(config, trust_remote_code=False), name)
         with streaming():
             model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
         if auto is AutoModelForMaskedLM and _lacks_head_only(model, found):
@@ -153,13 +172,16 @@ def _load(
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise ModelError(f"model '{name}' cannot be loaded: {kind}{reason}") from error
     _require_weights(model, found, name)
+    give_row(model, row, name)
     if (lacking := place_shards(model, name)) is not None:
         warnings.warn(
             f"model '{name}': '{lacking}' cannot be streamed into shards, so each process loads the whole model first",
             stacklevel=2,
         )
         with whole_in_each():
-            return _load(source, name=name, revision=revision, dtype=dtype, attention=attention, placing=placing)
+            return _load(
+                source, name=name, revision=revision, dtype=dtype, attention=attention, placing=placing, row=row
+            )
     compute_alike(model)
     return BaseModel(
         model=model,

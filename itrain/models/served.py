@@ -9,6 +9,7 @@ from typing import Any
 
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.loading import TINY_WORLD, load_tokenizer
+from itrain.models.skeleton import give_row, row_given
 from itrain.networks.nnsight.library import LibraryError, load_nnsight, require_key
 from itrain.trust import printable
 
@@ -36,7 +37,10 @@ def served(node: Mapping[str, Any], remote: bool | str) -> BaseModel:
             f"network.remote=true: NDIF does not have '{name}'; choose a model of the hub with model=hf "
             "model.name=<name>, or network.remote=local for a rehearsal here"
         )
-    return load_unloaded(name, revision=node.get("revision"), attn_implementation=node.get("attn_implementation"))
+    row = row_given(node.get("components"), name)
+    made = load_unloaded(name, revision=node.get("revision"), attn_implementation=node.get("attn_implementation"))
+    give_row(made.model, row, name)
+    return made
 
 
 def load_unloaded(name: str, *, revision: str | None = None, attn_implementation: str | None = None) -> BaseModel:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from itrain.architectures import ARCHITECTURES
+from itrain.architectures import Architecture, bind_row, parse_row, require_components, row_of_type
 from itrain.models.base import ModelError
 from itrain.trust import printable
 
@@ -17,7 +18,12 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "models"
 
 
 def skeleton(
-    source: str, *, revision: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    components: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The model that ``load_pretrained`` makes of the same arguments, on the meta device: shapes, and no values.
 
@@ -28,32 +34,61 @@ def skeleton(
         revision: branch, tag or commit on the hub.
         dtype: ``auto`` is the precision that the configuration names, else that of the weights beside it, else fp32.
         attn_implementation: as transformers calls it; None: its choice.
+        components: the model's row, if not that of its type.
 
     Raises:
-        ModelError: no config.json is at hand, or transformers can make no model of it.
+        ModelError: no config.json is at hand, transformers can make no model of it, or the row is wrong.
     """
     from transformers import AutoConfig
 
-    folder = folder_of(source, revision)
+    folder, row = folder_of(source, revision), row_given(components, source)
     how: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         precision = _precision(folder, config) if dtype == "auto" else getattr(torch, dtype)
         with torch.device("meta"):
-            model = auto_class(config).from_config(config, dtype=precision, trust_remote_code=False, **how)
+            model = auto_class(config, row).from_config(config, dtype=precision, trust_remote_code=False, **how)
     except Exception as error:  # damaged configurations raise of every kind
         reason = printable(next(iter(str(error).strip().splitlines()), ""))
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise ModelError(f"model '{source}': transformers makes no model of its config.json: {kind}{reason}") from error
+    give_row(model, row, source)
     _keep_in_float32(model, precision)
     return model.eval()
 
 
-def auto_class(config: Any) -> Any:
-    """The class of transformers that makes or loads a model of a configuration."""
+def row_given(components: Any, name: str) -> Architecture | None:
+    """The row that was given with a model's name.
+
+    Raises:
+        ModelError: something in it is wrong.
+    """
+    try:
+        return None if components is None else parse_row(components, f"model '{name}': its row")
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+def give_row(model: nn.Module, row: Architecture | None, name: str) -> None:
+    """Give a model the row that was given with its name, if one was.
+
+    Raises:
+        ModelError: one of its paths is not in the model.
+    """
+    if row is None:
+        return
+    bind_row(model, row)
+    try:
+        require_components(model)
+    except ValueError as error:
+        raise ModelError(f"model '{name}': {error}") from error
+
+
+def auto_class(config: Any, row: Architecture | None = None) -> Any:
+    """The class of transformers that makes or loads a model of a configuration, whose row may be given with it."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-    row = ARCHITECTURES.get(config.model_type)
+    row = row or row_of_type(config.model_type)
     if row is not None and "decoder" in row.stacks:
         return AutoModelForSeq2SeqLM
     return AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from itrain.architectures import unwrap
+from itrain.architectures import architecture, bind_row, unwrap
 from itrain.devices import is_dispatched
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.loading import load_pretrained
@@ -60,6 +60,7 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
         )
     for drawn, given in zip(new, old, strict=True):
         drawn.data = drawn.data.to(given.dtype)
+    bind_row(fresh, architecture(model))
     fresh.to(old[0].device).train(model.training)
     return BaseModel(model=fresh, tokenizer=base_model.tokenizer, name=f"{base_model.name}, randomly initialised")
 
@@ -88,6 +89,7 @@ def _placed_alike(base_model: BaseModel, *, seed: int, remedy: str) -> BaseModel
             device_map=placed or _whole_on(model),
             quantization=base_model.quantization,  # type: ignore[arg-type]
         )
+    bind_row(twin.model, architecture(model))
     twin.model.train(model.training)
     return BaseModel(
         model=twin.model,

@@ -97,6 +97,11 @@ def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:
     return {name: cache, "use_cache": True}
 
 
+def takes_cache(model: nn.Module) -> bool:
+    """Whether the model's forward names an argument for a cache."""
+    return not _accepted(type(model)).isdisjoint(CACHE)
+
+
 def cache_of(output: object) -> Any:
     """The cache that a forward has filled; None where it keeps none."""
     return next((getattr(output, name) for name in CACHE if hasattr(output, name)), None)

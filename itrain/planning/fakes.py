@@ -34,7 +34,10 @@ def faked(cfg: DictConfig) -> Faked:
     A model that does not come from a config.json is made as a run makes it, and its values are dropped.
     """
     given: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
-    target, asked = given["_target_"], {key: given[key] for key in ("dtype", "attn_implementation") if key in given}
+    target, asked = (
+        given["_target_"],
+        {key: given[key] for key in ("dtype", "attn_implementation", "components") if key in given},
+    )
     if target not in (EMBEDDED, PRETRAINED):
         made = base_model_of(cfg)
         without_storage(made.model)

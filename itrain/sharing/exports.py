@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from itrain import __version__
-from itrain.architectures import unwrap
+from itrain.architectures import otherwise_described, unwrap
 from itrain.factories import FactoryError, Limited, class_path, describe, find_class, limits_of_model, rebuild
 from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
@@ -239,7 +239,8 @@ def base_model_of(folder: str | Path, *, trust: Sequence[str] = ()) -> BaseModel
         raise ExportError(f"'{folder}' was trained on the model in '{name}', which is not here: load(folder, model)")
     if revision is not None and not isinstance(revision, str):
         raise ExportError(f"'{folder}' is damaged: {shown(revision)} is no revision of a model")
-    return load_pretrained(name=name, revision=revision, quantization=base.get("quantization"))
+    kept = {key: base.get(key) for key in ("quantization", "components")}
+    return load_pretrained(name=name, revision=revision, **kept)
 
 
 def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> BaseModel:
@@ -268,6 +269,8 @@ def require_model(model: nn.Module, folder: str | Path) -> None:
         ExportError: it differs from what the export says; the message says in what.
     """
     base = read_config(folder)["base_model"]
+    if (other := otherwise_described(base.get("components"), model)) is not None:
+        raise ExportError(f"'{folder}': {other}")
     if isinstance(base.get("identity"), dict):
         try:
             found = difference(base["identity"], model)

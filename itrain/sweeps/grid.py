@@ -35,7 +35,8 @@ class Grid:
     Args:
         methods: interventions and probe trainings, by name.
         layers: ``all``, ``every(2)`` from the last one down, or numbers.
-        positions: ``all``, for the tokens that the task names, the first and the last; or a list, also of whole spans.
+        positions: ``all``, for the tokens that the task names, the first and the last, or, where its inputs have no
+            tokens, for whole activations; or a list, also of whole spans.
         components: the components of each layer, also of one head: ``attention_value_output.head3``, or of each of its
             heads: ``attention_value_output.heads``.
         sites: in place of these three: whole sites, such as the modules of a model that the table of architectures
@@ -151,13 +152,14 @@ class Grid:
         examples = opened.data.edited()[0]
         # Numbers on a command line are no text.
         positions = tokens_of(examples) if isinstance(self.positions, str) else list(map(str, self.positions))
+        suffixes = [f"@{position}" for position in positions] or [""]
         return [
-            Site.parse(f"{activation}@{position}")
+            Site.parse(f"{activation}{suffix}")
             for layer in (sorted(set(every)) if isinstance(self.layers, str) else self.layers)
             for component in self.components
             if layer in layers[component]
             for activation in _activations(model, layer, component)
-            for position in positions
+            for suffix in suffixes
         ]
 
     def _layers_of(self, model: nn.Module, component: str) -> list[int]:
@@ -262,13 +264,9 @@ def _activations(model: nn.Module, layer: int, component: str) -> list[str]:
 
 
 def tokens_of(examples: ModelInputs) -> list[str]:
-    """Positions of one token each, in order: the first token, the last, and the last of each span.
-
-    Raises:
-        ValueError: the inputs have no tokens.
-    """
+    """Positions of one token each, in order: the first token, the last, and the last of each span; or no tokens'."""
     if examples.tokens is None:
-        raise ValueError("sweep.positions: the task's inputs have no tokens; give a list, such as [0,1]")
+        return []
     first, end = examples.tokens.unbind(1)
     named = {
         name if bool((span[:, 1] - span[:, 0] == 1).all()) else f"{name}.last": span[:, 1] - 1

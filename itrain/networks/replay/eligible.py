@@ -15,9 +15,9 @@ from torch.nn.modules import module as hooks_of_all
 from itrain.architectures import architecture, blocks, unwrap
 from itrain.devices import execution_devices, is_dispatched, kept_weights
 from itrain.inputs import ModelInputs
-from itrain.networks.forward import shares_keys
+from itrain.networks.forward import shares_keys, takes_cache
 from itrain.quantized import rounds_inputs
-from itrain.shards import has_shards
+from itrain.shards import has_shards, own_class
 
 TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 """Arguments of a model's forward that say no more than which tokens an example has."""
@@ -73,6 +73,14 @@ def obstacle(model: nn.Module) -> str | None:
     if hooked is not None:
         return f"other code has hooks on the model's module '{hooked}'"
     return "other code has hooks on all modules" if hooks_everywhere() else None
+
+
+def unkept(model: nn.Module) -> str | None:
+    """Why keys and values of earlier tokens cannot be kept; None where they can."""
+    row, model = architecture(model), unwrap(model)
+    if row is not None and row.recurrent:
+        return "blocks hand on a state from token to token, which is not kept"
+    return None if takes_cache(model) else f"the forward of {own_class(model).__name__} takes no cache"
 
 
 def shortest_changing(model: nn.Module) -> int | None:

@@ -90,7 +90,7 @@ class Choice:
 
 
 def choose(
-    sites: Sequence[Site], *, below: int, blocks: int, causal: bool, uses: int | None, recurrent: bool = False
+    sites: Sequence[Site], *, below: int, blocks: int, causal: bool, uses: int | None, unkept: str | None = None
 ) -> Choice:
     """The most that may be skipped, by where the edits are and what model it is.
 
@@ -100,7 +100,7 @@ def choose(
         blocks: how many the model has.
         causal: whether a token sees only itself and those before it.
         uses: how often each example is edited; None: often.
-        recurrent: whether blocks hand on a state from token to token instead of keys and values.
+        unkept: why keys and values of earlier tokens cannot be kept; None: they can.
     """
     level: Level = "suffix"
     reason = ""
@@ -108,8 +108,8 @@ def choose(
         level, reason = "stop", "each example is used once"
     elif not causal:
         level, reason = "prefix", "encoder: every token sees the edited one"
-    elif recurrent:
-        level, reason = "prefix", "blocks hand on a state from token to token, which is not kept"
+    elif unkept is not None:
+        level, reason = "prefix", unkept
     elif any(site.position is None for site in sites):
         level, reason = "prefix", "a site without a position edits all tokens"
     if level == "prefix" and not below:

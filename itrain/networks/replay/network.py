@@ -24,7 +24,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import Edits
 from itrain.networks.replay.budget import Budget, BudgetError, in_words
 from itrain.networks.replay.comparison import StaleError, alike
-from itrain.networks.replay.eligible import State, inexact, obstacle, shortest_changing, unfit
+from itrain.networks.replay.eligible import State, inexact, obstacle, shortest_changing, unfit, unkept
 from itrain.networks.replay.levels import Choice, choose
 from itrain.networks.replay.plan import AGAIN, Plan
 from itrain.networks.replay.stores import Sizes, Stores, keep_reading
@@ -290,7 +290,7 @@ class ReplayNetwork(Network):
             self.forget()
             row = architecture(self.model)
             self._causal = row is not None and row.causal
-            self._recurrent = row is not None and row.recurrent
+            self._unkept = unkept(self.model)
             self._state, self._reason = State(self.model), obstacle(self.model)
             self._changing = shortest_changing(self.model)
             self._values: str | None = None
@@ -366,9 +366,7 @@ class ReplayNetwork(Network):
         return Plan(
             self.hooked,
             sites,
-            choice=choose(
-                sites, below=below, blocks=count, causal=self._causal, uses=self._uses, recurrent=self._recurrent
-            ),
+            choice=choose(sites, below=below, blocks=count, causal=self._causal, uses=self._uses, unkept=self._unkept),
             hidden=self.stores.of(("hidden", below)),
             earlier=self.stores.earlier({tuple(group): self._below(group) or 0 for group in groups}),
             strict=self.strict,

@@ -18,6 +18,7 @@ from itrain.inputs import ModelInputs, needs_no_wait
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay.arrivals import Arrivals
 from itrain.networks.replay.budget import Budget
+from itrain.networks.replay.eligible import unkept
 from itrain.sites import Site
 
 Groups = Mapping[tuple[Site, ...], int]
@@ -214,7 +215,7 @@ class Stores:
         for site in (site for site in _read(groups, read) if site.position is not None):
             tokens[site] = _different(sources, lambda inputs, site=site: inputs.slots(site)[1])
         row = architecture(self.hooked.model)
-        if row is not None and row.causal and not row.recurrent and (placed := _placed(groups)):
+        if row is not None and row.causal and unkept(self.hooked.model) is None and (placed := _placed(groups)):
             earlier = self.earlier(placed)
             key = _earlier(earlier.first, earlier.groups)
             tokens[key] = _different(bases, lambda inputs: earlier.reach(inputs) - inputs.extent[0])
@@ -229,7 +230,7 @@ class Stores:
             if isinstance(key, Site):
                 total["readings"] += count * hidden_size(key, example) * torch.float32.itemsize
             elif key[0] == "hidden":
-                total["hidden"] += count * hidden_size(Site(layer=0, component="block_output")) * size
+                total["hidden"] += count * hidden_size(Site(layer=0, component="block_output"), example) * size
             else:
                 above = range(key[1], len(blocks(model)))
                 pairs = [
