@@ -80,7 +80,9 @@ def blocks(model: nn.Module, stack: str | None = None) -> nn.ModuleList:
     if stack is not None:
         return _first(base, row.stacks[stack])
     if row.stacks:
-        return nn.ModuleList(block for path in row.stacks.values() for block in _first(base, path))
+        # A classifier of images has the one tower alone.
+        found = [_submodule(base, path) for path in row.stacks.values()]
+        return nn.ModuleList(block for each in found if isinstance(each, nn.ModuleList) for block in each)
     return _first(base, row.blocks)
 
 
@@ -109,6 +111,8 @@ def _locate(model: nn.Module, site: Site) -> Location:
     if row.stacks and site.stack not in row.stacks:
         stacks = " or ".join(f"'{stack}.layer{site.layer}.{site.component}'" for stack in row.stacks)
         raise ValueError(f"site '{site}': {name} has several stacks of blocks; write {stacks}")
+    if row.stacks and _submodule(getattr(model, "base_model", model), row.stacks[site.stack or ""]) is None:
+        raise ValueError(f"site '{site}': {type(model).__name__} has no {site.stack} stack")
     layers, components = blocks(model, site.stack if row.stacks else None), row.components
     if site.layer >= len(layers):
         raise ValueError(f"site '{site}': layer {site.layer} does not exist: {name} has layers 0-{len(layers) - 1}")
@@ -178,9 +182,15 @@ def _stream(block: nn.Module, row: Architecture, stack: str) -> int:
     return next(size for each in found if each is not None and (size := _size(each, "output")))
 
 
-def _num_heads(model: nn.Module, site: Site) -> int:
+def _config_at(model: nn.Module, site: Site) -> Any:
+    """The configuration of the site's stack: a tower of images has one of its own."""
     config: Any = model.config
-    own = config.get_text_config()
+    own = getattr(config, f"{site.stack}_config", None)
+    return config.get_text_config() if own is None else own
+
+
+def _num_heads(model: nn.Module, site: Site) -> int:
+    own = _config_at(model, site)
     # Of an encoder and a decoder with numbers of their own.
     return getattr(own, f"{site.stack}_attention_heads", own.num_attention_heads)
 
@@ -227,8 +237,7 @@ def _with_heads(row: Architecture) -> str:
 
 
 def _locate_weights(model: nn.Module, attention: nn.Module, site: Site) -> Location:
-    config: Any = model.config
-    own = config.get_text_config()
+    own = _config_at(model, site)
     used = getattr(own, "_attn_implementation", None) or "eager"
     if used != "eager":
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from itrain.architectures import ARCHITECTURES
 from itrain.devices import device_of
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization, compute_alike
@@ -140,7 +141,10 @@ def _load(
                 f"model '{name}': its files have no language-model head, so it has activations and no answers",
                 stacklevel=2,
             )
-        tokenizer = load_tokenizer(source, revision)
+        row = ARCHITECTURES.get(config.model_type)
+        # Models of images or sound alone have none, or one that spells what they say.
+        reads_text = row is None or row.media is None or bool(row.stacks)
+        tokenizer = load_tokenizer(source, revision) if reads_text else None
     except ModelError:
         raise
     except Exception as error:  # damaged files raise of every kind
