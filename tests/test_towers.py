@@ -12,12 +12,14 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import itrain
-from itrain.architectures import ARCHITECTURES, blocks, has, heads_of, locate
-from itrain.inputs import ModelInputs, PositionError, TextsAndImages, TwoTexts
+from itrain.architectures import ARCHITECTURES, blocks, heads_of, locate
+from itrain.inputs import ModelInputs, TextsAndImages, TwoTexts
 from itrain.models import BaseModel, load_pretrained
+from itrain.models.skeleton import skeleton
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
+from itrain.networks.replay.eligible import obstacle
 from itrain.sites import Site
 from tests.models import HEADS, HIDDEN, LAYERS, hook_count, sites
 
@@ -30,7 +32,8 @@ SOUND = TOWER | {
 }
 VISION = IMAGE | {"hidden_size": 12, "num_attention_heads": 2, "num_hidden_layers": LAYERS + 1}
 PAIR = {
-    "text_config": TOWER | {"vocab_size": WORDS, "max_position_embeddings": 16, "eos_token_id": 2},
+    "text_config": TOWER
+    | {"vocab_size": WORDS, "max_position_embeddings": 16, "eos_token_id": 2, "projection_size": 12},
     "vision_config": VISION,
     "projection_dim": 8,
     "num_labels": CLASSES,
@@ -41,7 +44,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "beit": IMAGE | {"layer_scale_init_value": 0.5, "use_relative_position_bias": True},
     "clip": PAIR,
     "clip_vision_model": IMAGE,
-    "deit": IMAGE,
+    "deit": IMAGE | {"architectures": ["DeiTForImageClassification"]},
     "dinov2": IMAGE | {"mlp_ratio": 2},
     "dinov2_with_registers": IMAGE | {"mlp_ratio": 2, "use_swiglu_ffn": True},
     "dinov3_vit": IMAGE,
@@ -97,10 +100,6 @@ def stacks(model_type: str) -> list[str]:
     return [f"{stack}." for stack in ARCHITECTURES[model_type].stacks] or [""]
 
 
-def answer_of(output: Tensor) -> Tensor:
-    return output.flatten()
-
-
 @pytest.fixture(scope="module")
 def network_of() -> Any:
     built: dict[str, HookedNetwork] = {}
@@ -129,7 +128,10 @@ def test_every_row_of_images_and_sound_is_tried() -> None:
 def test_blocks_equal_the_hidden_states_of_transformers(model_type: str, network_of: Any) -> None:
     network, inputs = network_of(model_type), inputs_for(model_type)
     for stack in stacks(model_type):
-        hidden, count = hidden_states(network.model, arguments(model_type), stack), len(blocks(network.model, stack[:-1] or None))
+        hidden, count = (
+            hidden_states(network.model, arguments(model_type), stack),
+            len(blocks(network.model, stack[:-1] or None)),
+        )
         assert count in (LAYERS, LAYERS + 1)
         for layer in range(count):
             ends = [Site(layer=layer, component=f"{stack}block_{end}") for end in ("input", "output")]
@@ -194,7 +196,9 @@ def test_heads_lie_side_by_side_and_act_on_their_own_output(model_type: str, net
             assert torch.equal(torch.cat([found[head] for head in heads], -1), found[whole])
             with pytest.raises(ValueError, match=f"head {count} does not exist"):
                 locate(network.model, Site(layer=0, component=f"{stack}{form}", head=count))
-        value, output = (Site(layer=0, component=f"{stack}{name}value_output", position="all", head=1) for name in ("", "attention_"))
+        value, output = (
+            Site(layer=0, component=f"{stack}{name}value_output", position="all", head=1) for name in ("", "attention_")
+        )
         every = Site(layer=0, component=f"{stack}attention_value_output", position="all")
         plain = network.read(inputs, [every])[every]
         moved = (network.read(inputs, [every], [(value, torch.zeros_like)])[every] - plain).unflatten(2, (count, -1))
@@ -215,3 +219,115 @@ def test_attention_weights_are_those_of_transformers(model_type: str) -> None:
         assert torch.equal(network.read(inputs, [site])[site], weights.transpose(1, 2).flatten(2)), site
     with pytest.raises(ValueError, match="sdpa attention computes no weights"):
         locate(tower(model_type, attention="sdpa"), site)
+
+
+@pytest.mark.parametrize("model_type", [name for name in TYPES if name not in ("clip", "siglip")])
+def test_they_are_loaded_with_the_head_that_was_saved(model_type: str, tmp_path: Any) -> None:
+    made = tower(model_type)
+    made.save_pretrained(tmp_path)
+    model = load_pretrained(str(tmp_path))
+    assert type(model.model) is type(made) and model.tokenizer is None
+    assert type(skeleton(str(tmp_path))) is type(made)
+    given = arguments(model_type)
+    stack = stacks(model_type)[0]
+    site = Site.parse(f"{stack}layer1.block_output@2")
+    read = model.read(given, site)[site]
+    assert torch.equal(read, HookedNetwork(made).read(inputs_for(model_type), [site])[site])
+    edited = model.run(given, site, itrain.Zero).read(site)
+    assert not edited.any() and bool(read.any())
+
+
+@pytest.mark.parametrize("model_type", ["clip", "siglip"])
+def test_a_classifier_of_images_has_the_one_tower(model_type: str, tmp_path: Any) -> None:
+    made = tower(model_type, head="AutoModelForImageClassification")
+    made.save_pretrained(tmp_path / "one")
+    model = load_pretrained(str(tmp_path / "one"))
+    assert type(model.model) is type(made) and len(blocks(model.model)) == LAYERS + 1
+    pixels = {"pixel_values": arguments(model_type)["pixel_values"]}
+    site = Site.parse("vision.layer2.block_output@all")
+    assert model.read(pixels, site)[site].shape == (2, 16 + (model_type == "clip"), 12)
+    assert model.run(pixels, site, itrain.Zero).logits.shape == (2, CLASSES)
+    with pytest.raises(ValueError, match="ForImageClassification has no text stack"):
+        locate(model.model, Site.parse("text.layer0.block_output"))
+    tower(model_type).save_pretrained(tmp_path / "two")
+    assert set(stacks(model_type)) == {"text.", "vision."}
+    assert len(blocks(load_pretrained(str(tmp_path / "two")).model)) == 2 * LAYERS + 1
+
+
+def test_positions_count_tokens_in_one_tower_and_patches_in_the_other() -> None:
+    """Also where a text is padded to as many tokens as there are patches."""
+    given = arguments("clip")
+    text, image = sites("text.layer0.block_output@last", "vision.layer0.block_output@last")
+    padded = torch.zeros(2, 17, dtype=torch.long)
+    padded[:, :5] = given["input_ids"]
+    mask = (torch.arange(17) < 5).long().expand(2, 17)
+    wide: Any = tower("clip", text_config=PAIR["text_config"] | {"max_position_embeddings": 17})
+    network = HookedNetwork(wide)
+    inputs = TextsAndImages(
+        arguments={"pixel_values": given["pixel_values"], "input_ids": padded, "attention_mask": mask}
+    )
+    found = network.read(inputs, [text, image, text.at("all"), image.at("all")])
+    assert torch.equal(found[text][:, 0], found[text.at("all")][:, 4]) and found[text.at("all")].shape[1] == 5
+    assert torch.equal(found[image][:, 0], found[image.at("all")][:, 16])
+    alone = inputs.take(torch.tensor([1]))
+    assert alone.arguments["input_ids"].shape == (1, 5) and alone.arguments["pixel_values"].shape == (1, 3, 8, 8)
+    torch.testing.assert_close(network.read(alone, [text])[text][0], found[text][1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(network.read(alone, [image])[image][0], found[image][1])
+    assert torch.equal(alone.keys, inputs.keys[1:]) and len(inputs.keys.unique()) == 2
+
+
+def test_each_tower_reaches_the_likeness_of_texts_and_images(network_of: Any) -> None:
+    network, inputs = network_of("clip"), inputs_for("clip")
+    before = network(inputs)
+    assert before.shape == (2, 2)
+    for place, towards in (("text.layer1.block_output@all", 0), ("vision.layer2.block_output@all", 1)):
+        (site,) = sites(place)
+        shift = torch.randn(1, network.hidden_size(site), generator=torch.Generator().manual_seed(0))
+        one = torch.tensor([[[1.0]], [[0.0]]])
+        moved = (network.edit(inputs, [(site, lambda base: base + shift * one)]) - before).abs()  # noqa: B023
+        row, other = (moved[:, 0], moved[:, 1]) if towards == 0 else (moved[0], moved[1])
+        assert (row > 1e-5).all() and not other.any(), "a text is a column, an image a row"
+
+
+def test_members_do_not_share_a_run_that_compares_its_examples(network_of: Any) -> None:
+    network, inputs = network_of("clip"), inputs_for("clip")
+    members = [[(site, torch.neg)] for site in sites("text.layer0.block_output@2", "vision.layer0.block_output@2")]
+    with pytest.raises(ValueError, match="compares each image of a run with all its texts"):
+        network.edit_each(inputs, members)
+    network = network_of("vit")
+    members = [[(site, torch.neg)] for site in sites("layer0.block_output@2", "layer1.mlp_output@0")]
+    inputs = inputs_for("vit")
+    for found, edits in zip(network.edit_each(inputs, members), members, strict=True):
+        torch.testing.assert_close(found, network.edit(inputs, edits), atol=1e-5, rtol=1e-4)
+
+
+def test_texts_and_images_of_different_numbers_are_refused() -> None:
+    given = arguments("clip")
+    with pytest.raises(ValueError, match="give as many of one as of the other: there are 1 of input_ids, 2 of pixel"):
+        TextsAndImages(arguments=given | {"input_ids": given["input_ids"][:1]})
+    with pytest.raises(ValueError, match="texts and images are needed, and there are input_ids alone"):
+        TextsAndImages(arguments={"input_ids": given["input_ids"]})
+
+
+def test_an_encoder_of_sound_and_its_decoder_have_positions_of_their_own(network_of: Any) -> None:
+    network, sound = network_of("whisper"), arguments("whisper")
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    inputs = TwoTexts(arguments=sound | {"decoder_attention_mask": mask})
+    text, frame = sites("decoder.layer0.block_output@last", "encoder.layer0.block_output@last")
+    found = network.read(inputs, [text, frame, text.at("2"), frame.at("5")])
+    assert torch.equal(found[text][0], found[text.at("2")][0]), "padding is no token"
+    assert torch.equal(found[frame], found[frame.at("5")])
+    model = BaseModel(model=network.model)
+    assert model.run(sound).logits.shape == (2, WORDS)
+
+
+def test_they_run_under_hooks_and_the_reason_is_told() -> None:
+    for model_type, reason in (("vit", "pixel_values"), ("clip", "several stacks"), ("whisper", "several stacks")):
+        model, inputs = tower(model_type).requires_grad_(False), inputs_for(model_type)
+        stack = stacks(model_type)[-1]
+        (site,) = sites(f"{stack}layer0.block_output@2")
+        network = make_network(model, replay="auto")
+        told = network.prepare([[site]], [inputs]) if isinstance(network, ReplayNetwork) else obstacle(model)
+        assert reason in (told or ""), told
+        edits = [(site, torch.neg)]
+        assert torch.equal(network.edit(inputs, edits), HookedNetwork(model).edit(inputs, edits))

@@ -24,7 +24,9 @@ _VIT = Architecture(
     media="pixel_values",
     components=_VIT_ATTENTION | mlp("mlp|intermediate", "mlp.fc2|output.dense"),
 )
-_DINOV2 = replace(_VIT, blocks="encoder.layer", components=_VIT_ATTENTION | mlp("mlp", "mlp.fc2|mlp.weights_out"))
+_DINOV2 = replace(
+    _VIT, blocks="encoder.layer", components=_VIT_ATTENTION | mlp("mlp", "mlp.fc2|mlp.weights_out|mlp.down_proj")
+)
 _DINOV3 = replace(_VIT, blocks="layer|model.layer", components=_VIT_ATTENTION | mlp("mlp", "mlp.down_proj"))
 
 _CLIP_QKV = separate("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

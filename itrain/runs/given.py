@@ -124,7 +124,7 @@ def _of_arguments(given: Mapping[str, Any], model: nn.Module) -> ModelInputs:
         first = {} if ids is None else {"input_ids": ids, MASK: torch.ones_like(ids)}
         inputs = TwoTexts(arguments={**first, **given})
         _, end = inputs.decoder.extent
-        return replace(inputs, answer=end.to(ids.device) - 1) if _has_head(model) else inputs
+        return replace(inputs, answer=end.to(inputs.device) - 1) if _has_head(model) else inputs
     if ids is not None and media is not None and _has_towers(model):
         return TextsAndImages(arguments={"input_ids": ids, MASK: torch.ones_like(ids), **given})
     if ids is None or not _has_head(model):
