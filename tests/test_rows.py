@@ -55,7 +55,8 @@ def places(model: nn.Module, component: str, position: str | None = "all") -> li
 
 
 def test_every_row_is_tried() -> None:
-    assert sorted(ARCHITECTURES) == sorted({*ALL_TYPES, *LATER})
+    texts = [name for name, row in ARCHITECTURES.items() if row.media is None]
+    assert sorted(texts) == sorted({*ALL_TYPES, *LATER})
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -82,7 +82,9 @@ def blocks(model: nn.Module, stack: str | None = None) -> nn.ModuleList:
     if stack is not None:
         return _first(base, row.stacks[stack])
     if row.stacks:
-        return nn.ModuleList(block for path in row.stacks.values() for block in _first(base, path))
+        # A classifier of images has the one tower alone.
+        found = [_submodule(base, path) for path in row.stacks.values()]
+        return nn.ModuleList(block for each in found if isinstance(each, nn.ModuleList) for block in each)
     return _first(base, row.blocks)
 
 
@@ -167,6 +169,8 @@ def _locate(model: nn.Module, site: Site) -> Location:
     if row.stacks and site.stack not in row.stacks:
         stacks = " or ".join(f"'{stack}.layer{site.layer}.{site.component}'" for stack in row.stacks)
         raise ValueError(f"site '{site}': {name} has several stacks of blocks; write {stacks}")
+    if row.stacks and _submodule(getattr(model, "base_model", model), row.stacks[site.stack or ""]) is None:
+        raise ValueError(f"site '{site}': {type(model).__name__} has no {site.stack} stack")
     layers, components = blocks(model, site.stack if row.stacks else None), row.components
     if site.layer >= len(layers):
         raise ValueError(f"site '{site}': layer {site.layer} does not exist: {name} has layers 0-{len(layers) - 1}")
@@ -252,11 +256,19 @@ def _stream(block: nn.Module, row: Architecture, stack: str, path: str) -> int |
     return next((size for each in found if each is not None and (size := _size(each, "output"))), None)
 
 
+def _config_at(model: nn.Module, site: Site) -> Any:
+    """The configuration of the site's stack: a tower of images has one of its own."""
+    config: Any = getattr(model, "config", None)
+    own = getattr(config, f"{site.stack}_config", None)
+    if own is not None:
+        return own
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def _num_heads(model: nn.Module, site: Site) -> int:
-    row, config = architecture(model), getattr(model, "config", None)
+    row, own = architecture(model), _config_at(model, site)
     if isinstance(row, GivenRow) and row.num_heads is not None:
         return row.num_heads
-    own: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     # Of an encoder and a decoder with numbers of their own.
     found = getattr(own, f"{site.stack}_attention_heads", getattr(own, "num_attention_heads", None))
     if found is None:
@@ -311,8 +323,7 @@ def _with_heads(row: Architecture) -> str:
 
 
 def _locate_weights(model: nn.Module, attention: nn.Module, site: Site) -> Location:
-    config: Any = getattr(model, "config", None)
-    own = config.get_text_config() if hasattr(config, "get_text_config") else config
+    own = _config_at(model, site)
     used = getattr(own, "_attn_implementation", None) or "eager"
     if used != "eager":
         raise ValueError(

@@ -49,6 +49,7 @@ class Architecture:
         causal: whether a token sees only itself and those before it.
         stacks: of a model with several stacks of blocks, as an encoder and a decoder, the path of each by name. Sites
             then name the stack, ``encoder.layer0.block_output``, and components are ``encoder.block_output``.
+        media: the argument of the model's forward that holds images or sound; None: it reads text alone.
         recurrent: whether some blocks hand a state from token to token, instead of keys and values.
         weights: whether the attention's softmax is over the tokens alone, so that its weights can be had.
         components: by name, with the same meaning in every row:
@@ -80,6 +81,7 @@ class Architecture:
     blocks: str = ""
     causal: bool = True
     stacks: Mapping[str, str] = field(default_factory=dict)
+    media: str | None = None
     recurrent: bool = False
     weights: bool = True
     components: Mapping[str, Component]

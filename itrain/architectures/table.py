@@ -11,6 +11,14 @@ from itrain.architectures.parts import Architecture as Architecture
 from itrain.architectures.parts import Component as Component
 from itrain.architectures.parts import End as End
 from itrain.architectures.recurrent import RECURRENT
+from itrain.architectures.towers import TOWERS
 from itrain.architectures.two_stacks import TWO_STACKS
 
-ARCHITECTURES: Mapping[str, Architecture] = {**DECODERS, **MIXTURES, **RECURRENT, **ENCODERS, **TWO_STACKS}
+ARCHITECTURES: Mapping[str, Architecture] = {
+    **DECODERS,
+    **MIXTURES,
+    **RECURRENT,
+    **ENCODERS,
+    **TWO_STACKS,
+    **TOWERS,
+}

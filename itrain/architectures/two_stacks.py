@@ -13,7 +13,8 @@ def _crossing(attention: str, query_key_value: list[Component], projection: str)
     return {f"cross_{name}": each for name, each in found.items() if not name.startswith("block_")}
 
 
-def _of(stack: str, *parts: Mapping[str, Component]) -> dict[str, Component]:
+def of_stack(stack: str, *parts: Mapping[str, Component]) -> dict[str, Component]:
+    """The components of a stack's blocks, by names that begin with the stack's."""
     return {f"{stack}.{name}": each for part in parts for name, each in part.items()}
 
 
@@ -31,8 +32,8 @@ _T5 = Architecture(
     causal=False,
     stacks={"encoder": "encoder.block", "decoder": "decoder.block"},
     components={
-        **_of("encoder", _T5_SELF, mlp("layer.1.DenseReluDense", "layer.1.DenseReluDense.wo")),
-        **_of("decoder", _T5_SELF, _T5_CROSS, mlp("layer.2.DenseReluDense", "layer.2.DenseReluDense.wo")),
+        **of_stack("encoder", _T5_SELF, mlp("layer.1.DenseReluDense", "layer.1.DenseReluDense.wo")),
+        **of_stack("decoder", _T5_SELF, _T5_CROSS, mlp("layer.2.DenseReluDense", "layer.2.DenseReluDense.wo")),
     },
 )
 _BART_SELF = block(*_bart_attention("self_attn")) | mlp("fc1", "fc2")
@@ -40,8 +41,8 @@ _BART = Architecture(
     causal=False,
     stacks={"encoder": "encoder.layers", "decoder": "decoder.layers"},
     components={
-        **_of("encoder", _BART_SELF),
-        **_of("decoder", _BART_SELF, _crossing(*_bart_attention("encoder_attn"))),
+        **of_stack("encoder", _BART_SELF),
+        **of_stack("decoder", _BART_SELF, _crossing(*_bart_attention("encoder_attn"))),
     },
 )
 

@@ -15,6 +15,8 @@ TEXTS = frozenset({"input_ids", "inputs_embeds"})
 """Arguments of a model's forward of which each row is a text, token by token."""
 SECOND = ("decoder_input_ids", "decoder_inputs_embeds")
 """Arguments that hold a second text, whose layout is not known."""
+MEDIA = ("pixel_values", "input_features", "input_values")
+"""Arguments that hold images or sound."""
 MASK = "attention_mask"
 
 

@@ -30,6 +30,8 @@ CROSSING = ("cross_key_output", "cross_value_output")
 class TwoTexts(ModelInputs):
     """A batch for a model of an encoder and a decoder; positions at a decoder's site count the decoder's tokens.
 
+    The encoder may read images or sound instead; positions at its sites then count patches or frames.
+
     What ModelInputs says of the tokens, spans and texts is the encoder's. A module named by its path is the decoder's
     where its activation has as many tokens as the decoder's text, and the encoder's text has not.
 
@@ -101,13 +103,20 @@ class TwoTexts(ModelInputs):
         if site.layer is not None:
             crossing = site.component.rpartition(".")[2] in CROSSING
             return self.decoder if site.stack == "decoder" and not crossing else self.encoder
-        if length == self.decoder.length == self.encoder.length:
+        if length == self.decoder.length == self.encoder.length and self.tokens is not None:
             raise PositionError(
                 f"site '{site}': the encoder's and the decoder's texts both have {length} tokens here, so that it "
                 "cannot be told in which of them the position counts; name a component, such as "
                 "decoder.layer0.block_output, or pad one of them to another length"
             )
         return self.decoder if length == self.decoder.length else self.encoder
+
+    def require(self, site: Site) -> None:
+        """Refuse examples in which the site's position does not exist."""
+        if site.layer is not None:
+            self.text_at(site).require(site)
+        else:
+            super().require(site)
 
     @remembered
     def keys(self) -> Int[Tensor, " batch"]:

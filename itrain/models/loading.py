@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from itrain.architectures import Architecture
+from itrain.architectures import Architecture, row_of_type
 from itrain.devices import device_of
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization, compute_alike
@@ -164,7 +164,10 @@ def _load(
                 f"model '{name}': its files have no language-model head, so it has activations and no answers",
                 stacklevel=2,
             )
-        tokenizer = load_tokenizer(source, revision)
+        known = row or row_of_type(config.model_type)
+        # Models of images or sound alone have none, or one that spells what they say.
+        reads_text = known is None or known.media is None or bool(known.stacks)
+        tokenizer = load_tokenizer(source, revision) if reads_text else None
     except ModelError:
         raise
     except Exception as error:  # damaged files raise of every kind

@@ -16,6 +16,16 @@ from itrain.trust import printable
 SHIPPED = Path(__file__).parents[1] / "assets" / "models"
 """Folders, by a model's name on the hub, of the config.json of each model that ``configs/model`` names."""
 
+HEADS = {
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForAudioFrameClassification": "AutoModelForAudioFrameClassification",
+    "ForSequenceClassification": "AutoModelForAudioClassification",
+    "ForAudioClassification": "AutoModelForAudioClassification",
+    "ForConditionalGeneration": "AutoModelForSpeechSeq2Seq",
+    "ForCTC": "AutoModelForCTC",
+}
+"""Heads of models of images and sound, by what the names of their classes hold, and what loads them."""
+
 
 def skeleton(
     source: str,
@@ -89,9 +99,19 @@ def auto_class(config: Any, row: Architecture | None = None) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     row = row or row_of_type(config.model_type)
+    if row is not None and row.media is not None:
+        return _class_with_saved_head(config)
     if row is not None and "decoder" in row.stacks:
         return AutoModelForSeq2SeqLM
     return AutoModelForCausalLM if row is None or row.causal else AutoModelForMaskedLM
+
+
+def _class_with_saved_head(config: Any) -> Any:
+    """Of a model of images or sound: the class with the head that was saved, by the class's name; else without one."""
+    import transformers
+
+    saved = next(iter(getattr(config, "architectures", None) or ()), "")
+    return next((getattr(transformers, auto) for head, auto in HEADS.items() if head in saved), transformers.AutoModel)
 
 
 def folder_of(source: str, revision: str | None = None) -> Path:

@@ -86,6 +86,11 @@ def each_answer(output: Any, lanes: Sequence[Lane]) -> list[Tensor]:
         answer = answer[:, 0]
     if len(lanes) == 1:
         return [answer]
+    if hasattr(output, "logits_per_image"):
+        raise ValueError(
+            "the model compares each image of a run with all its texts, so that members cannot share the run; fit them "
+            "apart"
+        )
     if len(answer) != lanes[0].rows and inputs.answer is None:
         raise ValueError(
             f"the model's output has shape {tuple(answer.shape)} in a run of {lanes[0].rows} examples, so that "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from itrain.architectures import layers, unwrap
 from itrain.inputs import ModelInputs, TwoTexts
-from itrain.inputs.layout import MASK, SECOND, TEXTS
+from itrain.inputs.layout import MASK, MEDIA, SECOND, TEXTS
 from itrain.networks.forward import CACHE, cache_of, held_by
 from itrain.networks.planned import Acting, Route, install, surround
 
@@ -251,7 +251,8 @@ class Calls:
                 "the call cannot be told; give it tensors with the batch first"
             )
         if name is None or any(each in given for each in SECOND):
-            both = name is not None and TEXTS.intersection(tensors) and any(each in tensors for each in SECOND)
+            first = {*TEXTS, *MEDIA}.intersection(tensors)
+            both = first and any(each in tensors for each in SECOND)
             inputs = TwoTexts(arguments=tensors) if both else ModelInputs(arguments=tensors)
             return Call(Prompt(inputs=inputs, examples=inputs.batch_size, text=False))
         text, cache = tensors[name], next((given[each] for each in CACHE if given.get(each) is not None), None)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from itrain.architectures import unwrap
-from itrain.inputs import ModelInputs, TwoTexts
-from itrain.inputs.layout import MASK, SECOND
+from itrain.architectures import architecture, unwrap
+from itrain.inputs import ModelInputs, TextsAndImages, TwoTexts
+from itrain.inputs.layout import MASK, MEDIA, SECOND
 from itrain.tasks.responses import Prompts
 
 if TYPE_CHECKING:
@@ -119,10 +119,14 @@ def _of_arguments(given: Mapping[str, Any], model: nn.Module) -> ModelInputs:
             )
             raise ValueError(f"the argument '{name}' of the model is a {type(value).__name__}, and no tensor{remedy}")
     ids = given.get("input_ids")
-    if ids is not None and any(name in given for name in SECOND):
-        inputs = TwoTexts(arguments={"input_ids": ids, MASK: torch.ones_like(ids), **given})
+    media = next((name for name in MEDIA if name in given), None)
+    if (ids is not None or media is not None) and any(name in given for name in SECOND):
+        first = {} if ids is None else {"input_ids": ids, MASK: torch.ones_like(ids)}
+        inputs = TwoTexts(arguments={**first, **given})
         _, end = inputs.decoder.extent
-        return replace(inputs, answer=end.to(ids.device) - 1) if _has_head(model) else inputs
+        return replace(inputs, answer=end.to(inputs.device) - 1) if _has_head(model) else inputs
+    if ids is not None and media is not None and _has_towers(model):
+        return TextsAndImages(arguments={"input_ids": ids, MASK: torch.ones_like(ids), **given})
     if ids is None or not _has_head(model):
         return ModelInputs(arguments=dict(given))
     if ids.ndim != 2:
@@ -130,6 +134,12 @@ def _of_arguments(given: Mapping[str, Any], model: nn.Module) -> ModelInputs:
     inputs = ModelInputs(arguments={"input_ids": ids, MASK: torch.ones_like(ids), **given})
     assert inputs.tokens is not None, "a text with a mask has tokens"
     return replace(inputs, answer=inputs.tokens[:, 1] - 1)
+
+
+def _has_towers(model: nn.Module) -> bool:
+    """Whether texts and images each have a tower of their own, so that positions count tokens or patches."""
+    row = architecture(model)
+    return row is not None and row.media is not None and set(row.stacks) == {"text", "vision"}
 
 
 def _has_head(model: nn.Module) -> bool:
