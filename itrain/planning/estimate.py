@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -25,6 +26,8 @@ from itrain.weights import shapes_alone
 
 GUESSED = 2
 """Devices of a node over which weights are divided, where a trainer takes all and none is seen."""
+UNKNOWN = (DataDependentOutputException, DynamicOutputShapeException)
+"""What is raised where values are looked at that there are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class Estimate:
         step, evaluation: bytes of all else at the peak of a training step, the first ones among them, and of a test.
         flops: of one step, forward and backward, on one device.
         devices, sharded: how many devices there are, and whether they share the weights.
+        dtype: the type that most matrix products are in.
         batch: examples of a step on one device.
         length: tokens of the longest example.
         replay: what replay does, and why.
@@ -59,6 +63,7 @@ class Estimate:
     flops: int
     devices: int
     sharded: bool
+    dtype: torch.dtype
     batch: int
     length: int
     replay: str
@@ -118,6 +123,7 @@ def estimate(cfg: DictConfig, *, devices: int | None = None) -> Estimate:
         flops=counted.flops,
         devices=count,
         sharded=sharded,
+        dtype=_precision(cfg) or max(model.parameters(), key=torch.numel).dtype,
         batch=counted.batch,
         length=counted.length,
         replay="nothing: the weights are divided among devices, so plain hooks run" if sharded else counted.replay,
@@ -144,7 +150,13 @@ class _Counted:
         memory, start = self.memory, self.memory.now
         epochs = cfg.trainer.get("max_epochs")
         with memory:
-            self.replay = self.module.prepare(self.data, uses=epochs if epochs and epochs > 0 else None)
+            try:
+                self.replay = self.module.prepare(self.data, uses=epochs if epochs and epochs > 0 else None)
+            except UNKNOWN as error:
+                raise ConfigError(
+                    f"plan does not know {type(self.module).__name__}: before its first step, it looks at values of "
+                    "the base model's activations, and without weights there are none"
+                ) from error
             preparation = memory.peak - start
             groups = [each for each in self.module.parameter_groups() if each["params"]]
             optimizer = self.module.optimizer(groups) if groups and self.module.optimizer else None
@@ -154,7 +166,7 @@ class _Counted:
             if optimizer is not None:
                 # Where runs are replayed, the first step may fill the cache that the second one reads.
                 for _ in range(2 if hasattr(self.module.network, "stores") else 1):
-                    self._step(optimizer, _precision(cfg), start)
+                    self._train(optimizer, _precision(cfg), start)
             held = memory.now - before
             self._evaluate(start)
         kept = sum(part.nbytes for store in getattr(self.module.network, "stores", ()) for part in store.parts)
@@ -162,7 +174,7 @@ class _Counted:
         self.step = max(self.step, preparation) - self.caches
         self.evaluation = max(0, self.evaluation - self.caches - self.optimizer)
 
-    def _step(self, optimizer: torch.optim.Optimizer, precision: torch.dtype | None, start: int) -> None:
+    def _train(self, optimizer: torch.optim.Optimizer, precision: torch.dtype | None, start: int) -> None:
         batch = self.data.datasets["train"].examples.take(torch.arange(self.batch))
         flops, self.optimizer = self.memory.flops, _state(optimizer)
         with torch.autocast("cpu", precision, enabled=precision is not None):
@@ -179,13 +191,26 @@ class _Counted:
         self.module.eval()
         self.memory.begin()
         batch = self.data.datasets["test"].examples.take(torch.arange(self.tested))
+        self.module.trainer = _trainer()
         try:
             with torch.no_grad():
                 self.module.begin("test")
                 self.module.score("test", batch)
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except UNKNOWN:
             self.notes.append("evaluation is counted up to where it looks at values")
         self.evaluation = self.memory.peak - start
+
+
+def _trainer() -> lightning.Trainer:
+    """One that trains nothing, for what asks it in an evaluation."""
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def _state(optimizer: torch.optim.Optimizer) -> int:
