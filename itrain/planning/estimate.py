@@ -26,6 +26,8 @@ from itrain.weights import shapes_alone
 
 GUESSED = 2
 """Devices of a node over which weights are divided, where a trainer takes all and none is seen."""
+FOLDER = Path("the run's folder")
+"""Of which there is none yet: messages name it."""
 UNKNOWN = (DataDependentOutputException, DynamicOutputShapeException)
 """What is raised where values are looked at that there are not."""
 
@@ -95,7 +97,7 @@ def estimate(cfg: DictConfig, *, devices: int | None = None) -> Estimate:
         memory = Memory()
         found = faked(cfg)
         training = instantiate(cfg.training, _convert_="all")
-        opened = open_model(cfg, Path(), trainable=training.func.trains_model, base_model=found.base_model)
+        opened = open_model(cfg, FOLDER, trainable=training.func.trains_model, base_model=found.base_model)
         made = instantiate(cfg.intervention, _convert_="all")
         module = opened.module(training, placements_of(cfg.site), intervention=made)
         without_storage(module)

@@ -27,7 +27,7 @@ FLOPS: Mapping[Any, Callable[..., int]] = {
 class Memory(TorchDispatchMode):
     """Within it, bytes of all tensors that are alive, the most there were at once, and floating-point operations.
 
-    What kernels take and give back within one operation is not seen.
+    Tensors that are mapped from a file take none. What kernels take and give back within one operation is not seen.
     """
 
     def __init__(self) -> None:
@@ -54,12 +54,12 @@ class Memory(TorchDispatchMode):
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         for each in tree_leaves(result):
             if isinstance(each, Tensor):
-                self._count(each)
+                self._count(each, mapped=func is _ATEN.from_file.default)
         return result
 
-    def _count(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor, *, mapped: bool = False) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, 0 if mapped else storage.nbytes()
         if key in self._alive:
             return
 
