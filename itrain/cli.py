@@ -229,13 +229,13 @@ def _export(words: Sequence[str]) -> int:
 
 def _plan(words: Sequence[str]) -> int:
     from itrain.planning import report
-    from itrain.planning.estimate import estimate
 
-    configuration = config.request(list(words))
+    rates, words = _split(words, "rate=")
+    configuration = config.request(words)
     if configuration.export is not None or configuration.ckpt is not None:
         raise ConfigError("plan is of a fit that begins: leave export and ckpt out")
     with one_line(configuration):
-        print("\n".join(report.lines(estimate(configuration), report.room(configuration))), flush=True)
+        print("\n".join(report.planned(configuration, rates)), flush=True)
     return 0
 
 

@@ -76,16 +76,18 @@ examples
   itrain fit ckpt=outputs/das_gender/2025-01-31_12-00-00 trainer.max_epochs=20
 """,
     "plan": """\
-usage: itrain plan [recipe=<name or file>] [key=value ...]
+usage: itrain plan [recipe=<name or file>] [rate=<TFLOP/s>] [key=value ...]
 
 Says what `itrain fit` with the same words would take, from the configuration and the model's config.json alone, without
 weights or a network: the bytes of weights, caches, optimizer and a step's tensors on one device at their peak, the
 operations of a step, and what replay does. A configuration that a fit refuses is refused in the same words. Sweeps are
-planned by one of their fits. What kernels take within one operation, and the interpreter itself, are not counted.
+planned by one of their fits. What kernels take within one operation, what the allocator rounds up or keeps, and the
+interpreter itself, are not counted. Matrix products, convolutions and attention count as operations. A step takes at
+least as long as these do at the speed of one matrix product, timed on this machine or given as rate.
 
 examples
   itrain plan recipe=das_gender
-  itrain plan recipe=das_gender_pythia model=llama-3.1-8b trainer=fsdp trainer.devices=4
+  itrain plan recipe=das_gender_pythia model=llama-3.1-8b trainer=fsdp trainer.devices=4 rate=300
 """,
     "sweep": """\
 usage: itrain sweep [recipe=<name or file>] [sweep.<key>=<value> ...] [key=value ...]

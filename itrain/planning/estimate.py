@@ -8,20 +8,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils.flop_counter import FlopCounterMode
 
 from itrain.architectures import blocks
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import open_model, placements_of
 from itrain.planning.fakes import faked, without_storage
 from itrain.planning.memory import Memory
+from itrain.signatures import ConfigError
 from itrain.training.base import Training
 from itrain.weights import shapes_alone
+
+GUESSED = 2
+"""Devices of a node over which weights are divided, where a trainer takes all and none is seen."""
+FOLDER = Path("the run's folder")
+"""Of which there is none yet: messages name it."""
+UNKNOWN = (DataDependentOutputException, DynamicOutputShapeException)
+"""What is raised where values are looked at that there are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,7 @@ class Estimate:
         step, evaluation: bytes of all else at the peak of a training step, the first ones among them, and of a test.
         flops: of one step, forward and backward, on one device.
         devices, sharded: how many devices there are, and whether they share the weights.
+        dtype: the type that most matrix products are in.
         batch: examples of a step on one device.
         length: tokens of the longest example.
         replay: what replay does, and why.
@@ -56,6 +65,7 @@ class Estimate:
     flops: int
     devices: int
     sharded: bool
+    dtype: torch.dtype
     batch: int
     length: int
     replay: str
@@ -78,7 +88,8 @@ def estimate(cfg: DictConfig, *, devices: int | None = None) -> Estimate:
     Raises:
         ValueError: what a fit would refuse before it trains, in the same words.
     """
-    sharded, count = _sharded(cfg), devices or _devices(cfg)
+    sharded = _sharded(cfg)
+    count, assumed = (devices, "") if devices else _devices(cfg, sharded)
     cfg = cfg.copy()
     if sharded:
         cfg.network.replay = "off"
@@ -86,14 +97,17 @@ def estimate(cfg: DictConfig, *, devices: int | None = None) -> Estimate:
         memory = Memory()
         found = faked(cfg)
         training = instantiate(cfg.training, _convert_="all")
-        opened = open_model(cfg, Path(), trainable=training.func.trains_model, base_model=found.base_model)
+        opened = open_model(cfg, FOLDER, trainable=training.func.trains_model, base_model=found.base_model)
         made = instantiate(cfg.intervention, _convert_="all")
         module = opened.module(training, placements_of(cfg.site), intervention=made)
         without_storage(module)
         opened.data.setup("fit")
         model = found.base_model.model
         weights = memory.hold([*module.parameters(), *module.buffers(), *model.parameters(), *model.buffers()])
-        counted = _Counted(memory, module, opened.data, count)
+        together = int(cfg.trainer.strategy.get("tensor_parallel_size", 1)) if sharded else 1
+        if count % together:
+            raise ConfigError(f"plan: {count} devices cannot be split into groups of {together}; give trainer.devices")
+        counted = _Counted(memory, module, opened.data, count // together)
         counted.run(cfg)
     shards, gathered = _shards(module, model, count) if sharded else (weights, 0)
     trained = sum(each.numel() for each in module.parameters() if each.requires_grad)
@@ -111,10 +125,13 @@ def estimate(cfg: DictConfig, *, devices: int | None = None) -> Estimate:
         flops=counted.flops,
         devices=count,
         sharded=sharded,
+        dtype=_precision(cfg) or max(model.parameters(), key=torch.numel).dtype,
         batch=counted.batch,
         length=counted.length,
         replay="nothing: the weights are divided among devices, so plain hooks run" if sharded else counted.replay,
-        notes=(*([f"tokenizer: {found.note}"] if found.note else []), *counted.notes),
+        notes=tuple(
+            note for note in (assumed, found.note, *counted.notes, *(_of_blocks(cfg) if sharded else ())) if note
+        ),
     )
 
 
@@ -135,7 +152,13 @@ class _Counted:
         memory, start = self.memory, self.memory.now
         epochs = cfg.trainer.get("max_epochs")
         with memory:
-            self.replay = self.module.prepare(self.data, uses=epochs if epochs and epochs > 0 else None)
+            try:
+                self.replay = self.module.prepare(self.data, uses=epochs if epochs and epochs > 0 else None)
+            except UNKNOWN as error:
+                raise ConfigError(
+                    f"plan does not know {type(self.module).__name__}: before its first step, it looks at values of "
+                    "the base model's activations, and without weights there are none"
+                ) from error
             preparation = memory.peak - start
             groups = [each for each in self.module.parameter_groups() if each["params"]]
             optimizer = self.module.optimizer(groups) if groups and self.module.optimizer else None
@@ -143,10 +166,9 @@ class _Counted:
             self.module.network.train(self.module.trains_model)
             before = memory.now
             if optimizer is not None:
-                for _ in range(2):
-                    self.flops = self._step(optimizer, _precision(cfg))
-                self.optimizer = _state(optimizer)
-                self.step = memory.peak - start - self.optimizer
+                # Where runs are replayed, the first step may fill the cache that the second one reads.
+                for _ in range(2 if hasattr(self.module.network, "stores") else 1):
+                    self._train(optimizer, _precision(cfg), start)
             held = memory.now - before
             self._evaluate(start)
         kept = sum(part.nbytes for store in getattr(self.module.network, "stores", ()) for part in store.parts)
@@ -154,27 +176,43 @@ class _Counted:
         self.step = max(self.step, preparation) - self.caches
         self.evaluation = max(0, self.evaluation - self.caches - self.optimizer)
 
-    def _step(self, optimizer: torch.optim.Optimizer, precision: torch.dtype | None) -> int:
+    def _train(self, optimizer: torch.optim.Optimizer, precision: torch.dtype | None, start: int) -> None:
         batch = self.data.datasets["train"].examples.take(torch.arange(self.batch))
-        with FlopCounterMode(display=False) as counter:
-            with torch.autocast("cpu", precision, enabled=precision is not None):
-                loss = self.module.training_step(batch, 0)  # type: ignore[call-arg]
-            loss.backward()  # type: ignore[union-attr]
+        flops, self.optimizer = self.memory.flops, _state(optimizer)
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            loss = self.module.training_step(batch, 0)  # type: ignore[call-arg]
+        loss.backward()  # type: ignore[union-attr]
+        passes = self.memory.peak - start - self.optimizer
+        self.memory.begin()
         optimizer.step()
         optimizer.zero_grad()
-        return counter.get_total_flops()
+        self.flops, self.optimizer = self.memory.flops - flops, _state(optimizer)
+        self.step = max(self.step, passes, self.memory.peak - start - self.optimizer)
 
     def _evaluate(self, start: int) -> None:
         self.module.eval()
         self.memory.begin()
         batch = self.data.datasets["test"].examples.take(torch.arange(self.tested))
+        self.module.trainer = _trainer()
         try:
             with torch.no_grad():
                 self.module.begin("test")
                 self.module.score("test", batch)
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except UNKNOWN:
             self.notes.append("evaluation is counted up to where it looks at values")
         self.evaluation = self.memory.peak - start
+
+
+def _trainer() -> lightning.Trainer:
+    """One that trains nothing, for what asks it in an evaluation."""
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def _state(optimizer: torch.optim.Optimizer) -> int:
@@ -207,13 +245,26 @@ def _sharded(cfg: DictConfig) -> bool:
     return "shard" in name.lower() or "fsdp" in name.lower()
 
 
-def _devices(cfg: DictConfig) -> int:
-    given = cfg.trainer.get("devices", 1)
+def _devices(cfg: DictConfig, sharded: bool) -> tuple[int, str]:
+    """How many devices the trainer takes, and what is said where that cannot be known here."""
+    given, nodes = cfg.trainer.get("devices", 1), int(cfg.trainer.get("num_nodes", 1) or 1)
     if isinstance(given, int) and given > 0:
-        return given * int(cfg.trainer.get("num_nodes", 1) or 1)
+        return given * nodes, ""
     if not isinstance(given, int | str):
-        return len(given)
-    return max(1, torch.cuda.device_count())
+        return len(given) * nodes, ""
+    if str(given).isdecimal():
+        return int(given) * nodes, ""
+    if cfg.trainer.get("accelerator") == "cpu":
+        return nodes, ""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count() * nodes, ""
+    taken = GUESSED if sharded else 1
+    return taken * nodes, f"no GPU is seen here, so {taken} devices a node are assumed: give trainer.devices=<number>"
+
+
+def _of_blocks(cfg: DictConfig) -> Iterator[str]:
+    if int(cfg.trainer.strategy.get("tensor_parallel_size", 1)) > 1:
+        yield "a step's tensors are counted as if each device computed whole blocks; split blocks take less"
 
 
 def _precision(cfg: DictConfig) -> torch.dtype | None:

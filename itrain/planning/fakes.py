@@ -15,9 +15,11 @@ from itrain.experiment import base_model_of
 from itrain.models import BaseModel
 from itrain.models.skeleton import folder_of, skeleton
 from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
+from itrain.signatures import ConfigError
 from itrain.tiny_world import words
 
 EMBEDDED, PRETRAINED = "itrain.models.load_embedded", "itrain.models.load_pretrained"
+NETWORK = "itrain.networks.choose.make_network"
 ASSETS = Path(__file__).parents[1] / "assets" / "tiny_world"
 
 
@@ -33,6 +35,7 @@ def faked(cfg: DictConfig) -> Faked:
 
     A model that does not come from a config.json is made as a run makes it, and its values are dropped.
     """
+    _require_planned(cfg)
     given: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
     target, asked = (
         given["_target_"],
@@ -53,8 +56,23 @@ def faked(cfg: DictConfig) -> Faked:
     tokenizer, note = tokenizer_of(folder), ""
     if tokenizer is None:
         tokenizer = stand_in_tokenizer([*_texts(given_task(cfg)), *_texts(vars(words))])
-        note = "stand-in: one token a word (the model's own is not on this machine), so lengths are approximate"
+        note = (
+            "the tokenizer is a stand-in with one token a word, as the model's own is not on this machine: "
+            "lengths are approximate"
+        )
     return Faked(BaseModel(model=model, tokenizer=tokenizer, name=name, revision=given.get("revision")), note)
+
+
+def _require_planned(cfg: DictConfig) -> None:
+    """Refuse what changes a run's memory in ways that are not counted."""
+    for key, what in (
+        ("quantization", "it does not count packed weights; without it, the plan's weights are those before packing"),
+        ("device_map", "it counts one device that holds the whole model, or trainer=fsdp"),
+    ):
+        if cfg.model.get(key) is not None:
+            raise ConfigError(f"plan does not know model.{key}: {what}; leave it out")
+    if cfg.network._target_ != NETWORK:
+        raise ConfigError(f"plan does not know {cfg.network._target_}: it counts network=replay alone")
 
 
 def given_task(cfg: DictConfig) -> Any:

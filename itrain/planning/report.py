@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Sequence
 
 import torch
 from omegaconf import DictConfig
 
-from itrain.planning.estimate import Estimate
+from itrain.planning.estimate import Estimate, estimate
+from itrain.signatures import ConfigError
 
 GIB = 1 << 30
+
+
+def planned(cfg: DictConfig, rates: Sequence[str] = ()) -> list[str]:
+    """The report on a configuration.
+
+    Args:
+        cfg: a checked configuration.
+        rates: TFLOP/s that a device reaches, as they were given.
+
+    Raises:
+        ConfigError: a rate is no number above 0, or there are several; or the run cannot be counted.
+    """
+    speed = _given(rates)
+    found = estimate(cfg)
+    return list(lines(found, room(cfg), speed or speed_of(cfg, found.dtype)))
+
+
+def _given(rates: Sequence[str]) -> tuple[float, str] | None:
+    if not rates:
+        return None
+    try:
+        (rate,) = map(float, rates)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise ConfigError(f"rate={' '.join(rates)}: give one number of TFLOP/s above 0")
+    return rate * 1e12, "as given"
 
 
 def room(cfg: DictConfig) -> tuple[int, str] | None:
@@ -25,8 +53,14 @@ def room(cfg: DictConfig) -> tuple[int, str] | None:
     return None
 
 
-def lines(found: Estimate, available: tuple[int, str] | None) -> Iterator[str]:
-    """The report, a line each."""
+def lines(found: Estimate, available: tuple[int, str] | None, speed: tuple[float, str] | None) -> Iterator[str]:
+    """The report, a line each.
+
+    Args:
+        found: what a run takes.
+        available: see :func:`room`.
+        speed: floating-point operations a second, and where that is from; None: it is not known.
+    """
     where = f"{found.devices} devices" if found.devices > 1 else "one device"
     shared = ", the weights divided among them" if found.sharded else ""
     rows = {
@@ -35,6 +69,7 @@ def lines(found: Estimate, available: tuple[int, str] | None) -> Iterator[str]:
         "step": f"{found.batch} examples on each of {where}{shared}, up to {found.length} tokens",
         "replay": found.replay,
         "operations": f"{found.flops / 1e12:.3g} TFLOP a step, forward and backward",
+        "time": _time(found, speed),
         "memory": "bytes of tensors at once on one device",
         "  weights": _size(found.weights),
         **({"  gathered": _size(found.gathered)} if found.gathered else {}),
@@ -57,6 +92,30 @@ def lines(found: Estimate, available: tuple[int, str] | None) -> Iterator[str]:
     yield from (f"{name:{width}}  {text}" for name, text in rows.items())
 
 
+def speed_of(cfg: DictConfig, dtype: torch.dtype) -> tuple[float, str] | None:
+    """The speed of a matrix product on the device that the trainer takes; None: it is not on this machine."""
+    if room(cfg) is None:
+        return None
+    here = torch.cuda.is_available() and cfg.trainer.get("accelerator") != "cpu"
+    device, size = torch.device("cuda" if here else "cpu"), 8192 if here else 1024
+    left = torch.randn(size, size, device=device).to(dtype)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        float((left @ left)[0, 0])
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times), "as a matrix product runs here"
+
+
+def _time(found: Estimate, speed: tuple[float, str] | None) -> str:
+    if speed is None:
+        return "not known, since no such device is on this machine: give rate=<TFLOP/s that it reaches>"
+    rate, why = speed
+    seconds = found.flops / rate
+    shown = f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+    return f"at least {shown} a step, at {rate / 1e12:.3g} TFLOP/s ({why}); small models take far longer"
+
+
 def remedies(found: Estimate, size: int) -> Iterator[str]:
     """The flags that make less of what takes most."""
     if max(found.step, found.evaluation) > found.peak // 3:
@@ -68,11 +127,6 @@ def remedies(found: Estimate, size: int) -> Iterator[str]:
         yield "trainer=fsdp on several GPUs"
     if found.caches > found.peak // 3:
         yield "a smaller network.budget_gib"
-
-
-def as_data(found: Estimate) -> dict[str, object]:
-    """The estimate as plain data."""
-    return {**asdict(found), "peak": found.peak}
 
 
 def _size(size: int) -> str:

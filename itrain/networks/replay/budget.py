@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from itrain.weights import without_values
+
 GIB = 1 << 30
 RESERVE = GIB
 """The bytes of a disk that caches leave for checkpoints and results, or a tenth of a smaller disk."""
@@ -80,6 +82,8 @@ class Budget:
     def _file(self, numel: int, dtype: torch.dtype) -> Tensor:
         assert self.folder is not None, "the disk was chosen"
         size = max(1, numel * dtype.itemsize)
+        if without_values():  # such a file takes no room
+            return self._mapped(Path(tempfile.gettempdir()), size, numel, dtype)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             disk = shutil.disk_usage(self.folder)
@@ -97,7 +101,8 @@ class Budget:
         handle, name = tempfile.mkstemp(prefix="kept-", suffix=".bin", dir=folder)
         try:
             # Room that is not there must be an error now: a write to the mapping would kill the process.
-            os.posix_fallocate(handle, 0, size)
+            if not without_values():
+                os.posix_fallocate(handle, 0, size)
             with torch.inference_mode(False):
                 return torch.from_file(name, shared=True, size=numel, dtype=dtype)
         finally:
