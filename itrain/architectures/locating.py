@@ -253,7 +253,8 @@ def _stream(block: nn.Module, row: Architecture, stack: str, path: str) -> int |
 
 
 def _num_heads(model: nn.Module, site: Site) -> int:
-    row, config = architecture(model), getattr(model, "config", None)
+    row = architecture(model)
+    config: Any = getattr(model, "config", None)
     if isinstance(row, GivenRow) and row.num_heads is not None:
         return row.num_heads
     own: Any = config.get_text_config() if hasattr(config, "get_text_config") else config

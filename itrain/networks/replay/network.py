@@ -366,9 +366,7 @@ class ReplayNetwork(Network):
         return Plan(
             self.hooked,
             sites,
-            choice=choose(
-                sites, below=below, blocks=count, causal=self._causal, uses=self._uses, unkept=self._unkept
-            ),
+            choice=choose(sites, below=below, blocks=count, causal=self._causal, uses=self._uses, unkept=self._unkept),
             hidden=self.stores.of(("hidden", below)),
             earlier=self.stores.earlier({tuple(group): self._below(group) or 0 for group in groups}),
             strict=self.strict,
