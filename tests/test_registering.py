@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import itrain
 from itrain.architectures import ARCHITECTURES, architecture, blocks, locate, register_architecture, registering
 from itrain.cli import main
+from itrain.data import CounterfactualDataModule
 from itrain.identity import identity
 from itrain.models.base import ModelError
 from itrain.models.skeleton import auto_class, skeleton
@@ -29,17 +29,18 @@ from itrain.sites import Site
 from tests.commands import SMALL
 from tests.models import HEADS, HIDDEN, VOCABULARY, tiny_config, tiny_inputs
 from tests.planted import HIDDEN as BITS_HIDDEN
-from tests.planted import Planted
+from tests.planted import Bits, Planted
+from tests.test_alignment import fit_and_test
 
 TINY = Path(itrain.__file__).parent / "assets" / "tiny_world"
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The rows of this test alone."""
     rows: dict[str, Any] = {}
     monkeypatch.setattr(registering, "REGISTERED", rows)
-    yield rows
+    return rows
 
 
 def at(path: str, end: str = "output", **more: Any) -> dict[str, Any]:
@@ -120,7 +121,8 @@ def ours() -> Ours:
 
 
 def test_a_model_type_that_the_table_lacks_has_the_sites_of_its_row() -> None:
-    model, inputs, base = ours(), tiny_inputs(), LlamaForCausalLM(tiny_config("llama")).eval()
+    model, inputs, llama = ours(), tiny_inputs(), tiny_config("llama")
+    base: Any = LlamaForCausalLM(llama).eval()  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"model_type 'ours' is not in the table.*itrain\.register_architecture"):
         blocks(model)
     itrain.register_architecture("ours", LLAMA_ROW)
@@ -200,19 +202,6 @@ def test_a_row_of_a_class_is_that_of_subclasses_and_copies(registered: dict[str,
     assert architecture(nn.Linear(2, 2)) is None
 
 
-def test_das_is_fitted_at_a_component_of_an_own_module() -> None:
-    register_architecture(Own, ROW)
-    model, inputs, source = own(), tiny_inputs(), tiny_inputs(seed=1)
-    search = itrain.AlignmentSearch(
-        network=make_network(model), sites="layer1.mlp_output@last", intervention=partial(itrain.DAS, rank=2)
-    )
-    (placement,) = search.trained.values() if hasattr(search.trained, "values") else search.trained
-    assert [tuple(each.shape) for each in placement.parameters()] == [(2, 8)]
-    run = itrain.BaseModel(model=model).run
-    swapped = run(inputs, "layer1.mlp_output@last", source=source)
-    assert swapped is not None and itrain.BaseModel(model=model).described()["components"]["blocks"] == "layers"
-
-
 # --- wrong rows
 
 
@@ -279,7 +268,7 @@ def test_what_a_row_says_and_the_model_lacks_is_named_when_it_is_located(row: An
 def test_another_row_is_refused_unless_it_shall_replace_the_first() -> None:
     register_architecture(Own, ROW)
     register_architecture(Own, deepcopy(ROW))
-    with pytest.raises(ValueError, match="has another row, with blocks 'layers'.*replace=True"):
+    with pytest.raises(ValueError, match=r"has another row, with blocks 'layers'.*replace=True"):
         register_architecture(Own, ROW | {"causal": False})
     register_architecture(Own, ROW | {"causal": False}, replace=True)
     assert not architecture(own()).causal  # type: ignore[union-attr]
@@ -339,7 +328,7 @@ def test_a_recipe_names_the_components_of_its_model(unknown: Path, capsys: pytes
     (folder,) = unknown.rglob("export")
     training = itrain.load(folder)
     assert len(blocks(training.network.model)) == 6
-    with pytest.raises(ExportError, match="components of its own for gpt_neox, which has none here; call itrain.regi"):
+    with pytest.raises(ExportError, match=r"components of its own for gpt_neox, which has none here; call itrain\.reg"):
         itrain.load(folder, itrain.load_embedded())
     register_architecture("gpt_neox", NEOX | {"components": {"mlp_output": at("attention.dense")}})
     with pytest.raises(ExportError, match="which has others here"):
@@ -362,7 +351,7 @@ class Deep(Planted):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(BITS_HIDDEN, BITS_HIDDEN) for _ in range(2))
+        self.blocks: Any = nn.ModuleList(nn.Linear(BITS_HIDDEN, BITS_HIDDEN) for _ in range(2))
         with torch.no_grad():
             for block in self.blocks:
                 block.weight.copy_(torch.eye(BITS_HIDDEN))
@@ -384,9 +373,26 @@ def test_an_own_module_with_blocks_is_swept_over_its_layers(unknown: Path, capsy
     words = ["task._target_=tests.planted.Bits", f"model._target_={__name__}.deep", *SMALL, "output=out"]
     methods = ["sweep.methods=[full_vector]", "sweep.components=[block_output,inner]", "sweep.random_model=false"]
     assert main(["sweep", *words, *methods, "sweep.layers=all"]) == 0
-    (table,) = unknown.rglob("results.csv")
-    rows = itrain.read_results(table.parent)
-    assert {str(row["site"]) for row in rows} == {
-        f"layer{n}.{each}" for n in (0, 1) for each in ("block_output", "inner")
-    }
-    assert "the model is given 'bits' besides tokens" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    (folder,) = {file.parent for file in unknown.rglob("report.html")}
+    rows = itrain.read_results(folder)
+    found = set(zip(rows["component"], rows["layer"].astype(str), strict=True))
+    assert found == {(component, layer) for component in ("block_output", "inner") for layer in ("0", "1")}
+    assert main(["fit", *words, "site=layer1.inner"]) == 0
+    assert "the whole model, under plain hooks (the model is given 'bits' besides tokens)" in capsys.readouterr().out
+
+
+def test_das_finds_what_was_planted_at_a_component_of_an_own_module(tmp_path: Path) -> None:
+    model = deep()
+    network = make_network(model)
+    data = CounterfactualDataModule(task=Bits(), network=network, batch_size=32, train_pairs=512)
+    adam = partial(torch.optim.Adam, lr=3e-2)
+    search = itrain.AlignmentSearch(
+        network=network, sites="layer1.inner", intervention=partial(itrain.DAS, rank=1), optimizer=adam
+    )
+    results = fit_and_test(search, data)
+    assert results["test/iia_argmax"] > 0.99
+    folder = itrain.export(search, tmp_path / "export", base_model=itrain.BaseModel(model=model))
+    assert itrain.load(folder, model).sites == (Site.parse("layer1.inner"),)
+    registering.REGISTERED.clear()
+    with pytest.raises(ExportError, match=r"components of its own for Deep, which has none here; call itrain\.reg"):
+        itrain.load(folder, model)

@@ -73,8 +73,8 @@ def blocks(model: nn.Module, stack: str | None = None) -> nn.ModuleList:
         lack = f"model_type '{name}' is not in the table" if name else "it has no config with a model_type"
         raise ValueError(
             f"{type(model).__name__} has no named layers and components: {lack} of itrain.architectures. "
-            "Name its modules instead: module:<path>.output or module:<path>.input; or add its row: "
-            "itrain.register_architecture, model.components"
+            "Add its row by itrain.register_architecture or model.components, or name its modules instead: "
+            "module:<path>.output or module:<path>.input"
         )
     if isinstance(row, GivenRow):
         return _given_blocks(model, row.blocks)

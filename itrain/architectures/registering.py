@@ -112,7 +112,16 @@ def parse_row(row: Any, place: str) -> GivenRow:
     blocks = _path(row["blocks"], f"{place}: blocks")
     plain = {"blocks": blocks, "components": described, **flags}
     plain |= {} if num_heads is None else {"num_heads": num_heads}
-    return GivenRow(blocks=blocks, components=components, num_heads=num_heads, described=plain, **flags)
+    causal, recurrent, weights = flags.values()
+    return GivenRow(
+        blocks=blocks,
+        causal=causal,
+        recurrent=recurrent,
+        weights=weights,
+        components=components,
+        num_heads=num_heads,
+        described=plain,
+    )
 
 
 def row_of(model: nn.Module) -> Architecture | None:

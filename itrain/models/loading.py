@@ -30,6 +30,13 @@ ANSWER = "answer.json"
 """The file beside the embedded model's weights that holds some of its logits after a prompt."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 """Files of which a folder with a tokenizer has some."""
+LOADER: Mapping[str, Any] = {
+    "use_safetensors": True,
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+    "trust_remote_code": False,
+}
+"""How transformers is told to load."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -136,13 +143,7 @@ def _load(
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     # Mismatched weights are refused below, by name.
-    how: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    how |= {
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-        "trust_remote_code": False,
-    }
+    how: dict[str, Any] = dict(LOADER) if attention is None else {**LOADER, "attn_implementation": attention}
     try:
         revision = revision or "main"
         # Or transformers would ask whether it may run the model's own code.
@@ -171,9 +172,7 @@ def _load(
     except ModelError:
         raise
     except Exception as error:  # damaged files raise of every kind
-        reason = printable(next(iter(str(error).strip().splitlines()), ""))
-        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise ModelError(f"model '{name}' cannot be loaded: {kind}{reason}") from error
+        raise ModelError(f"model '{name}' cannot be loaded: {_reason(error)}") from error
     _require_weights(model, found, name)
     give_row(model, row, name)
     if (lacking := place_shards(model, name)) is not None:
@@ -193,6 +192,13 @@ def _load(
         revision=None if Path(source).is_dir() else revision,
         quantization=placing.quantization,
     )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library said, and what kind of error it is where that may tell more."""
+    reason = printable(next(iter(str(error).strip().splitlines()), ""))
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return f"{kind}{reason}"
 
 
 def _lacks_head_only(model: nn.Module, found: Mapping[str, Any]) -> bool:
