@@ -239,6 +239,12 @@ class ModelInputs:
             )
         key = (site.position, length, acts)
         if key not in self._indices:
+            mask = self.arguments.get(MASK)
+            if self.tokens is None and mask is not None and mask.shape[1] != length and not bool(mask.all()):
+                raise PositionError(
+                    f"site '{site}': the {MASK} hides padding of inputs that are no text, which cannot be told among "
+                    f"the {length} places of the activation there; take inputs of equal length"
+                )
             second = [value for name, value in self.arguments.items() if name in SECOND]
             if self.tokens is not None and any(value.shape[1] == length for value in second):
                 raise PositionError(
