@@ -22,6 +22,7 @@ from packaging.version import Version
 from row_trial import replay_of, try_row
 
 from itrain.architectures import ARCHITECTURES, Architecture
+from itrain.files import write_text
 from itrain.sites import ATTENTION_WEIGHTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
@@ -162,6 +163,7 @@ that itrain knows, what each component means, and how replay runs each of them. 
   equal the hidden states that transformers returns, an edit of a block equals the same edit by a hook written by
   hand, each component has the size that it is said to have and changes the answer when it is changed, attention
   weights equal those that transformers returns, and replay equals hooks. A dash means that no release could be tried.
+  A release that other rows list and this one does not has no such model, or cannot run it on text.
 
 ## What the components mean
 
@@ -206,7 +208,7 @@ def main() -> int:
         chosen = arguments.only is None or name in arguments.only
         lines[name] = tried(name, before.get(name)) if chosen or name not in before else before[name]
     if not arguments.check:
-        PAGE.write_text(page_of(lines))
+        write_text(PAGE, page_of(lines))
         print(f"wrote {PAGE}")
         return 0
     changed = differences(page_of(lines), PAGE.read_text() if PAGE.is_file() else "")
