@@ -6,6 +6,7 @@ import lightning
 from torch.optim import Optimizer
 
 from itrain.networks.base import Network
+from itrain.quantized import quantized_weights
 from itrain.sharding.model import shard
 from itrain.shards import clip_norm, clip_value
 
@@ -17,6 +18,8 @@ class Shardable(lightning.LightningModule):
 
     def configure_model(self) -> None:
         """Divide the base model among the processes, unless it is divided already or the strategy has no mesh."""
+        # DDP cannot send packed values, and each process has read the same.
+        self._ddp_params_and_buffers_to_ignore = quantized_weights(self)
         if self.device_mesh is not None:
             shard(self.network.model, self.device_mesh)
 
