@@ -133,6 +133,16 @@ def test_a_sharded_run_tests_and_exports_what_was_saved() -> None:
     require_alike(load_file(written), load_file(run / "export" / "intervention.safetensors"))
 
 
+@pytest.mark.slow
+def test_processes_share_a_quantised_model_unless_it_would_be_sharded() -> None:
+    pytest.importorskip("torchao")
+    words = [*RUNS["das_gender"], *STEPS, "+model.quantization=int8"]
+    one, two = (fit(each, *words, TRAINER[each]) for each in ("one", "ddp"))
+    require_alike(state(two), state(one))
+    refused = in_processes("fit", *words, TRAINER["sharded"])
+    assert refused.returncode == 1 and "it is quantised" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_processes_that_could_make_different_runs_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
