@@ -161,9 +161,7 @@ def test_a_profiler_that_was_asked_for_is_heard() -> None:
         ("accelerate.big_modeling", "Some parameters are on the meta device because they were offloaded", False),
     ],
 )
-def test_records_that_are_no_news_go_untold(
-    name: str, text: str, told: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_records_that_are_no_news_go_untold(name: str, text: str, told: bool, caplog: pytest.LogCaptureFixture) -> None:
     silence_records()
     logging.getLogger(name).warning(text)
     assert caplog.messages == ([text] if told else [])
