@@ -17,11 +17,22 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from itrain.cli import main
 from itrain.devices import device_of, is_dispatched
+from itrain.inputs import ModelInputs
+from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
-from itrain.models import BaseModel, ModelError, fingerprint, load_pretrained, placing, with_random_weights
+from itrain.models import (
+    BaseModel,
+    ModelError,
+    fingerprint,
+    load_embedded,
+    load_pretrained,
+    placing,
+    with_random_weights,
+)
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
+from itrain.probes import LinearProbe
 from itrain.quantized import count_weights, quantized_weights
 from itrain.sharing import export, load
 from itrain.sharing.exports import ExportError
@@ -188,6 +199,35 @@ def test_adapters_alone_are_trained_over_quantised_weights(quantization: Any, fo
         merge(training)
     export(training, tmp_path, base_model=load_pretrained(folder, quantization=quantization))
     assert isinstance(load(tmp_path), InterchangeInterventionTraining)
+
+
+@quantized
+def test_edits_are_attached_to_and_probes_read_a_quantised_model(quantization: Any) -> None:
+    ours, theirs = load_embedded(quantization=quantization), load_embedded()
+    values = dict(weights(ours.model))
+    for name, weight in theirs.model.named_parameters():
+        weight.data.copy_(values[name])
+    theirs = BaseModel(model=theirs.model, tokenizer=theirs.tokenizer, name="dequantised")
+    tokenizer = ours.tokenizer
+    assert tokenizer is not None
+    texts = [tokenizer.bos_token + text for text in ("Lisa waited because", "John jumped because")]
+    tokens = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+    answers, scores = [], []
+    for each in (ours, theirs):
+        network = make_network(each.model)
+        swap = AlignmentSearch(network=network, sites=["layer2.block_output@1"], intervention=FullVector)
+        before = each.model(input_ids=tokens[0]).logits
+        with swap.attach(each, source="John jumped because"):
+            answers.append(each.model(input_ids=tokens[0]).logits)
+        assert torch.equal(each.model(input_ids=tokens[0]).logits, before)
+        assert not torch.allclose(answers[-1], before, atol=0.1)
+        probe, site = LinearProbe(80, num_classes=2), Site.parse("layer2.block_output@1")
+        read = network.read(ModelInputs(arguments={"input_ids": tokens[1]}), [site])[site]
+        nn.init.constant_(probe.scores.weight, 0.1)
+        scores.append(probe(read) - probe.scores.bias)
+    rounding = 0.5 if quantization == "8bit" else 1e-3  # it rounds activations, too
+    torch.testing.assert_close(*answers, atol=rounding, rtol=1e-3)
+    torch.testing.assert_close(*scores, atol=rounding, rtol=1e-3)
 
 
 @quantized
