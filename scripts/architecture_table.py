@@ -162,7 +162,8 @@ that itrain knows, what each component means, and how replay runs each of them. 
 - **transformers** lists the releases with which the row was tried on a tiny random model: the outputs of the blocks
   equal the hidden states that transformers returns, an edit of a block equals the same edit by a hook written by
   hand, each component has the size that it is said to have and changes the answer when it is changed, attention
-  weights equal those that transformers returns, and replay equals hooks. A dash means that no release could be tried.
+  weights equal those that transformers returns, and replay equals hooks. A dash means that no
+  release was tried by the script; towers of images and sound are tried by `tests/test_towers.py`.
   A release that other rows list and this one does not has no such model, or cannot run it on text.
 
 ## What the components mean
@@ -187,7 +188,22 @@ that itrain knows, what each component means, and how replay runs each of them. 
 
 ## Your own rows
 
-`itrain.register_architecture` adds a row from outside the package, and `model.components` one for a single recipe.
+A model without a row gets one as plain data: for one recipe, whose exports carry it, or for the process.
+
+```yaml
+model:
+  name: my/model
+  components:
+    blocks: transformer.h        # as print(model) shows it
+    causal: true
+    components:                  # block_input and block_output are always there
+      mlp_output: {{path: mlp.down, end: output}}
+      attention_value_output: {{path: attn.proj, end: input, heads: whole}}
+      query_output: {{path: attn.qkv, end: output, heads: side_by_side, part: query}}
+```
+
+In Python, `itrain.register_architecture("my_type", {{"blocks": ..., "causal": True, "components": {{...}}}})` does it for
+all models of a `model_type`, and a class in place of the name for modules of your own.
 
 ## The table
 

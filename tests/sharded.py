@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ["data.train_pairs=77", "data.validation_pairs=33", "data.test_pairs=61", "data.eval_batch_size=32"]
@@ -95,4 +96,18 @@ def require_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *
     assert found.keys() == expected.keys()
     for name, each in expected.items():
         assert type(found[name]) is Tensor, f"{name} is no plain tensor"
-        assert (found[name] - each).double().norm() <= rel * each.double().norm(), name
+        ours, theirs = found[name].double().cpu(), each.double().cpu()
+        assert (ours - theirs).norm() <= rel * theirs.norm(), name
+
+
+@contextmanager
+def in_a_group() -> Iterator[None]:
+    """A process's group and variables end with it, which this one outlives."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -33,6 +33,7 @@ from itrain.training.cohort import Cohort
 from tests.commands import SMALL
 from tests.models import pairs, tiny_model
 from tests.replaying import EDITED, HERE, PADDINGS, answer_and_gradients, distance, examples, replayed
+from tests.sharded import in_a_group
 from tests.test_interventions import HIDDEN, activations, build, run, with_each
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -251,7 +252,8 @@ def test_an_export_of_the_device_is_loaded_on_the_cpu() -> None:
 @pytest.mark.parametrize("recipe", ["das_gender", "boundless_das_price", "probe_gender", "reft_style"])
 def test_one_process_of_ddp_reduces_its_figures(recipe: str) -> None:
     words = ["trainer.strategy=ddp", "trainer.limit_train_batches=2", "trainer.max_epochs=1"]
-    assert main(["fit", f"recipe={recipe}", "trainer=gpu", "trainer.enable_progress_bar=false", *words]) == 0
+    with in_a_group():
+        assert main(["fit", f"recipe={recipe}", "trainer=gpu", "trainer.enable_progress_bar=false", *words]) == 0
 
 
 # Torch advises products of a lower precision, in which nothing would equal the CPU's.

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import distributed
 
 from itrain.cli import main
 from tests.commands import SMALL
-from tests.sharded import figures, only_run, require_alike, state
+from tests.sharded import figures, in_a_group, only_run, require_alike, state
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -30,19 +26,6 @@ RUNS = {
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@contextmanager
-def in_a_group() -> Iterator[None]:
-    """A process's group and variables end with it, which this one outlives."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -138,37 +138,13 @@ def _load(
     placing: Placing = WHOLE,
     row: Architecture | None = None,
 ) -> BaseModel:
-    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
-
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     # Mismatched weights are refused below, by name.
     how: dict[str, Any] = dict(LOADER) if attention is None else {**LOADER, "attn_implementation": attention}
+    revision = revision or "main"
     try:
-        revision = revision or "main"
-        # Or transformers would ask whether it may run the model's own code.
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        how |= placing.arguments(config, dtype=precision, name=name)
-        auto = auto_class(config, row)
-        if isinstance(placing.device_map, Mapping):
-            with torch.device("meta"):
-                placing.require_places(auto.from_config(config, trust_remote_code=False), name)
-        with streaming():
-            model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
-        if auto is AutoModelForMaskedLM and _lacks_head_only(model, found):
-            # An encoder's activations are of use without a head. One drawn at random must not answer.
-            how["add_pooling_layer"] = False
-            encoder: Any = AutoModel
-            with streaming():
-                model, found = encoder.from_pretrained(source, revision=revision, dtype=precision, **how)
-            warnings.warn(
-                f"model '{name}': its files have no language-model head, so it has activations and no answers",
-                stacklevel=2,
-            )
-        known = row or row_of_type(config.model_type)
-        # Models of images or sound alone have none, or one that spells what they say.
-        reads_text = known is None or known.media is None or bool(known.stacks)
-        tokenizer = load_tokenizer(source, revision) if reads_text else None
+        model, found, tokenizer = _read(source, name, revision, how, precision=precision, placing=placing, row=row)
     except ModelError:
         raise
     except Exception as error:  # damaged files raise of every kind
@@ -192,6 +168,44 @@ def _load(
         revision=None if Path(source).is_dir() else revision,
         quantization=placing.quantization,
     )
+
+
+def _read(
+    source: str,
+    name: str,
+    revision: str,
+    how: dict[str, Any],
+    *,
+    precision: torch.dtype | Literal["auto"],
+    placing: Placing,
+    row: Architecture | None,
+) -> tuple[nn.Module, Mapping[str, Any], PreTrainedTokenizerBase | None]:
+    """The model, what transformers says of its files, and the tokenizer of a model that reads text."""
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+    # Or transformers would ask whether it may run the model's own code.
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    how = how | placing.arguments(config, dtype=precision, name=name)
+    auto = auto_class(config, row)
+    if isinstance(placing.device_map, Mapping):
+        with torch.device("meta"):
+            placing.require_places(auto.from_config(config, trust_remote_code=False), name)
+    with streaming():
+        model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
+    if auto is AutoModelForMaskedLM and _lacks_head_only(model, found):
+        # An encoder's activations are of use without a head. One drawn at random must not answer.
+        how["add_pooling_layer"] = False
+        encoder: Any = AutoModel
+        with streaming():
+            model, found = encoder.from_pretrained(source, revision=revision, dtype=precision, **how)
+        warnings.warn(
+            f"model '{name}': its files have no language-model head, so it has activations and no answers",
+            stacklevel=2,
+        )
+    known = row or row_of_type(config.model_type)
+    # Models of images or sound alone have none, or one that spells what they say.
+    reads_text = known is None or known.media is None or bool(known.stacks)
+    return model, found, load_tokenizer(source, revision) if reads_text else None
 
 
 def _reason(error: Exception) -> str:

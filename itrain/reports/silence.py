@@ -13,6 +13,7 @@ REMARKS = (
     "Checkpoint directory .* exists and is not empty",  # in a job that was requeued
     "The dirpath has changed from",  # as it does for a run that goes on from another's checkpoint
     "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at it
+    "GPU available but not used",  # as where trainer=cpu asks for it
     "The AccumulateGrad node's stream does not match",  # Lightning makes DDP on a stream of its own
     "`isinstance.treespec, LeafSpec.` is deprecated",  # Lightning asks torch so
 )
