@@ -202,8 +202,8 @@ model:
       query_output: {{path: attn.qkv, end: output, heads: side_by_side, part: query}}
 ```
 
-In Python, `itrain.register_architecture("my_type", {{"blocks": ..., "causal": True, "components": {{...}}}})` does it for
-all models of a `model_type`, and a class in place of the name for modules of your own.
+In Python, `itrain.register_architecture("my_type", {{"blocks": ..., "causal": True, "components": {{...}}}})` does it
+for all models of a `model_type`, and a class in place of the name for modules of your own.
 
 ## The table
 
