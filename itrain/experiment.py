@@ -238,7 +238,6 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     if cfg.trainer.get("limit_test_batches") == 0:
         raise RunError("trainer.limit_test_batches=0 tests nothing; leave it out")
     training = instantiate(cfg.training, _convert_="all")
-    silence_others()
     trainer = make_trainer(cfg, folder)
     opened = open_model(cfg, folder, trainable=training.func.trains_model, trainer=trainer)
     if cfg.export is not None:

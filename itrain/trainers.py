@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig
 
 from itrain.owned import additions, refuse_owned
+from itrain.reports.silence import silence_others
 from itrain.sharding import ShardedStrategy
 from itrain.training.safeguards import safeguard
 
@@ -60,6 +61,7 @@ def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
     Raises:
         ValueError: a number is out of range that Lightning takes without a word.
     """
+    silence_others()  # a trainer says what it has found as soon as it is made
     factory = instantiate(cfg.trainer, _convert_="all")
     for name, least in _LEAST.items():
         if (value := factory.keywords.get(name)) is not None and value < least:
