@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from itrain.architectures import architecture, layers, unwrap
 from itrain.devices import home_of
@@ -76,6 +76,10 @@ class Forward:
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments given and those that transformers would get wrong."""
         arguments = dict(given)
+        if torch.is_grad_enabled():
+            # Tensors that were made in inference mode could not be saved for the backward pass.
+            made = {name for name, each in given.items() if isinstance(each, Tensor) and each.is_inference()}
+            arguments |= {name: given[name].clone() for name in made}
         if self.caches:
             arguments.setdefault("use_cache", False)
         if self.counts and "attention_mask" in arguments and "position_ids" not in arguments:

@@ -249,10 +249,6 @@ class HookedNetwork(Network):
                 answer_only(forward.model, at, candidates, arguments, stack, asked=asked)
             # A compiled graph was traced without these hooks and would skip them in silence.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if torch.is_grad_enabled():
-                # Tensors that were made in inference mode could not be saved for the backward pass.
-                made = {name for name, each in arguments.items() if isinstance(each, Tensor) and each.is_inference()}
-                arguments = {name: each.clone() if name in made else each for name, each in arguments.items()}
             output = self.model(**forward.arguments(arguments))
         if not torch.is_grad_enabled() and hasattr(self.model, "reshard"):
             self._reshard()

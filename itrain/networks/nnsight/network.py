@@ -67,7 +67,7 @@ class NNsightNetwork(HookedNetwork):
         places = self.places(planned)
         if at is not None:
             places += self._answering(at, candidates, arguments, asked=all(each.edit is not None for each in planned))
-        forward = partial(self.model, **self.call.arguments(saveable(arguments)))
+        forward = partial(self.model, **self.call.arguments(arguments))
         # A compiled graph would skip nnsight's wrappers in silence.
         with torch.compiler.set_stance("force_eager"):
             return trace(self.tree, forward, places)
@@ -150,11 +150,3 @@ class TracedEdits(AttachedEdits):
     def standing(self) -> list[Standing]:
         """What stands at each place that is edited."""
         return list(self._standing.values())
-
-
-def saveable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as a backward pass may keep them, which tensors of inference mode it may not."""
-    if not torch.is_grad_enabled():
-        return dict(arguments)
-    made = {name for name, each in arguments.items() if isinstance(each, Tensor) and each.is_inference()}
-    return {name: each.clone() if name in made else each for name, each in arguments.items()}
