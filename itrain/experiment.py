@@ -36,7 +36,7 @@ from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
 from itrain.results.history import rows_before
 from itrain.sharding import ShardedStrategy, load_sharded, shard
-from itrain.shards import has_shards, part
+from itrain.shards import end_together, has_shards
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
@@ -140,7 +140,7 @@ def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
         _keep_best(parts)
     results = _test(parts, folder, before)
     _export(cfg, folder, parts, results)
-    part()
+    end_together()
     _draw(folder, results)
     log_run(parts.trainer.loggers, results, folder / "figure.png")
     _show(parts, results, folder)
@@ -153,7 +153,7 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     _load(cfg, parts)
     begin_run(parts.trainer.loggers[1:], _plain(cfg), EVALUATION)
     results = _test(parts, folder)
-    part()
+    end_together()
     _show(parts, results, folder)
     return results
 
@@ -163,7 +163,7 @@ def export(cfg: DictConfig, folder: Path, *, tests: bool = False) -> Parts:
     parts = _build(cfg, folder)
     _load(cfg, parts)
     _export(cfg, folder, parts, metrics=_test(parts, folder) if tests else {})
-    part()
+    end_together()
     return parts
 
 

@@ -29,7 +29,7 @@ def is_first() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def part() -> None:
+def end_together() -> None:
     """Wait for all processes at the end of what they do together.
 
     One that leaves at once may close a connection from which a slower one has not read its last message yet.
