@@ -34,7 +34,7 @@ def _kind(task: Task, pair: Pair) -> tuple[bool, Hashable]:
     With several variables, the labels of one of them would crowd out the others.
     """
     model = task.causal_model
-    before, after = model.run(pair.base)[model.output], model.interchange(pair.base, pair.sources)[model.output]
+    before, after = model.run(pair.base)[model.output], task.counterfactual(pair)
     return before != after, after if len(task.variables) == 1 else None
 
 

@@ -185,7 +185,7 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
     """The pairs as tensors, labelled by the causal model."""
     model, names = task.causal_model, task.variables
     bases = [model.run(pair.base) for pair in pairs]
-    counterfactuals = [model.interchange(pair.base, pair.sources)[model.output] for pair in pairs]
+    counterfactuals = [task.counterfactual(pair) for pair in pairs]
     outputs = [base[model.output] for base in bases]
     contrasts = [
         _contrast(task, [model.run(setting)[model.output] for setting in pair.settings()], new)

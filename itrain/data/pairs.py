@@ -36,6 +36,8 @@ from itrain.weights import without_values
 
 ROUNDS = 20
 """How often the sampler is asked for more pairs while the filter leaves too few."""
+SIZES: dict[Split, int] = {"train": 512, "validation": 128, "test": 256}
+"""Pairs that are sampled of each split unless a number is given."""
 ENOUGH = 4
 """Pairs sampled at most to balance a split, as a multiple of its size."""
 
@@ -47,10 +49,13 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     has too few gives smaller splits, and none to a task that leaves no pair out; see
     :attr:`~itrain.tasks.base.Task.exhaustive` for those that cannot.
 
+    The pairs of a task that lists them are taken as they are: none is drawn twice or reordered to balance a split.
+
     Args:
-        task: samples and labels the pairs.
+        task: samples and labels the pairs, or lists them.
         network: the base model, for the filter and its reported accuracy.
-        train_pairs, validation_pairs, test_pairs: pairs of each split.
+        train_pairs, validation_pairs, test_pairs: pairs of each split. None takes 512, 128 and 256 of a task that
+            samples them, and all of one that lists them; a number takes as many of these at random.
         batch_size: examples of one training step, over all processes.
         eval_batch_size: the same in evaluation.
         keep: ``pairwise`` keeps pairs for whose base and sources the base model prefers the right answer to each other
@@ -71,9 +76,9 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         *,
         task: Task,
         network: Network,
-        train_pairs: int = 512,
-        validation_pairs: int = 128,
-        test_pairs: int = 256,
+        train_pairs: int | None = None,
+        validation_pairs: int | None = None,
+        test_pairs: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 256,
         keep: Literal["pairwise", "argmax", "all"] = "pairwise",
@@ -82,9 +87,10 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         num_workers: int = 0,
     ) -> None:
         check_task(task)
+        given: dict[Split, int | None] = {"train": train_pairs, "validation": validation_pairs, "test": test_pairs}
         super().__init__(
             network=network,
-            sizes={"train": train_pairs, "validation": validation_pairs, "test": test_pairs},
+            sizes={split: _size(task, split) if size is None else size for split, size in given.items()},
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             seed=seed,
@@ -112,7 +118,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         train = self.datasets["train"].examples
         counts = []
         for split, dataset in self.datasets.items():
-            fewer = "" if len(dataset) == self.sizes[split] else f" of {self.sizes[split]}: the task has no more"
+            why = "the task has no more" if self.task.pairs(split) is None else "the base model fails the others"
+            fewer = "" if len(dataset) == self.sizes[split] else f" of {self.sizes[split]}: {why}"
             counts.append(f"{len(dataset)} {split}{fewer} ({int(dataset.examples.changes.sum())} change the label)")
         lines = {"pairs": ", ".join(counts)}
         if (depth := _depth(train)) > 1:
@@ -164,13 +171,13 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
 
     def collect(self, split: Split) -> CounterfactualBatch:
         held_out = split != "train" and not self.task.exhaustive
-        pairs = self._sample(
-            split,
-            self.sizes[split],
-            Random(f"{self.seed} {split}"),
-            balanced=self.balanced and split != "train",
-            without={pair for pairs in self._known.values() for pair in pairs} if held_out else None,
-        )
+        known = {pair for pairs in self._known.values() for pair in pairs} if held_out else None
+        listed = self.task.pairs(split)
+        if listed is not None:
+            pairs = self._listed(split, listed, without=known or set())
+        else:
+            random, balanced = Random(f"{self.seed} {split}"), self.balanced and split != "train"
+            pairs = self._sample(split, self.sizes[split], random, balanced=balanced, without=known)
         self._known[split] = [pair_identity(self.task, pair) for pair in pairs]
         return self._collated(split, pairs)
 
@@ -235,12 +242,29 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
                 "held out; let sample() draw each split from settings of its own, set data.train_pairs lower, or set "
                 "exhaustive = True on a task that has no more"
             )
-        if not chosen:
+        self._require_left(split, chosen, drawn)
+        return chosen
+
+    def _require_left(self, split: Split, kept: Sequence[Pair], drawn: int) -> None:
+        """Refuse a filter that leaves none of the pairs."""
+        if not kept:
             raise PairError(
                 f"no {split} pair is left: the base model answers base and source correctly in none of {drawn} pairs "
                 f"(accuracy {self.model_accuracy[split]:.2f}); try another model, or data.keep=all"
             )
-        return chosen
+
+    def _listed(self, split: Split, pairs: Sequence[Pair], *, without: set[tuple[Hashable, ...]]) -> list[Pair]:
+        """The listed pairs of a split that pass the filter; none may be in ``without``."""
+        name, wanted = type(self.task).__name__, self.sizes[split]
+        if not 1 <= wanted <= len(pairs):
+            raise PairError(f"{name} lists {len(pairs)} {split} pairs; data.{split}_pairs={wanted} cannot be taken")
+        if wanted < len(pairs):
+            pairs = Random(f"{self.seed} {split}").sample(pairs, wanted)
+        if any(pair_identity(self.task, pair) in without for pair in pairs):
+            raise PairError(f"{name} lists a {split} pair that is in an earlier split too; leave it out of one of them")
+        kept = [pair for pair, right in zip(pairs, self._right(pairs, split), strict=True) if right]
+        self._require_left(split, kept, len(pairs))
+        return kept
 
     def _new(self, pairs: Sequence[Pair], without: set[tuple[Hashable, ...]] | None) -> list[Pair]:
         """The pairs that are not in ``without``, which then has them."""
@@ -302,6 +326,11 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
                 f"task {type(self.task).__name__}: the largest label is {int(labels.max())}, and the model gives "
                 f"{classes} logits, counted from 0; check label(), or take a model of this task"
             )
+
+
+def _size(task: Task, split: Split) -> int:
+    listed = task.pairs(split)
+    return SIZES[split] if listed is None else len(listed)
 
 
 def _taken(runs: Runs) -> Iterator[tuple[str, Tensor | None, ModelInputs]]:

@@ -40,6 +40,8 @@ class Pair:
     sources: Mapping[str, Setting | Pair]
     isolates: bool = False
     """Whether the base asks for a variable that is not interchanged, so that its label must not change."""
+    output: Any = None
+    """The counterfactual output, where the pair's author gives it; None: the causal model's."""
 
     def settings(self) -> Iterator[Setting]:
         """The settings of all runs that the pair takes: the base's, then each source's with those that edit it."""
@@ -72,6 +74,16 @@ class Task(ABC):
 
         Draw each split from settings of its own. Pairs of a later split that an earlier one has are drawn again.
         """
+
+    def pairs(self, split: Split) -> Sequence[Pair] | None:
+        """All pairs of a split in a fixed order, where somebody else has made them; None: they are sampled."""
+        return None
+
+    def counterfactual(self, pair: Pair) -> Any:
+        """The output after the interchange: the pair's own, or the causal model's."""
+        if pair.output is not None:
+            return pair.output
+        return self.causal_model.interchange(pair.base, pair.sources)[self.causal_model.output]
 
     @abstractmethod
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
@@ -228,6 +240,22 @@ class TextTask(Task):
         """Whether the word, standing first in a text, is one token of the vocabulary."""
         tokens = self.tokenizer(word, add_special_tokens=False)["input_ids"]
         return len(tokens) == 1 and tokens[0] != self.tokenizer.unk_token_id
+
+
+class ListedTask(TextTask):
+    """A task in text whose pairs are listed: somebody else has made them, with their answers and their splits.
+
+    A setting has the prompt's text, the answer and whatever else a row says of its run, each as an input of a causal
+    model without mechanisms; each pair has its counterfactual output.
+    """
+
+    @abstractmethod
+    def pairs(self, split: Split) -> Sequence[Pair]: ...
+
+    def sample(self, random: Random, split: Split) -> Pair:
+        if not (pairs := self.pairs(split)):
+            raise TaskError(f"{type(self).__name__} lists no {split} pairs")
+        return random.choice(pairs)
 
 
 def _stacked(rows: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Int[Tensor, "batch 2"]]:

@@ -279,7 +279,7 @@ def _check_labels(
 ) -> None:
     """Refuse outputs and values that the task does not list, and isolate pairs whose label changes."""
     model = task.causal_model
-    new = model.interchange(pair.base, pair.sources)[model.output]
+    new = task.counterfactual(pair)
     runs = {of: model.run(setting) for of, setting in _settings(pair).items()}
     for output in (new, *(run[model.output] for run in runs.values())):
         if not _is_hashable(output) or output not in outputs:

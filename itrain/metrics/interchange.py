@@ -1,16 +1,17 @@
-"""Interchange intervention accuracy and its relatives: a function and a torchmetrics class side by side."""
+"""Interchange intervention accuracy (IIA): whether an answer is right, and the share of the pairs where it is."""
 
 from __future__ import annotations
 
 from math import inf
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
+
+from itrain.metrics.gathering import gather_counts
 
 Rule = Literal["argmax", "pairwise"]
 RULES: tuple[Rule, ...] = ("argmax", "pairwise")
@@ -51,20 +52,6 @@ def is_right(
         fork = ((label != contrast) & both).long().argmax(1)
         logits, label, contrast = (each[rows, fork] for each in (logits, label, contrast))
     return logits[rows, label] > logits[rows, contrast]
-
-
-_holders: list[Any] = []
-"""The group of processes that have different examples, where others have the same; see :func:`count_among`."""
-
-
-def count_among(group: Any) -> None:
-    """Add up counts among the processes of a group alone: those of other groups have the same examples."""
-    _holders[:] = [group]
-
-
-def gather_counts(value: Tensor, group: Any = None) -> list[Tensor]:
-    """The values of the processes that have different examples, for ``dist_sync_fn`` of torchmetrics."""
-    return gather_all_tensors(value, _holders[0] if group is None and _holders else group)
 
 
 class InterchangeAccuracy(Metric):
