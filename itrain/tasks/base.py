@@ -246,8 +246,16 @@ class ListedTask(TextTask):
     """A task in text whose pairs are listed: somebody else has made them, with their answers and their splits.
 
     A setting has the prompt's text, the answer and whatever else a row says of its run, each as an input of a causal
-    model without mechanisms; each pair has its counterfactual output.
+    model without mechanisms; each pair has its counterfactual output. Positions come from a setting's ``spans``, if it
+    has some: ``{name: (first character of the prompt, one past the last)}``, as
+    :func:`~itrain.tasks.spans.all_characters` finds them.
     """
+
+    def template(self, setting: Setting) -> str:
+        return setting["prompt"].replace("{", "{{").replace("}", "}}")
+
+    def _render(self, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
+        return setting["prompt"], dict(setting.get("spans", {}))
 
     @abstractmethod
     def pairs(self, split: Split) -> Sequence[Pair]: ...
