@@ -8,12 +8,15 @@ from pathlib import Path
 from random import Random
 
 import lightning
+import pandas
 import pytest
 
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.controls import FullVector
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
+from itrain.results.columns import IIA, LAYER, POSITION
+from itrain.results.layers import mean_over_layers
 from itrain.tasks import TaskError
 from itrain.tasks.mib import MIBAddition, MIBIndirectObject, MIBMultipleChoice, MIBRavel
 from itrain.tasks.price_tagging import PriceTagging
@@ -185,6 +188,16 @@ def test_a_missing_type_of_counterfactuals_or_split_is_named(tmp_path: Path) -> 
         MIBMultipleChoice(source=written(tmp_path / "part", train=[choice("a")], validation=[choice("b")]))
     with pytest.raises(TaskError, match=r"set task\.source"):
         MIBMultipleChoice()
+
+
+# --- the track's aggregation
+
+
+def test_the_mean_over_layers_takes_the_best_position_of_each() -> None:
+    rows = [(0, "a", 0, 0.2), (0, "a", 1, 0.4), (0, "b", 0, 0.1), (1, "a", 0, 0.5), (1, "b", 0, 0.9), (1, "b", 1, 0.7)]
+    table = pandas.DataFrame(rows, columns=[LAYER, POSITION, "seed", IIA])
+    assert mean_over_layers(table, IIA) == pytest.approx((0.3 + 0.8) / 2)
+    assert mean_over_layers(table[table[LAYER] == 1], IIA) is None
 
 
 # --- on the embedded model, and in Alpaca's words

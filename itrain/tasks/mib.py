@@ -59,11 +59,9 @@ class MIBTask(ListedTask):
         self.counterfactuals = tuple(counterfactuals or self.types)
         self.variables = tuple(variables or self.published)
         found = _splits(source, name, private_test)
-        self._spans: dict[str, dict[str, Range]] = {}
         read = {split: list(filter(None, map(self._read, rows))) for split, rows in found.items()}
         every = [setting for split in read.values() for settings in split for setting in settings]
-        inputs = {name: list(dict.fromkeys(setting[name] for setting in every)) for name in every[0]}
-        self.causal_model = self.model(inputs)
+        self.causal_model = self.model({name: [setting[name] for setting in every] for name in every[0]})
         self._values = {
             variable: sorted({self.causal_model.run(setting)[variable] for setting in every} - {None})
             for variable in {*self.variables, self.causal_model.output}
@@ -80,20 +78,17 @@ class MIBTask(ListedTask):
     def values(self, variable: str) -> Sequence[Any]:
         return self._values[variable] if variable in self._values else super().values(variable)
 
-    def template(self, setting: Setting) -> str:
-        return "{prompt}"
-
     def takes(self, setting: Setting) -> bool:
         """Whether the published baselines use the row."""
         return True
 
     @abstractmethod
     def model(self, inputs: Mapping[str, Sequence[Any]]) -> CausalModel:
-        """The causal model, given the values of its inputs, of which ``prompt`` is one."""
+        """The causal model, given the values of its inputs, of which ``prompt`` and ``spans`` are two."""
 
     @abstractmethod
     def setting(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs of a row, or of a counterfactual."""
+        """The inputs of a row, or of a counterfactual, but for its spans."""
 
     @abstractmethod
     def spans(self, columns: Mapping[str, Any]) -> dict[str, Range]:
@@ -102,9 +97,6 @@ class MIBTask(ListedTask):
     def isolates(self, base: Setting, variable: str) -> bool:
         """Whether the base asks for another variable."""
         return False
-
-    def _render(self, setting: Setting) -> tuple[str, dict[str, Range]]:
-        return setting["prompt"], self._spans[setting["prompt"]]
 
     def _read(self, row: Row) -> list[Setting]:
         """The settings of a row and of its counterfactuals; none where the baselines leave it out."""
@@ -118,8 +110,7 @@ class MIBTask(ListedTask):
         settings = []
         for place, columns in inputs.items():
             try:
-                settings.append(self.setting(columns))
-                self._spans[columns["prompt"]] = self.spans(columns)
+                settings.append(self.setting(columns) | {"spans": self.spans(columns)})
             except KeyError as error:
                 raise TaskError(f"{row.place}: there is no column {error}{place}") from error
             except (TypeError, ValueError, IndexError) as error:
