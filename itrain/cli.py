@@ -131,6 +131,8 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _export(words)
     if verb == "plan":
         return _plan(words)
+    if verb == "describe":
+        return _describe(words)
     words = _fetched(words)
     configuration = config.request(words, tests=verb == "test")
     if verb == "show":
@@ -236,6 +238,20 @@ def _plan(words: Sequence[str]) -> int:
         raise ConfigError("plan is of a fit that begins: leave export and ckpt out")
     with one_line(configuration):
         print("\n".join(report.planned(configuration, rates)), flush=True)
+    return 0
+
+
+def _describe(words: Sequence[str]) -> int:
+    from itrain import describing
+
+    counts, words = _split(words, "top=")
+    if len(counts) > 1 or any(not count.isdecimal() or int(count) < 1 for count in counts):
+        raise ConfigError(f"top={counts[-1]}: give the number of tokens once, 1 or more")
+    configuration = config.request(_fetched(words), tests=True)
+    if (configuration.export is None) == (configuration.ckpt is None):
+        raise ConfigError("describe needs ckpt=<run folder or .ckpt> or export=<folder>, one of them")
+    with one_line(configuration):
+        describing.describe(configuration, count=int(counts[0]) if counts else describing.TOKENS)
     return 0
 
 

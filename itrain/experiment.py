@@ -147,10 +147,16 @@ def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
     return parts, results
 
 
-def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
-    """Test the weights of a checkpoint or an export."""
+def loaded(cfg: DictConfig, folder: Path) -> Parts:
+    """The parts with the weights of a checkpoint or an export."""
     parts = _build(cfg, folder)
     _load(cfg, parts)
+    return parts
+
+
+def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
+    """Test the weights of a checkpoint or an export."""
+    parts = loaded(cfg, folder)
     begin_run(parts.trainer.loggers[1:], _plain(cfg), EVALUATION)
     results = _test(parts, folder)
     end_together()
@@ -160,8 +166,7 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
 
 def export(cfg: DictConfig, folder: Path, *, tests: bool = False) -> Parts:
     """Export what a checkpoint holds, with figures where it ``tests`` them; return the parts."""
-    parts = _build(cfg, folder)
-    _load(cfg, parts)
+    parts = loaded(cfg, folder)
     _export(cfg, folder, parts, metrics=_test(parts, folder) if tests else {})
     end_together()
     return parts

@@ -30,6 +30,7 @@ verbs
   dashboard lay out finished sweeps in W&B: dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>]
   test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
   export    write the portable weights of a checkpoint, merge them into the model, or share them: to=hub
+  describe  say which tokens the directions of an export or a checkpoint raise and lower: describe export=<folder>
   generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
   run       run a model once under an intervention: run site=<site> base="<prompt>" source="<prompt>"
   show      print the resolved configuration without running it
@@ -181,6 +182,20 @@ examples
   itrain generate export=outputs/das_gender/2025-01-31_12-00-00/export prompt="{name=Lisa} jumped because" \\
       source="{name=John} walked because" max_new_tokens=6
 """,
+    "describe": """\
+usage: itrain describe export=<folder> [top=<count>] [key=value ...]
+       itrain describe ckpt=<run folder or .ckpt> [top=<count>] [key=value ...]
+
+Says what the directions along which the interventions move activations of the test examples mean for the output: the
+tokens that each raises and lowers most, by its projection on the vocabulary (the logit lens) and by the change of the
+logits where the activation moves along it. Gur-Arieh et al. 2025, arXiv 2501.08319.
+
+keys
+  top        how many tokens are printed: 8
+
+example
+  itrain describe export=outputs/das_gender/2025-01-31_12-00-00/export top=5
+""",
     "run": """\
 usage: itrain run site=<site> base="<prompt>" [source="<prompt>"] [intervention=<name>] [key=value ...]
 
@@ -230,7 +245,7 @@ examples
 """,
 }
 
-VERBS = ("fit", "plan", "sweep", "report", "dashboard", "test", "export", "generate", "run", "show", "list")
+VERBS = ("fit", "plan", "sweep", "report", "dashboard", "test", "export", "describe", "generate", "run", "show", "list")
 
 
 def help_on(verb: str) -> str:

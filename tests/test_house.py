@@ -59,7 +59,7 @@ ROOMS = [
     {"itrain.reports"},
     {"itrain.trainers"},
     {"itrain.experiment", "itrain.once"},
-    {"itrain.generating", "itrain.planning"},
+    {"itrain.generating", "itrain.planning", "itrain.describing"},
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},

@@ -27,6 +27,8 @@ PROBE_ACCURACY, CONTROL_ACCURACY, MAJORITY_ACCURACY = "probe_accuracy", "control
 SELECTIVITY, ANSWER_PROBABILITY = "selectivity", "answer_probability"
 GAP, RANK_FOUND, SECONDS, FLAG = "gap", "rank_found", "seconds", "flag"
 PAIRS_CHANGING, PAIRS_PRESERVING = "pairs_changing", "pairs_preserving"
+TOKENS = ("raises", "lowers")
+"""The tokens that the leading direction of an alignment makes more and less likely."""
 DATA = "data/"
 """Prefix of the figures of the test data itself."""
 PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON = "pairs_distinct", "bases_distinct", "bases_trained_on"

@@ -21,6 +21,7 @@ from itrain.results.columns import (
     RANDOM_MODEL,
     RUNS,
     SEED,
+    TOKENS,
     in_order,
     is_known,
     named_layer,
@@ -233,6 +234,7 @@ def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -
     others = (name for name in map(str, figures.index) if name != column and not name.startswith(RANDOM_MODEL))
     said += [f"{spoken(name)}: {written(figures[name])}" for name in others]
     flags = sorted({flag for flag in fits[FLAG] if flag})
+    said += [f"{name}: {first[name]}" for name in TOKENS if name in fits and isinstance(first[name], str)]
     return Cell(
         estimate=estimate,
         name=f"{method}, {named_layer(first[LAYER])}, {first[POSITION]}",

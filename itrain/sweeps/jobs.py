@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
 from itrain.owned import refuse_in_sweeps
-from itrain.results.columns import DATA, DIVERGED, FEATURES, IIA, RANDOM_MODEL, TEST
+from itrain.results.columns import DATA, DIVERGED, FEATURES, IIA, RANDOM_MODEL, TEST, TOKENS
 from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid, is_training, layers_with, reads_only
 from itrain.trainers import trainer_factory
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
+from itrain.training.describing import can_describe, directions_of, in_a_row
 from itrain.training.finite import NotFiniteError
 from itrain.training.probing import ProbeTraining
 from itrain.training.safeguards import safeguard
@@ -63,8 +64,10 @@ class CohortJob:
         seconds = (time.perf_counter() - start) / len(members)
         sizes = {name: float(max(member.interchange.hidden_sizes)) for name, member in members.items()}
         shared = {"seconds": seconds, **_of_data(opened.data)}
+        tokens = {name: _tokens(member, found[name], opened) for name, member in members.items()}
         return [
-            {**_described(fit, grid, cfg), **found[fit.name], FEATURES: sizes[fit.name], **shared} for fit in self.fits
+            {**_described(fit, grid, cfg), **found[fit.name], FEATURES: sizes[fit.name], **tokens[fit.name], **shared}
+            for fit in self.fits
         ]
 
 
@@ -201,6 +204,15 @@ def _fitted(
             figures["gap"] = trained[place + IIA] - figures[IIA]
         found[name] = {**figures, **beside, **({"curve": curves.of(name)} if name in learning else {})}
     return found
+
+
+def _tokens(member: AlignmentSearch | CausalTracing, figures: Figures, opened: Opened) -> dict[str, str]:
+    """What the leading direction of an alignment that changes most labels raises and lowers; else nothing."""
+    tokenizer = opened.base_model.tokenizer
+    tells = isinstance(member, AlignmentSearch) and figures.get(IIA, 0.0) > 0.5
+    if not tells or tokenizer is None or not can_describe(member, opened.data, tokenizer):
+        return {}
+    return dict(zip(TOKENS, in_a_row(directions_of(member, opened.data), tokenizer), strict=True))
 
 
 def _of_data(data: SplitDataModule) -> dict[str, float]:
