@@ -100,6 +100,10 @@ class Misspelt(Listed):
 
     before = 1
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.causal_model.inputs["prompt"] = ["Mary walked because"]
+
     def pairs(self, split: Split) -> Sequence[Pair]:
         base, source = ({**each, "prompt": "Mary walked because", "spans": {}} for each in self.settings)
         wrong = {**source, "prompt": "Mary wlked because"}
@@ -124,10 +128,10 @@ def test_every_listed_pair_is_checked_and_named(monkeypatch: pytest.MonkeyPatch)
     from itrain.models import load_embedded
     from itrain.tasks.contract import check_task
 
-    task = Listed()
+    task = Misspelt()
     task.bind(load_embedded().tokenizer)
-    (pair,) = task.pairs("train")
+    (pair, _) = task.pairs("train")
     wrong = Pair(base=pair.base, sources=pair.sources, output="they", place="'f.jsonl' line 57")
-    monkeypatch.setattr(Listed, "pairs", lambda self, split: [pair] * 40 + [wrong])
+    monkeypatch.setattr(Misspelt, "pairs", lambda self, split: [pair] * 40 + [wrong])
     with pytest.raises(TaskError, match=r"outputs lacks 'they', .* for 'f\.jsonl' line 57"):
         check_task(task)
