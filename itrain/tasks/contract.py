@@ -69,6 +69,8 @@ def check_task(task: Task) -> None:
     try:
         _check_inputs(task, settings[:SAMPLES])
     except TaskError as error:
+        if not some[0].place:
+            raise
         raise at_fault(task, some, error) from error
     if isinstance(task, TextTask):
         _check_answers(task, settings)
@@ -82,7 +84,7 @@ def at_fault(task: Task, pairs: Sequence[Pair], error: TaskError) -> TaskError:
             task.inputs(list(pair.settings()))
         except TaskError as fault:
             found.append(f"{pair.place}: {fault}" if pair.place else str(fault))
-    others = f" (and {len(found) - 1} more pairs)" if len(found) > 1 and pairs[0].place else ""
+    others = f" (and {len(found) - 1} more pairs)" if len(found) > 1 else ""
     return TaskError(f"{found[0]}{others}") if found else error
 
 
