@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -71,6 +72,8 @@ class Task(ABC):
     """Whether the splits may have pairs in common, in a task of so few that none can be held out."""
     listed: Mapping[Split, Sequence[Pair]] | None = None
     """The pairs of each split, where somebody else has listed them; None: they are sampled."""
+    notes: Mapping[str, str] = MappingProxyType({})
+    """What the user should be told of the task's data, as lines by name."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
@@ -94,10 +97,6 @@ class Task(ABC):
         if not listed:
             raise TaskError(f"{type(self).__name__} lists no {split} pairs")
         return random.choice(listed)
-
-    def told(self) -> Mapping[str, str]:
-        """What the user should be told of the task's data, as lines by name."""
-        return {}
 
     def counterfactual(self, pair: Pair) -> Any:
         """The output after the interchange: the pair's own, or the causal model's."""
