@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.interventions.das import DAS
-from itrain.metrics import UNUSED, LogitDifference, Odds, fldd, logit_difference, odds, over_sites
+from itrain.metrics import UNUSED, LogitDifference, Odds, fldd, logit_difference, odds
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
@@ -98,11 +98,6 @@ def test_processes_and_uneven_batches_change_nothing(kind: type[Metric]) -> None
     for name, value in parts[0].compute().items():
         torch.testing.assert_close(value, whole.compute()[name], rtol=1e-14, atol=0)
         assert value.float() == whole.compute()[name].float()
-
-
-def test_a_task_has_the_mean_over_layers_of_its_best_positions() -> None:
-    values = {(0, "a"): 1.0, (0, "b"): 3.0, (1, "a"): -2.0, (1, "b"): -4.0}
-    assert over_sites(values) == (3.0 - 2.0) / 2
 
 
 # --- the figures of a test

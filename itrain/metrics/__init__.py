@@ -13,4 +13,3 @@ from itrain.metrics.interchange import is_right as is_right
 from itrain.metrics.interchange import likeliest as likeliest
 from itrain.metrics.odds import Odds as Odds
 from itrain.metrics.odds import odds as odds
-from itrain.metrics.odds import over_sites as over_sites

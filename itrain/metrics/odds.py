@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from statistics import fmean
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,18 +27,6 @@ def odds(
     """
     before, after = (logit_difference(each, base_label, label, dtype) for each in (clean, logits))
     return before - after
-
-
-def over_sites(values: Mapping[tuple[Any, Any], float]) -> float:
-    """CausalGym's figure of a task: the highest over positions in each layer, averaged over layers.
-
-    Args:
-        values: the odds, or the selectivities, by layer and position.
-    """
-    layers: dict[Any, float] = {}
-    for (layer, _), value in values.items():
-        layers[layer] = max(value, layers.get(layer, value))
-    return fmean(layers.values())
 
 
 class Odds(Metric):
