@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from itrain.results.columns import (
     COMMAND,
     COMPONENT,
+    CONTROL_TASK,
     CONTROLS,
     FIGURES,
     FLAG,
@@ -144,7 +145,7 @@ def figures_of(frame: pandas.DataFrame) -> dict[str, str]:
     """The columns that have heat maps, with their titles: itrain's own, then those that the user's code reports."""
     found = frame.iloc[:, list(frame).index(COMMAND) + 1 :].select_dtypes("number").dropna(axis="columns", how="all")
     known = {column: title for column, title in FIGURES.items() if column in found}
-    others = [name for name in found if not is_known(name) and not name.startswith((RANDOM_MODEL, *RUNS))]
+    others = [name for name in found if not is_known(name) and not name.startswith((RANDOM_MODEL, CONTROL_TASK, *RUNS))]
     return known | {name: spoken(name) for name in others}
 
 
@@ -231,7 +232,11 @@ def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -
     figures = fits.iloc[:, list(fits).index(COMMAND) + 1 :].select_dtypes("number").mean().dropna()
     if RANDOM_MODEL + column in figures:
         said.append(f"random model: {written(figures[RANDOM_MODEL + column])}")
-    others = (name for name in map(str, figures.index) if name != column and not name.startswith(RANDOM_MODEL))
+    if CONTROL_TASK + column in figures:
+        said.append(f"control task: {written(figures[CONTROL_TASK + column])}")
+    others = (
+        name for name in map(str, figures.index) if name != column and not name.startswith((RANDOM_MODEL, CONTROL_TASK))
+    )
     said += [f"{spoken(name)}: {written(figures[name])}" for name in others]
     flags = sorted({flag for flag in fits[FLAG] if flag})
     return Cell(

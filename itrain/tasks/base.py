@@ -95,6 +95,14 @@ class Task(ABC):
             raise TaskError(f"{type(self).__name__} lists no {split} pairs")
         return random.choice(listed)
 
+    def control_task(self) -> Task | None:
+        """The same inputs with arbitrary labels, that no site can have been made for; None: there is none.
+
+        How far an intervention moves a model between arbitrary labels says how far it would move it anywhere. Its pairs
+        are those of the task, whatever a model answers.
+        """
+        return None
+
     def told(self) -> Mapping[str, str]:
         """What the user should be told of the task's data, as lines by name."""
         return {}
