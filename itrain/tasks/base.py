@@ -98,6 +98,14 @@ class Task(ABC):
             raise TaskError(f"{type(self).__name__} lists no {split} pairs")
         return random.choice(listed)
 
+    def control_task(self) -> Task | None:
+        """The same inputs with arbitrary labels, that no site can have been made for; None: there is none.
+
+        How far an intervention moves a model between arbitrary labels says how far it would move it anywhere. Its pairs
+        are those of the task, whatever a model answers.
+        """
+        return None
+
     def counterfactual(self, pair: Pair) -> Any:
         """The output after the interchange: the pair's own, or the causal model's."""
         if pair.output is not None:
