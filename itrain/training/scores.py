@@ -14,6 +14,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.masking import FixedMask
 from itrain.metrics import RULES, InterchangeAccuracy
+from itrain.training.divergence import Divergences
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
 
@@ -22,7 +23,8 @@ class InterchangeScores:
     """IIA of interventions on the pairs of a split, by both rules, over all pairs and for each group of variables.
 
     A test also scores the controls: a random subspace of equal rank and the full vector at the same sites, and the soft
-    gates where evaluation uses hard ones. A random subspace of full rank is the full vector, and is no control.
+    gates where evaluation uses hard ones. A random subspace of full rank is the full vector, and is no control. It also
+    tells how far the trained interventions lead from natural activations.
 
     Args:
         interchange: runs the pairs.
@@ -34,6 +36,7 @@ class InterchangeScores:
         """The interventions that are scored, by the suffix in their figures' names: ``""``, ``/full_vector``."""
         self.metrics: dict[str, InterchangeAccuracy] = {}
         self.answers = FiniteAnswers(interchange.network)
+        self.divergences = Divergences({"": interchange})
 
     def begin(self, split: str) -> None:
         """Choose what is scored: the trained interventions and, in a test, their controls."""
@@ -55,11 +58,14 @@ class InterchangeScores:
         """Drop what an interrupted split has left."""
         self.metrics.clear()
         self.answers.counts.clear()
+        self.divergences.reset()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         """Run the pairs under each of the interventions that are scored."""
         for control, interventions in self.evaluated.items():
             self.update(f"{split}{control}", self.interchange(batch, interventions), batch)
+        if split == "test":
+            self.divergences.update(batch, {"": self.evaluated[""]})
 
     def update(self, place: str, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> None:
         """Update the figures of a place, such as ``test/full_vector``, with the answers on a batch."""
@@ -94,7 +100,7 @@ class InterchangeScores:
             ranks = [each.rank for each in self.evaluated[""].values()]
             found["test/rank"] = torch.tensor(sum(ranks) / len(ranks))
         self.metrics.clear()
-        return found
+        return found | {f"test/{key}": value for each in self.divergences.compute().values() for key, value in each.items()}
 
 
 def _untrained(intervention: Intervention) -> Intervention:
