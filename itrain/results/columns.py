@@ -36,6 +36,8 @@ ANSWER_SPREAD = "answer_spread"
 """The standard deviation over examples of the answer's probability."""
 FEATURES = "features"
 """The size of the activation that an intervention edits, which is the highest rank that a subspace of it can have."""
+DIVERGENCE, NATURAL_DIVERGENCE = "divergence", "natural_divergence"
+"""How far intervened activations lie from natural ones, and natural ones from each other, in samples of one size."""
 CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
 """The share of continuations that mention a concept; their perplexity, divided by that of unsteered ones."""
 RANDOM_MODEL = "random_model/"
@@ -91,7 +93,7 @@ KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
-    | {CONCEPT_RATE, PERPLEXITY_RATIO}
+    | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""

@@ -41,13 +41,14 @@ from itrain.results.columns import (
     spoken,
 )
 from itrain.results.curves import Plot
+from itrain.results.divergence import OF_DIVERGENCE, divergence_lines
 from itrain.results.history import Curve, read_curve
 from itrain.results.intervals import of_run
 from itrain.results.parts import Bars, Kind, Results, Table
 from itrain.results.steering import STEERING
 
 INTERVALS = "95% intervals"
-OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
+OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING, *OF_DIVERGENCE}
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
 OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
 OF_DATA = {
@@ -321,6 +322,7 @@ def _lines(results: Results) -> list[str]:
         start = results.get(f"{BEFORE}/{TASK_ACCURACY}")
         before = "" if start is None else f" (before training: {start:.3f})"
         lines.append(f"task accuracy: {results[f'{TEST}/{TASK_ACCURACY}']:.3f}{before}")
+    lines += divergence_lines(results)
     if MODEL_ACCURACY in results:
         lines.append(f"base model accuracy on sampled test inputs: {results[MODEL_ACCURACY]:.3f}")
     return lines + [f"{title}: {results[figure]:.0f}" for figure, title in OF_DATA.items() if figure in results]
