@@ -1,5 +1,8 @@
 """The measures of the field: each a function and a torchmetrics class side by side, a family to a file."""
 
+from itrain.metrics.differences import LogitDifference as LogitDifference
+from itrain.metrics.differences import fldd as fldd
+from itrain.metrics.differences import logit_difference as logit_difference
 from itrain.metrics.gathering import count_among as count_among
 from itrain.metrics.gathering import gather_counts as gather_counts
 from itrain.metrics.interchange import RULES as RULES
@@ -8,3 +11,6 @@ from itrain.metrics.interchange import InterchangeAccuracy as InterchangeAccurac
 from itrain.metrics.interchange import Rule as Rule
 from itrain.metrics.interchange import is_right as is_right
 from itrain.metrics.interchange import likeliest as likeliest
+from itrain.metrics.odds import Odds as Odds
+from itrain.metrics.odds import odds as odds
+from itrain.metrics.odds import over_sites as over_sites

@@ -29,6 +29,7 @@ from itrain.results.columns import (
 from itrain.results.controls import is_full_rank, without_void
 from itrain.results.divergence import beside as beside_natural
 from itrain.results.intervals import Estimate, estimated
+from itrain.results.layers import mean_over_layers
 from itrain.results.maps import methods_of
 from itrain.results.peaks import peak_of
 from itrain.results.run import Table
@@ -40,7 +41,10 @@ TWIN = "random model"
 """The name of the same fit on a randomly initialised model."""
 BEST = "best_sites"
 """The name of the table of best sites in trackers."""
+OVER_LAYERS = "mean over layers"
+"""The figure at the best position of each layer, averaged over the layers."""
 BESIDE = (
+    OVER_LAYERS,
     spoken(RANDOM_SUBSPACE),
     spoken(FULL_VECTOR),
     "control task",
@@ -80,12 +84,14 @@ def best_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iter
             continue
         peak = peak_of(part, figure)
         here: Any = part[(part[LAYER] == peak.layer) & (part[POSITION] == peak.position)]
+        layers = mean_over_layers(part, figure)
         yield Best(
             method=method,
             site=str(peak),
             figure=FIGURES[figure],
             value=estimated(here, figure),
-            beside=_beside(frame, here, figure) if peak.is_above_chance else {},
+            beside=({} if layers is None else {OVER_LAYERS: f"{layers:.2f}"})
+            | (_beside(frame, here, figure) if peak.is_above_chance else {}),
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 from itrain.results.columns import BEFORE, DIVERGENCE, NATURAL_DIVERGENCE, TEST
 from itrain.results.parts import Results
 
@@ -17,10 +19,10 @@ def divergence_lines(results: Results) -> list[str]:
     """A line for each site, and where there are several one for their mean."""
     lines = []
     for key, value in results.items():
-        place, figure, site = (*key.split("/", 2), "")[:3]
+        place, figure, site = (*key.split("/", 2), "", "")[:3]
         if place != TEST or figure != DIVERGENCE:
             continue
-        said = beside(value, results[f"{TEST}/{NATURAL_DIVERGENCE}" + (f"/{site}" if site else "")])
+        said = beside(value, results.get(f"{TEST}/{NATURAL_DIVERGENCE}" + (f"/{site}" if site else ""), nan))
         start = results.get(key.replace(TEST, BEFORE, 1))
         where = f" at {site}" if site else ""
         before = "" if start is None else f"; before training: {start:.3g}"

@@ -21,6 +21,7 @@ from itrain.results.columns import (
     RANDOM_MODEL,
     RUNS,
     SEED,
+    UNBOUNDED,
     in_order,
     is_known,
     named_layer,
@@ -169,7 +170,7 @@ def maps_of(
                 figure=title,
                 positions=positions,
                 rows=rows,
-                scale=(0, 1) if is_known(column) else _ends(frame, column),
+                scale=(0, 1) if is_known(column) and column not in UNBOUNDED else _ends(frame, column),
                 beside=beside,
                 is_control=part[METHOD].iloc[0] in CONTROLS,
             )
@@ -221,7 +222,7 @@ def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -
         return None
     first, estimate = fits.iloc[0], estimated(fits, column)
     chance = chance_of(fits, column) if column in FIGURES else None
-    above_chance = None if chance is None else estimate.above_chance(chance)
+    above_chance = None if chance is None or column in UNBOUNDED else estimate.above_chance(chance)
     said = [f"{title}: {estimate}"]
     if estimate.over:
         said.append(f"95% interval over {estimate.over}")

@@ -147,14 +147,18 @@ class Cohort(Training):
         self.divergences.reset()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
+        searches = [each for each in self.members.values() if isinstance(each, AlignmentSearch)]
+        clean = searches[0].scores.unedited(batch) if split == "test" and searches else None
         for name, logits in self.predict_step(batch, 0).items():
             self.members[name].scores.update(split, logits, batch)
+            if clean is not None:
+                self._search(name).scores.compare(split, clean, logits, batch)
             if split == "validation":
                 loss = self._search(name).loss(logits, batch)
                 self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))
-        searches = [name for name in self.watched if name in self.divergences.members]
-        if split == "test" and searches:
-            self.divergences.update(batch, {name: self.members[name].interchange.hardened() for name in searches})
+        if clean is not None and self.watched:
+            hard = {name: self.members[name].interchange.hardened() for name in self.watched}
+            self.divergences.update(batch, hard)
 
     def figures(self, split: str) -> dict[str, Tensor]:
         """All members' figures, each under the member's name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -58,7 +58,7 @@ class Divergences:
         with network.unchanged(), parametrize.cached():
             sites = dict.fromkeys(site for name in interventions for site in self.members[name].sites)
             natural = network.read(batch.base, sites)
-            every = {place: each[place] for each in interventions.values() for place in each if each[place].takes_source}
+            every = {place: each[place] for each in interventions.values() for place in each}
             shared = not any(isinstance(source, IntervenedInputs) for source in batch.sources.values())
             together = next(iter(self.members.values())).read(batch, every) if shared else {}
             for name, each in interventions.items():
