@@ -17,6 +17,7 @@ from itrain.metrics import RULES, InterchangeAccuracy, LogitDifference, Odds
 from itrain.training.divergence import Divergences
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
+from itrain.training.parts import parts_of
 
 
 class InterchangeScores:
@@ -27,12 +28,17 @@ class InterchangeScores:
     IIA it says how far the answers move from those that the model gives on the bases unedited, odds and FLDD,
     and how far the trained interventions lead from natural activations.
 
+    Where a linear map with a null space follows all sites, the parts of the trained subspaces in its row space and in
+    its null space are scored too: see :func:`~itrain.training.parts.parts_of`.
+
     Args:
         interchange: runs the pairs.
+        next_map: the path of the linear module that follows the sites; None: what the architecture tells.
     """
 
-    def __init__(self, interchange: Interchange) -> None:
-        self.interchange = interchange
+    def __init__(self, interchange: Interchange, *, next_map: str | None = None) -> None:
+        self.interchange, self.next_map = interchange, next_map
+        self.row_share: float | None = None
         self.evaluated: dict[str, Interventions] = {}
         """The interventions that are scored, by the suffix in their figures' names: ``""``, ``/full_vector``."""
         self.metrics: dict[str, InterchangeAccuracy] = {}
@@ -56,9 +62,13 @@ class InterchangeScores:
             self.evaluated["/full_vector"] = {site: FullVector(each.hidden_size) for site, each in hard.items()}
             if any(hard[site] is not each for site, each in trained.items()):
                 self.evaluated["/soft"] = trained
+            if (parts := parts_of(self.interchange, hard, self.next_map)) is not None:
+                self.evaluated |= {"/row_part": parts.row, "/null_part": parts.null}
+                self.row_share = parts.row_share
 
     def reset(self) -> None:
         """Drop what an interrupted split has left."""
+        self.row_share = None
         self.metrics.clear()
         self.moved.clear()
         self.answers.counts.clear()
@@ -132,6 +142,8 @@ class InterchangeScores:
         if "/soft" in self.evaluated and self.metrics:
             ranks = [each.rank for each in self.evaluated[""].values()]
             found["test/rank"] = torch.tensor(sum(ranks) / len(ranks))
+        if self.row_share is not None and self.metrics:
+            found["test/row_share"] = torch.tensor(self.row_share)
         self.metrics.clear()
         self.moved.clear()
         return found | {
