@@ -10,6 +10,7 @@ from itrain.results.columns import (
     COMPONENT,
     CONTROL_ACCURACY,
     CONTROLS,
+    DIVERGENCE,
     FIGURES,
     FULL_VECTOR,
     GAP,
@@ -17,6 +18,7 @@ from itrain.results.columns import (
     LAYER,
     MAJORITY_ACCURACY,
     METHOD,
+    NATURAL_DIVERGENCE,
     POSITION,
     RANDOM_MODEL,
     RANDOM_SUBSPACE,
@@ -25,6 +27,7 @@ from itrain.results.columns import (
     spoken,
 )
 from itrain.results.controls import is_full_rank, without_void
+from itrain.results.divergence import beside as beside_natural
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.layers import mean_over_layers
 from itrain.results.maps import methods_of
@@ -49,6 +52,7 @@ BESIDE = (
     *(f"{run} run" for run in RUNS),
     TWIN,
     GAP,
+    DIVERGENCE,
 )
 """What may stand beside a figure, in this order."""
 
@@ -132,6 +136,8 @@ def _beside(frame: pandas.DataFrame, here: pandas.DataFrame, figure: str) -> dic
             found[name] = estimated(here, column)
     if GAP in here and here[GAP].notna().any():
         found[GAP] = f"{here[GAP].mean():+.2f}"
+    if DIVERGENCE in here and here[DIVERGENCE].notna().any():
+        found[DIVERGENCE] = beside_natural(here[DIVERGENCE].mean(), here[NATURAL_DIVERGENCE].mean())
     return found
 
 
