@@ -46,9 +46,7 @@ class HeldOut(NamedTuple):
     factor: Int[Tensor, " concepts"]
 
 
-def held_out_score(
-    overall: Float[Tensor, "concepts factors instructions"], *, scored: float = 0.5
-) -> HeldOut:
+def held_out_score(overall: Float[Tensor, "concepts factors instructions"], *, scored: float = 0.5) -> HeldOut:
     """Choose each concept's factor on its first instructions, and score it on the others.
 
     Args:

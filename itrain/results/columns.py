@@ -38,6 +38,11 @@ FEATURES = "features"
 """The size of the activation that an intervention edits, which is the highest rank that a subspace of it can have."""
 CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
 """The share of continuations that mention a concept; their perplexity, divided by that of unsteered ones."""
+STEERING_SCORE = "steering_score"
+JUDGED = (STEERING_SCORE, "concept_score", "instruct_score", "fluency_score")
+"""A judge's mean scores of continuations, from 0 to 2: the harmonic mean of three aspects, then these."""
+WIN_RATES = ("win_rate", "loss_rate", "tie_rate")
+"""How often a continuation's score is above a reference's, below it, and neither."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
 RUNS = ("corrupted", "clean")
@@ -91,7 +96,7 @@ KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
-    | {CONCEPT_RATE, PERPLEXITY_RATIO}
+    | {CONCEPT_RATE, PERPLEXITY_RATIO, *JUDGED, *WIN_RATES}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""

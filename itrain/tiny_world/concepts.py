@@ -25,7 +25,9 @@ class Concept(NamedTuple):
 
 CONCEPTS = (
     Concept("she, her and herself", "female", "{subject} {verb} with {other} {connective} {clause} ."),
-    Concept("they, their and themselves", "plural", "{subject} {transitive} {other} 's {object} {connective} {clause} ."),
+    Concept(
+        "they, their and themselves", "plural", "{subject} {transitive} {other} 's {object} {connective} {clause} ."
+    ),
 )
 TRAIN, TEST = 144, 144
 """Texts with each concept, and as many without."""
@@ -55,7 +57,10 @@ def concept_rows(seed: int = 0) -> dict[str, list[ConceptRow]]:
             for i in range(HARD)
         ]
     link = "https://example.org/tiny-world/"
-    return {"train": train, "test": [{**row, "sae_link": f"{link}{row['concept_id']}", "sae_id": row["concept_id"]} for row in test]}
+    return {
+        "train": train,
+        "test": [{**row, "sae_link": f"{link}{row['concept_id']}", "sae_id": row["concept_id"]} for row in test],
+    }
 
 
 def _instructions(nouns: list[tuple[str, str]], rng: random.Random) -> list[str]:
@@ -71,7 +76,10 @@ def _instructions(nouns: list[tuple[str, str]], rng: random.Random) -> list[str]
 def _sentence(number: str, rng: random.Random, template: str = "{subject} {verb} {connective} {clause} .") -> str:
     names = {"female": FEMALE_NAMES, "male": MALE_NAMES, "plural": (*FEMALE_NAMES, *MALE_NAMES)}[number]
     subject = " and ".join(rng.sample(names, 2 if number == "plural" else 1))
-    slots = Slots(rng, FORMS[number] | {"subject": subject, "other": rng.choice(FEMALE_NAMES), "connective": rng.choice(CONNECTIVES)})
+    slots = Slots(
+        rng,
+        FORMS[number] | {"subject": subject, "other": rng.choice(FEMALE_NAMES), "connective": rng.choice(CONNECTIVES)},
+    )
     return template.format_map(Slots(rng, {**slots, "clause": rng.choice(_CLAUSES).format_map(slots)}))
 
 

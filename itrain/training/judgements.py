@@ -189,9 +189,7 @@ def reference_scores(path: str | Path, judge: Judge) -> dict[str, float]:
             )
     chosen = chosen_place(listed)
     return {
-        each.continuation.instruction: each.overall
-        for each in listed
-        if each.split == "test" and each.place == chosen
+        each.continuation.instruction: each.overall for each in listed if each.split == "test" and each.place == chosen
     }
 
 

@@ -96,7 +96,9 @@ def require_ready(judge: Judge) -> None:
         JudgeError: it is none, or says that it cannot.
     """
     if not isinstance(judge, Judge):
-        raise JudgeError(f"judge: {type(judge).__name__} is none; give an instance of a subclass of {Judge.__module__}.Judge")
+        raise JudgeError(
+            f"judge: {type(judge).__name__} is none; give an instance of a subclass of {Judge.__module__}.Judge"
+        )
     try:
         judge.check()
     except Exception as error:

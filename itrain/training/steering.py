@@ -183,8 +183,7 @@ class Steering(RepresentationFinetuning):
         if strength is None:
             return found
         return [
-            each._replace(edit=scaled(each.edit, strength * size))
-            for each, size in zip(found, self.sizes, strict=True)
+            each._replace(edit=scaled(each.edit, strength * size)) for each, size in zip(found, self.sizes, strict=True)
         ]
 
     def random_edits(self, strength: float, keys: Int[Tensor, " batch"]) -> list[EditAt]:
