@@ -1,4 +1,4 @@
-"""AxBench's concept data: instructions with responses that have a concept, and others, to detect it and to steer to it."""
+"""AxBench's concept data: instructions with responses that have a concept, and others, to detect it and to steer."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "train": ("train/data", "generate/train_data", "train_data"),
     "test": ("test/data", "inference/latent_eval_data", "latent_eval_data"),
 }
-"""Where a folder has the rows of each split: as the data set on the hub has them, and as AxBench's programs write them."""
+"""Where a folder has the rows of each split: as on the hub, and as AxBench's programs write them."""
 VALIDATION = 0.2
 """The share of the training instructions on which detection chooses."""
-GENERAL = frozenset(
-    """the and for with that this from are was were its not but has have had all any can into onto over under than then
-    also such other others some which while where when who whom whose what how about between within without their
-    references reference mentions mention terms term words word phrases phrase related relating specific various certain
-    particular different expressions expression instances instance concepts concept elements element contexts context
-    indicating indicate associated involving including""".split()
-) - {"their"}
+_GENERAL = """
+the and for with that this from are was were its not but has have had all any can into onto over under than
+then also such other others some which while where when who whom whose what how about between within without references
+reference mentions mention terms term words word phrases phrase related relating specific various certain particular
+different expressions expression instances instance concepts concept elements element contexts context indicating
+indicate associated involving including
+"""
+GENERAL = frozenset(_GENERAL.split())
 """Words of a concept's description that are not the concept's own."""
 
 

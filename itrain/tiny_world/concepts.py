@@ -1,4 +1,4 @@
-"""Concept texts of the tiny world, in the schema of AxBench's data: instructions, and responses with a concept or without.
+"""Concept texts of the tiny world, in the schema of AxBench's data: instructions, and responses with a concept or not.
 
 An instruction is a sentence on a thing; its response is the next sentence, on one woman, on several people, or on one
 man, which stands for no concept.
@@ -78,7 +78,8 @@ def _sentence(number: str, rng: random.Random, template: str = "{subject} {verb}
     subject = " and ".join(rng.sample(names, 2 if number == "plural" else 1))
     slots = Slots(
         rng,
-        FORMS[number] | {"subject": subject, "other": rng.choice(FEMALE_NAMES), "connective": rng.choice(CONNECTIVES)},
+        dict(FORMS[number])
+        | {"subject": subject, "other": rng.choice(FEMALE_NAMES), "connective": rng.choice(CONNECTIVES)},
     )
     return template.format_map(Slots(rng, {**slots, "clause": rng.choice(_CLAUSES).format_map(slots)}))
 

@@ -184,7 +184,7 @@ def reference_scores(path: str | Path, judge: Judge) -> dict[str, float]:
     for each in listed:
         if each.judge != judge.name:
             raise JudgementError(
-                f"reference '{path}' was scored by {each.judge}, and this run is scored by {judge.name}; judge it again: "
+                f"reference '{path}' was scored by {each.judge} and this run is by {judge.name}; judge it again: "
                 "itrain.training.judgements.judge_again"
             )
     chosen = chosen_place(listed)

@@ -110,17 +110,8 @@ class Steering(RepresentationFinetuning):
         hidden_sizes: Sequence[int] | None = None,
         applied: Sequence[float] | None = None,
     ) -> None:
-        if not concept:
-            raise ValueError(
-                "concept: no word is named that could be counted; choose task=stories, or set task.concept"
-            )
-        require_some(strengths=strengths)
+        _require(concept, strengths, judge, reference)
         require_at_least(1, max_perplexity_ratio=max_perplexity_ratio, max_new_tokens=max_new_tokens)
-        for strength in strengths:
-            if not 0 < strength < torch.inf:
-                raise ValueError(f"strengths: {strength} is no strength; give numbers above 0, as 0 is measured anyway")
-        if reference is not None and judge is None:
-            raise ValueError(f"reference '{reference}' is compared by a judge's scores; add training.judge")
         super().__init__(
             network=network,
             sites=sites,
@@ -133,7 +124,8 @@ class Steering(RepresentationFinetuning):
         )
         self.concept, self.end = [list(word) for word in concept], end
         self.strengths, self.max_perplexity_ratio = sorted(set(map(float, strengths))), max_perplexity_ratio
-        self.max_new_tokens, self.seed, self.scale = max_new_tokens, seed, require_scale(scale)
+        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.scale: Scale = require_scale(scale)
         self.judge, self.reference = judge, reference
         self.arguments.update(
             concept=self.concept,
@@ -314,6 +306,19 @@ class Steering(RepresentationFinetuning):
     def _draws(self, keys: Int[Tensor, " batch"]) -> list[torch.Generator]:
         """A generator for each example, the same in every batch and process and at every strength."""
         return [torch.Generator(self.device).manual_seed(key ^ self.seed) for key in keys.tolist()]
+
+
+def _require(
+    concept: Sequence[Sequence[int]], strengths: Sequence[float], judge: Judge | None, reference: str | None
+) -> None:
+    if not concept:
+        raise ValueError("concept: no word is named that could be counted; choose task=stories, or set task.concept")
+    require_some(strengths=strengths)
+    for strength in strengths:
+        if not 0 < strength < torch.inf:
+            raise ValueError(f"strengths: {strength} is no strength; give numbers above 0, as 0 is measured anyway")
+    if reference is not None and judge is None:
+        raise ValueError(f"reference '{reference}' is compared by a judge's scores; add training.judge")
 
 
 def _place(strength: float) -> str:
