@@ -49,6 +49,9 @@ from itrain.training.building import count_features, require_one_place
 from itrain.training.callbacks import epochs_of
 from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
+from itrain.training.judgements import FILE as JUDGEMENTS
+from itrain.training.judgements import write_judgements
+from itrain.training.steering import Steering
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -182,6 +185,7 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
 def export(cfg: DictConfig, folder: Path, *, tests: bool = False) -> Parts:
     """Export what a checkpoint holds, with figures where it ``tests`` them; return the parts."""
     parts = loaded(cfg, folder)
+    tests = tests or parts.module.settles_in_test
     _export(cfg, folder, parts, metrics=_test(parts, folder) if tests else {})
     end_together()
     return parts
@@ -327,6 +331,8 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
         parts.module.provenance["metrics"] = results
         if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
             save_generations(parts.module.generations, parts.data.text, folder)
+        if isinstance(parts.module, Steering) and parts.module.judgements:
+            write_judgements(folder / JUDGEMENTS, parts.module.judgements)
     return results
 
 

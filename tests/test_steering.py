@@ -28,6 +28,7 @@ from itrain.tasks import TaskError
 from itrain.tasks.base import Split
 from itrain.tasks.instructions import Instructions
 from itrain.tasks.stories import Stories
+from itrain.training.continuations import mentioned
 from itrain.training.steering import Steering
 from tests.test_reft import trainer
 
@@ -166,12 +167,10 @@ def test_figures_do_not_depend_on_the_batches() -> None:
 
 
 def test_words_of_several_tokens_count_where_they_follow_each_other() -> None:
-    from itrain.training.steering import _mentioned
-
     text = torch.tensor([[5, 6, 7, 1], [6, 5, 7, 1], [1, 5, -1, -1]])
-    assert _mentioned(text, [[5, 6]]).tolist() == [True, False, False]
-    assert _mentioned(text, [[5, 6], [7, 1]]).tolist() == [True, True, False]
-    assert _mentioned(text, [[5, 6, 7, 1, 1]]).tolist() == [False, False, False]
+    assert mentioned(text, [[5, 6]]).tolist() == [True, False, False]
+    assert mentioned(text, [[5, 6], [7, 1]]).tolist() == [True, True, False]
+    assert mentioned(text, [[5, 6, 7, 1, 1]]).tolist() == [False, False, False]
 
 
 # --- strength and control
@@ -184,6 +183,8 @@ def test_strength_is_chosen_on_validation_prompts_among_the_fluent_ones(monkeypa
     seen: list[str] = []
 
     class Told:
+        def __init__(self, judged: object = None) -> None: ...
+
         def compute(self) -> dict[str, Tensor]:
             names = ("concept_rate", "perplexity_ratio")
             return {

@@ -36,18 +36,22 @@ class ResponseBatch(Batch):
 
     inputs: ModelInputs
     label: Int[Tensor, "batch response"]
+    has_concept: Int[Tensor, " batch"] | None = None
+    """1 where the response has the task's concept, 0 where it is one without, for directions between the two."""
 
     def __len__(self) -> int:
         return len(self.label)
 
     def take(self, rows: Int[Tensor, " rows"]) -> ResponseBatch:
         """Some of the examples, as a batch of its own."""
-        return ResponseBatch(inputs=self.inputs.take(rows), label=self.label[rows])
+        has_concept = None if self.has_concept is None else self.has_concept[rows]
+        return ResponseBatch(inputs=self.inputs.take(rows), label=self.label[rows], has_concept=has_concept)
 
     def each(
         self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
     ) -> ResponseBatch:
-        return replace(self, inputs=change(self.inputs), label=change_tensor(self.label))
+        has_concept = None if self.has_concept is None else change_tensor(self.has_concept)
+        return replace(self, inputs=change(self.inputs), label=change_tensor(self.label), has_concept=has_concept)
 
 
 def collate(task: ResponseTask, settings: Sequence[Setting]) -> ResponseBatch:
@@ -55,7 +59,8 @@ def collate(task: ResponseTask, settings: Sequence[Setting]) -> ResponseBatch:
     responses = [task.response(setting) for setting in settings]
     width = max(map(len, responses))
     label = torch.tensor([response + [UNUSED] * (width - len(response)) for response in responses])
-    return ResponseBatch(inputs=task.inputs(settings, responses), label=label)
+    has_concept = torch.tensor([int(task.has_concept(setting)) for setting in settings])
+    return ResponseBatch(inputs=task.inputs(settings, responses), label=label, has_concept=has_concept)
 
 
 class ResponseDataModule(SplitDataModule[ResponseBatch]):

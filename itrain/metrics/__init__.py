@@ -13,3 +13,11 @@ from itrain.metrics.interchange import is_right as is_right
 from itrain.metrics.interchange import likeliest as likeliest
 from itrain.metrics.odds import Odds as Odds
 from itrain.metrics.odds import odds as odds
+from itrain.metrics.steering import ASPECTS as ASPECTS
+from itrain.metrics.steering import HeldOut as HeldOut
+from itrain.metrics.steering import SteeringScore as SteeringScore
+from itrain.metrics.steering import WinRate as WinRate
+from itrain.metrics.steering import best_factor as best_factor
+from itrain.metrics.steering import held_out_score as held_out_score
+from itrain.metrics.steering import overall_score as overall_score
+from itrain.metrics.steering import win_rate as win_rate

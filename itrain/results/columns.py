@@ -54,6 +54,11 @@ DIVERGENCE, NATURAL_DIVERGENCE = "divergence", "natural_divergence"
 """How far intervened activations lie from natural ones, and natural ones from each other, in samples of one size."""
 CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
 """The share of continuations that mention a concept; their perplexity, divided by that of unsteered ones."""
+STEERING_SCORE = "steering_score"
+JUDGED = (STEERING_SCORE, "concept_score", "instruct_score", "fluency_score")
+"""A judge's mean scores of continuations, from 0 to 2: the harmonic mean of three aspects, then these."""
+WIN_RATES = ("win_rate", "loss_rate", "tie_rate")
+"""How often a continuation's score is above a reference's, below it, and neither."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
 CONTROL_TASK = "control_task/"
@@ -115,6 +120,7 @@ KNOWN = frozenset(
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE}
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
+    | {*JUDGED, *WIN_RATES}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""

@@ -48,7 +48,7 @@ from itrain.results.history import Curve, read_curve
 from itrain.results.intervals import of_run
 from itrain.results.parts import Bars, Kind, Results, Table
 from itrain.results.shifts import OF_SHIFTS, shifts_table
-from itrain.results.steering import STEERING
+from itrain.results.steering import STEERING, judged_lines
 
 INTERVALS = "95% intervals"
 OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
@@ -339,6 +339,7 @@ def _lines(results: Results) -> list[str]:
     lines = [f"rank found: {results[TEST_RANK]:g}"] if TEST_RANK in results else []
     if TEST_STRENGTH in results:
         lines.append(f"strength chosen on validation prompts: {results[TEST_STRENGTH]:g}")
+    lines += judged_lines(results)
     full, random = (f"{TEST}/{control}/{IIA}" in results for control in (FULL_VECTOR, RANDOM_SUBSPACE))
     if full and not random:
         lines.append("random subspace: none; one of full rank swaps the whole activation and is no control")

@@ -7,17 +7,22 @@ from collections.abc import Mapping, Sequence
 from itrain.results.columns import (
     CONCEPT_RATE,
     EXAMPLES,
+    JUDGED,
     PERPLEXITY_RATIO,
     RANDOM_VECTOR,
+    STEERING_SCORE,
     STRENGTH,
     TEST,
     TEST_STRENGTH,
     UNSTEERED,
+    WIN_RATES,
 )
 from itrain.results.curves import Line, Plot, Point
 from itrain.results.intervals import Ends, of_run
 from itrain.results.parts import Bars, Kind, Results, Table
 
+HIGHEST = 2.0
+"""The highest score that a judge gives."""
 TOP = 3.0
 """The highest perplexity ratio that is drawn: far above 1 there is no text left to tell apart."""
 SIDES = {"steered": TEST, RANDOM_VECTOR.replace("_", " "): f"{TEST}/{RANDOM_VECTOR}"}
@@ -40,7 +45,27 @@ def _interval(results: Results, place: str) -> Ends | None:
     return of_run(counted, CONCEPT_RATE)
 
 
+def is_judged(results: Results) -> bool:
+    """Whether a judge has scored the continuations."""
+    return f"{TEST}/{UNSTEERED}/{STEERING_SCORE}" in results
+
+
+def judged_lines(results: Results) -> list[str]:
+    """The scores at the chosen strength, and the win rates."""
+    if not is_judged(results) or TEST_STRENGTH not in results:
+        return []
+    score, random = (results[f"{place}/{STEERING_SCORE}"] for place in SIDES.values())
+    lines = [f"steering score at the chosen strength: {score:.3f} (random vector: {random:.3f})"]
+    if all(f"{TEST}/{name}" in results for name in WIN_RATES):
+        win, loss, tie = (results[f"{TEST}/{name}"] for name in WIN_RATES)
+        lines.append(f"against the reference: {win:.3f} won, {tie:.3f} tied, {loss:.3f} lost")
+    return lines
+
+
 def _table(results: Results) -> Table:
+    """The mentions over strength; a judge's scores in place of their intervals, where there are some."""
+    if is_judged(results):
+        return _judged_table(results)
     start = f"{TEST}/{UNSTEERED}"
     rows = {UNSTEERED: [*_cells(results, start), "", ""]}
     for name in _strengths(results).values():
@@ -55,9 +80,29 @@ def _table(results: Results) -> Table:
     )
 
 
+def _judged_table(results: Results) -> Table:
+    rows = {UNSTEERED: [*_judged_cells(results, f"{TEST}/{UNSTEERED}"), ""]}
+    for name in _strengths(results).values():
+        random = _judged_cells(results, f"{TEST}/{RANDOM_VECTOR}/{name}")
+        rows[name.replace("_", " ")] = [*_judged_cells(results, f"{TEST}/{name}"), random[2]]
+    uppers = ["steered", *[""] * 5, "random"]
+    lowers = ["rate", "ratio", "score", *(name.removesuffix("_score") for name in JUDGED[1:]), "score"]
+    return Table(
+        title=f"steering score on {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts (0 to {HIGHEST:g}), "
+        "rate of mentions, ratio of perplexity",
+        heads=list(zip(uppers, lowers, strict=True)),
+        rows=rows,
+    )
+
+
 def _cells(results: Results, place: str) -> list[str]:
     low, high = _interval(results, place) or (0.0, 1.0)
     return [f"{results[f'{place}/{CONCEPT_RATE}']:.3f}", f"{low:.2f}-{high:.2f}", _ratio(results, place)]
+
+
+def _judged_cells(results: Results, place: str) -> list[str]:
+    scores = [f"{results[f'{place}/{name}']:.3f}" for name in JUDGED]
+    return [f"{results[f'{place}/{CONCEPT_RATE}']:.3f}", _ratio(results, place), *scores]
 
 
 def _ratio(results: Results, place: str) -> str:
@@ -87,6 +132,8 @@ def _plots(results: Results) -> Sequence[Plot]:
         CONCEPT_RATE: (f"concept rate, {count} held-out prompts", 1.0),
         PERPLEXITY_RATIO: ("perplexity ratio, by the untouched model", TOP),
     }
+    if is_judged(results):
+        drawn[STEERING_SCORE] = (f"steering score, {count} held-out prompts", HIGHEST)
     return [
         Plot(
             title=title,
@@ -118,7 +165,7 @@ def _points(results: Results, side: str, figure: str, strengths: Mapping[float, 
 
 STEERING = Kind(
     fits=_is_of_steering,
-    known=frozenset({CONCEPT_RATE, PERPLEXITY_RATIO, EXAMPLES, "perplexity"}),
+    known=frozenset({CONCEPT_RATE, PERPLEXITY_RATIO, EXAMPLES, "perplexity", *JUDGED, *WIN_RATES}),
     table=_table,
     bars=_bars,
     plots=_plots,

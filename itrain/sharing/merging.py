@@ -36,7 +36,7 @@ from itrain.sharing.exports import ExportError
 from itrain.sharing.folding import Fold, add_to_embeddings, fold_input, fold_output, is_linear
 from itrain.sites import Site
 from itrain.training.base import Training
-from itrain.training.interchange import Interventions
+from itrain.training.interchange import Interchange, Interventions
 
 TRIED = (2, 7)
 """Examples and tokens on which a fold is tried."""
@@ -114,7 +114,7 @@ def merge(training: Training, *, acts: str | None = None) -> Merged:
         folded["the trained model"] = WEIGHTS_ITSELF
     placed: Interventions = getattr(training, "trained", {})
     left = {place: why for place, each in placed.items() if (why := _obstacle(training, place, each, acts))}
-    wanted = {place: each.hardened() for place, each in placed.items() if place not in left}
+    wanted = {place: each for place, each in _acting(training, placed).items() if place not in left}
     start, done = deepcopy(model), {}
     for place in _in_turn(model, list(wanted)):
         found = _folded(model, place.write, wanted[place])
@@ -128,6 +128,15 @@ def merge(training: Training, *, acts: str | None = None) -> Merged:
     _require_alike(start, model, [(place.write, wanted[place]) for place in placed if place in done])
     put_back()
     return Merged(model=model, folded=folded, left=reasons)
+
+
+def _acting(training: Training, placed: Interventions) -> Interventions:
+    """The interventions as evaluated, as strong as they are applied."""
+    part = getattr(training, "interchange", None)
+    try:
+        return part.acting() if isinstance(part, Interchange) else {at: each.hardened() for at, each in placed.items()}
+    except ValueError as error:
+        raise MergeError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,19 @@ class ResponseTask(TextTask):
         """All settings of a split, in a fixed order; no two splits have the same prompt."""
 
     @property
+    def concept_text(self) -> str:
+        """The concept in words, for a judge."""
+        return ", ".join(self.concept)
+
+    def has_concept(self, setting: Setting) -> bool:
+        """Whether the setting's response has the concept; others are there to tell it from them."""
+        return True
+
+    def instruction(self, prompt: str) -> str:
+        """What a rendered prompt asks, without what a template adds to it."""
+        return prompt
+
+    @property
     def outputs(self) -> Sequence[str]:
         settings = (setting for split in get_args(Split) for setting in self.settings(split))
         return list(dict.fromkeys(self._output(setting) for setting in settings))

@@ -36,7 +36,12 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    source: str, *, name: str | None = None, revision: str | None = None, limit: int | None = None
+    source: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    part: str | None = None,
+    limit: int | None = None,
 ) -> dict[str, list[Row]]:
     """The rows of a file, or those of a data set's splits by their names; those of a file are named ``""``.
 
@@ -47,6 +52,7 @@ def read_rows(
             after the splits (``train.jsonl``), or one that holds a data set; else a data set's name on the hub.
         name: the configuration of a data set that has several.
         revision: the branch, tag or commit of a data set on the hub.
+        part: the folder of a data set on the hub whose files are read; None: all of them.
         limit: take the first rows of each split only; None: all.
 
     Raises:
@@ -65,7 +71,7 @@ def read_rows(
         split: [
             Row(f"data set '{source}', {split} row {number}", row) for number, row in enumerate(islice(rows, limit))
         ]
-        for split, rows in _data_set(source, name, revision).items()
+        for split, rows in _data_set(source, name, revision, part).items()
     }
 
 
@@ -200,7 +206,7 @@ READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
 """How a file is read, by its ending."""
 
 
-def _data_set(source: str, name: str | None, revision: str | None) -> Mapping[str, Any]:
+def _data_set(source: str, name: str | None, revision: str | None, part: str | None) -> Mapping[str, Any]:
     """The splits of a data set that a folder holds, or the hub."""
     import datasets
     from datasets.exceptions import DatasetsError
@@ -214,7 +220,8 @@ def _data_set(source: str, name: str | None, revision: str | None) -> Mapping[st
             return kept if isinstance(kept, Mapping) else {"": kept}
         # It would ask the hub again and again, for half a minute, before it looks into its cache.
         datasets.config.HF_HUB_OFFLINE = offline or unreachable is not None
-        return datasets.load_dataset(str(folder) if folder.is_dir() else source, name, revision=revision)  # type: ignore[return-value]
+        place = str(folder) if folder.is_dir() else source
+        return datasets.load_dataset(place, name, revision=revision, data_dir=part)  # type: ignore[return-value]
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if unreachable is not None:
             raise TaskError(

@@ -32,18 +32,25 @@ class Stories(ResponseTask):
 
     Args:
         concept: a quality of the tiny world, for example a colour.
+        negatives: add each training story with another quality, for directions between the two.
         split_seed: divides people and nouns among the splits, and draws the stories.
 
     Raises:
         ValueError: the concept is no quality.
     """
 
-    def __init__(self, *, concept: str = "red", split_seed: int = 0) -> None:
+    def __init__(self, *, concept: str = "red", negatives: bool = False, split_seed: int = 0) -> None:
         qualities = tiny_world.WORD_CLASSES["quality"]
         if concept not in qualities:
             raise ValueError(f"concept: '{concept}' is none of {', '.join(qualities)}")
         self.concept = (concept,)
         self._settings = {split: _stories(split, split_seed) for split in SIZES}
+        if negatives:
+            random, others = Random(f"{split_seed} others"), [each for each in qualities if each != concept]
+            self._settings["train"] += [
+                {**setting, "story": setting["story"].format(concept=random.choice(others))}
+                for setting in self._settings["train"]
+            ]
         every = [setting for settings in self._settings.values() for setting in settings]
         self.causal_model = CausalModel(
             inputs={name: [setting[name] for setting in every] for name in ("prompt", "story")},
@@ -59,6 +66,9 @@ class Stories(ResponseTask):
 
     def template(self, setting: Setting) -> str:
         return "{prompt}"
+
+    def has_concept(self, setting: Setting) -> bool:
+        return "{concept}" in setting["story"]
 
     def settings(self, split: Split) -> Sequence[Setting]:
         return self._settings[split]

@@ -7,6 +7,7 @@ them is generalisation and not memory.
 Only the standard library is imported, and importing has no side effect.
 """
 
+from itrain.tiny_world.concepts import concept_rows as concept_rows
 from itrain.tiny_world.grammar import MIXTURE as MIXTURE
 from itrain.tiny_world.grammar import Grammar as Grammar
 from itrain.tiny_world.grammar import vocabulary as vocabulary

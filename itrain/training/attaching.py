@@ -118,7 +118,7 @@ def edits_on(
     Raises:
         ValueError: a source is missing or not asked for, or it has several tokens that a generated one could be given.
     """
-    used = interchange.hardened()
+    used = interchange.acting()
     needing = [placement for placement, each in used.items() if each.takes_source]
     if needing and not sources:
         name = type(used[needing[0]]).__name__

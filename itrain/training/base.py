@@ -58,6 +58,8 @@ class Training(Shardable, ABC):
     """Whether the base model's own weights are trained."""
     shows_start: ClassVar[bool] = False
     """Whether a run also tests the untrained start, and reports it as ``before/...``."""
+    settles_in_test: ClassVar[bool] = False
+    """Whether a test chooses something that an export holds, such as a strength."""
     retracts: ClassVar[bool] = False
     """Whether orthonormal rows are retracted after each step, so that steps keep their size."""
 

@@ -226,8 +226,13 @@ class RepresentationFinetuning(Finetuning):
             )
 
     def edits(self) -> list[EditAt]:
-        used = self.trained if self.training else self.interchange.hardened()
-        return [EditAt(placement.write, partial(each, source=None), self.acts) for placement, each in used.items()]
+        return self.edits_of(self.trained if self.training else self.interchange.hardened())
+
+    def edits_of(self, interventions: Interventions) -> list[EditAt]:
+        """The edits that the interventions of the placements make."""
+        return [
+            EditAt(placement.write, partial(each, source=None), self.acts) for placement, each in interventions.items()
+        ]
 
     def penalty(self) -> Tensor | float:
         return self.interchange.penalty()

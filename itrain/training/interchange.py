@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from itrain.training.building import build_all, known_features
 from itrain.training.building import count_features as count_features
 from itrain.training.finite import require_finite
 from itrain.training.optimization import at_rest
+from itrain.training.scaling import Scaled
 
 Interventions = Mapping[Placement, Intervention]
 
@@ -68,6 +70,7 @@ class Interchange(nn.Module):
             named components, and counts joined positions that have as many tokens in every example.
             :func:`count_features` finds them in the other cases.
         detach_source: stop gradients at the sources' activations, where the model is trained.
+        applied: how much of each placement's effect is applied as evaluated; None: all of it.
 
     Raises:
         ValueError: sites of different sizes share an intervention or are written and read by one placement, a placement
@@ -88,6 +91,7 @@ class Interchange(nn.Module):
         join_positions: bool = False,
         hidden_sizes: Sequence[int] | None = None,
         detach_source: bool = False,
+        applied: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.__dict__["network"] = network  # not registered: its weights are not this part's
@@ -109,6 +113,9 @@ class Interchange(nn.Module):
         names = module_names([str(each) for each in self.placements])
         self.interventions = FullPrecision(dict(zip(names, built, strict=True)))
         match_precision(self.interventions, network)
+        self.applied: tuple[float, ...] | None = None
+        """How much of each placement's effect is applied as evaluated; None: all of it."""
+        self.apply(applied)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -218,9 +225,39 @@ class Interchange(nn.Module):
         """The activation as interventions see it."""
         return activation.flatten(1) if self.join_positions else activation
 
+    def apply(self, strengths: Sequence[float] | None) -> None:
+        """Set how much of each placement's effect is applied as evaluated; None: all of it.
+
+        Raises:
+            ValueError: there is not one finite number for each placement.
+        """
+        if strengths is not None and (len(strengths) != len(self.placements) or not all(map(isfinite, strengths))):
+            raise ValueError(
+                f"applied={list(strengths)}: give a finite number for each of the {len(self.placements)} sites"
+            )
+        self.applied = None if strengths is None else tuple(map(float, strengths))
+
     def hardened(self) -> Interventions:
-        """The interventions as evaluated: with hard gates where training uses soft ones."""
-        return {placement: each.hardened() for placement, each in self.trained.items()}
+        """The interventions as evaluated: as strong as they are applied, and with hard gates where training uses soft
+        ones."""
+        hard = {placement: each.hardened() for placement, each in self.trained.items()}
+        if self.applied is None:
+            return hard
+        strengths = zip(hard.items(), self.applied, strict=True)
+        return {at: each if by == 1 else Scaled(each, strength=by) for (at, each), by in strengths}
+
+    def acting(self) -> Interventions:
+        """The interventions as evaluated, to act in a model.
+
+        Raises:
+            ValueError: none of their effect is applied.
+        """
+        if self.applied is not None and not any(self.applied):
+            raise ValueError(
+                "the strength that was chosen is 0, so nothing would act: none of those that were tried was fluent; "
+                "train again, or try others (training.strengths)"
+            )
+        return self.hardened()
 
     def learn(self, batches: Iterable[CounterfactualBatch]) -> None:
         """Fit closed-form statistics to the base activations of pairs, with the classes that the pairs interchange.

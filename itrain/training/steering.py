@@ -5,46 +5,60 @@ Tensor letters: B batch, S sequence, T generated tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric, SumMetric
 
 from itrain.bounds import require_at_least, require_some
-from itrain.data.responses import ResponseBatch
+from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
-from itrain.inputs.layout import MASK
-from itrain.metrics import gather_counts
+from itrain.metrics import best_factor
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit, EditAt, scaled
 from itrain.placements import Factory, Placements
+from itrain.training.continuations import (
+    CONCEPT_RATE,
+    PERPLEXITY_RATIO,
+    UNSTEERED,
+    Spoken,
+    followed,
+    mentioned,
+    whole_texts,
+)
 from itrain.training.finetuning import RepresentationFinetuning
+from itrain.training.judgements import SCORE, Judged, Judgement, gathered, reference_scores, win_rates
+from itrain.training.judges import Judge, require_ready
 from itrain.training.optimization import OptimizerFactory
+from itrain.training.sizes import Scale, Sizes, require_scale, require_vector
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """What a trained edit is multiplied by, where nothing else is said."""
-CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
-UNSTEERED = "unsteered"
+FACTORS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0)
+"""AxBench's strengths, of which each is multiplied by the largest activation."""
+RANDOM = "random_vector/"
 
 
 class Steering(RepresentationFinetuning):
     """Trains interventions on texts that mention a concept, and measures how the model goes on when they steer it.
 
     The interventions act on the prompt and on each generated token. At a strength a, a site's new activation is
-    h + a (f(h) - h). A test samples a continuation of each prompt at each strength; an example's random draws are the
-    same at all of them. ``concept_rate`` is the share of continuations that mention the concept.
-    ``perplexity_ratio`` is the perplexity of the continuations under the untouched model, exp of the mean of -log p
-    over all their tokens, divided by that of the unsteered ones: 1 is as fluent as before, more is less fluent.
+    h + a s (f(h) - h), where s is 1 unless ``scale`` says otherwise. A test samples a continuation of each prompt at
+    each strength; an example's random draws are the same at all of them. ``concept_rate`` is the share of continuations
+    that mention the concept. ``perplexity_ratio`` is the perplexity of the continuations under the untouched model, exp
+    of the mean of -log p over all their tokens, divided by that of the unsteered ones: 1 is as fluent as before, more
+    is less fluent. With a judge, ``steering_score`` is the mean over continuations of the harmonic mean of its three
+    scores (Wu et al. 2025, "AxBench"), and ``win_rate`` how often that is above a reference's for the same prompt.
 
-    The strength of the final figures is chosen on the validation prompts: the one of the highest concept rate whose
-    perplexity ratio there is at most ``max_perplexity_ratio``; of equal rates the lowest, and 0 where all are less
-    fluent. The control ``random_vector`` moves each activation as far, in a random direction of each example.
+    The strength of the final figures is chosen on the validation prompts: the one of the highest steering score, of
+    equal ones the lowest. Without a judge it is the one of the highest concept rate whose perplexity ratio there is at
+    most ``max_perplexity_ratio``; of equal rates the lowest, and 0 where all are less fluent. Exports act at the chosen
+    strength. The control ``random_vector`` moves each activation as far, in a random direction of each example.
 
     Args:
         network: the base model, frozen.
@@ -53,17 +67,26 @@ class Steering(RepresentationFinetuning):
         end: the token that ends a continuation; None: none.
         acts: as in :class:`~itrain.training.finetuning.RepresentationFinetuning`.
         strengths: which are measured, beside 0.
-        max_perplexity_ratio: how much less fluent than the unsteered model is still fluent.
+        scale: what a strength of 1 is: ``trained``, the edit as it is; ``norm``, a vector as long as activations are on
+            average at the site, so that methods are compared at matched norm; or ``max_activation``, one as long as the
+            largest activation along the vector, as in AxBench. The last two are of the training texts.
+        max_perplexity_ratio: how much less fluent than the unsteered model is still fluent; unused with a judge.
+        judge: scores the continuations; None: none does.
+        reference: the file of judgements of another run, for win rates.
         max_new_tokens: the most tokens that a continuation has.
         seed: of the random draws.
         optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
+        applied: how much of each site's edit is applied outside of the tests, where a test has chosen a strength.
 
     Raises:
         ValueError: no word is named, or a number is out of its bounds.
     """
 
     shows_start: ClassVar[bool] = False  # it is the strength 0
+    settles_in_test: ClassVar[bool] = True
+    judgements: Sequence[Judgement] = ()
+    """Of the continuations of all processes, set by each test with a judge."""
 
     def __init__(
         self,
@@ -75,23 +98,20 @@ class Steering(RepresentationFinetuning):
         end: int | None = None,
         acts: Literal["prompt", "all", "generated"] | Sequence[int] = "all",
         strengths: Sequence[float] = STRENGTHS,
+        scale: Scale = "trained",
         max_perplexity_ratio: float = 1.5,
+        judge: Judge | None = None,
+        reference: str | None = None,
         max_new_tokens: int = 16,
         seed: int = 0,
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         shared: bool = False,
         hidden_sizes: Sequence[int] | None = None,
+        applied: Sequence[float] | None = None,
     ) -> None:
-        if not concept:
-            raise ValueError(
-                "concept: no word is named that could be counted; choose task=stories, or set task.concept"
-            )
-        require_some(strengths=strengths)
+        _require(concept, strengths, judge, reference)
         require_at_least(1, max_perplexity_ratio=max_perplexity_ratio, max_new_tokens=max_new_tokens)
-        for strength in strengths:
-            if not 0 < strength < torch.inf:
-                raise ValueError(f"strengths: {strength} is no strength; give numbers above 0, as 0 is measured anyway")
         super().__init__(
             network=network,
             sites=sites,
@@ -105,20 +125,58 @@ class Steering(RepresentationFinetuning):
         self.concept, self.end = [list(word) for word in concept], end
         self.strengths, self.max_perplexity_ratio = sorted(set(map(float, strengths))), max_perplexity_ratio
         self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.scale: Scale = require_scale(scale)
+        self.judge, self.reference = judge, reference
         self.arguments.update(
             concept=self.concept,
             end=end,
             strengths=self.strengths,
+            scale=scale,
             max_perplexity_ratio=max_perplexity_ratio,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            judge=None,  # no part of what is exported
+            reference=None,
         )
+        self.interchange.apply(applied)
         self.chosen: float | None = None
         """The strength that the last test has chosen on the validation prompts."""
+        self.sizes = [1.0] * len(self.placements)
+        """By what each placement's edit is multiplied at strength 1, set by each test."""
         self.spoken = Spoken()
+        self._heard: Judged | None = None
 
-    def edits(self, strength: float = 1.0) -> list[EditAt]:
-        return [each._replace(edit=scaled(each.edit, strength)) for each in super().edits()]
+    def export_arguments(self) -> dict[str, Any]:
+        return {**super().export_arguments(), "applied": self.interchange.applied}
+
+    def check(self, data: SplitDataModule) -> None:
+        super().check(data)
+        if self.judge is not None:
+            if not isinstance(data, ResponseDataModule):
+                raise ValueError(f"judge: continuations are judged as text, which {type(data).__name__} does not give")
+            require_ready(self.judge)
+            if self.reference is not None:
+                reference_scores(self.reference, self.judge)
+        if self.scale != "trained":
+            for placement, each in self.trained.items():
+                require_vector(placement, each, self.scale)
+
+    def learn_statistics(self, batches: Iterable[ResponseBatch]) -> None:
+        """Fit closed-form statistics to the training texts, those with the concept and those without."""
+        self.interchange.fit(
+            (self._texts(batch), None if (has := batch.has_concept) is None else dict.fromkeys(self.trained, has))
+            for batch in batches
+        )
+
+    def edits(self, strength: float | None = None) -> list[EditAt]:
+        """The edits at a strength; None: as they are trained."""
+        hard = {placement: each.hardened() for placement, each in self.trained.items()}
+        found = self.edits_of(self.trained if self.training else hard)
+        if strength is None:
+            return found
+        return [
+            each._replace(edit=scaled(each.edit, strength * size)) for each, size in zip(found, self.sizes, strict=True)
+        ]
 
     def random_edits(self, strength: float, keys: Int[Tensor, " batch"]) -> list[EditAt]:
         """Edits that move each activation as far as the trained ones do, in a random direction of each example."""
@@ -133,14 +191,18 @@ class Steering(RepresentationFinetuning):
         ]
 
     def generating_edits(self) -> list[EditAt]:
-        return self.edits(1.0 if self.chosen is None else self.chosen)
+        return self.edits_of(self.interchange.hardened())
 
     def begin(self, split: str) -> None:
         super().begin(split)
         self.spoken = Spoken()
         data = getattr(self.trainer, "datamodule", None)
         if split == "test" and isinstance(data, SplitDataModule):
+            self.sizes = self._measured_sizes(data)
+            self._heard = self._judged("validation")
             self.chosen = self._choose(data)
+            self.interchange.apply([self.chosen * size for size in self.sizes])
+            self.spoken = Spoken(self._judged("test"))
 
     def score(self, split: str, batch: ResponseBatch) -> None:
         super().score(split, batch)
@@ -148,7 +210,7 @@ class Steering(RepresentationFinetuning):
             self._measure(self.spoken, batch)
             for strength in self.strengths:
                 edits = self.random_edits(strength, batch.inputs.keys)
-                self._sample(self.spoken, f"random_vector/{_place(strength)}", batch, edits)
+                self._sample(self.spoken, f"{RANDOM}{_place(strength)}", batch, edits)
 
     def figures(self, split: str) -> dict[str, Tensor]:
         found = super().figures(split)
@@ -157,17 +219,33 @@ class Steering(RepresentationFinetuning):
             found |= {f"test/{name}": value for name, value in self.spoken.compute().items()}
             if self.chosen is not None:
                 found["test/strength"] = torch.tensor(self.chosen)
-                for place in ("test/", "test/random_vector/"):
-                    at = f"{place}{_place(self.chosen)}" if self.chosen else f"test/{UNSTEERED}"
-                    found |= {f"{place}{name}": found[f"{at}/{name}"] for name in (CONCEPT_RATE, PERPLEXITY_RATIO)}
+                for place in ("", RANDOM):
+                    at = f"test/{place}{_place(self.chosen)}/" if self.chosen else f"test/{UNSTEERED}/"
+                    here = {name.removeprefix(at): value for name, value in found.items() if name.startswith(at)}
+                    found |= {f"test/{place}{name}": value for name, value in here.items()}
+                found |= self._compared(_place(self.chosen))
         return found
 
+    def _compared(self, place: str) -> dict[str, Tensor]:
+        """The win rates against the reference; all judgements are gathered."""
+        if self.spoken.judged is None or self._heard is None or self.judge is None:
+            return {}
+        self.judgements = gathered([*self._heard.found, *self.spoken.judged.found])
+        if self.reference is None:
+            return {}
+        ours = [each for each in self.judgements if (each.split, each.place) == ("test", place)]
+        rates = win_rates(ours, reference_scores(self.reference, self.judge), self.reference)
+        return {f"test/{name}": value for name, value in rates.items()}
+
     def _choose(self, data: SplitDataModule) -> float:
-        spoken = Spoken()
+        spoken = Spoken(self._heard)
         with self.trainer.precision_plugin.test_step_context():
             for batch in data.whole("validation"):
                 self._measure(spoken, batch.to(self.device))
         found = spoken.compute()
+        if self._heard is not None:
+            scores = torch.stack([found[f"{_place(strength)}/{SCORE}"] for strength in self.strengths])
+            return self.strengths[int(best_factor(scores[:, None]))]
         fluent = {0.0: found[f"{UNSTEERED}/{CONCEPT_RATE}"]} | {
             strength: found[f"{_place(strength)}/{CONCEPT_RATE}"]
             for strength in self.strengths
@@ -195,46 +273,52 @@ class Steering(RepresentationFinetuning):
         )
         ended = (new == (-1 if self.end is None else self.end)).long().cumsum(1)
         own = torch.cat([torch.ones_like(ended[:, :1]), 1 - ended[:, :-1].clamp(max=1)], 1).bool()
-        logits = self.network(_followed(prompts, new, own)).float()
+        logits = self.network(followed(prompts, new, own)).float()
         losses = cross_entropy(logits.transpose(1, 2), new, reduction="none")
-        spoken.update(place, _mentioned(new.masked_fill(~own, -1), self.concept), losses, own)
+        spoken.update(place, mentioned(new.masked_fill(~own, -1), self.concept), losses, own)
+        if spoken.judged is not None:
+            data: ResponseDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+            said = [data.text(tokens[kept]) for tokens, kept in zip(new.cpu(), own.cpu(), strict=True)]
+            asked = [data.task.instruction(text) for text in batch.inputs.texts or ()]
+            means = (losses * own).sum(1) / own.sum(1)
+            spoken.judged.add(place, batch.inputs.keys, asked, said, means.tolist())
+
+    def _judged(self, split: str) -> Judged | None:
+        if self.judge is None:
+            return None
+        task = self.trainer.datamodule.task  # type: ignore[attr-defined]
+        return Judged(self.judge, split=split, concept=task.concept_text, words=task.concept)
+
+    def _measured_sizes(self, data: SplitDataModule) -> list[float]:
+        """By what each placement's edit is multiplied at strength 1, from the training texts."""
+        if self.scale == "trained":
+            return [1.0] * len(self.placements)
+        found = Sizes(self.interchange, self.scale)
+        with self.trainer.precision_plugin.test_step_context():
+            for batch in data.whole("train"):
+                found.update(self._texts(batch.to(self.device)))
+        return found.compute()
+
+    def _texts(self, batch: ResponseBatch) -> ModelInputs:
+        """What is read of the training examples: the words of prompt and response, or the prompt where it is edited."""
+        return batch.inputs if self.acts == "prompt" else whole_texts(batch.inputs)
 
     def _draws(self, keys: Int[Tensor, " batch"]) -> list[torch.Generator]:
         """A generator for each example, the same in every batch and process and at every strength."""
         return [torch.Generator(self.device).manual_seed(key ^ self.seed) for key in keys.tolist()]
 
 
-class Spoken:
-    """Continuations by place, such as ``unsteered`` or ``strength_0.5``: how many mention the concept, how likely."""
-
-    def __init__(self) -> None:
-        self.rates: dict[str, MeanMetric] = {}
-        self.losses: dict[str, MeanMetric] = {}
-        self.count = SumMetric(dist_sync_fn=gather_counts)
-
-    def update(
-        self,
-        place: str,
-        mentioned: Bool[Tensor, " batch"],
-        losses: Float[Tensor, "batch new"],
-        own: Bool[Tensor, "batch new"],
-    ) -> None:
-        """Count a batch of a place, with the tokens that are each continuation's own."""
-        if place not in self.rates:
-            self.rates[place], self.losses[place] = (MeanMetric().to(losses.device) for _ in range(2))
-        self.rates[place].update(mentioned.float())
-        self.losses[place].update(losses, weight=own.float())
-        if place == UNSTEERED:
-            self.count.to(losses.device).update(len(mentioned))
-
-    def compute(self) -> dict[str, Tensor]:
-        """The figures of each place, such as ``strength_0.5/concept_rate``, and how many examples they are of."""
-        found = {"examples": self.count.compute()}
-        start = self.losses[UNSTEERED].compute()
-        for place, rate in self.rates.items():
-            found[f"{place}/{CONCEPT_RATE}"] = rate.compute()
-            found[f"{place}/{PERPLEXITY_RATIO}"] = (self.losses[place].compute() - start).exp()
-        return found
+def _require(
+    concept: Sequence[Sequence[int]], strengths: Sequence[float], judge: Judge | None, reference: str | None
+) -> None:
+    if not concept:
+        raise ValueError("concept: no word is named that could be counted; choose task=stories, or set task.concept")
+    require_some(strengths=strengths)
+    for strength in strengths:
+        if not 0 < strength < torch.inf:
+            raise ValueError(f"strengths: {strength} is no strength; give numbers above 0, as 0 is measured anyway")
+    if reference is not None and judge is None:
+        raise ValueError(f"reference '{reference}' is compared by a judge's scores; add training.judge")
 
 
 def _place(strength: float) -> str:
@@ -245,32 +329,3 @@ def _pushed(edit: Edit, direction: Float[Tensor, "batch hidden"], base: Tensor) 
     """The activations (B, P, D), moved as far as the edit moves them but in their example's direction."""
     unit = (direction / direction.norm(dim=-1, keepdim=True)).to(base)
     return base + (edit(base) - base).norm(dim=-1, keepdim=True) * unit[:, None]
-
-
-def _followed(prompts: ModelInputs, new: Int[Tensor, "batch new"], own: Bool[Tensor, "batch new"]) -> ModelInputs:
-    """The prompts, padded on the left, followed by their continuations, of which each token is asked for."""
-    assert prompts.tokens is not None, "prompts have tokens"
-    ahead = torch.arange(new.shape[1], device=new.device)
-    mask = prompts.arguments[MASK]
-    # Nothing is asked at the last token.
-    shown = own[:, :-1]
-    return ModelInputs(
-        arguments={
-            **prompts.arguments,
-            "input_ids": torch.cat([prompts.arguments["input_ids"], new[:, :-1]], 1),
-            MASK: torch.cat([mask, shown.to(mask)], 1),
-        },
-        answer=prompts.length - 1 + ahead * own,
-        tokens=prompts.tokens,
-        stop=prompts.tokens[:, 1] + shown.sum(1).cpu(),
-        texts=prompts.texts,
-    )
-
-
-def _mentioned(text: Int[Tensor, "batch new"], concept: Sequence[Sequence[int]]) -> Bool[Tensor, " batch"]:
-    """Whether each text has the tokens of one of the words, one after the other."""
-    found = torch.zeros(len(text), dtype=torch.bool, device=text.device)
-    for word in concept:
-        if len(word) <= text.shape[1]:
-            found |= (text.unfold(1, len(word), 1) == torch.tensor(word, device=text.device)).all(2).any(1)
-    return found

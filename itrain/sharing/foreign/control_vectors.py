@@ -98,13 +98,14 @@ def directions_of(training: Training, kind: str, *, everywhere: bool) -> dict[in
     """
     found: dict[int, Tensor] = {}
     for site, intervention in taken(training, kind):
-        if not isinstance(intervention, SteeringVector):
+        affine = intervention.affine()
+        if affine is None or affine.matrix is not None or affine.constant is None:
             name = type(intervention).__name__
             raise ForeignError(f"site '{site}': {name} is no vector that is added, which is all that {kind} holds")
         layer = block_of(site, training, kind, everywhere=everywhere)
         if layer in found:
             raise ForeignError(f"site '{site}': {kind} has one vector for a layer, and this training has two")
-        found[layer] = (intervention.strength * intervention.vector).detach().float().cpu()
+        found[layer] = affine.constant.float().cpu()
     return found
 
 

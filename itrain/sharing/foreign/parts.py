@@ -128,6 +128,10 @@ def taken(training: Training, tool: str) -> Iterator[tuple[Site, Intervention]]:
     found = interventions_of(training)
     if len({placement.variables for placement in found}) > 1:
         raise ForeignError(f"site '{next(iter(found))}': {tool} cannot hold sites of different variables")
+    try:
+        acting = training.interchange.acting()  # type: ignore[union-attr]  # of both kinds
+    except ValueError as error:
+        raise ForeignError(str(error)) from error
     for placement, intervention in found.items():
         site = placement.write
         if placement.read != site:
@@ -139,7 +143,7 @@ def taken(training: Training, tool: str) -> Iterator[tuple[Site, Intervention]]:
         for name, weight in intervention.state_dict().items():
             if not weight.isfinite().all():
                 raise ForeignError(f"site '{site}': the weight '{name}' is not finite; the training went wrong")
-        yield site, intervention.hardened()
+        yield site, acting[placement]
 
 
 def tensors(file: Path) -> Any:
