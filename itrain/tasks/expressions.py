@@ -180,7 +180,7 @@ class _Compiler:
         return lambda values: then(values) if test(values) else other(values)
 
     def call(self, node: ast.Call, depth: int) -> Step:
-        name = node.func.id if isinstance(node.func, ast.Name) else None
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
         if name not in FUNCTIONS:
             hint = f"write {node.func.attr}(x)" if isinstance(node.func, ast.Attribute) else "no other can be called"
             raise self.refusal(node, f"the functions are {', '.join(FUNCTIONS)}; {hint}")
@@ -211,9 +211,9 @@ class _Compiler:
         def item(value: Any, *at: Any) -> Any:
             if isinstance(value, Mapping):
                 return look_up(value, at, f"table {name}")
-            if len(at) > 1:
+            if len(at) != 1:
                 raise ExpressionError("text and lists have one index")
-            return sequence(value)[index(at[0])]
+            return sequence(value)[index(*at)]
 
         return self.guarded(node, item, whole, *keys)
 

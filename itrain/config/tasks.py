@@ -1,0 +1,166 @@
+"""Tasks that a YAML file describes: read with the lines of its keys, and checked before a run knows of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import OmegaConf
+
+from itrain.files import one_a_line, read_yaml
+from itrain.signatures import Call, ConfigError, misfits, nearest
+from itrain.tasks.declaration import DeclarationError, Key, Problem, dotted
+from itrain.tasks.declared import DeclaredTask
+from itrain.trust import TrustError, read_text
+
+DECLARED = "itrain.tasks.declared.DeclaredTask"
+CHOICE = "file/"
+"""What the names of choices begin with that are files of tasks."""
+MOST = 500_000
+"""Values in a file, its aliases written out."""
+DEPTH = 30
+"""Levels of lists and mappings in a file."""
+
+
+def is_task_file(text: str) -> bool:
+    """Whether a word names a file as the task."""
+    return text.startswith("task=") and text.rstrip("'\"").endswith((".yaml", ".yml"))
+
+
+def register_task(path: Path, store: ConfigStore) -> str:
+    """Make a task's file one of Hydra's choices, and return its name.
+
+    Raises:
+        ConfigError: the file describes no task; naming file, line, key and remedy.
+    """
+    node, problems = read_task(path)
+    if problems:
+        more = f" (and {len(problems) - 1} more: itrain task check {path} lists all)" if len(problems) > 1 else ""
+        raise ConfigError(f"{problems[0]}{more}")
+    leaf = re.sub(r"\W+", "_", path.stem)
+    made = ConfigNode(name=f"{leaf}.yaml", node=OmegaConf.create(node), group="task", package=None, provider=str(path))
+    store.repo["task"] = {CHOICE.rstrip("/"): {made.name: made}}
+    return f"{CHOICE}{leaf}"
+
+
+def registered(choice: str) -> dict[str, Any]:
+    """What a file's choice says."""
+    found: Any = OmegaConf.to_container(ConfigStore.instance().load(f"task/{choice}.yaml").node)
+    return found
+
+
+def read_task(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The configuration of the task in a file, its files of words written out, and all that is wrong with it.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    lines = _lines(path)
+    node = read_yaml(path)
+    if node.get("_target_", DECLARED) != DECLARED:
+        return node, []
+    node = {"_target_": DECLARED, **node}
+    problems = list(_unreadable(node))
+    try:
+        node = with_words(node, path.parent)
+    except ConfigError as error:
+        problems.append(Problem(("inputs",), str(error)))
+    problems = problems or _faults(node)
+    return node, [_placed(path, lines, problem) for problem in problems]
+
+
+def with_words(node: Any, folder: Path) -> Any:
+    """A task's configuration in which ``file: <path>`` has become the words of that file, one a line.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if isinstance(node, list):
+        return [with_words(each, folder) for each in node]
+    if not isinstance(node, Mapping):
+        return node
+    found = {key: with_words(each, folder) for key, each in node.items()}
+    if isinstance(file := found.get("file"), str) and set(found) <= {"file", "equals"}:
+        del found["file"]
+        try:
+            found["values"] = one_a_line(folder / Path(file).expanduser())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the file of words '{file}' cannot be read: {error}") from error
+    return found
+
+
+def _unreadable(node: Any, key: Key = ()) -> list[Problem]:
+    """The texts that a configuration would take for references to others of its keys."""
+    if isinstance(node, str) and "${" in node:
+        return [
+            Problem(
+                key, f"{node!r} has '${{', which refers to other keys of a configuration; put a space after the '$'"
+            )
+        ]
+    if isinstance(node, Mapping | list):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        return [problem for name, each in items for problem in _unreadable(each, (*key, name))]
+    return []
+
+
+def _faults(node: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a declared task: its keys, else their kinds, else what they say."""
+    call = Call(place="", target=DeclaredTask, node=node)
+    given = {key: value for key, value in node.items() if key != "_target_"}
+    found = [Problem((key,), f"no such key{nearest(key, call.accepts)}") for key in given if key not in call.accepts]
+    found += [Problem((key,), f"has no value; add {key}: ...") for key in call.required if key not in given]
+    found += [Problem((key,), message) for key, message in misfits(call)]
+    if found:
+        return found
+    try:
+        DeclaredTask(**given)
+    except DeclarationError as error:
+        return list(error.problems)
+    except ValueError as error:
+        key = re.split(r"\W", str(error), maxsplit=1)[0]
+        return [Problem((key,) if key in given else (), str(error))]
+    return []
+
+
+def _placed(path: Path, lines: Mapping[Key, int], problem: Problem) -> str:
+    """A problem behind its file, the line of the nearest key that the file has, and the key."""
+    key = tuple(str(each) if not isinstance(each, int) else each for each in problem.key)
+    line = next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), None)
+    place = f"'{path}'" if line is None else f"'{path}' line {line}"
+    return f"{place}: {dotted(key)}: {problem.message}" if key else f"{place}: {problem.message}"
+
+
+def _lines(path: Path) -> dict[Key, int]:
+    """The line of each key.
+
+    Raises:
+        ConfigError: the file is no YAML, or has more or deeper values than anybody writes.
+    """
+    try:
+        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
+    except TrustError as error:
+        raise ConfigError(f"task: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        hint = "; indent with spaces, not tabs" if "\\t" in str(error.problem) else ""
+        raise ConfigError(f"'{path}'{line}: {error.problem}{hint}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from error
+    found: dict[Key, int] = {}
+    waiting: list[tuple[Key, yaml.Node | None]] = [((), root)]
+    for key, node in waiting:
+        if len(waiting) > MOST or len(key) > DEPTH:
+            raise ConfigError(f"'{path}' has more than {MOST} values, or more than {DEPTH} levels; leave aliases out")
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                found[inside := (*key, str(name.value))] = name.start_mark.line + 1
+                waiting.append((inside, value))
+        elif isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                found[inside := (*key, number)] = value.start_mark.line + 1
+                waiting.append((inside, value))
+    return found
