@@ -131,6 +131,8 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _export(words)
     if verb == "plan":
         return _plan(words)
+    if verb == "task":
+        return _task(words)
     words = _fetched(words)
     configuration = config.request(words, tests=verb == "test")
     if verb == "show":
@@ -237,6 +239,16 @@ def _plan(words: Sequence[str]) -> int:
     with one_line(configuration):
         print("\n".join(report.planned(configuration, rates)), flush=True)
     return 0
+
+
+def _task(words: Sequence[str]) -> int:
+    from itrain.checking import checked
+
+    found = checked(words)
+    print("\n".join(found.lines), end="\n" if found.lines else "", flush=True)
+    for fault in found.faults:
+        _say(fault, 2)
+    return 2 if found.faults else 0
 
 
 def _fetched(words: Sequence[str]) -> list[str]:

@@ -155,7 +155,7 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
 def _by_name(text: str, files: dict[str, Path], groups: dict[str, list[str]], store: ConfigStore) -> str:
     """A word that names a recipe's or a task's file as one that names the choice, which joins the others."""
     if is_task_file(text):
-        groups["task"].append(register_task(Path(parse(text).value()).expanduser(), store))
+        groups["task"].append(register_task(Path(str(parse(text).value())).expanduser(), store))
         return f"task={groups['task'][-1]}"
     if not (text.startswith("recipe=") and text.endswith((".yaml", ".yml"))):
         return text

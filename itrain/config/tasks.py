@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra.core.config_store import ConfigNode, ConfigStore
@@ -37,12 +37,14 @@ def register_task(path: Path, store: ConfigStore) -> str:
     Raises:
         ConfigError: the file describes no task; naming file, line, key and remedy.
     """
-    node, problems = read_task(path)
-    if problems:
+    read = read_task(path)
+    if problems := read.problems:
         more = f" (and {len(problems) - 1} more: itrain task check {path} lists all)" if len(problems) > 1 else ""
-        raise ConfigError(f"{problems[0]}{more}")
+        raise ConfigError(f"{read.placed(problems[0])}{more}")
     leaf = re.sub(r"\W+", "_", path.stem)
-    made = ConfigNode(name=f"{leaf}.yaml", node=OmegaConf.create(node), group="task", package=None, provider=str(path))
+    made = ConfigNode(
+        name=f"{leaf}.yaml", node=OmegaConf.create(read.node), group="task", package=None, provider=str(path)
+    )
     store.repo["task"] = {CHOICE.rstrip("/"): {made.name: made}}
     return f"{CHOICE}{leaf}"
 
@@ -53,8 +55,26 @@ def registered(choice: str) -> dict[str, Any]:
     return found
 
 
-def read_task(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The configuration of the task in a file, its files of words written out, and all that is wrong with it.
+class TaskFile(NamedTuple):
+    """A file that describes a task, and all that is wrong with it."""
+
+    path: Path
+    node: dict[str, Any]
+    """The task's configuration, its files of words written out."""
+    problems: list[Problem]
+    lines: Mapping[Key, int]
+    """The line of each key."""
+
+    def placed(self, problem: Problem) -> str:
+        """A problem behind the file, the line of the nearest key that the file has, and the key."""
+        key = tuple(str(each) if not isinstance(each, int) else each for each in problem.key)
+        line = next((self.lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self.lines), None)
+        place = f"'{self.path}'" if line is None else f"'{self.path}' line {line}"
+        return f"{place}: {dotted(key)}: {problem.message}" if key else f"{place}: {problem.message}"
+
+
+def read_task(path: Path) -> TaskFile:
+    """The task in a file, checked as far as it can be without a tokenizer.
 
     Raises:
         ConfigError: it is no YAML.
@@ -62,15 +82,14 @@ def read_task(path: Path) -> tuple[dict[str, Any], list[str]]:
     lines = _lines(path)
     node = read_yaml(path)
     if node.get("_target_", DECLARED) != DECLARED:
-        return node, []
+        return TaskFile(path, node, [], lines)
     node = {"_target_": DECLARED, **node}
     problems = list(_unreadable(node))
     try:
         node = with_words(node, path.parent)
     except ConfigError as error:
         problems.append(Problem(("inputs",), str(error)))
-    problems = problems or _faults(node)
-    return node, [_placed(path, lines, problem) for problem in problems]
+    return TaskFile(path, node, problems or _faults(node), lines)
 
 
 def with_words(node: Any, folder: Path) -> Any:
@@ -124,14 +143,6 @@ def _faults(node: Mapping[str, Any]) -> list[Problem]:
         key = re.split(r"\W", str(error), maxsplit=1)[0]
         return [Problem((key,) if key in given else (), str(error))]
     return []
-
-
-def _placed(path: Path, lines: Mapping[Key, int], problem: Problem) -> str:
-    """A problem behind its file, the line of the nearest key that the file has, and the key."""
-    key = tuple(str(each) if not isinstance(each, int) else each for each in problem.key)
-    line = next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), None)
-    place = f"'{path}'" if line is None else f"'{path}' line {line}"
-    return f"{place}: {dotted(key)}: {problem.message}" if key else f"{place}: {problem.message}"
 
 
 def _lines(path: Path) -> dict[Key, int]:

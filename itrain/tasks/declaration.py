@@ -89,12 +89,13 @@ def listed(given: Any) -> list[Any]:
 
 
 def read_tables(given: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
-    """The named tables, their keys as texts."""
+    """The named tables, their keys as texts: ``{<key>: <value>}`` or ``{groups: {<value>: [<keys>]}}``."""
     found = {}
     for name, table in given.items():
         with problems.at("tables", name):
             _require_name(name)
-            found[name] = _table(table)
+            grouped = isinstance(table, Mapping) and set(table) == {"groups"}
+            found[name] = _ungrouped(table["groups"], [name]) if grouped else _table(table)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -99,7 +100,8 @@ class Structure:
     def values(self) -> tuple[dict[str, list[Value] | None], list[MechanismError]]:
         """The values that each variable takes in some setting, None where there are too many to go through.
 
-        What goes wrong in a setting comes second, once for each mechanism.
+        Where only the settings are too many, those that the values of its parents give it, in any combination. What
+        goes wrong in a setting comes second, once for each mechanism.
         """
         found: dict[str, list[Value] | None] = {name: list(values) for name, values in self.inputs.items()}
         errors: dict[tuple[str | int, ...], MechanismError] = {}
@@ -113,6 +115,9 @@ class Structure:
                 found[name] = None
             else:
                 found |= {each: values for each, values in taken.items() if each not in self.inputs}
+        for _, name, mechanism in self._bare:
+            if name is not None and found[name] is None:
+                found[name] = _combined(mechanism, {parent: found[parent] for parent in mechanism.parents})
         return found, list(errors.values())
 
     def after(
@@ -183,6 +188,18 @@ class Structure:
             waiting.remove(ready)
             known.add(ready)
             plan.append((("mechanisms", ready), ready, self.mechanisms[ready]))
+
+
+def _combined(mechanism: Mechanism, parents: Mapping[str, list[Value] | None]) -> list[Value] | None:
+    """What a mechanism gives for the values of its parents in any combination, of which some may never occur."""
+    given = [values for values in parents.values() if values is not None]
+    if len(given) < len(parents) or prod(map(len, given)) > min(SETTINGS, OPERATIONS // mechanism.operations):
+        return None
+    found: dict[Value, None] = {}
+    for values in product(*given):
+        with suppress(ExpressionError):
+            found[mechanism.run(dict(zip(parents, values, strict=True)))] = None
+    return list(found)
 
 
 def _go(plan: Iterable[Step], values: dict[str, Any]) -> bool:
