@@ -133,6 +133,8 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _plan(words)
     if verb == "describe":
         return _describe(words)
+    if verb == "task":
+        return _task(words)
     words = _fetched(words)
     configuration = config.request(words, tests=verb == "test")
     if verb == "show":
@@ -253,6 +255,16 @@ def _describe(words: Sequence[str]) -> int:
     with one_line(configuration):
         describing.describe(configuration, count=int(counts[0]) if counts else describing.TOKENS)
     return 0
+
+
+def _task(words: Sequence[str]) -> int:
+    from itrain.checking import checked
+
+    found = checked(words)
+    print("\n".join(found.lines), end="\n" if found.lines else "", flush=True)
+    for fault in found.faults:
+        _say(fault, 2)
+    return 2 if found.faults else 0
 
 
 def _fetched(words: Sequence[str]) -> list[str]:

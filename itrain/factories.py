@@ -140,7 +140,7 @@ class Limited(TorchFunctionMode):
 
 def limits_of_model(path: Any, place: str | Path | None) -> AbstractContextManager[object]:
     """A context in which none of itrain's own networks can be made that is large, where a file says how large it is."""
-    if place is None or not str(path).startswith("itrain.tasks."):
+    if place is None or not str(path).startswith(("itrain.tasks.", "itrain.models.untrained.")):
         return nullcontext()
     return Limited(LARGEST_MODEL // 8, str(place))
 

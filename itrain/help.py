@@ -33,6 +33,7 @@ verbs
   describe  say which tokens the directions of an export or a checkpoint raise and lower: describe export=<folder>
   generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
   run       run a model once under an intervention: run site=<site> base="<prompt>" source="<prompt>"
+  task      check a task's file before any run: render examples, count, say what is wrong: task check <file>
   show      print the resolved configuration without running it
   list      list recipes and the choices for each part; list <part> says what each choice is
 
@@ -45,6 +46,7 @@ examples
   itrain sweep recipe=das_vs_probe_gender launcher=devices launcher.processes=2
   itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
   itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00
+  itrain fit task=path/to/my_task.yaml training=iit intervention=fixed_blocks model=untrained
   itrain fit recipe=path/to/my_recipe.yaml model=hf model.name=path/to/model
   itrain test ckpt=outputs/das_gender/2025-01-31_12-00-00
   itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
@@ -224,6 +226,17 @@ examples
   itrain run 'site=layer0.block_output@"Mary"' 'read=layer0.block_output@"John"' base="Mary walked because" \\
       source="John walked because"
 """,
+    "task": """\
+usage: itrain task check <file>.yaml [model=<choice>] [task.<key>=<value> ...]
+
+Renders examples of each split with their spans, tokens and labels, and counts pairs, labels and answers, or says all
+that is wrong with the file by its lines and keys and ends with exit code 2. No weights are loaded: of the model only
+the tokenizer counts, and model=null goes without. docs/tasks.md says how a task is written.
+
+examples
+  itrain task check my/addition.yaml
+  itrain task check my/addition.yaml model=hf model.name=path/to/model task.changing=1
+""",
     "show": """\
 usage: itrain show [key=value ...]
 
@@ -246,7 +259,21 @@ examples
 """,
 }
 
-VERBS = ("fit", "plan", "sweep", "report", "dashboard", "test", "export", "describe", "generate", "run", "show", "list")
+VERBS = (
+    "fit",
+    "plan",
+    "sweep",
+    "report",
+    "dashboard",
+    "test",
+    "export",
+    "describe",
+    "generate",
+    "run",
+    "task",
+    "show",
+    "list",
+)
 
 
 def help_on(verb: str) -> str:

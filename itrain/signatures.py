@@ -221,6 +221,13 @@ def _check_values(call: Call) -> None:
     for key in call.accepts:
         if key in call.node and "_target_" in (call.node[key] if isinstance(call.node[key], dict) else ()):
             _check_part(call, key)
+    for key, message in misfits(call):
+        raise ConfigError(f"{call.at(key)}: {message}")
+
+
+def misfits(call: Call) -> Iterator[tuple[str, str]]:
+    """The arguments whose plain values are of another type than their parameter, each with what is wrong."""
+    for key in call.accepts:
         if key not in call.node or _holds_target(call.node[key]):
             continue
         value, annotation = call.node[key], call.annotation(key)
@@ -229,7 +236,7 @@ def _check_values(call: Call) -> None:
             words = [str(word) for literal in literals for word in get_args(literal)]
             close = difflib.get_close_matches(str(value), words, 1)
             hint = f", did you mean '{close[0]}'?" if close else ""
-            raise ConfigError(f"{call.at(key)}: expected {_describe(annotation)}, not {json.dumps(value)}{hint}")
+            yield key, f"expected {_describe(annotation)}, not {json.dumps(value)}{hint}"
 
 
 def _check_part(call: Call, key: str) -> None:

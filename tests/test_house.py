@@ -63,7 +63,7 @@ ROOMS = [
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},
-    {"itrain.exporting"},
+    {"itrain.exporting", "itrain.checking"},
     {"itrain.cli", "itrain.verbs"},
     {"itrain.__main__"},
 ]
@@ -77,6 +77,7 @@ ONLY_USERS = {
     "wandb": {"itrain.loggers"},
     "matplotlib": {"itrain.reports", "itrain.loggers"},
     "hydra": {
+        "itrain.checking",
         "itrain.cli",
         "itrain.config",
         "itrain.signatures",

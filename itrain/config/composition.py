@@ -22,6 +22,7 @@ from itrain.config.overrides import choices, chooses, for_hydra, launches, parse
 from itrain.config.placing import complete_own, edit_site, in_site
 from itrain.config.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded
 from itrain.config.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
+from itrain.config.tasks import CHOICE, is_task_file, register_task, registered, with_words
 from itrain.files import read_yaml
 from itrain.signatures import ConfigError, brief, nearest
 from itrain.versions import versions
@@ -58,9 +59,10 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
     Raises:
         ConfigError: an override is malformed, or a recipe, a choice, a file or a value is missing.
     """
-    files = recipe_files()
-    overrides = [_by_name(text, files) for text in overrides]
-    groups = {**group_choices(), "recipe": list(files)}
+    files, store = recipe_files(), ConfigStore.instance()
+    typed, groups = overrides, group_choices()
+    overrides = [_by_name(text, files, groups, store) for text in overrides]
+    groups["recipe"] = list(files)
     parsed = [parse(text) for text in overrides]
     if not sweeps and (stray := [o for o in parsed if o.key_or_group.split(".")[0] in ("sweep", "launcher")]):
         raise ConfigError(f"'{stray[0].input_line}' is for 'itrain sweep'")
@@ -69,7 +71,6 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
     chosen = {o.key_or_group: choices(o, groups) for o in parsed if chooses(o, groups)}
     recipes = chosen.get("recipe", [])
 
-    store = ConfigStore.instance()
     _register(files, recipes, store)
     base = {} if recipes else _base(parsed, chosen, tests=tests)
     if base:
@@ -93,7 +94,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
             # A single fit ignores the grid and the launcher of a recipe.
             config.launcher = config.launcher if sweeps else None
             grid = config.get("sweep") or OmegaConf.create()
-            config.sweep = _grid(grid, groups, overrides, config.get("intervention") or {}) if sweeps else None
+            config.sweep = _grid(grid, groups, typed, config.get("intervention") or {}) if sweeps else None
         # In a sweep, values that refer to the seed stay unresolved: they follow each fit's own.
         OmegaConf.resolve(config.copy() if sweeps else config)
     except RecursionError:
@@ -151,8 +152,11 @@ def of_folder(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def _by_name(text: str, files: dict[str, Path]) -> str:
-    """A word that names a recipe's file as one that names the recipe, which joins the others."""
+def _by_name(text: str, files: dict[str, Path], groups: dict[str, list[str]], store: ConfigStore) -> str:
+    """A word that names a recipe's or a task's file as one that names the choice, which joins the others."""
+    if is_task_file(text):
+        groups["task"].append(register_task(Path(str(parse(text).value())).expanduser(), store))
+        return f"task={groups['task'][-1]}"
     if not (text.startswith("recipe=") and text.endswith((".yaml", ".yml"))):
         return text
     file = Path(text.removeprefix("recipe=")).expanduser()
@@ -204,6 +208,8 @@ def _replaced(parsed: Sequence[Override], groups: Mapping[str, object]) -> list[
 
 def _target_of(group: str, choice: str) -> str | None:
     """The class or function that a choice names, itself or through another choice that it begins with."""
+    if choice.startswith(CHOICE):
+        return registered(choice).get("_target_")
     node = read_yaml(_shipped("configs") / group / f"{choice}.yaml")
     inherited = node.get("defaults", ())
     return node.get("_target_") or (_target_of(group, inherited[0]) if inherited else None)
@@ -216,7 +222,7 @@ def _default_name(config: DictConfig) -> str:
         choice, target = config.hydra.runtime.choices.get(group), (config.get(group) or {}).get("_target_")
         if target is not None:
             known = choice is not None and _target_of(group, choice) == target
-            names.append(choice if known else str(target).rpartition(".")[2])
+            names.append(choice.removeprefix(CHOICE) if choice and known else str(target).rpartition(".")[2])
     return "_".join(names) or "run"
 
 
@@ -232,6 +238,8 @@ def _base(parsed: Sequence[Override], chosen: Mapping[str, Sequence[str]], *, te
 
 def _choice(group: str, name: str) -> dict[str, Any]:
     """What a choice in a group says, with what it inherits."""
+    if name.startswith(CHOICE):
+        return registered(name)
     node = read_yaml(_shipped("configs") / group / f"{name}.yaml")
     inherited = [_choice(group, each) for each in node.pop("defaults", ()) if isinstance(each, str)]
     return {key: value for each in (*inherited, node) for key, value in each.items()}
@@ -324,7 +332,8 @@ def _recipe(name: str, file: Path, modified: int, size: int) -> ConfigNode:
     """The recipe as Hydra stores it, which copies what it hands out; a file is read again when it has changed."""
     group, _, leaf = f"recipe/{name}".rpartition("/")
     try:
-        node = OmegaConf.create(read_yaml(file))
+        read = read_yaml(file)
+        node = OmegaConf.create({**read, "task": with_words(read["task"], file.parent)} if "task" in read else read)
     except (RecursionError, ValueError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else brief(error)
         raise ConfigError(f"'{file}' cannot be read: {reason}") from error

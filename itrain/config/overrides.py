@@ -27,7 +27,8 @@ def parse(text: str) -> Override:
     key, equals, value = text.partition("=")
     if not key.strip("+~ "):
         raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3")
-    if (key in _PATHS or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
+    is_file = key in _PATHS or (key == "task" and value.endswith((".yaml", ".yml")))
+    if (is_file or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
         # Hydra's grammar takes names such as epoch=3.ckpt and every(2) in quotes only, which a shell removes.
         text = f"{key}={_quoted(value)}"
     elif equals:

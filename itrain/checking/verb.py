@@ -1,0 +1,153 @@
+"""The verb: opens a file's task without a model, and gathers what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from itrain import config
+from itrain.causal_model import Setting
+from itrain.checking.counts import counted
+from itrain.checking.examples import rendered
+from itrain.config.tasks import read_task
+from itrain.experiment import base_model_of
+from itrain.models.skeleton import folder_of
+from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
+from itrain.planning.fakes import ASSETS, EMBEDDED, PRETRAINED
+from itrain.signatures import ConfigError
+from itrain.tasks import TaskError
+from itrain.tasks.base import Pair, Split, Task, TextTask
+from itrain.tasks.contract import check_task
+from itrain.tasks.declaration import Problem
+from itrain.tasks.divisions import SPLITS
+from itrain.tasks.operations import written
+from itrain.tasks.tokens import encode, unknown_words
+from itrain.telling import one_line
+from itrain.trust import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST = 50
+"""Faults that are told."""
+PAIRS = 256
+"""Pairs that are sampled of each split, where they are not listed."""
+USAGE = "'task' needs what to do and with which file: itrain task check <file>.yaml [model=<choice>] [key=value ...]"
+
+
+class Checked(NamedTuple):
+    """What is said of a file: lines for the screen, and what is wrong with it."""
+
+    lines: Sequence[str]
+    faults: Sequence[str]
+
+
+def checked(words: Sequence[str]) -> Checked:
+    """What ``itrain task check <file>`` says.
+
+    Raises:
+        ConfigError: the words ask for nothing that can be, or the file is no YAML.
+    """
+    if len(words) < 2 or words[0] != "check" or "=" in words[1]:
+        raise ConfigError(USAGE)
+    path = Path(words[1]).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"'{path}' is no YAML file; {USAGE}")
+    file = read_task(path)
+    if file.problems:
+        return Checked([], [file.placed(problem) for problem in file.problems])
+    cfg = config.compose([f"task={path}", *words[2:]])
+    with one_line(cfg):
+        task: Task = instantiate(cfg.task, _convert_="all")
+        tokenizer = _tokenizer(cfg)
+    return _of_task(task, tokenizer, lambda problem: file.placed(problem), title=str(path))
+
+
+def _of_task(
+    task: Task, tokenizer: PreTrainedTokenizerBase | None, place: Callable[[Problem], str], *, title: str
+) -> Checked:
+    """A task's examples and counts, or what is wrong with it for this tokenizer; with none, a stand-in splits words."""
+    stand_in = tokenizer is None and isinstance(task, TextTask)
+    try:
+        task.bind(_stand_in(task) if stand_in else tokenizer)
+    except ValueError as error:
+        return Checked([], [place(Problem((), str(error)))])
+    pairs: dict[Split, Sequence[Pair]] = {split: _pairs(task, split) for split in SPLITS}
+    faults = list(dict.fromkeys(place(problem) for problem in _faults(task, pairs)))
+    if faults:
+        more = [f"and {len(faults) - MOST} more"] if len(faults) > MOST else []
+        return Checked([], [*faults[:MOST], *more])
+    lines = [*rendered(task, pairs, tokens=not stand_in, title=title), *counted(task, pairs, tokens=not stand_in)]
+    return Checked(lines, [])
+
+
+def _faults(task: Task, pairs: Mapping[Split, Sequence[Pair]]) -> Iterator[Problem]:
+    """What the tokenizer does not know; else what it splits as no answer or span can be; else a breach of contract."""
+    settings = [setting for of_split in pairs.values() for pair in of_split for setting in pair.settings()]
+    found = list(_unknown(task, settings)) if isinstance(task, TextTask) else []
+    if not found:
+        found = [
+            *_refused("output", task.label, task.outputs),
+            *_refused("template", lambda s: task.inputs([s]), settings),
+        ]
+    yield from found
+    if not found:
+        yield from _refused("", lambda given: check_task(given), [task])
+
+
+def _unknown(task: TextTask, settings: Sequence[Setting]) -> Iterator[Problem]:
+    """The words of prompts and outputs that are not in the vocabulary, each once, with where it stands."""
+    texts: dict[str, str] = {str(task.identity(setting)): "template" for setting in settings}
+    texts |= {str(output): "output" for output in task.outputs if str(output).strip()}
+    inputs = {written(value): name for name, values in task.causal_model.inputs.items() for value in values}
+    seen: set[str] = set()
+    for (text, part), encoded in zip(texts.items(), encode(task.tokenizer, list(texts)), strict=True):
+        for word in unknown_words(task.tokenizer, text, encoded):
+            if word not in seen:
+                seen.add(word)
+                key = ("inputs", inputs[word]) if part == "template" and word in inputs else (part,)
+                where = f", in {shown(text)}" if text != word else ""
+                yield Problem(key, f"{shown(word)} is not in the model's vocabulary{where}; use another word or model")
+
+
+def _refused(part: str, ask: Callable[[Any], object], values: Iterable[Any]) -> Iterator[Problem]:
+    """The values about which a question ends in an error of the task, with the error."""
+    for value in values:
+        try:
+            ask(value)
+        except TaskError as error:
+            yield Problem((part,) if part else (), str(error))
+
+
+def _pairs(task: Task, split: Split) -> Sequence[Pair]:
+    listed, random = task.pairs(split), Random(f"check {split}")
+    return [task.sample(random, split) for _ in range(PAIRS)] if listed is None else listed
+
+
+def _tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the configured model, without its weights; None where it has none here.
+
+    Raises:
+        ModelError: the model is not on this machine.
+    """
+    node: Any = OmegaConf.to_container(cfg.get("model") or OmegaConf.create(), resolve=True)
+    if not node:
+        return None
+    if node["_target_"] == EMBEDDED:
+        return tokenizer_of(ASSETS)
+    if node["_target_"] == PRETRAINED:
+        name = str(node["name"])
+        return tokenizer_of(ASSETS if name == "itrain/tiny-world" else folder_of(name, node.get("revision")))
+    return base_model_of(cfg).tokenizer
+
+
+def _stand_in(task: Task) -> PreTrainedTokenizerBase:
+    texts = [
+        str(task.identity(setting)) for split in SPLITS for pair in _pairs(task, split) for setting in pair.settings()
+    ]
+    return stand_in_tokenizer([*texts, *map(str, task.outputs)])

@@ -1,0 +1,177 @@
+"""Tasks that a YAML file describes: read with the lines of its keys, and checked before a run knows of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import OmegaConf
+
+from itrain.files import one_a_line, read_yaml
+from itrain.signatures import Call, ConfigError, misfits, nearest
+from itrain.tasks.declaration import DeclarationError, Key, Problem, dotted
+from itrain.tasks.declared import DeclaredTask
+from itrain.trust import TrustError, read_text
+
+DECLARED = "itrain.tasks.declared.DeclaredTask"
+CHOICE = "file/"
+"""What the names of choices begin with that are files of tasks."""
+MOST = 500_000
+"""Values in a file, its aliases written out."""
+DEPTH = 30
+"""Levels of lists and mappings in a file."""
+
+
+def is_task_file(text: str) -> bool:
+    """Whether a word names a file as the task."""
+    return text.startswith("task=") and text.rstrip("'\"").endswith((".yaml", ".yml"))
+
+
+def register_task(path: Path, store: ConfigStore) -> str:
+    """Make a task's file one of Hydra's choices, and return its name.
+
+    Raises:
+        ConfigError: the file describes no task; naming file, line, key and remedy.
+    """
+    read = read_task(path)
+    if problems := read.problems:
+        more = f" (and {len(problems) - 1} more: itrain task check {path} lists all)" if len(problems) > 1 else ""
+        raise ConfigError(f"{read.placed(problems[0])}{more}")
+    leaf = re.sub(r"\W+", "_", path.stem)
+    made = ConfigNode(
+        name=f"{leaf}.yaml", node=OmegaConf.create(read.node), group="task", package=None, provider=str(path)
+    )
+    store.repo["task"] = {CHOICE.rstrip("/"): {made.name: made}}
+    return f"{CHOICE}{leaf}"
+
+
+def registered(choice: str) -> dict[str, Any]:
+    """What a file's choice says."""
+    found: Any = OmegaConf.to_container(ConfigStore.instance().load(f"task/{choice}.yaml").node)
+    return found
+
+
+class TaskFile(NamedTuple):
+    """A file that describes a task, and all that is wrong with it."""
+
+    path: Path
+    node: dict[str, Any]
+    """The task's configuration, its files of words written out."""
+    problems: list[Problem]
+    lines: Mapping[Key, int]
+    """The line of each key."""
+
+    def placed(self, problem: Problem) -> str:
+        """A problem behind the file, the line of the nearest key that the file has, and the key."""
+        key = tuple(str(each) if not isinstance(each, int) else each for each in problem.key)
+        line = next((self.lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self.lines), None)
+        place = f"'{self.path}'" if line is None else f"'{self.path}' line {line}"
+        return f"{place}: {dotted(key)}: {problem.message}" if key else f"{place}: {problem.message}"
+
+
+def read_task(path: Path) -> TaskFile:
+    """The task in a file, checked as far as it can be without a tokenizer.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    lines = _lines(path)
+    node = read_yaml(path)
+    if node.get("_target_", DECLARED) != DECLARED:
+        return TaskFile(path, node, [], lines)
+    node = {"_target_": DECLARED, **node}
+    problems = list(_unreadable(node))
+    try:
+        node = with_words(node, path.parent)
+    except ConfigError as error:
+        problems.append(Problem(("inputs",), str(error)))
+    return TaskFile(path, node, problems or _faults(node), lines)
+
+
+def with_words(node: Any, folder: Path) -> Any:
+    """A task's configuration in which ``file: <path>`` has become the words of that file, one a line.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if isinstance(node, list):
+        return [with_words(each, folder) for each in node]
+    if not isinstance(node, Mapping):
+        return node
+    found = {key: with_words(each, folder) for key, each in node.items()}
+    if isinstance(file := found.get("file"), str) and set(found) <= {"file", "equals"}:
+        del found["file"]
+        try:
+            found["values"] = one_a_line(folder / Path(file).expanduser())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the file of words '{file}' cannot be read: {error}") from error
+    return found
+
+
+def _unreadable(node: Any, key: Key = ()) -> list[Problem]:
+    """The texts that a configuration would take for references to others of its keys."""
+    if isinstance(node, str) and "${" in node:
+        return [
+            Problem(
+                key, f"{node!r} has '${{', which refers to other keys of a configuration; put a space after the '$'"
+            )
+        ]
+    if isinstance(node, Mapping | list):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        return [problem for name, each in items for problem in _unreadable(each, (*key, name))]
+    return []
+
+
+def _faults(node: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a declared task: its keys, else their kinds, else what they say."""
+    call = Call(place="", target=DeclaredTask, node=node)
+    given = {key: value for key, value in node.items() if key != "_target_"}
+    found = [Problem((key,), f"no such key{nearest(key, call.accepts)}") for key in given if key not in call.accepts]
+    found += [Problem((key,), f"has no value; add {key}: ...") for key in call.required if key not in given]
+    found += [Problem((key,), message) for key, message in misfits(call)]
+    if found:
+        return found
+    try:
+        DeclaredTask(**given)
+    except DeclarationError as error:
+        return list(error.problems)
+    except ValueError as error:
+        key = re.split(r"\W", str(error), maxsplit=1)[0]
+        return [Problem((key,) if key in given else (), str(error))]
+    return []
+
+
+def _lines(path: Path) -> dict[Key, int]:
+    """The line of each key.
+
+    Raises:
+        ConfigError: the file is no YAML, or has more or deeper values than anybody writes.
+    """
+    try:
+        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
+    except TrustError as error:
+        raise ConfigError(f"task: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        hint = "; indent with spaces, not tabs" if "\\t" in str(error.problem) else ""
+        raise ConfigError(f"'{path}'{line}: {error.problem}{hint}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from error
+    found: dict[Key, int] = {}
+    waiting: list[tuple[Key, yaml.Node | None]] = [((), root)]
+    for key, node in waiting:
+        if len(waiting) > MOST or len(key) > DEPTH:
+            raise ConfigError(f"'{path}' has more than {MOST} values, or more than {DEPTH} levels; leave aliases out")
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                found[inside := (*key, str(name.value))] = name.start_mark.line + 1
+                waiting.append((inside, value))
+        elif isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                found[inside := (*key, number)] = value.start_mark.line + 1
+                waiting.append((inside, value))
+    return found
