@@ -1,5 +1,9 @@
 """The measures of the field: each a function and a torchmetrics class side by side, a family to a file."""
 
+from itrain.metrics.attributes import Disentangled as Disentangled
+from itrain.metrics.attributes import Disentanglement as Disentanglement
+from itrain.metrics.attributes import disentangled as disentangled
+from itrain.metrics.attributes import disentangled_pair as disentangled_pair
 from itrain.metrics.gathering import count_among as count_among
 from itrain.metrics.gathering import gather_counts as gather_counts
 from itrain.metrics.interchange import RULES as RULES

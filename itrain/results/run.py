@@ -11,6 +11,7 @@ from itrain.metrics import RULES
 from itrain.results.columns import (
     ANSWER_PROBABILITY,
     ANSWER_SPREAD,
+    ATTRIBUTES,
     BASES_DISTINCT,
     BASES_TRAINED_ON,
     BEFORE,
@@ -47,6 +48,8 @@ from itrain.results.parts import Bars, Kind, Results, Table
 from itrain.results.steering import STEERING
 
 INTERVALS = "95% intervals"
+PAIRS_TITLE = "interchange intervention accuracy on held-out pairs"
+AVERAGED_TITLE = "IIA on held-out pairs, averaged over prompts, then attributes"
 OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
 OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
@@ -123,15 +126,17 @@ def _pairs_table(results: Results) -> Table:
         "iia_preserving": f"preserving {preserving}",
         "iia": f"all {changing + preserving}",
     }
-    if f"{TEST}/disentangle_argmax" in results:
-        columns = {figure: figure for figure in ("cause", "isolate", "disentangle")}
+    title = PAIRS_TITLE
+    for how, titled in (("", PAIRS_TITLE), ("_averaged", AVERAGED_TITLE)):
+        if f"{TEST}/disentangle{how}_argmax" in results:
+            columns, title = {f"{figure}{how}": figure for figure in ATTRIBUTES}, titled
     places = {key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax")}
     rows = {
         _row_name(place): [_decimals(results.get(f"{place}/{figure}_{rule}")) for figure in columns for rule in RULES]
         for place in sorted(filter(_is_shown, places), key=_order)
     }
     heads = [(title if rule == RULES[0] else "", rule) for title in columns.values() for rule in RULES]
-    return Table(title="interchange intervention accuracy on held-out pairs", heads=heads, rows=rows)
+    return Table(title=title, heads=heads, rows=rows)
 
 
 def _pairs_bars(results: Results) -> Bars:

@@ -13,7 +13,7 @@ from itrain.devices import device_of
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.masking import FixedMask
-from itrain.metrics import RULES, InterchangeAccuracy
+from itrain.metrics import RULES, Disentanglement, InterchangeAccuracy
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
 
@@ -33,6 +33,8 @@ class InterchangeScores:
         self.evaluated: dict[str, Interventions] = {}
         """The interventions that are scored, by the suffix in their figures' names: ``""``, ``/full_vector``."""
         self.metrics: dict[str, InterchangeAccuracy] = {}
+        self.averaged: dict[str, Disentanglement] = {}
+        """Cause and isolate averaged over what is asked, where the task says it."""
         self.answers = FiniteAnswers(interchange.network)
 
     def begin(self, split: str) -> None:
@@ -54,6 +56,7 @@ class InterchangeScores:
     def reset(self) -> None:
         """Drop what an interrupted split has left."""
         self.metrics.clear()
+        self.averaged.clear()
         self.answers.counts.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
@@ -77,6 +80,13 @@ class InterchangeScores:
             for rule in RULES:
                 metric = self.metrics.setdefault(f"{place}{part}/{rule}", InterchangeAccuracy(rule=rule).to(device))
                 metric.update(*(each[rows] for each in whole))
+        if batch.question is None:
+            return
+        for rule in RULES:
+            if (name := f"{place}/{rule}") not in self.averaged:
+                made = Disentanglement(groups=batch.groups, asked=batch.questions, rule=rule)
+                self.averaged[name] = made.to(device)
+            self.averaged[name].update(*whole[:3], batch.group, batch.question)
 
     def compute(self) -> dict[str, Tensor]:
         """All figures since the last call, such as ``test/iia_argmax``.
@@ -90,10 +100,14 @@ class InterchangeScores:
             place, _, rule = name.rpartition("/")
             for key, value in metric.compute().items():
                 found[f"{place}/{key}" if key.startswith("pairs") else f"{place}/{key}_{rule}"] = value.float()
+        for name, metric in self.averaged.items():
+            place, _, rule = name.rpartition("/")
+            found |= {f"{place}/{key}_averaged_{rule}": value.float() for key, value in metric.compute().items()}
         if "/soft" in self.evaluated and self.metrics:
             ranks = [each.rank for each in self.evaluated[""].values()]
             found["test/rank"] = torch.tensor(sum(ranks) / len(ranks))
         self.metrics.clear()
+        self.averaged.clear()
         return found
 
 
