@@ -59,6 +59,7 @@ FORMS: dict[str, list[str]] = {
         *["recipe=steer_story", "training.strengths=[0.5,1]", "training.max_new_tokens=6", *EXAMPLES],
         "training.optimizer.lr=0.05",
     ],
+    "several attributes": ["recipe=mdas_entity", "task.attributes=[color,material]", *PAIRS, *SMALL_STEPS],
     "probes under an erasure": ["recipe=amnesic_probe_gender", *PAIRS],
 }
 """The same in other forms."""

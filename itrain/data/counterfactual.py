@@ -16,7 +16,7 @@ from itrain.data.splits import Batch
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED
 from itrain.tasks import TaskError
-from itrain.tasks.base import Pair, Task, TextTask
+from itrain.tasks.base import Pair, Question, Task, TextTask
 from itrain.tasks.contract import label_tokens
 
 
@@ -107,6 +107,8 @@ class CounterfactualBatch(Batch, Interchanging):
         isolates: whether nothing may change, on the CPU.
         types: hashes of the base's value of the task's ``control`` variable.
         candidates: the labels of the task's outputs, ascending, on the CPU; None: unknown, or of several tokens.
+        questions: what the bases of a split ask, in order; empty where the task does not say.
+        question: which of the questions a pair's base asks, on the CPU.
     """
 
     base: ModelInputs
@@ -121,6 +123,8 @@ class CounterfactualBatch(Batch, Interchanging):
     isolates: Bool[Tensor, " batch"]
     types: Int[Tensor, " batch"] | None = None
     candidates: Int[Tensor, " candidates"] | None = None
+    questions: tuple[Question, ...] = ()
+    question: Int[Tensor, " batch"] | None = None
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:
@@ -159,7 +163,8 @@ class CounterfactualBatch(Batch, Interchanging):
     def take(self, rows: Int[Tensor, " rows"]) -> CounterfactualBatch:
         """Some of the pairs, as a batch of its own."""
         taken = self.each(lambda inputs: inputs.take(rows), lambda tensor: tensor[rows])
-        return replace(taken, group=self.group[rows], isolates=self.isolates[rows], weight=1.0)
+        question = None if self.question is None else self.question[rows]
+        return replace(taken, group=self.group[rows], isolates=self.isolates[rows], question=question, weight=1.0)
 
     def each(
         self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
@@ -192,6 +197,9 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         for new, pair in zip(counterfactuals, pairs, strict=True)
     ]
     sources = _sources(task, pairs)
+    asked = [task.question(pair.base) for pair in pairs]
+    questions = () if None in asked else tuple(sorted({each for each in asked if each is not None}))
+    places = {question: place for place, question in enumerate(questions)}
     return CounterfactualBatch(
         base=answerable(task, [pair.base for pair in pairs], counterfactuals),
         **sources._asdict(),
@@ -206,6 +214,8 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         isolates=torch.tensor([pair.isolates for pair in pairs]),
         types=None if task.control is None else torch.tensor([_hash(base[task.control]) for base in bases]),
         candidates=labels(task, task.outputs).unique() if _answers(task) == 1 else None,
+        questions=questions,
+        question=torch.tensor([places[each] for each in asked if each is not None]) if questions else None,
     )
 
 
@@ -235,9 +245,9 @@ def _pair(source: Setting | Pair) -> Pair:
 
 
 def labels(task: Task, outputs: Sequence[Any]) -> Int[Tensor, "outputs ..."]:
-    """The outputs as classes or tokens, (N,), or (N, A) if one of the task's outputs is several tokens."""
+    """The outputs as classes or tokens, (N,), or (N, A) if one of the task's is several tokens; None is padding."""
     width = _answers(task)
-    rows = [list(label_tokens(task, output)) for output in outputs]
+    rows = [[] if output is None else list(label_tokens(task, output)) for output in outputs]
     for output, row in zip(outputs, rows, strict=True):
         if len(row) > width:
             raise TaskError(f"task {type(task).__name__}: outputs lacks {output!r}, which a pair has")
@@ -261,7 +271,7 @@ def answerable(task: Task, settings: Sequence[Setting], outputs: Sequence[Any]) 
 def _contrast(task: Task, answers: Sequence[Any], new: Any) -> Any:
     """The first of the pair's answers, or of the task's outputs, that is another than the new one."""
     for other in (*answers, *task.outputs):
-        if other != new:
+        if other is not None and other != new:
             return other
     raise TaskError(f"task {type(task).__name__}: outputs has no other value than {new!r}; list two or more")
 

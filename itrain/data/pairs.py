@@ -302,7 +302,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         if without_values():
             self.model_accuracy[split] = float("nan")
             return [True] * len(pairs)
-        of_pairs: list[list[Setting]] = [list(pair.settings()) for pair in pairs]
+        of_pairs = [self._asked(pair) for pair in pairs]
         settings = [setting for of_pair in of_pairs for setting in of_pair]
         others = labels(self.task, self.task.outputs)
         rights: dict[str, list[Tensor]] = {"argmax": [], "pairwise": []}
@@ -327,6 +327,11 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         if self.keep == "all":
             return [True] * len(pairs)
         return [bool(part.all()) for part in right[self.keep].split(list(map(len, of_pairs)))]
+
+    def _asked(self, pair: Pair) -> list[Setting]:
+        """The settings that the base model must answer for the pair to be kept."""
+        model = self.task.causal_model
+        return [each for each in (*pair.settings(), *pair.known) if model.run(each)[model.output] is not None]
 
     def _require_classes(self, labels: Tensor, classes: int) -> None:
         """Refuse labels that the model has no logits for."""

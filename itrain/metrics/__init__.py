@@ -1,5 +1,9 @@
 """The measures of the field: each a function and a torchmetrics class side by side, a family to a file."""
 
+from itrain.metrics.attributes import Disentangled as Disentangled
+from itrain.metrics.attributes import Disentanglement as Disentanglement
+from itrain.metrics.attributes import disentangled as disentangled
+from itrain.metrics.attributes import disentangled_pair as disentangled_pair
 from itrain.metrics.differences import LogitDifference as LogitDifference
 from itrain.metrics.differences import fldd as fldd
 from itrain.metrics.differences import logit_difference as logit_difference

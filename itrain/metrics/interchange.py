@@ -45,13 +45,13 @@ def is_right(
         return right if right.ndim == 1 else right.all(-1)
     if contrast is None:
         raise ValueError("the pairwise rule needs contrast labels to compare with")
-    rows = torch.arange(len(label), device=label.device)
+    rows: tuple[Tensor, ...] = (torch.arange(len(label), device=label.device),)
     if label.ndim == 2:
         both = (label != UNUSED) & (contrast != UNUSED)
         # Where they differ nowhere this is the first place, at which the label does not win against itself.
-        fork = ((label != contrast) & both).long().argmax(1)
-        logits, label, contrast = (each[rows, fork] for each in (logits, label, contrast))
-    return logits[rows, label] > logits[rows, contrast]
+        rows += (((label != contrast) & both).long().argmax(1),)
+        label, contrast = label[rows], contrast[rows]
+    return logits[(*rows, label)] > logits[(*rows, contrast)]
 
 
 class InterchangeAccuracy(Metric):

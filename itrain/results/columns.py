@@ -113,7 +113,12 @@ UNSTEERED, RANDOM_VECTOR = "unsteered", "random_vector"
 EXACT_MATCH, PERPLEXITY, L2 = "exact_match", "perplexity", "l2"
 TRAIN_LOSS = "train/loss"
 
-_SHARES = ("iia", "iia_changing", "iia_preserving", "cause", "isolate", "disentangle", "answer")
+ATTRIBUTES = ("cause", "isolate", "disentangle")
+"""The shares of pairs in which an attribute is swapped, and in which another one is left, and their mean."""
+_SHARES = (
+    *("iia", "iia_changing", "iia_preserving", "answer"),
+    *(f"{figure}{how}" for figure in ATTRIBUTES for how in ("", "_averaged")),
+)
 KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}

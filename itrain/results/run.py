@@ -11,6 +11,7 @@ from itrain.metrics import RULES
 from itrain.results.columns import (
     ANSWER_PROBABILITY,
     ANSWER_SPREAD,
+    ATTRIBUTES,
     BASES_DISTINCT,
     BASES_TRAINED_ON,
     BEFORE,
@@ -51,6 +52,8 @@ from itrain.results.shifts import OF_SHIFTS, shifts_table
 from itrain.results.steering import STEERING, judged_lines
 
 INTERVALS = "95% intervals"
+PAIRS_TITLE = "interchange intervention accuracy on held-out pairs"
+AVERAGED_TITLE = "IIA on held-out pairs, averaged over prompts, then attributes"
 OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
 OF_PAIRS |= OF_SHIFTS | OF_DIVERGENCE
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
@@ -138,14 +141,16 @@ def _pairs_table(results: Results) -> Table:
         "iia_preserving": f"preserving {preserving}",
         "iia": f"all {changing + preserving}",
     }
-    if f"{TEST}/disentangle_argmax" in results:
-        columns = {figure: figure for figure in ("cause", "isolate", "disentangle")}
+    title = PAIRS_TITLE
+    for how, titled in (("", PAIRS_TITLE), ("_averaged", AVERAGED_TITLE)):
+        if f"{TEST}/disentangle{how}_argmax" in results:
+            columns, title = {f"{figure}{how}": figure for figure in ATTRIBUTES}, titled
     rows = {
         name: [_decimals(results.get(f"{place}/{figure}_{rule}")) for figure in columns for rule in RULES]
         for place, name in _places(results).items()
     }
     heads = [(title if rule == RULES[0] else "", rule) for title in columns.values() for rule in RULES]
-    return Table(title="interchange intervention accuracy on held-out pairs", heads=heads, rows=rows)
+    return Table(title=title, heads=heads, rows=rows)
 
 
 def _places(results: Results) -> dict[str, str]:

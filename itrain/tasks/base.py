@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -29,12 +29,23 @@ Label = int | Sequence[int]
 """The class or token that stands for an output, or the tokens of an answer of several."""
 
 
+class Question(NamedTuple):
+    """What a prompt asks of an entity."""
+
+    entity_type: str
+    attribute: str
+    """The variable that is the answer."""
+    prompt: str
+    """Its wording, the same for all entities."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """Input settings of a base and, for each interchanged variable, of the source that gives its value.
 
     A source may itself be an intervened run, to any depth: with ``Pair(base=b, sources={"v": Pair(base=s, sources={"w":
-    t})})`` the base takes v from a run of s that has taken w from t.
+    t})})`` the base takes v from a run of s that has taken w from t. A source whose output is None asks nothing: values
+    are read in it, and no answer.
     """
 
     base: Setting
@@ -45,6 +56,8 @@ class Pair:
     """The counterfactual output, where the pair's author gives it; None: the causal model's."""
     place: str = field(default="", compare=False)
     """Where a listed pair stands, such as ``'f.jsonl' line 57``, for messages."""
+    known: Sequence[Setting] = ()
+    """Settings that nothing runs, which the base model must answer for the pair to be kept."""
 
     def settings(self) -> Iterator[Setting]:
         """The settings of all runs that the pair takes: the base's, then each source's with those that edit it."""
@@ -124,6 +137,10 @@ class Task(ABC):
     @abstractmethod
     def outputs(self) -> Sequence[Any]:
         """The values that the output can take, in a fixed order."""
+
+    def question(self, setting: Setting) -> Question | None:
+        """What the setting asks, over which cause and isolate are averaged; None: they are not."""
+        return None
 
     def values(self, variable: str) -> Sequence[Any]:
         """The values of a variable, in a fixed order: the classes of a probe for it."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from itrain import tiny_world
 from itrain.bounds import require_share, require_some
 from itrain.causal_model import CausalModel, Setting
-from itrain.tasks.base import Pair, Split, TextTask
+from itrain.tasks.base import Pair, Question, Split, TextTask
 
 SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 """The part of the shuffled entities that each split draws from, where entities are split."""
@@ -68,8 +68,8 @@ class EntityAttributes(TextTask):
         if isolating and len(self.templates) == 1:
             raise ValueError(f"isolating: {entities} have one attribute, {min(self.templates)}; set isolating to 0")
         self.variables = tuple(attributes or self.templates)
-        self.splits, self.isolating = splits, isolating
-        asks = {template: attribute for attribute, each in self.templates.items() for template in each}
+        self.entities, self.splits, self.isolating = entities, splits, isolating
+        self._asks = asks = {template: attribute for attribute, each in self.templates.items() for template in each}
         self.causal_model = CausalModel(
             inputs={"template": list(asks), "entity": list(self.facts)},
             mechanisms={
@@ -96,6 +96,9 @@ class EntityAttributes(TextTask):
 
     def template(self, setting: Setting) -> str:
         return setting["template"]
+
+    def question(self, setting: Setting) -> Question:
+        return Question(self.entities, self._asks[setting["template"]], setting["template"])
 
     def sample(self, random: Random, split: Split) -> Pair:
         variable, isolates = random.choice(self.variables), random.random() < self.isolating

@@ -346,7 +346,7 @@ def answer_loss(
 ) -> Float[Tensor, " batch"]:
     """The cross entropy of each pair's label, in nats: the mean over its tokens."""
     losses = cross_entropy(logits.movedim(-1, 1), label, reduction="none", ignore_index=UNUSED)
-    return losses if losses.ndim == 1 else losses.sum(1) / (label != UNUSED).sum(1)
+    return losses if losses.ndim == 1 else losses.sum(1) / (label != UNUSED).sum(1).clamp(min=1)
 
 
 def across(

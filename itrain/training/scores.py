@@ -13,7 +13,7 @@ from itrain.devices import device_of
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.masking import FixedMask
-from itrain.metrics import RULES, InterchangeAccuracy, LogitDifference, Odds
+from itrain.metrics import RULES, Disentanglement, InterchangeAccuracy, LogitDifference, Odds
 from itrain.training.divergence import Divergences
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
@@ -44,6 +44,8 @@ class InterchangeScores:
         self.metrics: dict[str, InterchangeAccuracy] = {}
         self.moved: dict[tuple[str, str], tuple[Odds, LogitDifference]] = {}
         """By place and part; empty where answers have not been compared with unedited ones."""
+        self.averaged: dict[str, Disentanglement] = {}
+        """Cause and isolate averaged over what is asked, where the task says it."""
         self.answers = FiniteAnswers(interchange.network)
         self.divergences = Divergences({"": interchange})
 
@@ -71,6 +73,7 @@ class InterchangeScores:
         self.row_share = None
         self.metrics.clear()
         self.moved.clear()
+        self.averaged.clear()
         self.answers.counts.clear()
         self.divergences.reset()
 
@@ -107,6 +110,13 @@ class InterchangeScores:
             for rule in RULES:
                 metric = self.metrics.setdefault(f"{place}{part}/{rule}", InterchangeAccuracy(rule=rule).to(device))
                 metric.update(*(each[rows] for each in whole))
+        if batch.question is None:
+            return
+        for rule in RULES:
+            if (name := f"{place}/{rule}") not in self.averaged:
+                made = Disentanglement(groups=batch.groups, asked=batch.questions, rule=rule)
+                self.averaged[name] = made.to(device)
+            self.averaged[name].update(*whole[:3], batch.group, batch.question)
 
     def compare(
         self,
@@ -139,6 +149,9 @@ class InterchangeScores:
             for key, value in metric.compute().items():
                 found[f"{place}/{key}" if key.startswith("pairs") else f"{place}/{key}_{rule}"] = value.float()
         found |= self._moves()
+        for name, metric in self.averaged.items():
+            place, _, rule = name.rpartition("/")
+            found |= {f"{place}/{key}_averaged_{rule}": value.float() for key, value in metric.compute().items()}
         if "/soft" in self.evaluated and self.metrics:
             ranks = [each.rank for each in self.evaluated[""].values()]
             found["test/rank"] = torch.tensor(sum(ranks) / len(ranks))
@@ -146,6 +159,7 @@ class InterchangeScores:
             found["test/row_share"] = torch.tensor(self.row_share)
         self.metrics.clear()
         self.moved.clear()
+        self.averaged.clear()
         return found | {
             f"test/{key}": value for each in self.divergences.compute().values() for key, value in each.items()
         }
