@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
     from itrain.models import BaseModel as BaseModel
     from itrain.models import load_embedded as load_embedded
+    from itrain.models import load_minilm as load_minilm
+    from itrain.models import load_pooled as load_pooled
     from itrain.models import load_pretrained as load_pretrained
     from itrain.networks.attached import AttachedEdits as AttachedEdits
     from itrain.networks.base import Network as Network
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from itrain.sharing.foreign import save_gguf as save_gguf
     from itrain.sharing.foreign import save_mib as save_mib
     from itrain.sites import Site as Site
+    from itrain.tasks.base import ClassTask as ClassTask
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
     from itrain.tasks.base import TextTask as TextTask
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
     from itrain.tasks.price_tagging import PriceTagging as PriceTagging
     from itrain.tasks.response_style import ResponseStyle as ResponseStyle
     from itrain.tasks.responses import ResponseTask as ResponseTask
+    from itrain.tasks.sentences import Sentences as Sentences
     from itrain.training.alignment import AlignmentSearch as AlignmentSearch
     from itrain.training.base import Training as Training
     from itrain.training.building import count_features as count_features
@@ -146,6 +150,8 @@ _HOMES = {
     "InterchangeAccuracy": "metrics",
     "BaseModel": "models",
     "load_embedded": "models",
+    "load_minilm": "models",
+    "load_pooled": "models",
     "load_pretrained": "models",
     "AttachedEdits": "networks.attached",
     "Network": "networks.base",
@@ -170,6 +176,7 @@ _HOMES = {
     "Site": "sites",
     "Placement": "placements",
     "read_results": "results.table",
+    "ClassTask": "tasks.base",
     "Pair": "tasks.base",
     "Task": "tasks.base",
     "TextTask": "tasks.base",
@@ -181,6 +188,7 @@ _HOMES = {
     "PriceTagging": "tasks.price_tagging",
     "ResponseStyle": "tasks.response_style",
     "ResponseTask": "tasks.responses",
+    "Sentences": "tasks.sentences",
     "AlignmentSearch": "training.alignment",
     "Training": "training.base",
     "FirstStepCheck": "training.finite",

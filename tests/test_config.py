@@ -63,7 +63,12 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str) -> None:
-    needed = {"hf": ["model.name=x"], "tracing": ["training.corrupted=layer0.block_input@name"]}
+    needed = {
+        "hf": ["model.name=x"],
+        "pooled": ["model.name=x", "task=sentences"],
+        "minilm": ["task=sentences"],
+        "tracing": ["training.corrupted=layer0.block_input@name"],
+    }
     check(compose([f"{group}={choice}", *needed.get(choice, [])]))
 
 

@@ -174,6 +174,9 @@ def _settle(config: DictConfig) -> None:
     for part in COMPLETED:
         if "_target_" in (config.get(part) or {}) and "_partial_" not in config[part]:
             config[part]["_partial_"] = True
+    if OmegaConf.is_dict(config.get("model")) and OmegaConf.is_interpolation(config.model, "task"):
+        # A head is fitted to the task itself, which stands in the configuration of a sweep too.
+        config.model.task = config.get("task")
     complete_own(config)
     if checkpoint := config.get("ckpt"):
         config.ckpt = str(find_checkpoint(Path(checkpoint)))

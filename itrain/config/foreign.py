@@ -159,7 +159,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
     from itrain.training.base import Training
 
     return {
-        "model": ((nn.Module, BaseModel), ()),
+        "model": ((nn.Module, BaseModel), (Task,)),
         "network": ((Network,), ()),
         "task": ((Task,), ()),
         "data": ((SplitDataModule,), ()),

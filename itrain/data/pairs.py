@@ -130,7 +130,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             lines["note"] = f"{seen} of the test bases are bases of training pairs too, with other sources"
         if isinstance(self.task, TextTask):
             answer = [token for token in train.base_label[0].view(-1).tolist() if token != UNUSED]
-            lines |= shown(self.task.tokenizer, train.base, answer)
+            lines |= shown(self.task.tokenizer, train.base, self.task.spelled(answer))
         return lines | dict(self.task.notes)
 
     def figures(self) -> dict[str, float]:

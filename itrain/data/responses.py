@@ -130,7 +130,7 @@ class ResponseDataModule(SplitDataModule[ResponseBatch]):
             lines["note"] = f"{type(self.task).__name__} holds no prompts out: those of its test may be trained on"
         first = self.datasets["train"].examples
         response = [token for token in first.label[0].tolist() if token != UNUSED]
-        return lines | shown(self.task.tokenizer, first.inputs, response)
+        return lines | shown(self.task.tokenizer, first.inputs, self.task.spelled(response))
 
     def figures(self) -> dict[str, float]:
         """``data/bases_distinct``: how many of the test prompts are different ones."""

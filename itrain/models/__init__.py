@@ -6,6 +6,9 @@ from itrain.models.loading import ANSWER as ANSWER
 from itrain.models.loading import TINY_WORLD as TINY_WORLD
 from itrain.models.loading import load_embedded as load_embedded
 from itrain.models.loading import load_pretrained as load_pretrained
+from itrain.models.pooled import PooledClassifier as PooledClassifier
+from itrain.models.pooled import load_minilm as load_minilm
+from itrain.models.pooled import load_pooled as load_pooled
 from itrain.models.served import load_unloaded as load_unloaded
 from itrain.models.twin import with_random_weights as with_random_weights
 from itrain.weights import fingerprint as fingerprint

@@ -45,6 +45,8 @@ class BaseModel:
     revision: str | None = None
     quantization: str | None = None
     """How it was quantised as it was loaded; None: it was not, or its files are."""
+    head: str | None = None
+    """How states are pooled for the head that was fitted to it; None: it has no such head."""
     fingerprint: str = field(init=False)
     """Of the weights as loaded; later training does not change it."""
     identity: Mapping[str, Any] = field(init=False, repr=False)
@@ -65,6 +67,7 @@ class BaseModel:
             **({} if row is None else {"components": row}),
             "fingerprint": self.fingerprint,
             "identity": dict(self.identity),
+            **({} if self.head is None else {"head": self.head}),
             **({"folder": True} if Path(self.name).expanduser().is_dir() else {}),
         }
 

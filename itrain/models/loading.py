@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from itrain.architectures import Architecture, row_of_type
+from itrain.architectures import Architecture, architecture, row_of_type
 from itrain.devices import device_of
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization, compute_alike
@@ -55,23 +57,33 @@ def load_embedded(
     Raises:
         ModelError: the installed libraries do not reproduce the model's stored logits.
     """
-    from transformers.utils import logging
-
-    shown, folder = logging.is_progress_bar_enabled(), Path(__file__).parents[1] / "assets" / "tiny_world"
-    logging.disable_progress_bar()
+    folder = Path(__file__).parents[1] / "assets" / "tiny_world"
     make = partial(_load, str(folder), name=TINY_WORLD, revision=None, dtype=dtype, attention=attn_implementation)
-    try:
+    with untold():
         base_model = make(placing=Placing(device_map=device_map, quantization=quantization))
         plain = base_model
         if quantization is not None or sharding():
             # Quantised, it has other logits, whatever the libraries; a sharded one settles its precision as it runs.
             with whole_in_each():
                 plain = make()
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     _require_answer(plain, folder / ANSWER)
     return base_model
+
+
+@contextmanager
+def untold() -> Iterator[None]:
+    """Have transformers say nothing of how it loads files whose contents are known."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_pretrained(
@@ -116,16 +128,39 @@ def load_pretrained(
         give_row(embedded.model, row, name)
         return embedded
     placing = Placing(device_map=device_map, quantization=quantization)
-    if Path(name).expanduser().is_dir():
-        folder = str(Path(name).expanduser())
-        return _load(
-            folder, name=name, revision=None, dtype=dtype, attention=attn_implementation, placing=placing, row=row
-        )
-    if name.startswith((".", "/", "~")):
-        raise ModelError(f"model '{name}': there is no such folder")
-    return _load(
-        name, name=name, revision=revision, dtype=dtype, attention=attn_implementation, placing=placing, row=row
+    make = partial(_load, _source(name), name=name, revision=revision, dtype=dtype, attention=attn_implementation)
+    return make(placing=placing, row=row)
+
+
+def load_encoder(
+    name: str, *, revision: str | None = None, dtype: Dtype = "auto", attn_implementation: str | None = None
+) -> BaseModel:
+    """An encoder of text as :func:`load_pretrained` loads it, without the head that its files may have.
+
+    Raises:
+        ModelError: it cannot be loaded, or it is no encoder of text.
+    """
+    loaded = _load(
+        _source(name), name=name, revision=revision, dtype=dtype, attention=attn_implementation, headless=True
     )
+    known = architecture(loaded.model)
+    if known is None or known.causal or known.stacks or known.media is not None:
+        raise ModelError(
+            f"model '{name}': {type(loaded.model).__name__} is no encoder of text that itrain has a row for"
+        )
+    return loaded
+
+
+def _source(name: str) -> str:
+    """The folder that a name means, or the name on the hub.
+
+    Raises:
+        ModelError: it can only be a folder, and there is none.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and name.startswith((".", "/", "~")):
+        raise ModelError(f"model '{name}': there is no such folder")
+    return str(folder) if folder.is_dir() else name
 
 
 def _load(
@@ -137,14 +172,18 @@ def _load(
     attention: str | None,
     placing: Placing = WHOLE,
     row: Architecture | None = None,
+    headless: bool = False,
 ) -> BaseModel:
+    """The model and its tokenizer; ``headless``: an encoder without the head that its files may have."""
     _require_reachable(source, name)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     # Mismatched weights are refused below, by name.
     how: dict[str, Any] = dict(LOADER) if attention is None else {**LOADER, "attn_implementation": attention}
-    revision = revision or "main"
+    revision = "main" if revision is None or Path(source).is_dir() else revision
     try:
-        model, found, tokenizer = _read(source, name, revision, how, precision=precision, placing=placing, row=row)
+        model, found, tokenizer = _read(
+            source, name, revision, how, precision=precision, placing=placing, row=row, headless=headless
+        )
     except ModelError:
         raise
     except Exception as error:  # damaged files raise of every kind
@@ -158,7 +197,14 @@ def _load(
         )
         with whole_in_each():
             return _load(
-                source, name=name, revision=revision, dtype=dtype, attention=attention, placing=placing, row=row
+                source,
+                name=name,
+                revision=revision,
+                dtype=dtype,
+                attention=attention,
+                placing=placing,
+                row=row,
+                headless=headless,
             )
     compute_alike(model)
     return BaseModel(
@@ -179,9 +225,10 @@ def _read(
     precision: torch.dtype | Literal["auto"],
     placing: Placing,
     row: Architecture | None,
+    headless: bool,
 ) -> tuple[nn.Module, Mapping[str, Any], PreTrainedTokenizerBase | None]:
     """The model, what transformers says of its files, and the tokenizer of a model that reads text."""
-    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModelForMaskedLM
 
     # Or transformers would ask whether it may run the model's own code.
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -190,14 +237,12 @@ def _read(
     if isinstance(placing.device_map, Mapping):
         with torch.device("meta"):
             placing.require_places(auto.from_config(config, trust_remote_code=False), name)
-    with streaming():
-        model, found = auto.from_pretrained(source, revision=revision, dtype=precision, **how)
-    if auto is AutoModelForMaskedLM and _lacks_head_only(model, found):
+    load = partial(_load_as, config, source, {**how, "revision": revision, "dtype": precision})
+    masked = auto is AutoModelForMaskedLM
+    model, found = load(None if masked and headless else auto)
+    if masked and not headless and _lacks_head_only(model, found):
         # An encoder's activations are of use without a head. One drawn at random must not answer.
-        how["add_pooling_layer"] = False
-        encoder: Any = AutoModel
-        with streaming():
-            model, found = encoder.from_pretrained(source, revision=revision, dtype=precision, **how)
+        model, found = load(None)
         warnings.warn(
             f"model '{name}': its files have no language-model head, so it has activations and no answers",
             stacklevel=2,
@@ -213,6 +258,23 @@ def _reason(error: Exception) -> str:
     reason = printable(next(iter(str(error).strip().splitlines()), ""))
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
     return f"{kind}{reason}"
+
+
+def _load_as(config: Any, source: str, how: Mapping[str, Any], auto: Any) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The model as a class of transformers loads it, and what is said of its files; None: an encoder alone."""
+    from transformers import AutoModel
+
+    if auto is None:
+        auto = AutoModel
+        with torch.device("meta"):
+            how = {**how, **without_pooler(type(auto.from_config(config, trust_remote_code=False)))}
+    with streaming():
+        return auto.from_pretrained(source, **how)
+
+
+def without_pooler(made: type[nn.Module]) -> dict[str, Any]:
+    """The argument by which an encoder is made without the pooler that some have and few use."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(made).parameters else {}
 
 
 def _lacks_head_only(model: nn.Module, found: Mapping[str, Any]) -> bool:

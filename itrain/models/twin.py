@@ -12,7 +12,8 @@ from torch import nn
 from itrain.architectures import architecture, bind_row, unwrap
 from itrain.devices import is_dispatched
 from itrain.models.base import BaseModel, ModelError
-from itrain.models.loading import load_pretrained
+from itrain.models.loading import load_pretrained, without_pooler
+from itrain.models.pooled import PooledClassifier
 from itrain.quantized import quantized_weights
 from itrain.shards import has_shards, own_class
 from itrain.weights import served_by
@@ -35,14 +36,15 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
         )
     if is_dispatched(model) or quantized_weights(model):
         return _placed_alike(base_model, seed=seed, remedy=remedy)
+    base = model.encoder if isinstance(model, PooledClassifier) else model
     with torch.random.fork_rng(devices=[]):
         # The CPU's alone: an accelerator's draws go on where they were.
         torch.default_generator.manual_seed(seed)
         # Transformers' models are initialised as they are made, from a configuration that they might change.
-        made = getattr(type(model), "config_class", None) is not None
+        made = getattr(type(base), "config_class", None) is not None
         if has_shards(model) and not made:
             raise ModelError(f"model '{base_model.name}': it is sharded, and no model of transformers; {remedy}")
-        fresh = own_class(model)(deepcopy(model.config)) if made else deepcopy(model).cpu()
+        fresh = _drawn(model) if made else deepcopy(model).cpu()
         for name, part in () if made else fresh.named_modules():
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
@@ -63,6 +65,15 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
     bind_row(fresh, architecture(model))
     fresh.to(old[0].device).train(model.training)
     return BaseModel(model=fresh, tokenizer=base_model.tokenizer, name=f"{base_model.name}, randomly initialised")
+
+
+def _drawn(model: Any) -> nn.Module:
+    """A model of transformers made from its configuration, with a pooler or a head of ours where it has one."""
+    if isinstance(model, PooledClassifier):
+        return model.around(_drawn(model.encoder))
+    made = own_class(model)
+    bare = getattr(model, "pooler", model) is None
+    return made(deepcopy(model.config), **(without_pooler(made) if bare else {}))
 
 
 def _placed_alike(base_model: BaseModel, *, seed: int, remedy: str) -> BaseModel:

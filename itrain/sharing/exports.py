@@ -27,6 +27,7 @@ from itrain.models import BaseModel, load_pretrained
 from itrain.models.placing import otherwise_quantized
 from itrain.networks.choose import plain_network
 from itrain.shards import divided, gathered, is_first, is_sharded
+from itrain.tasks.base import Task
 from itrain.training.base import Training
 from itrain.trust import QuotingError, TrustError, find, packages_of, read_json, require_names, require_readable, shown
 from itrain.weights import WeightError, earlier_fingerprints, fingerprint
@@ -230,7 +231,7 @@ def base_model_of(folder: str | Path, *, trust: Sequence[str] = ()) -> BaseModel
     config = read_config(folder)
     base, run = config["base_model"], config.get("configuration")
     name, revision = base["name"], base.get("revision")
-    if name == OWN:
+    if name == OWN or base.get("head"):
         if not isinstance(run, dict) or not isinstance(run.get("model"), dict):
             raise ExportError(f"'{folder}' was trained on a module of one's own ({base['type']}): load(folder, model)")
         return _made_anew(run, folder, trust)
@@ -246,8 +247,8 @@ def base_model_of(folder: str | Path, *, trust: Sequence[str] = ()) -> BaseModel
 def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str]) -> BaseModel:
     """The base model as the configuration of a run makes it."""
     node, seed = run["model"], run.get("seed", 0)
-    arguments = {key: value for key, value in node.items() if key != "_target_"}
     try:
+        arguments = {key: _task(value, folder, trust) for key, value in node.items() if key != "_target_"}
         make = find(node.get("_target_"), (nn.Module, BaseModel), role="model", trust=trust, place=f"'{folder}'")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -260,6 +261,14 @@ def _made_anew(run: Mapping[str, Any], folder: str | Path, trust: Sequence[str])
     except (TypeError, ValueError) as error:
         raise ExportError(f"'{folder}': its model cannot be made: {error}") from error
     return made if isinstance(made, BaseModel) else BaseModel(model=made)
+
+
+def _task(value: Any, folder: str | Path, trust: Sequence[str]) -> Any:
+    """An argument of what makes a model: a task, to which a head is fitted, or what it is."""
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        return value
+    make = find(value["_target_"], (Task,), role="task", trust=trust, place=f"'{folder}'")
+    return make(**{key: each for key, each in value.items() if key != "_target_"})
 
 
 def require_model(model: nn.Module, folder: str | Path) -> None:

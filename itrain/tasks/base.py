@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -267,6 +267,10 @@ class TextTask(Task):
         tokens = answer_tokens(self.tokenizer, prompt, output, self.separator)
         return tokens[0] if len(tokens) == 1 else tuple(tokens)
 
+    def spelled(self, label: Sequence[int]) -> str:
+        """What a label stands for, as the lines of a run show it."""
+        return " | ".join(self.tokenizer.convert_ids_to_tokens(list(label)))
+
     def identity(self, setting: Setting) -> Hashable:
         return self._render(setting)[0]
 
@@ -306,6 +310,19 @@ class ListedTask(TextTask):
 
     def sample(self, random: Random, split: Split) -> Pair:
         return self.draw(random, split)
+
+
+class ClassTask(TextTask):
+    """A task in text whose answer is a class of the whole text, as a pooled head gives it: the output's place."""
+
+    def inputs(self, settings: Sequence[Setting], responses: Sequence[Sequence[int]] | None = None) -> ModelInputs:
+        return replace(super().inputs(settings), answer=None)
+
+    def label(self, output: Any) -> int:
+        return list(self.outputs).index(output)
+
+    def spelled(self, label: Sequence[int]) -> str:
+        return str(self.outputs[label[0]])
 
 
 def _stacked(rows: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Int[Tensor, "batch 2"]]:
