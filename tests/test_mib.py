@@ -68,7 +68,11 @@ def ravel_row(attribute: str) -> dict:
     paris = {"Continent": "Europe", "Country": "France", "Language": "French"}
     lima = {"Continent": "America", "Country": "Peru", "Language": "Spanish"}
     row = city("Paris", attribute, **paris)
-    return row | {"attribute_counterfactual": city("Lima", "Country", **lima)}
+    nothing = {"template": "%s lies in a valley .", "prompt": "Lima lies in a valley .", "entity": "Lima"}
+    return row | {
+        "attribute_counterfactual": city("Lima", "Country", **lima),
+        "wikipedia_counterfactual": {**nothing, "attribute": "wikipedia", **lima},
+    }
 
 
 # --- labels are the causal model's, worked out by hand
@@ -143,14 +147,12 @@ def test_ravel_causes_what_is_asked_and_isolates_the_rest(tmp_path: Path) -> Non
     rows = [ravel_row("Country"), ravel_row("Continent")]
     task = MIBRavel(source=written(tmp_path, train=rows, val=rows, test=rows))
     found = [(next(iter(pair.sources)), pair.isolates, task.counterfactual(pair)) for pair in task.pairs("validation")]
-    assert found == [
-        ("Continent", True, "France"),
-        ("Country", False, "Peru"),
-        ("Language", True, "France"),
-        ("Continent", False, "America"),
-        ("Country", True, "Europe"),
-        ("Language", True, "Europe"),
-    ]
+    asked = [("Continent", True, "France"), ("Country", False, "Peru"), ("Language", True, "France")]
+    other = [("Continent", False, "America"), ("Country", True, "Europe"), ("Language", True, "Europe")]
+    assert found == [*asked, *asked, *other, *other]  # from a prompt that asks, and from one that does not
+    last = task.pairs("validation")[3]
+    assert task.causal_model.run(last.sources["Continent"])["answer"] is None
+    assert task.question(last.base) == ("city", "Country", "%s is in the country of")
 
 
 # --- splits and wrong rows
@@ -168,7 +170,7 @@ def test_the_private_test_takes_the_place_of_the_public_one(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answerKey": 7}, r"train\D*row 1: the columns cannot be read"),
+        ({"answerKey": 7}, r"train.jsonl' line 2: the columns cannot be read"),
         ({"choices": None}, "the columns cannot be read: 'NoneType'"),
         ({"prompt": "Q: B is right"}, "no line of the prompt begins with the right choice, 'B'"),
     ],

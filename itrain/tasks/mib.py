@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.base import ListedTask, Pair, Split
+from itrain.tasks.base import ListedTask, Pair, Question, Split
 from itrain.tasks.rows import Row, read_rows
 from itrain.tasks.tokens import Range
 
@@ -241,10 +241,10 @@ class MIBIndirectObject(MIBTask):
 class MIBRavel(MIBTask):
     """RAVEL's cities: a pair interchanges one attribute, and isolates where the base asks for another one.
 
-    ``@entity`` is the city in the prompt.
+    Sentences of Wikipedia are sources that ask nothing. ``@entity`` is the city in the prompt.
     """
 
-    types = ("attribute",)
+    types = ("attribute", "wikipedia")
     published = ATTRIBUTES
 
     def model(self, inputs: Mapping[str, Sequence[Any]]) -> CausalModel:
@@ -261,7 +261,10 @@ class MIBRavel(MIBTask):
     def setting(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         if columns["attribute"] not in (*ATTRIBUTES, WIKIPEDIA):
             raise ValueError(f"the attribute {columns['attribute']!r} is none of {', '.join(ATTRIBUTES)}")
-        return {name: columns[name] for name in ("prompt", "entity", "attribute", *ATTRIBUTES)}
+        return {name: columns[name] for name in ("prompt", "template", "entity", "attribute", *ATTRIBUTES)}
+
+    def question(self, setting: Setting) -> Question:
+        return Question("city", setting["attribute"], setting["template"])
 
     def spans(self, columns: Mapping[str, Any]) -> dict[str, Range]:
         start = columns["prompt"].find(columns["entity"])
