@@ -122,7 +122,7 @@ class Table(ListedTask):
         notes: Mapping[str, str] | None = None,
     ) -> None:
         self.separator, self.control, self.notes = separator, control, notes or {}
-        self._splits, self._pairs = splits, dict[Split, list[Pair]]()
+        self.splits, self._pairs = splits, dict[Split, list[Pair]]()
         self._faults: dict[tuple[str, str], str] = {}
         """By the last word of a text and its answer: why they have no tokens of their own."""
         every = [each for rows in splits.values() for each in rows]
@@ -161,7 +161,7 @@ class Table(ListedTask):
         self._faults.clear()
         faults: dict[str, TaskError] = {}
         found: list[tuple[Split, Listing, Pair]] = []
-        for split, rows in self._splits.items():
+        for split, rows in self.splits.items():
             for row in rows:
                 try:
                     found.append((split, row, self.pair(row)))
@@ -180,7 +180,7 @@ class Table(ListedTask):
                 except TaskError as error:
                     faults[row.place] = error
             found = right
-        self._pairs = {split: [pair for of, _, pair in found if of == split] for split in self._splits}
+        self._pairs = {split: [pair for of, _, pair in found if of == split] for split in self.splits}
         return faults
 
     def _are_known(self, settings: Sequence[Setting]) -> bool:
