@@ -109,9 +109,9 @@ def _shared(
     whole = sum(shares.values())
     places: dict[Split, list[int]] = {split: [] for split in shares}
     for number, group in enumerate(groups):
-        empty = [split for split in shares if not places[split]]
+        empty: list[Split] = [split for split in shares if not places[split]]
         # The last ones go to splits that would have none.
-        open_to = empty if len(groups) - number <= len(empty) else shares
+        open_to = empty if len(groups) - number <= len(empty) else list(shares)
         split = max(open_to, key=lambda each: len(rows) * shares[each] / whole - len(places[each]))
         places[split] += group
     by = f" that share {' or '.join(disjoint)}" if disjoint else ""
