@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from itrain.tasks import TaskError
 from itrain.trust import shown
 
-SPLIT_NAMES = {
+if TYPE_CHECKING:
+    from itrain.tasks.base import Split
+
+SPLIT_NAMES: Mapping[str, Split] = {
     "train": "train",
     "validation": "validation",
     "valid": "validation",
@@ -24,6 +27,8 @@ SPLIT_NAMES = {
 """How tables name the splits."""
 _BOM = b"\xef\xbb\xbf"
 _SECONDS = 10
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class Row(NamedTuple):
@@ -83,12 +88,73 @@ def files_of_splits(folder: Path) -> list[Path]:
     return files if all(file.stem in SPLIT_NAMES for file in files) else []
 
 
-def fingerprint(source: str) -> str | None:
-    """What tells a local file, or what a local folder holds, from others; None of a name on the hub.
+def read_groups(
+    pairs: str | Mapping[str, str], subset: str | None = None, revision: str | None = None, limit: int | None = None
+) -> dict[str, list[Row]]:
+    """The rows by the name of the split that they come in.
 
     Raises:
-        TaskError: there is no such file.
+        TaskError: they cannot be read.
     """
+    if limit is not None and limit < 1:
+        raise TaskError(f"data.rows={limit} takes no rows; give 1 or more, or leave it out for all")
+    if isinstance(pairs, str):
+        return read_rows(pairs, name=subset, revision=revision, limit=limit)
+    found: dict[str, list[Row]] = {}
+    for split, source in pairs.items():
+        (rows, *others) = read_rows(source, name=subset, revision=revision, limit=limit).values()
+        if others:
+            raise TaskError(f"data.pairs.{split}: {shown(source)} has splits of its own; give a file for each split")
+        found[split] = rows
+    return found
+
+
+def fingerprint_of(pairs: str | Mapping[str, str]) -> str | None:
+    """What the contents of a table's files are known by; None where some are on the hub.
+
+    Raises:
+        TaskError: a file does not exist.
+    """
+    found = [_fingerprint(source) for source in ([pairs] if isinstance(pairs, str) else pairs.values())]
+    return None if None in found else "-".join(map(str, found))
+
+
+def all_made(given: Iterable[Given], make: Callable[[Given], Made]) -> list[Made]:
+    """What is made of each row.
+
+    Raises:
+        TaskError: the first one, with the number of others.
+    """
+    made, faults = tried(given, make)
+    require_none(faults)
+    return made
+
+
+def require_none(faults: Sequence[TaskError]) -> None:
+    """Raise the first fault of some rows, with the number of others.
+
+    Raises:
+        TaskError: there is one.
+    """
+    if faults:
+        others = f" (and {len(faults) - 1} more rows)" if len(faults) > 1 else ""
+        raise TaskError(f"{faults[0]}{others}") from faults[0]
+
+
+def tried(given: Iterable[Given], make: Callable[[Given], Made]) -> tuple[list[Made], list[TaskError]]:
+    """What is made of the rows that are right, and the errors of the others."""
+    made: list[Made] = []
+    faults: list[TaskError] = []
+    for each in given:
+        try:
+            made.append(make(each))
+        except TaskError as error:
+            faults.append(error)
+    return made, faults
+
+
+def _fingerprint(source: str) -> str | None:
+    """What a local file, or what a local folder holds, is known by; None of a name on the hub."""
     path = Path(source).expanduser()
     if path.suffix in READERS and not path.is_file():
         raise TaskError(f"there is no file {shown(source)}")
@@ -209,19 +275,21 @@ READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
 def _data_set(source: str, name: str | None, revision: str | None, part: str | None) -> Mapping[str, Any]:
     """The splits of a data set that a folder holds, or the hub."""
     import datasets
+    from datasets import config
     from datasets.exceptions import DatasetsError
 
     folder = Path(source).expanduser()
     unreachable = None if folder.is_dir() else _unreachable(source, revision)
-    offline = datasets.config.HF_HUB_OFFLINE
+    offline = config.HF_HUB_OFFLINE
     try:
         if any((folder / each).is_file() for each in ("dataset_dict.json", "state.json")):
-            kept = datasets.load_from_disk(str(folder))
+            kept: Any = datasets.load_from_disk(str(folder))
             return kept if isinstance(kept, Mapping) else {"": kept}
         # It would ask the hub again and again, for half a minute, before it looks into its cache.
-        datasets.config.HF_HUB_OFFLINE = offline or unreachable is not None
+        config.HF_HUB_OFFLINE = offline or unreachable is not None
         place = str(folder) if folder.is_dir() else source
-        return datasets.load_dataset(place, name, revision=revision, data_dir=part)  # type: ignore[return-value]
+        data: Any = datasets.load_dataset(place, name, revision=revision, data_dir=part)
+        return data
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if unreachable is not None:
             raise TaskError(
@@ -233,7 +301,7 @@ def _data_set(source: str, name: str | None, revision: str | None, part: str | N
             "check its name, its configuration and its revision, or give a local copy"
         ) from error
     finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+        config.HF_HUB_OFFLINE = offline
 
 
 def _unreachable(source: str, revision: str | None) -> str | None:
