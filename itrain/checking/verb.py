@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +19,7 @@ from itrain.experiment import base_model_of
 from itrain.models.skeleton import folder_of
 from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
 from itrain.planning.fakes import ASSETS, EMBEDDED, PRETRAINED
-from itrain.signatures import ConfigError
+from itrain.signatures import ConfigError, check_calls
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, Task, TextTask
 from itrain.tasks.contract import check_task
@@ -29,9 +29,6 @@ from itrain.tasks.operations import written
 from itrain.tasks.tokens import encode, unknown_words
 from itrain.telling import one_line
 from itrain.trust import shown
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 MOST = 50
 """Faults that are told."""
@@ -62,15 +59,18 @@ def checked(words: Sequence[str]) -> Checked:
     if file.problems:
         return Checked([], [file.placed(problem) for problem in file.problems])
     cfg = config.compose([f"task={path}", *words[2:]])
+    check_calls(_asks, {"task": OmegaConf.to_container(cfg.task, resolve=True)})
     with one_line(cfg):
         task: Task = instantiate(cfg.task, _convert_="all")
         tokenizer = _tokenizer(cfg)
     return _of_task(task, tokenizer, lambda problem: file.placed(problem), title=str(path))
 
 
-def _of_task(
-    task: Task, tokenizer: PreTrainedTokenizerBase | None, place: Callable[[Problem], str], *, title: str
-) -> Checked:
+def _asks(*, task: Task) -> None:
+    """What is asked for, as a call whose arguments can be checked."""
+
+
+def _of_task(task: Task, tokenizer: Any, place: Callable[[Problem], str], *, title: str) -> Checked:
     """A task's examples and counts, or what is wrong with it for this tokenizer; with none, a stand-in splits words."""
     stand_in = tokenizer is None and isinstance(task, TextTask)
     try:
@@ -129,7 +129,7 @@ def _pairs(task: Task, split: Split) -> Sequence[Pair]:
     return [task.sample(random, split) for _ in range(PAIRS)] if listed is None else listed
 
 
-def _tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase | None:
+def _tokenizer(cfg: DictConfig) -> Any:
     """The tokenizer of the configured model, without its weights; None where it has none here.
 
     Raises:
@@ -146,7 +146,7 @@ def _tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase | None:
     return base_model_of(cfg).tokenizer
 
 
-def _stand_in(task: Task) -> PreTrainedTokenizerBase:
+def _stand_in(task: Task) -> Any:
     texts = [
         str(task.identity(setting)) for split in SPLITS for pair in _pairs(task, split) for setting in pair.settings()
     ]

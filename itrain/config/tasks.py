@@ -20,7 +20,7 @@ from itrain.trust import TrustError, read_text
 DECLARED = "itrain.tasks.declared.DeclaredTask"
 CHOICE = "file/"
 """What the names of choices begin with that are files of tasks."""
-MOST = 500_000
+MOST = 200_000
 """Values in a file, its aliases written out."""
 DEPTH = 30
 """Levels of lists and mappings in a file."""
