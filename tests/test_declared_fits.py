@@ -43,7 +43,8 @@ def everything(*fit: str, sweep: tuple[str, ...] = ()) -> None:
     run("test", f"export={taught / 'export'}", "name=tested")
     run("export", f"export={taught / 'export'}", "merge=true", "output=merged")
     run("sweep", "task=my/addition.yaml", "model=hf", "model.name=merged", "name=swept",
-        "sweep.methods=[das,random_subspace]", "sweep.ranks=[2]", "sweep.positions=[last]", "data.keep=all", *sweep)  # fmt: skip
+        "sweep.methods=[das,random_subspace]", "sweep.ranks=[2]", "sweep.positions=[last]", "data.keep=all",
+        *sweep)  # fmt: skip
     (swept,) = Path("outputs", "swept").iterdir()
     run("report", str(swept), "output=again.html")
     assert "carry" in Path("again.html").read_text()
