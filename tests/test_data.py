@@ -22,24 +22,22 @@ from itrain.data.loading import BatchSampler
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import Split, Task
+from itrain.tasks.declared import DeclaredTask
 from itrain.tasks.gender import Gender
 from itrain.tasks.responses import ResponseTask
+from itrain.tasks.table import Table
 from tests.planted import Bits, Planted
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-DATA_ALONE = ("DeclaredTask",)
-"""Tasks whose arguments are the task; tests/test_declared.py puts them through the same."""
-
-
 def discovered() -> list[type[Task]]:
+    """All but those of prompts and responses, and those of a user's table or file, which have tests of their own."""
     found = []
     for info in pkgutil.walk_packages(itrain.tasks.__path__, "itrain.tasks."):
         for value in vars(importlib.import_module(info.name)).values():
             own = isinstance(value, type) and issubclass(value, Task) and value.__module__ == info.name
-            own = own and value.__name__ not in DATA_ALONE
-            if own and not inspect.isabstract(value) and not issubclass(value, ResponseTask):
+            if own and not inspect.isabstract(value) and not issubclass(value, ResponseTask | Table | DeclaredTask):
                 found.append(value)
     return found
 

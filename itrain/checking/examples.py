@@ -52,8 +52,7 @@ def _pair(task: Task, split: Split, pair: Pair, *, tokens: bool) -> Iterator[str
     kind = (
         "isolates: the label stays" if pair.isolates else "the label changes" if before != after else "the label stays"
     )
-    place = getattr(pair, "place", "")
-    yield f"{split}: {kind}" + (f" ({place})" if place else "")
+    yield f"{split}: {kind}" + (f" ({pair.place})" if pair.place else "")
     yield from _run(task, "base", pair.base, before, tokens=tokens)
     base = task.causal_model.run(pair.base)
     for variable, source in pair.sources.items():

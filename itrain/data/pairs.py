@@ -30,7 +30,7 @@ from itrain.networks.base import Network
 from itrain.placements import Placement, require_served
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, Task, TextTask
-from itrain.tasks.contract import check_task, pair_identity
+from itrain.tasks.contract import at_fault, check_task, pair_identity
 from itrain.tasks.tokens import shown
 from itrain.weights import without_values
 
@@ -55,7 +55,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         task: samples and labels the pairs, or lists them.
         network: the base model, for the filter and its reported accuracy.
         train_pairs, validation_pairs, test_pairs: pairs of each split. None takes 512, 128 and 256 of a task that
-            samples them, and all of one that lists them; a number takes as many of these at random.
+            samples them, and all of one that lists them; a number takes as many of these at random, or all
+            where there are fewer.
         batch_size: examples of one training step, over all processes.
         eval_batch_size: the same in evaluation.
         keep: ``pairwise`` keeps pairs for whose base and sources the base model prefers the right answer to each other
@@ -103,7 +104,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         self._control: SplitDataset[CounterfactualBatch] | None = None
 
     def example(self) -> ModelInputs:
-        return self.task.inputs([self.task.sample(Random(0), "train").base])
+        return self.task.inputs([self.task.draw(Random(0), "train").base])
 
     def edited(self) -> list[ModelInputs]:
         return [dataset.examples.base for dataset in self.datasets.values()]
@@ -118,8 +119,10 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         train = self.datasets["train"].examples
         counts = []
         for split, dataset in self.datasets.items():
-            why = "the task has no more" if self.task.pairs(split) is None else "the base model fails the others"
-            fewer = "" if len(dataset) == self.sizes[split] else f" of {self.sizes[split]}: {why}"
+            listed, wanted = self.task.pairs(split), self.sizes[split]
+            more = listed is None or len(listed) < wanted
+            why = "the task has no more" if more else "the base model fails the others"
+            fewer = "" if len(dataset) == wanted else f" of {wanted}: {why}"
             counts.append(f"{len(dataset)} {split}{fewer} ({int(dataset.examples.changes.sum())} change the label)")
         lines = {"pairs": ", ".join(counts)}
         if (depth := _depth(train)) > 1:
@@ -131,7 +134,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         if isinstance(self.task, TextTask):
             answer = [token for token in train.base_label[0].view(-1).tolist() if token != UNUSED]
             lines |= shown(self.task.tokenizer, train.base, answer)
-        return lines
+        return lines | dict(self.task.notes)
 
     def figures(self) -> dict[str, float]:
         """Figures about the test data, for a run's results.
@@ -227,7 +230,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         chosen: list[Pair] = []
         drawn = 0
         for _ in range(ROUNDS):
-            pairs = self._new([self.task.sample(random, split) for _ in range(wanted)], without)
+            pairs = self._new([self.task.draw(random, split) for _ in range(wanted)], without)
             drawn += len(pairs)
             if not pairs:
                 continue
@@ -256,13 +259,19 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     def _listed(self, split: Split, pairs: Sequence[Pair], *, without: set[tuple[Hashable, ...]]) -> list[Pair]:
         """The listed pairs of a split that pass the filter; none may be in ``without``."""
         name, wanted = type(self.task).__name__, self.sizes[split]
-        if not 1 <= wanted <= len(pairs):
-            raise PairError(f"{name} lists {len(pairs)} {split} pairs; data.{split}_pairs={wanted} cannot be taken")
+        if wanted < 1:
+            raise PairError(f"data.{split}_pairs={wanted} takes no pairs; ask for 1 or more, or leave it out for all")
         if wanted < len(pairs):
             pairs = Random(f"{self.seed} {split}").sample(pairs, wanted)
-        if any(pair_identity(self.task, pair) in without for pair in pairs):
-            raise PairError(f"{name} lists a {split} pair that is in an earlier split too; leave it out of one of them")
-        kept = [pair for pair, right in zip(pairs, self._right(pairs, split), strict=True) if right]
+        try:
+            if again := next((pair for pair in pairs if pair_identity(self.task, pair) in without), None):
+                raise PairError(
+                    f"{again.place or name}: this {split} pair is in an earlier split too; leave it out of one of them"
+                )
+            rights = self._right(pairs, split)
+        except TaskError as error:
+            raise at_fault(self.task, pairs, error) from error
+        kept = [pair for pair, right in zip(pairs, rights, strict=True) if right]
         self._require_left(split, kept, len(pairs))
         return kept
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -42,6 +43,8 @@ class Pair:
     """Whether the base asks for a variable that is not interchanged, so that its label must not change."""
     output: Any = None
     """The counterfactual output, where the pair's author gives it; None: the causal model's."""
+    place: str = field(default="", compare=False)
+    """Where a listed pair stands, such as ``'f.jsonl' line 57``, for messages."""
 
     def settings(self) -> Iterator[Setting]:
         """The settings of all runs that the pair takes: the base's, then each source's with those that edit it."""
@@ -67,6 +70,10 @@ class Task(ABC):
     """The variable whose values get random labels in the control tasks of probes; None: no control task."""
     exhaustive: bool = False
     """Whether the splits may have pairs in common, in a task of so few that none can be held out."""
+    listed: Mapping[Split, Sequence[Pair]] | None = None
+    """The pairs of each split, where somebody else has listed them; None: they are sampled."""
+    notes: Mapping[str, str] = MappingProxyType({})
+    """What the user should be told of the task's data, as lines by name."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
@@ -77,7 +84,19 @@ class Task(ABC):
 
     def pairs(self, split: Split) -> Sequence[Pair] | None:
         """All pairs of a split in a fixed order, where somebody else has made them; None: they are sampled."""
-        return None
+        return None if self.listed is None else self.listed[split]
+
+    def draw(self, random: Random, split: Split) -> Pair:
+        """A pair of the split: one of those that are listed, or else a sampled one.
+
+        Raises:
+            TaskError: none is listed.
+        """
+        if (listed := self.pairs(split)) is None:
+            return self.sample(random, split)
+        if not listed:
+            raise TaskError(f"{type(self).__name__} lists no {split} pairs")
+        return random.choice(listed)
 
     def counterfactual(self, pair: Pair) -> Any:
         """The output after the interchange: the pair's own, or the causal model's."""
@@ -246,16 +265,22 @@ class ListedTask(TextTask):
     """A task in text whose pairs are listed: somebody else has made them, with their answers and their splits.
 
     A setting has the prompt's text, the answer and whatever else a row says of its run, each as an input of a causal
-    model without mechanisms; each pair has its counterfactual output.
+    model without mechanisms; each pair has its counterfactual output. Positions come from a setting's ``spans``, if it
+    has some: ``{name: (first character of the prompt, one past the last)}``, as
+    :func:`~itrain.tasks.spans.all_characters` finds them.
     """
+
+    def template(self, setting: Setting) -> str:
+        return setting["prompt"].replace("{", "{{").replace("}", "}}")
+
+    def _render(self, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
+        return setting["prompt"], dict(setting.get("spans", {}))
 
     @abstractmethod
     def pairs(self, split: Split) -> Sequence[Pair]: ...
 
     def sample(self, random: Random, split: Split) -> Pair:
-        if not (pairs := self.pairs(split)):
-            raise TaskError(f"{type(self).__name__} lists no {split} pairs")
-        return random.choice(pairs)
+        return self.draw(random, split)
 
 
 def _stacked(rows: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Int[Tensor, "batch 2"]]:
