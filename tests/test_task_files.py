@@ -228,7 +228,7 @@ def test_the_check_names_each_word_that_the_tokenizer_lacks(write: Write, capsys
     [
         (["task"], "'task' needs what to do and with which file: itrain task check <file>"),
         (["task", "chekc", "a.yaml"], "'task' needs what to do"),
-        (["task", "check", "a.py"], "'a.py' is no YAML file"),
+        (["task", "check", "a.py"], "there is no file or folder 'a.py'"),
         (["task", "check", "none.yaml"], "there is no file 'none.yaml'"),
         (["task", "check", "my/colors.yaml", "task.changin=1"], "takes no 'changin', did you mean 'task.changing'"),
         (["task", "check", "my/colors.yaml", "task.changing=3"], "task.changing=3: give a share"),
