@@ -228,7 +228,7 @@ def test_the_check_names_each_word_that_the_tokenizer_lacks(write: Write, capsys
     [
         (["task"], "'task' needs what to do and with which file: itrain task check <file>"),
         (["task", "chekc", "a.yaml"], "'task' needs what to do"),
-        (["task", "check", "a.py"], "there is no file or folder 'a.py'"),
+        (["task", "check", "a.txt"], "'a.txt' is none of .jsonl"),
         (["task", "check", "none.yaml"], "there is no file 'none.yaml'"),
         (["task", "check", "my/colors.yaml", "task.changin=1"], "takes no 'changin', did you mean 'task.changing'"),
         (["task", "check", "my/colors.yaml", "task.changing=3"], "task.changing=3: give a share"),
@@ -242,6 +242,43 @@ def test_a_wrong_request_is_one_line(
     words: list[str], message: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write()
+    write("no table", "a.txt")
     assert cli.main(words) in (1, 2)
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1, said
+
+
+def test_the_check_takes_a_table_and_names_each_wrong_row(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {
+            "base": f"{name} walked because",
+            "sources": {"gender": f"{other} slept because"},
+            "base_label": "he" if name == "John" else "she",
+            "source_labels": {"gender": "he" if other == "John" else "she"},
+            "label": "he" if other == "John" else "she",
+            "base_spans": {"name": name},
+        }
+        for name in ("John", "Mary")
+        for other in ("John", "Mary", "Lisa")
+    ]
+    path = write("\n".join(map(json.dumps, rows)), "pairs.jsonl")
+    words = ["data.shares={train:0.4,validation:0.3,test:0.3}"]
+    assert cli.main(["task", "check", str(path), *words]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "{name=Mary} walked because -> she" in said and "('pairs.jsonl' line " in said and "| walked |" in said
+    rows[1]["base_spans"], rows[4]["label"] = {"name": "Bob"}, "thee"
+    write("\n".join(map(json.dumps, rows)), "pairs.jsonl")
+    assert cli.main(["task", "check", str(path), *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "line 2" in lines[0] + lines[1] and "line 5" in lines[0] + lines[1], lines
+
+
+def test_rows_of_a_table_hold_the_inputs_of_a_file_s_task(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    task = write(COLORS.replace("exhaustive: true\n", ""))
+    settings = [
+        {"thing": thing, "big": big} for thing in ("rain", "noise", "music", "weather") for big in (True, False)
+    ]
+    rows = [{"base": one, "sources": {"wet": other}} for one in settings for other in settings]
+    table = write("\n".join(map(json.dumps, rows)), "own.jsonl")
+    assert cli.main(["task", "check", str(table), f"task={task}"]) == 0, capsys.readouterr().err
+    assert "wet of thing, big" in capsys.readouterr().out
