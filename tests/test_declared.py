@@ -329,6 +329,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"inputs": {"a": "0..9999", "b": "0..9999"}, "mechanisms": {"carry": "a + b > 9", "sum": "a * b + carry"}},
         r"'carry' depends on a, b, 100,000,000 settings, .*values: \{carry: .*and 1 more",
     ),
+    "balance of many values": (
+        {"inputs": {"a": "0..199", "b": "0..9"}, "balance": "a"}, "balance: a: .* values or more; at most 100"
+    ),
+    "values without end": (
+        {"inputs": {"a": "0..60000", "b": "0..60000"}}, "inputs.b: .* more than 100000 values together"
+    ),
+    "number too large to be saved": ({"inputs": {"a": [1, 10**9], "b": "0..9"}}, "no saved configuration may hold"),
     "equals of no input": (
         {"inputs": {"a": "0..9", "b": {"values": "0..9", "equals": {"c": 0.5}}}},
         "'c' is no input before 'b'",
@@ -351,7 +358,9 @@ def test_all_that_is_wrong_is_found_at_once() -> None:
     assert keys == [("inputs", "a"), ("inputs", "b"), ("mechanisms", "carry"), ("mechanisms", "sum")]
 
 
-@pytest.mark.parametrize("shares", [{"changing": 1.5}, {"isolating": -0.1}, {"changing": 0.7, "isolating": 0.7}])
-def test_shares_that_are_none_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"changing|isolating"):
-        sums(**shares)
+@pytest.mark.parametrize(
+    "wrong", [{"changing": 1.5}, {"isolating": -0.1}, {"changing": 0.7, "isolating": 0.7}, {"together": True}]
+)
+def test_shares_and_sets_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"changing=|isolating=|together: 7 variables"):
+        sums(**{**wrong, **({"variables": list("abcdefg")} if "together" in wrong else {})})
