@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,3 +285,17 @@ def test_rows_of_a_table_hold_the_inputs_of_a_file_s_task(write: Write, capsys: 
     table = write("\n".join(map(json.dumps, rows)), "own.jsonl")
     assert cli.main(["task", "check", str(table), f"task={task}"]) == 0, capsys.readouterr().err
     assert "wet of thing, big" in capsys.readouterr().out
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    program = (
+        "import sys, itrain.cli; print([name for name in ('torch', 'lightning', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.stdout.strip() == "[]"
