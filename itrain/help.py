@@ -33,7 +33,7 @@ verbs
   describe  say which tokens the directions of an export or a checkpoint raise and lower: describe export=<folder>
   generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
   run       run a model once under an intervention: run site=<site> base="<prompt>" source="<prompt>"
-  task      check a task's file before any run: render examples, count, say what is wrong: task check <file>
+  task      check a file of a task or of pairs before any run: render examples, count, say what is wrong
   show      print the resolved configuration without running it
   list      list recipes and the choices for each part; list <part> says what each choice is
 
@@ -228,12 +228,14 @@ examples
 """,
     "task": """\
 usage: itrain task check <file>.yaml [model=<choice>] [task.<key>=<value> ...]
+       itrain task check <table> [model=<choice>] [task=<choice>] [data.<key>=<value> ...]
 
-Renders examples of each split with their spans, tokens and labels, and counts pairs, labels and answers, or says all
-that is wrong with the file by its lines and keys and ends with exit code 2. No weights are loaded: of the model only
-the tokenizer counts, and model=null goes without. docs/tasks.md says how a task is written.
+Renders examples of each split with their spans, tokens and labels, and counts pairs, labels and answers; or says all
+that is wrong with a task by line and key, with a table of pairs by row and column, and ends with exit code 2. Of the
+model only the tokenizer is loaded, and model=null goes without. docs/tasks.md says how a task is written.
 
 examples
+  itrain task check my/pairs.jsonl
   itrain task check my/addition.yaml
   itrain task check my/addition.yaml model=hf model.name=path/to/model task.changing=1
 """,

@@ -24,6 +24,15 @@ GROUPS = {group: choices for group, choices in config.group_choices().items() if
 CHOICES = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 
 
+DECLARED = [
+    "task.inputs={a:[1,2]}",
+    "task.mechanisms={b:a,c:b}",
+    "task.template='{a}'",
+    "task.output=c",
+    "task.variables=b",
+]
+
+
 class Optimizer:
     def __init__(
         self, parameters: Sequence[float], *, lr: float = 0.1, betas: tuple[float, float] = (0.9, 0.9)
@@ -68,6 +77,8 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
         "pooled": ["model.name=x", "task=sentences"],
         "minilm": ["task=sentences"],
         "tracing": ["training.corrupted=layer0.block_input@name"],
+        "untrained": ["model.words=a"],
+        "declared": DECLARED,
     }
     check(compose([f"{group}={choice}", *needed.get(choice, [])]))
 

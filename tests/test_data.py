@@ -22,19 +22,20 @@ from itrain.data.loading import BatchSampler
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import ListedTask, Split, Task
+from itrain.tasks.declared import DeclaredTask
 from itrain.tasks.gender import Gender
 from itrain.tasks.labelled import LabelledTask
 from itrain.tasks.responses import ResponseTask
 from itrain.tasks.table import Table
 from tests.planted import Bits, Planted
 
-NEEDING_DATA = (ResponseTask, ListedTask, LabelledTask, Table)
+NEEDING_DATA = (ResponseTask, ListedTask, LabelledTask, Table, DeclaredTask)
 """Tasks that are nothing without what somebody else has written."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def discovered() -> list[type[Task]]:
-    """All but those of prompts and responses, and those of a user's table."""
+    """All but those of prompts and responses, and those of a user's table or file, which have tests of their own."""
     found = []
     for info in pkgutil.walk_packages(itrain.tasks.__path__, "itrain.tasks."):
         for value in vars(importlib.import_module(info.name)).values():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from itrain.causal_model import Setting
-from itrain.tasks.base import Pair, Split, Task, TextTask
+from itrain.tasks.base import ListedTask, Pair, Split, Task, TextTask
 from itrain.tasks.contract import label_tokens
 from itrain.tasks.operations import written
 from itrain.trust import printable
@@ -23,10 +23,15 @@ def rendered(task: Task, pairs: Mapping[Split, Sequence[Pair]], *, tokens: bool,
     """Lines that show the causal model, and of each split a pair that changes the label and one that does not."""
     model = task.causal_model
     yield title
-    yield from _row("inputs", ", ".join(f"{name} ({len(values)} values)" for name, values in model.inputs.items()))
+    if isinstance(task, ListedTask):
+        yield from _row("variables", ", ".join(task.variables))
+    else:
+        yield from _row("inputs", ", ".join(f"{name} ({len(values)} values)" for name, values in model.inputs.items()))
     for variable, parents in model.parents.items():
         role = "interchanged" if variable in task.variables else "output" if variable == model.output else ""
         yield from _row(role, f"{variable} of {', '.join(parents) or 'nothing'}{_values(task, variable)}")
+    for name, note in task.notes.items():
+        yield from _row(name, note)
     for split, of_split in pairs.items():
         for pair in _kinds(task, of_split):
             yield ""
@@ -52,16 +57,15 @@ def _pair(task: Task, split: Split, pair: Pair, *, tokens: bool) -> Iterator[str
     kind = (
         "isolates: the label stays" if pair.isolates else "the label changes" if before != after else "the label stays"
     )
-    place = getattr(pair, "place", "")
-    yield f"{split}: {kind}" + (f" ({place})" if place else "")
+    yield f"{split}: {kind}" + (f" ({pair.place})" if pair.place else "")
     yield from _run(task, "base", pair.base, before, tokens=tokens)
     base = task.causal_model.run(pair.base)
     for variable, source in pair.sources.items():
         setting = source.base if isinstance(source, Pair) else source
         run = task.causal_model.run(setting)
         yield from _run(task, "source", setting, run[task.causal_model.output], tokens=tokens)
-        if variable in run and variable in base:
-            yield from _row(variable, f"{written(base[variable])} becomes {written(run[variable])}")
+        if run.get(variable) is not None:
+            yield from _row(variable, f"{written(base.get(variable))} becomes {written(run[variable])}")
     yield from _row("label", f"{_answer(task, before, tokens=tokens)} becomes {_answer(task, after, tokens=tokens)}")
 
 

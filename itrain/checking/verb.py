@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,30 +14,30 @@ from itrain import config
 from itrain.causal_model import Setting
 from itrain.checking.counts import counted
 from itrain.checking.examples import rendered
+from itrain.config.overrides import quoted
 from itrain.config.tasks import read_task
 from itrain.experiment import base_model_of
 from itrain.models.skeleton import folder_of
 from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
 from itrain.planning.fakes import ASSETS, EMBEDDED, PRETRAINED
-from itrain.signatures import ConfigError
+from itrain.signatures import ConfigError, check_calls
 from itrain.tasks import TaskError
-from itrain.tasks.base import Pair, Split, Task, TextTask
+from itrain.tasks.base import ListedTask, Pair, Split, Task, TextTask
 from itrain.tasks.contract import check_task
 from itrain.tasks.declaration import Problem
 from itrain.tasks.divisions import SPLITS
+from itrain.tasks.examining import examine_table
 from itrain.tasks.operations import written
+from itrain.tasks.table import table
 from itrain.tasks.tokens import encode, unknown_words
 from itrain.telling import one_line
 from itrain.trust import shown
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 MOST = 50
 """Faults that are told."""
 PAIRS = 256
 """Pairs that are sampled of each split, where they are not listed."""
-USAGE = "'task' needs what to do and with which file: itrain task check <file>.yaml [model=<choice>] [key=value ...]"
+USAGE = "'task' needs what to do and with which file: itrain task check <file> [model=<choice>] [key=value ...]"
 
 
 class Checked(NamedTuple):
@@ -55,22 +55,47 @@ def checked(words: Sequence[str]) -> Checked:
     """
     if len(words) < 2 or words[0] != "check" or "=" in words[1]:
         raise ConfigError(USAGE)
-    path = Path(words[1]).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"'{path}' is no YAML file; {USAGE}")
-    file = read_task(path)
+    source, others = words[1], words[2:]
+    if not source.endswith((".yaml", ".yml")):
+        return _of_table(source, config.compose([f"data.pairs={quoted(source)}", *others]))
+    file = read_task(Path(source).expanduser())
     if file.problems:
         return Checked([], [file.placed(problem) for problem in file.problems])
-    cfg = config.compose([f"task={path}", *words[2:]])
+    cfg = config.compose([f"task={source}", *others])
+    _require_arguments(cfg)
     with one_line(cfg):
         task: Task = instantiate(cfg.task, _convert_="all")
         tokenizer = _tokenizer(cfg)
-    return _of_task(task, tokenizer, lambda problem: file.placed(problem), title=str(path))
+    return _of_task(task, tokenizer, lambda problem: file.placed(problem), title=source)
 
 
-def _of_task(
-    task: Task, tokenizer: PreTrainedTokenizerBase | None, place: Callable[[Problem], str], *, title: str
-) -> Checked:
+def _of_table(source: str, cfg: DictConfig) -> Checked:
+    """The rows of a table, each looked at on its own; then the task that they make."""
+    _require_arguments(cfg)
+    with one_line(cfg):
+        tokenizer = _tokenizer(cfg)
+        given: Any = instantiate({key: node for key, node in cfg.task.items() if key != "_target_"}, _convert_="all")
+    rows = examine_table(tokenizer or stand_in_tokenizer([]), given)
+    if faults := [each.fault for each in rows if each.fault]:
+        return _faulty(faults)
+    return _of_task(table(**given), tokenizer, str, title=source)
+
+
+def _require_arguments(cfg: DictConfig) -> None:
+    """Refuse settings of the task that it does not take."""
+    check_calls(_asks, {"task": OmegaConf.to_container(cfg.task, resolve=True)})
+
+
+def _faulty(faults: Sequence[str]) -> Checked:
+    more = [f"and {len(faults) - MOST} more"] if len(faults) > MOST else []
+    return Checked([], [*faults[:MOST], *more])
+
+
+def _asks(*, task: Task) -> None:
+    """What is asked for, as a call whose arguments can be checked."""
+
+
+def _of_task(task: Task, tokenizer: Any, place: Callable[[Problem], str], *, title: str) -> Checked:
     """A task's examples and counts, or what is wrong with it for this tokenizer; with none, a stand-in splits words."""
     stand_in = tokenizer is None and isinstance(task, TextTask)
     try:
@@ -80,8 +105,7 @@ def _of_task(
     pairs: dict[Split, Sequence[Pair]] = {split: _pairs(task, split) for split in SPLITS}
     faults = list(dict.fromkeys(place(problem) for problem in _faults(task, pairs)))
     if faults:
-        more = [f"and {len(faults) - MOST} more"] if len(faults) > MOST else []
-        return Checked([], [*faults[:MOST], *more])
+        return _faulty(faults)
     lines = [*rendered(task, pairs, tokens=not stand_in, title=title), *counted(task, pairs, tokens=not stand_in)]
     return Checked(lines, [])
 
@@ -129,7 +153,7 @@ def _pairs(task: Task, split: Split) -> Sequence[Pair]:
     return [task.sample(random, split) for _ in range(PAIRS)] if listed is None else listed
 
 
-def _tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase | None:
+def _tokenizer(cfg: DictConfig) -> Any:
     """The tokenizer of the configured model, without its weights; None where it has none here.
 
     Raises:
@@ -146,7 +170,9 @@ def _tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase | None:
     return base_model_of(cfg).tokenizer
 
 
-def _stand_in(task: Task) -> PreTrainedTokenizerBase:
+def _stand_in(task: Task) -> Any:
+    if isinstance(task, ListedTask):
+        return stand_in_tokenizer([])
     texts = [
         str(task.identity(setting)) for split in SPLITS for pair in _pairs(task, split) for setting in pair.settings()
     ]

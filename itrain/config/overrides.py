@@ -30,9 +30,9 @@ def parse(text: str) -> Override:
     is_file = key in _PATHS or (key == "task" and value.endswith((".yaml", ".yml")))
     if (is_file or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
         # Hydra's grammar takes names such as epoch=3.ckpt and every(2) in quotes only, which a shell removes.
-        text = f"{key}={_quoted(value)}"
+        text = f"{key}={quoted(value)}"
     elif equals:
-        text = f"{key}={_AT_TEXT.sub(lambda site: _quoted(site[0]), value)}"
+        text = f"{key}={_AT_TEXT.sub(lambda site: quoted(site[0]), value)}"
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
@@ -48,7 +48,8 @@ def parse(text: str) -> Override:
     return override
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """A text that the grammar takes whole."""
     return QuotedString(text=value, quote=Quote.single).with_quotes()
 
 

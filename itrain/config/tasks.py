@@ -14,13 +14,12 @@ from omegaconf import OmegaConf
 from itrain.files import one_a_line, read_yaml
 from itrain.signatures import Call, ConfigError, misfits, nearest
 from itrain.tasks.declaration import DeclarationError, Key, Problem, dotted
-from itrain.tasks.declared import DeclaredTask
 from itrain.trust import TrustError, read_text
 
 DECLARED = "itrain.tasks.declared.DeclaredTask"
 CHOICE = "file/"
 """What the names of choices begin with that are files of tasks."""
-MOST = 500_000
+MOST = 200_000
 """Values in a file, its aliases written out."""
 DEPTH = 30
 """Levels of lists and mappings in a file."""
@@ -128,6 +127,8 @@ def _unreadable(node: Any, key: Key = ()) -> list[Problem]:
 
 def _faults(node: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with a declared task: its keys, else their kinds, else what they say."""
+    from itrain.tasks.declared import DeclaredTask  # which needs torch
+
     call = Call(place="", target=DeclaredTask, node=node)
     given = {key: value for key, value in node.items() if key != "_target_"}
     found = [Problem((key,), f"no such key{nearest(key, call.accepts)}") for key in given if key not in call.accepts]

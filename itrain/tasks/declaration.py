@@ -13,13 +13,14 @@ from itrain.signatures import nearest
 from itrain.sites import RESERVED
 from itrain.tasks import TaskError
 from itrain.tasks.expressions import Expression, parse
-from itrain.tasks.operations import FUNCTIONS, LARGEST, ExpressionError, Value, look_up, written
+from itrain.tasks.operations import FUNCTIONS, ExpressionError, Value, look_up, written
 from itrain.tasks.structure import Mechanism
+from itrain.trust import LARGEST_NUMBER
 
 TEMPLATE = "template"
 """The variable that has the text, where a task has several."""
 MOST = 100_000
-"""Values of one input."""
+"""Values of all inputs."""
 VARIABLES = 200
 """Variables of a task."""
 
@@ -107,6 +108,9 @@ def read_inputs(given: Mapping[str, Any], tables: Mapping[str, Any], problems: P
         with problems.at("inputs", name):
             _require_name(name)
             found[name] = values_of(spec, tables, found)
+            if sum(map(len, found.values())) > MOST:
+                found[name] = []
+                raise TaskError(f"the inputs have more than {MOST} values together")
             if len(found[name]) < 2:
                 raise TaskError(f"has {len(found[name])} value; give two or more, or write it into the template")
     return found
@@ -299,14 +303,18 @@ def _ungrouped(groups: Any, parents: Sequence[str]) -> dict[str, Any]:
             if written(value) in found:
                 raise TaskError(f"groups: {written(value)!r} is in two, {found[written(value)]!r} and {result!r}")
             found[written(value)] = result
+        if len(found) > MOST:
+            raise TaskError(f"groups: there are more than {MOST} values")
     return found
 
 
 def _require_plain(value: Any) -> None:
     if value is None or not isinstance(value, str | int | float):
         raise TaskError(f"{value!r} is no value; give text, a number, true or false")
-    if not isinstance(value, str) and not abs(value) <= LARGEST:
-        raise TaskError(f"{value!r} is beyond {LARGEST:.0e}")
+    if not isinstance(value, str) and not abs(value) <= LARGEST_NUMBER:
+        raise TaskError(
+            f"{value!r} is beyond {LARGEST_NUMBER}, which no saved configuration may hold; write it as text"
+        )
 
 
 def _require_name(name: Any) -> None:

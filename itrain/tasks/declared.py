@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 DRAWS = 3000
 """How often a setting or a pair of the wanted kind is looked for."""
+TARGETS = 100
+"""Values, or sets of values, that may be balanced."""
+TOGETHER = 6
+"""Variables that may be interchanged at once."""
+ENOUGH = 3
+"""Kinds of pairs that are not found, after which no more are looked for."""
 KINDS = {
     "changing": "the label changes",
     "isolating": "the variable differs and the label stays",
@@ -106,6 +112,8 @@ class DeclaredTask(TextTask):
         self.changing, self.isolating = changing, isolating
         self._balance, self._shared, self._split = listed(balance), listed(shared), split
         self._one_token, self._given_values, self._output = listed(one_token), values or {}, output
+        if together and len(self.variables) > TOGETHER:
+            raise ValueError(f"together: {len(self.variables)} variables have too many sets; name {TOGETHER} at most")
         sizes = range(len(self.variables) if together else 1)
         self._swaps = [swap for size in sizes for swap in combinations(self.variables, size + 1)]
         problems = Problems()
@@ -233,6 +241,10 @@ class DeclaredTask(TextTask):
         isolates = place < (self.changing or 0) + self.isolating
         return "isolating" if isolates else "any" if self.changing is None else "keeping"
 
+    @property
+    def _draws(self) -> int:
+        return self._structure.draws(DRAWS)
+
     def _pair(self, random: Random, split: Split, swap: Sequence[str], kind: str, target: Mapping[str, Value]) -> Pair:
         """A pair of a kind, whose base has the values of the target.
 
@@ -240,7 +252,7 @@ class DeclaredTask(TextTask):
             TaskError: none is found.
         """
         structure = self._structure
-        for _ in range(DRAWS):
+        for _ in range(self._draws):
             base = self._draw(random, split)
             if base is None or any(base[name] != value for name, value in target.items()):
                 continue
@@ -256,8 +268,8 @@ class DeclaredTask(TextTask):
                 return Pair(base=inputs, sources=made, isolates=kind == "isolating")
         wanted = "".join(f" and the base's {name} is {written(value)}" for name, value in target.items())
         raise TaskError(
-            f"no {split} pair in {DRAWS} draws in which '{'+'.join(swap)}' is interchanged, {KINDS[kind]}{wanted}; "
-            "change the shares of changing and isolating, balance, split or where"
+            f"no {split} pair in {self._draws} draws in which '{'+'.join(swap)}' is interchanged, {KINDS[kind]}{wanted}"
+            "; change the shares of changing and isolating, balance, split or where"
         )
 
     def _draw(self, random: Random, split: Split, like: Mapping[str, Value] | None = None) -> dict[str, Any] | None:
@@ -277,7 +289,7 @@ class DeclaredTask(TextTask):
     def _targets_of(self, split: Split, problems: Problems) -> list[dict[str, Value]]:
         """The values of the balanced variables that occur together in a split; one without any where none are."""
         random, found = Random(f"targets {split}"), dict[tuple[Value, ...], None]()
-        for _ in range(DRAWS):
+        for _ in range(self._draws):
             try:
                 run = self._draw(random, split)
             except MechanismError as error:
@@ -287,8 +299,12 @@ class DeclaredTask(TextTask):
                 found[tuple(run[name] for name in self._balance)] = None
                 if not self._balance:
                     break
+        if len(found) > TARGETS:
+            problems.add(("balance",), f"{', '.join(self._balance)}: {len(found)} values or more; at most {TARGETS}")
         if not found:
-            problems.add(("split",), f"no setting of {split} in {DRAWS} draws; give more values, or a weaker where")
+            problems.add(
+                ("split",), f"no setting of {split} in {self._draws} draws; give more values, or a weaker where"
+            )
         return [dict(zip(self._balance, values, strict=True)) for values in sorted(found, key=repr)]
 
     def _check_kinds(self, problems: Problems) -> None:
@@ -300,6 +316,8 @@ class DeclaredTask(TextTask):
                     problems.add(("isolating" if kind == "isolating" else "changing",), error)
                 except MechanismError as error:
                     problems.add(error.key, f"after an interchange of {'+'.join(swap)}: {error}")
+                if len(problems) >= ENOUGH:
+                    return
 
     def _kinds(self) -> Iterator[str]:
         changing = self.changing or 0

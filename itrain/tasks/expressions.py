@@ -62,7 +62,7 @@ def parse(text: str, variables: Collection[str], tables: Mapping[str, Any]) -> E
     except SyntaxError as error:
         raise ExpressionError(f"{line[:SHOWN]!r} column {error.offset or 1}: {error.msg}") from error
     except (ValueError, MemoryError, RecursionError) as error:
-        raise ExpressionError(f"{line[:SHOWN]!r} cannot be read: {error or 'it is nested too deeply'}") from error
+        raise ExpressionError(f"{line[:SHOWN]!r} cannot be read: {str(error) or 'it is nested too deeply'}") from error
     compiler = _Compiler(line, variables, tables)
     run = compiler.step(tree.body, 0)
     return Expression(

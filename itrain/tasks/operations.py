@@ -13,7 +13,7 @@ from itrain.signatures import nearest
 
 LARGEST = 10**18
 """The largest number."""
-LONGEST_TEXT = 10_000
+LONGEST_TEXT = 2000
 """Characters of a text that an expression gives."""
 
 Value = str | int | float | bool

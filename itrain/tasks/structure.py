@@ -14,8 +14,10 @@ from itrain.tasks.operations import ExpressionError, Value
 
 SETTINGS = 100_000
 """Settings that are gone through to find the values of a variable."""
-OPERATIONS = 10_000_000
-"""Operations of expressions that this may take."""
+OPERATIONS = 30_000_000
+"""Operations of expressions that this may take for all variables together."""
+STEPS = 10_000_000
+"""Operations that the search for one pair may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class Structure:
             for number, each in enumerate(conditions)
         ]
         self._plan = self._planned(set(mechanisms), self.conditions, frozenset())
+        self._left = OPERATIONS
         self._bare = [step for step in self._plan if step[1] is not None]
 
     def of(self, inputs: Mapping[str, Sequence[Value]]) -> Structure:
@@ -70,6 +73,10 @@ class Structure:
     @property
     def variables(self) -> list[str]:
         return [*self.inputs, *self.mechanisms]
+
+    def draws(self, most: int) -> int:
+        """How often a setting may be drawn in search of one: the most, or fewer where each takes long."""
+        return max(100, min(most, STEPS // (sum(step[2].operations for step in self._plan) or 1)))
 
     def ancestors(self, names: Iterable[str], cut: Collection[str] = ()) -> set[str]:
         """The variables that these depend on, themselves among them; nothing lies behind those in ``cut``."""
@@ -140,9 +147,11 @@ class Structure:
         free = {name: held.get(name, self.inputs.get(name, ())) for name in self.variables if name in needed}
         free = {name: values for name, values in free.items() if name in held or name in self.inputs}
         plan = self._planned(needed, conditions, frozenset(held))
-        operations = sum(step[2].operations for step in plan) or 1
-        if prod(map(len, free.values())) > min(SETTINGS, OPERATIONS // operations):
+        settings = prod(map(len, free.values()))
+        operations = settings * sum(step[2].operations for step in plan)
+        if settings > SETTINGS or operations > self._left:
             return None, []
+        self._left -= operations
         found: dict[str, dict[Value, None]] = {name: {} for name in needed}
         errors: dict[tuple[str | int, ...], MechanismError] = {}
         for chosen in product(*free.values()):
@@ -193,7 +202,7 @@ class Structure:
 def _combined(mechanism: Mechanism, parents: Mapping[str, list[Value] | None]) -> list[Value] | None:
     """What a mechanism gives for the values of its parents in any combination, of which some may never occur."""
     given = [values for values in parents.values() if values is not None]
-    if len(given) < len(parents) or prod(map(len, given)) > min(SETTINGS, OPERATIONS // mechanism.operations):
+    if len(given) < len(parents) or prod(map(len, given)) > min(SETTINGS, STEPS // mechanism.operations):
         return None
     found: dict[Value, None] = {}
     for values in product(*given):
