@@ -17,6 +17,7 @@ from itrain.results.flags import REASONS
 from itrain.results.maps import Cell, HeatMap
 from itrain.results.peaks import RULE
 from itrain.results.summary import SweepSummary, summarise
+from itrain.results.tasks import over_tasks
 from itrain.versions import versions
 
 REPORT = "report.html"
@@ -72,6 +73,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         difference_scale=[colour_of(share / 20, DIFFERENCES)[0] for share in range(21)],
         rule=RULE,
         by_figure=by_figure,
+        tasks=over_tasks([sweep.frame for sweep in sweeps]),
         beside=heads_beside,
         random=any(TWIN in row.beside for sweep in sweeps for row in sweep.best),
         gap=any(GAP in row.beside for sweep in sweeps for row in sweep.best),
