@@ -208,9 +208,11 @@ class _Template:
 
     @property
     def names(self) -> list[str]:
-        """What positions call the regions."""
+        """What positions call the regions: by a variable of its own, else by number."""
+        named = [re.sub(r"\W", "_", fields[0]).lower() if fields else "" for fields in self.fields]
         return [
-            re.sub(r"\W", "_", fields[0]) if fields else f"region{number}" for number, fields in enumerate(self.fields)
+            name if re.fullmatch(r"[a-z_]\w*", name) and named.count(name) == 1 else f"region{number}"
+            for number, name in enumerate(named)
         ]
 
     def rows(self) -> dict[Split, list[tuple[str, Sentences]]]:
