@@ -131,7 +131,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         if isinstance(self.task, TextTask):
             answer = [token for token in train.base_label[0].view(-1).tolist() if token != UNUSED]
             lines |= shown(self.task.tokenizer, train.base, answer)
-        return lines | dict(self.task.told())
+        return lines | dict(self.task.notes)
 
     def figures(self) -> dict[str, float]:
         """Figures about the test data, for a run's results.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -71,6 +72,8 @@ class Task(ABC):
     """Whether the splits may have pairs in common, in a task of so few that none can be held out."""
     listed: Mapping[Split, Sequence[Pair]] | None = None
     """The pairs of each split, where somebody else has listed them; None: they are sampled."""
+    notes: Mapping[str, str] = MappingProxyType({})
+    """What the user should be told of the task's data, as lines by name."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
@@ -95,6 +98,7 @@ class Task(ABC):
             raise TaskError(f"{type(self).__name__} lists no {split} pairs")
         return random.choice(listed)
 
+<<<<<<< HEAD
     def control_task(self) -> Task | None:
         """The same inputs with arbitrary labels, that no site can have been made for; None: there is none.
 
@@ -107,6 +111,8 @@ class Task(ABC):
         """What the user should be told of the task's data, as lines by name."""
         return {}
 
+=======
+>>>>>>> tables
     def counterfactual(self, pair: Pair) -> Any:
         """The output after the interchange: the pair's own, or the causal model's."""
         if pair.output is not None:

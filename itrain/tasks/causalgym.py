@@ -14,15 +14,13 @@ from itrain.signatures import nearest
 from itrain.sites import RESERVED
 from itrain.tasks import TaskError
 from itrain.tasks.base import ListedTask, Pair, Split
-from itrain.tasks.rows import Row, read_rows
+from itrain.tasks.rows import SPLIT_NAMES, Row, all_made, read_rows
 from itrain.tasks.tokens import Range
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Control = Literal["dog-give", "invert", "random"]
-SPLITS: Mapping[str, Split] = {"train": "train", "dev": "validation", "validation": "validation", "test": "test"}
-"""The names of splits in the published data set."""
 START = "<|endoftext|>"
 """What every published sentence begins with."""
 SEEDS: Mapping[Split, int] = {"train": 42, "validation": 420, "test": 1}
@@ -292,10 +290,11 @@ def _rows_of(source: str, name: str) -> dict[Split, list[tuple[str, Sentences]]]
     found: dict[Split, list[tuple[str, Sentences]]] = {}
     tasks: set[str] = set()
     for split, rows in read_rows(source).items():
-        if split not in SPLITS:
+        if split not in SPLIT_NAMES:
             raise TaskError(f"'{source}' has a split '{split}'; CausalGym's are train, dev and test")
         tasks |= {str(row.columns.get("task")) for row in rows}
-        found[SPLITS[split]] = [(row.place, _row(row)) for row in rows if row.columns.get("task") == name]
+        own = [row for row in rows if row.columns.get("task") == name]
+        found[SPLIT_NAMES[split]] = list(zip([row.place for row in own], all_made(own, _row), strict=True))
     if name not in tasks:
         raise TaskError(f"'{source}' has no task '{name}'{nearest(name, sorted(tasks))}")
     if missing := [split for split in get_args(Split) if not found.get(split)]:
