@@ -98,7 +98,7 @@ def test_rows_of_a_task_are_read_as_they_stand(tmp_path: Path) -> None:
     pair, swap = task.pairs("train")[:2]
     assert pair.base["type"] == "singular" and pair.output == " are" and pair.base["answer"] == " is"
     assert swap.base == source_of(pair) and source_of(swap) == pair.base and swap.output == " is"
-    assert task.outputs == [" are", " is"] and task.values("type") == ["plural", "singular"] and not task.told()
+    assert task.outputs == [" are", " is"] and task.values("type") == ["plural", "singular"] and not task.notes
     inputs = task.inputs([pair.base, swap.base])
     assert sorted(inputs.spans) == ["region1", "region2", "region3", "region4"], "from the first that differs"
 
@@ -108,7 +108,7 @@ def test_pairs_of_two_splits_are_kept_in_one_of_them(tmp_path: Path) -> None:
     dev, test = both_ways(NOUNS[4:7]), both_ways([*NOUNS[6:], NOUNS[0]])
     task = bound(source=written(tmp_path / "rows", dev=dev, test=test), templates=None)
     assert {split: len(task.pairs(split)) for split in SPLITS} == {"train": 8, "validation": 4, "test": 8}
-    assert task.told() == {"left out": "2 validation, 2 test pairs that another split has too"}
+    assert task.notes == {"left out": "2 validation, 2 test pairs that another split has too"}
     network = HookedNetwork(load_embedded().model)
     data = CounterfactualDataModule(task=task, network=network, keep="all")
     data.setup("fit")  # which refuses pairs of two splits
@@ -153,7 +153,7 @@ def test_what_rows_lack_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_templates_give_the_published_numbers_of_pairs_each_with_its_swap() -> None:
     task = bound()
     assert {split: len(task.pairs(split)) for split in SPLITS} == {"train": 400, "validation": 98, "test": 100}
-    assert task.told() == {"left out": "2 validation pairs that another split has too"}
+    assert task.notes == {"left out": "2 validation pairs that another split has too"}
     for split in ("train", "test"):
         pairs = task.pairs(split)
         for start in range(0, len(pairs), 4):

@@ -98,7 +98,6 @@ class Task(ABC):
             raise TaskError(f"{type(self).__name__} lists no {split} pairs")
         return random.choice(listed)
 
-<<<<<<< HEAD
     def control_task(self) -> Task | None:
         """The same inputs with arbitrary labels, that no site can have been made for; None: there is none.
 
@@ -107,12 +106,6 @@ class Task(ABC):
         """
         return None
 
-    def told(self) -> Mapping[str, str]:
-        """What the user should be told of the task's data, as lines by name."""
-        return {}
-
-=======
->>>>>>> tables
     def counterfactual(self, pair: Pair) -> Any:
         """The output after the interchange: the pair's own, or the causal model's."""
         if pair.output is not None:

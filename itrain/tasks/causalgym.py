@@ -123,7 +123,9 @@ class CausalGym(ListedTask):
             mechanisms={},
             output="answer",
         )
-        self._pairs, self._left_out = _held_out(made)
+        self._pairs, left_out = _held_out(made)
+        counts = ", ".join(f"{count} {split}" for split, count in left_out.items() if count)
+        self.notes = {"left out": f"{counts} pairs that another split has too"} if counts else {}
 
     def pairs(self, split: Split) -> Sequence[Pair]:
         return self._pairs[split]
@@ -144,10 +146,6 @@ class CausalGym(ListedTask):
 
     def template(self, setting: Setting) -> str:
         return self._render(setting)[0].replace("{", "{{").replace("}", "}}")
-
-    def told(self) -> Mapping[str, str]:
-        counts = ", ".join(f"{count} {split}" for split, count in self._left_out.items() if count)
-        return {"left out": f"{counts} pairs that another split has too"} if counts else {}
 
     def control_task(self) -> CausalGym:
         """The same sentences with two words for labels that have nothing to do with their types."""
