@@ -149,7 +149,10 @@ class CausalGym(ListedTask):
 
     def control_task(self) -> CausalGym:
         """The same sentences with two words for labels that have nothing to do with their types."""
-        return CausalGym(**self._given, manipulate="dog-give")
+        task = CausalGym(**self._given, manipulate="dog-give")
+        if self._tokenizer is not None:
+            task.bind(self._tokenizer)
+        return task
 
     def _render(self, setting: Setting) -> tuple[str, dict[str, Range]]:
         text, spans = "", {}
