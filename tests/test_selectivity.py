@@ -85,9 +85,9 @@ def test_das_moves_agreement_further_than_closed_form_directions() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(("layer", "below"), [(2, 0.5), (3, 0.5), (4, 1.0)])
+@pytest.mark.parametrize(("layer", "below"), [(3, 0.5), (4, 1.0)])
 def test_das_moves_agreement_further_in_the_middle_layers(layer: int, below: float, seed: int) -> None:
-    """Not in layers 0 and 1, where the noun's own embedding has all of its number in one direction.
+    """Not in layers 0 to 2, where one direction has all of the noun's number and the mean difference is the ceiling.
 
     In layer 4, where little of it is left at the noun, DAS moves arbitrary words nearly as far.
     """
