@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import itrain
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.base import Intervention
 from itrain.interventions.boundless_das import BoundlessDAS
@@ -212,3 +214,14 @@ def test_given_directions_need_not_be_orthonormal_but_independent() -> None:
         GivenSubspace(4, directions=[[1.0, 0, 0]])
     with pytest.raises(ValueError, match="no subspace for variable 'up'; there are left, right"):
         GivenSubspace(4, directions={"left": [[1.0, 0, 0, 0]], "right": [[0, 1.0, 0, 0]]}).edit_for("up")
+
+
+def test_given_directions_are_exported_and_loaded(tmp_path: Path) -> None:
+    network = HookedNetwork(InTheMiddle())
+    made = GivenSubspace.of(directions=torch.eye(6)[:2] + 0.5)
+    search = AlignmentSearch(network=network, sites="module:down.input", intervention=made, next_map="down")
+    itrain.export(search, tmp_path / "export", base_model=itrain.BaseModel(model=network.model))
+    loaded: Any = itrain.load(tmp_path / "export", network.model)
+    base, source = torch.randn(2, 4, 6)
+    ours, theirs = (next(iter(each.trained.values())) for each in (search, loaded))
+    assert torch.equal(ours(base, source), theirs(base, source)) and not torch.equal(ours(base, source), base)
