@@ -48,7 +48,7 @@ def searched(model: nn.Module, site: str, intervention: Callable[[int], Interven
     runner = lightning.Trainer(max_epochs=40, **QUIET)
     if list(search.exported.parameters()):
         runner.fit(search, datamodule=data)
-    return runner.test(search, datamodule=data, verbose=False)[0]
+    return dict(runner.test(search, datamodule=data, verbose=False)[0])
 
 
 def effects(found: dict[str, float]) -> list[tuple[float, float, float]]:
