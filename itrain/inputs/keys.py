@@ -29,17 +29,18 @@ def example_keys(
         values = values.detach().cpu().reshape(*inside.shape, -1)
         bits = values.double().view(torch.long) if values.is_floating_point() else values.long()
         where = place[:, :, None] * bits.shape[2] + torch.arange(bits.shape[2])
-        total += (_mix(bits ^ _mix(where + _salt(name))) * inside[:, :, None]).sum((1, 2))
+        total += (mixed(bits ^ mixed(where + salt(name))) * inside[:, :, None]).sum((1, 2))
     for name, span in spans.items():
-        total += _mix(span ^ _mix(torch.arange(2) + _salt(f"span {name}"))).sum(1)
-    return _mix(total)
+        total += mixed(span ^ mixed(torch.arange(2) + salt(f"span {name}"))).sum(1)
+    return mixed(total)
 
 
-def _salt(name: str) -> int:
+def salt(name: str) -> int:
+    """A number that stands for a name."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") << 31
 
 
-def _mix(bits: Tensor) -> Tensor:
+def mixed(bits: Tensor) -> Tensor:
     """A permutation of the 64-bit integers that looks random: splitmix64 (Steele et al. 2014)."""
     bits = bits + -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):

@@ -12,7 +12,17 @@ from itrain.files import write_text
 from itrain.reports.colours import DIFFERENCES, SCALE, colour_of, stroke_of
 from itrain.reports.svg import Drawing
 from itrain.results.best import TWIN, by_figure, heads_beside
-from itrain.results.columns import COMMAND, CONTROL_TASK, FIGURES, GAP, IIA, RANDOM_MODEL, spoken, written
+from itrain.results.columns import (
+    COMMAND,
+    CONTROL_TASK,
+    DIVERGENCE,
+    FIGURES,
+    GAP,
+    IIA,
+    RANDOM_MODEL,
+    spoken,
+    written,
+)
 from itrain.results.flags import REASONS
 from itrain.results.maps import Cell, HeatMap
 from itrain.results.peaks import RULE
@@ -77,6 +87,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         beside=heads_beside,
         random=any(TWIN in row.beside for sweep in sweeps for row in sweep.best),
         gap=any(GAP in row.beside for sweep in sweeps for row in sweep.best),
+        divergence=any(DIVERGENCE in row.beside for sweep in sweeps for row in sweep.best),
         shade=_shade,
         drawing_of=Drawing,
         stroke_of=stroke_of,

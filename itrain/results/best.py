@@ -11,6 +11,7 @@ from itrain.results.columns import (
     CONTROL_ACCURACY,
     CONTROL_TASK,
     CONTROLS,
+    DIVERGENCE,
     FIGURES,
     FULL_VECTOR,
     GAP,
@@ -18,6 +19,7 @@ from itrain.results.columns import (
     LAYER,
     MAJORITY_ACCURACY,
     METHOD,
+    NATURAL_DIVERGENCE,
     ODDS,
     ODDS_SELECTIVITY,
     POSITION,
@@ -29,6 +31,7 @@ from itrain.results.columns import (
     spoken,
 )
 from itrain.results.controls import is_full_rank, without_void
+from itrain.results.divergence import beside as beside_natural
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.layers import mean_over_layers
 from itrain.results.maps import methods_of
@@ -57,6 +60,7 @@ BESIDE = (
     *(f"{run} run" for run in RUNS),
     TWIN,
     GAP,
+    DIVERGENCE,
 )
 """What may stand beside a figure, in this order."""
 
@@ -159,6 +163,8 @@ def _beside(frame: pandas.DataFrame, here: pandas.DataFrame, figure: str) -> dic
             found[name] = estimated(here, column)
     if GAP in here and here[GAP].notna().any():
         found[GAP] = f"{here[GAP].mean():+.2f}"
+    if DIVERGENCE in here and here[DIVERGENCE].notna().any():
+        found[DIVERGENCE] = beside_natural(here[DIVERGENCE].mean(), here[NATURAL_DIVERGENCE].mean())
     return found
 
 

@@ -45,6 +45,11 @@ ANSWER_SPREAD = "answer_spread"
 """The standard deviation over examples of the answer's probability."""
 FEATURES = "features"
 """The size of the activation that an intervention edits, which is the highest rank that a subspace of it can have."""
+ROW_PART, NULL_PART, ROW_SHARE = "row_part", "null_part", "row_share"
+"""The parts of a subspace that the next linear map reads and does not read, and the former's share of the norm."""
+SUBSPACE_PARTS = (ROW_PART, NULL_PART)
+DIVERGENCE, NATURAL_DIVERGENCE = "divergence", "natural_divergence"
+"""How far intervened activations lie from natural ones, and natural ones from each other, in samples of one size."""
 CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
 """The share of continuations that mention a concept; their perplexity, divided by that of unsteered ones."""
 RANDOM_MODEL = "random_model/"
@@ -106,7 +111,7 @@ KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
-    | {CONCEPT_RATE, PERPLEXITY_RATIO}
+    | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE}
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )

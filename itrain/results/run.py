@@ -31,8 +31,10 @@ from itrain.results.columns import (
     PAIRS_PRESERVING,
     PROBE_ACCURACY,
     RANDOM_SUBSPACE,
+    ROW_SHARE,
     RUNS,
     SELECTIVITY,
+    SUBSPACE_PARTS,
     TASK_ACCURACY,
     TEST,
     TEST_RANK,
@@ -41,6 +43,7 @@ from itrain.results.columns import (
     spoken,
 )
 from itrain.results.curves import Plot
+from itrain.results.divergence import OF_DIVERGENCE, divergence_lines
 from itrain.results.history import Curve, read_curve
 from itrain.results.intervals import of_run
 from itrain.results.parts import Bars, Kind, Results, Table
@@ -48,7 +51,8 @@ from itrain.results.shifts import OF_SHIFTS, shifts_table
 from itrain.results.steering import STEERING
 
 INTERVALS = "95% intervals"
-OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING} | OF_SHIFTS
+OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
+OF_PAIRS |= OF_SHIFTS | OF_DIVERGENCE | {ROW_SHARE}
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
 OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
 OF_DATA = {
@@ -172,21 +176,26 @@ def _is_control(place: str) -> bool:
     return place.split("/")[1:2] in [[control] for control in CONTROLS]
 
 
+def _is_part(place: str) -> bool:
+    return place.split("/")[1:2] in [[part] for part in SUBSPACE_PARTS]
+
+
 def _is_shown(place: str) -> bool:
-    """Whether a place has a row: all but the parts of controls and the controls of the start."""
-    start = place.split("/")[0]
-    return start in (TEST, BEFORE) and (not _is_control(place) or (start == TEST and place.count("/") == 1))
+    """Whether a place has a row: all but groups of pairs under controls and parts, and these at the start."""
+    start, aside = place.split("/")[0], _is_control(place) or _is_part(place)
+    return start in (TEST, BEFORE) and (not aside or (start == TEST and place.count("/") == 1))
 
 
-def _order(place: str) -> tuple[bool, bool, int, str]:
-    """The trained intervention first, then the start, then the controls, each before its parts."""
-    return _is_control(place), place.startswith(BEFORE), place.count("/"), place
+def _order(place: str) -> tuple[bool, int, bool, int, str]:
+    """The trained intervention first, then the start, its subspace's parts and the controls, each before its groups."""
+    part = SUBSPACE_PARTS.index(place.split("/")[1]) + 1 if _is_part(place) else 0
+    return _is_control(place), part, place.startswith(BEFORE), place.count("/"), place
 
 
 def _row_name(place: str) -> str:
     when, _, what = place.partition("/")
     names = {TEST: "trained", BEFORE: "before training"}
-    return spoken(what) if _is_control(place) else " ".join(filter(None, (names[when], what)))
+    return spoken(what) if _is_control(place) or _is_part(place) else " ".join(filter(None, (names[when], what)))
 
 
 # --- probes
@@ -329,6 +338,12 @@ def _lines(results: Results) -> list[str]:
         start = results.get(f"{BEFORE}/{TASK_ACCURACY}")
         before = "" if start is None else f" (before training: {start:.3f})"
         lines.append(f"task accuracy: {results[f'{TEST}/{TASK_ACCURACY}']:.3f}{before}")
+    if (share := results.get(f"{TEST}/{ROW_SHARE}")) is not None:
+        lines.append(
+            f"the subspace's squared norm in the row space of the next linear map: {share:.3f}, in its null space: "
+            f"{1 - share:.3f}"
+        )
+    lines += divergence_lines(results)
     if MODEL_ACCURACY in results:
         lines.append(f"base model accuracy on sampled test inputs: {results[MODEL_ACCURACY]:.3f}")
     return lines + [f"{title}: {results[figure]:.0f}" for figure, title in OF_DATA.items() if figure in results]

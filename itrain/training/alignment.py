@@ -18,6 +18,7 @@ from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
+from itrain.training.parts import require_next_map
 from itrain.training.scores import InterchangeScores
 
 
@@ -39,6 +40,11 @@ class AlignmentSearch(Training):
         loss_over: ``candidates`` takes the training loss over the task's possible output tokens alone and computes no
             other logits, which at the last token of a small model saves much of a step. Training then no longer asks
             these tokens to win against the rest of the vocabulary; validation and test still do.
+        next_map: the path of the linear module that reads the sites' features; a test scores the subspaces' parts in
+            its row space and in its null space. None: the module whose input a site is, where that is linear.
+
+    Raises:
+        ValueError: ``next_map`` names no linear module, or none by which the sites' subspaces can be split.
     """
 
     retracts: ClassVar[bool] = True
@@ -56,6 +62,7 @@ class AlignmentSearch(Training):
         shared: bool = False,
         join_positions: bool = False,
         hidden_sizes: Sequence[int] | None = None,
+        next_map: str | None = None,
     ) -> None:
         super().__init__()
         self.remember(locals())
@@ -72,7 +79,9 @@ class AlignmentSearch(Training):
         )
         self.sites = self.interchange.sites
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
-        self.scores = InterchangeScores(self.interchange)
+        if next_map is not None:
+            require_next_map(self.interchange, next_map)
+        self.scores = InterchangeScores(self.interchange, next_map=next_map)
         self.network = network
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:

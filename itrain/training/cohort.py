@@ -20,6 +20,7 @@ from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
+from itrain.training.divergence import Divergences
 from itrain.training.finite import DIVERGED, FiniteCheck, FirstStepCheck, NotFiniteError
 from itrain.training.interchange import Interventions
 from itrain.training.optimization import OptimizerFactory, at_rest
@@ -81,6 +82,8 @@ class Cohort(Training):
         self.diverged: dict[str, str] = {}
         """Why the members that diverged did."""
         self.losses: dict[str, MeanMetric] = {}
+        searches = {name: each.interchange for name, each in members.items() if isinstance(each, AlignmentSearch)}
+        self.divergences = Divergences(searches)
         self._fitted_here: set[str] = set()
         self._of_step: tuple[Sequence[str], Tensor] = ((), torch.empty(0))
         self.found: dict[str, float] = {}
@@ -141,6 +144,7 @@ class Cohort(Training):
         self.losses.clear()
         for member in self.members.values():
             member.scores.reset()
+        self.divergences.reset()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         searches = [each for each in self.members.values() if isinstance(each, AlignmentSearch)]
@@ -152,6 +156,9 @@ class Cohort(Training):
             if split == "validation":
                 loss = self._search(name).loss(logits, batch)
                 self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))
+        if clean is not None and self.watched:
+            hard = {name: self.members[name].interchange.hardened() for name in self.watched}
+            self.divergences.update(batch, hard)
 
     def figures(self, split: str) -> dict[str, Tensor]:
         """All members' figures, each under the member's name."""
@@ -161,6 +168,8 @@ class Cohort(Training):
                 found |= {f"{name}/{key}": value for key, value in self.members[name].scores.compute().items()}
             except NotFiniteError as error:
                 self.give_up({name: error})
+        for name, each in self.divergences.compute().items():
+            found |= {f"{name}/test/{key}": value for key, value in each.items() if name in self.watched}
         losses = {name: loss.compute() for name, loss in self.losses.items()}
         found |= {f"{name}/validation/loss": loss for name, loss in losses.items() if name in self.watched}
         found |= {f"{name}/{split}/{DIVERGED}": torch.tensor(1.0) for name in self.diverged}

@@ -14,8 +14,10 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.masking import FixedMask
 from itrain.metrics import RULES, InterchangeAccuracy, LogitDifference, Odds
+from itrain.training.divergence import Divergences
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
+from itrain.training.parts import parts_of
 
 
 class InterchangeScores:
@@ -23,20 +25,27 @@ class InterchangeScores:
 
     A test also scores the controls: a random subspace of equal rank and the full vector at the same sites, and the soft
     gates where evaluation uses hard ones. A random subspace of full rank is the full vector, and is no control. Beside
-    IIA it says how far the answers move from those that the model gives on the bases unedited: odds and FLDD.
+    IIA it says how far the answers move from those that the model gives on the bases unedited, odds and FLDD,
+    and how far the trained interventions lead from natural activations.
+
+    Where a linear map with a null space follows all sites, the parts of the trained subspaces in its row space and in
+    its null space are scored too: see :func:`~itrain.training.parts.parts_of`.
 
     Args:
         interchange: runs the pairs.
+        next_map: the path of the linear module that follows the sites; None: what the architecture tells.
     """
 
-    def __init__(self, interchange: Interchange) -> None:
-        self.interchange = interchange
+    def __init__(self, interchange: Interchange, *, next_map: str | None = None) -> None:
+        self.interchange, self.next_map = interchange, next_map
+        self.row_share: float | None = None
         self.evaluated: dict[str, Interventions] = {}
         """The interventions that are scored, by the suffix in their figures' names: ``""``, ``/full_vector``."""
         self.metrics: dict[str, InterchangeAccuracy] = {}
         self.moved: dict[tuple[str, str], tuple[Odds, LogitDifference]] = {}
         """By place and part; empty where answers have not been compared with unedited ones."""
         self.answers = FiniteAnswers(interchange.network)
+        self.divergences = Divergences({"": interchange})
 
     def begin(self, split: str) -> None:
         """Choose what is scored: the trained interventions and, in a test, their controls."""
@@ -53,12 +62,17 @@ class InterchangeScores:
             self.evaluated["/full_vector"] = {site: FullVector(each.hidden_size) for site, each in hard.items()}
             if any(hard[site] is not each for site, each in trained.items()):
                 self.evaluated["/soft"] = trained
+            if (parts := parts_of(self.interchange, hard, self.next_map)) is not None:
+                self.evaluated |= {"/row_part": parts.row, "/null_part": parts.null}
+                self.row_share = parts.row_share
 
     def reset(self) -> None:
         """Drop what an interrupted split has left."""
+        self.row_share = None
         self.metrics.clear()
         self.moved.clear()
         self.answers.counts.clear()
+        self.divergences.reset()
 
     def score(self, split: str, batch: CounterfactualBatch, clean: Tensor | None = None) -> None:
         """Run the pairs under each of the interventions that are scored.
@@ -75,6 +89,8 @@ class InterchangeScores:
             self.update(f"{split}{control}", logits, batch)
             if split == "test" and clean is not None:
                 self.compare(f"{split}{control}", clean, logits, batch)
+        if split == "test":
+            self.divergences.update(batch, {"": self.evaluated[""]})
 
     def unedited(self, batch: CounterfactualBatch) -> Float[Tensor, "batch ... vocabulary"]:
         """The model's answers on the bases where nothing is edited."""
@@ -126,9 +142,13 @@ class InterchangeScores:
         if "/soft" in self.evaluated and self.metrics:
             ranks = [each.rank for each in self.evaluated[""].values()]
             found["test/rank"] = torch.tensor(sum(ranks) / len(ranks))
+        if self.row_share is not None and self.metrics:
+            found["test/row_share"] = torch.tensor(self.row_share)
         self.metrics.clear()
         self.moved.clear()
-        return found
+        return found | {
+            f"test/{key}": value for each in self.divergences.compute().values() for key, value in each.items()
+        }
 
     def _moves(self) -> dict[str, Tensor]:
         """Odds, logit differences and FLDD; the last also as a percentage of the full vector's, where that is known."""

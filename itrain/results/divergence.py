@@ -1,0 +1,30 @@
+"""What a run says of the divergence of intervened from natural activations."""
+
+from __future__ import annotations
+
+from math import nan
+
+from itrain.results.columns import BEFORE, DIVERGENCE, NATURAL_DIVERGENCE, TEST
+from itrain.results.parts import Results
+
+OF_DIVERGENCE = frozenset({DIVERGENCE, NATURAL_DIVERGENCE})
+
+
+def beside(intervened: float, natural: float) -> str:
+    """Both as text, with as many digits as tell them apart."""
+    return f"{intervened:.3g} (natural {natural:.3g})" if intervened == intervened else "too few pairs to compare"
+
+
+def divergence_lines(results: Results) -> list[str]:
+    """A line for each site, and where there are several one for their mean."""
+    lines = []
+    for key, value in results.items():
+        place, figure, site = (*key.split("/", 2), "", "")[:3]
+        if place != TEST or figure != DIVERGENCE:
+            continue
+        said = beside(value, results.get(f"{TEST}/{NATURAL_DIVERGENCE}" + (f"/{site}" if site else ""), nan))
+        start = results.get(key.replace(TEST, BEFORE, 1))
+        where = f" at {site}" if site else ""
+        before = "" if start is None else f"; before training: {start:.3g}"
+        lines.append(f"divergence of intervened activations{where}: {said}{before}")
+    return lines
