@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from itrain.interventions.masking import HardConcreteGate as HardConcreteGate
     from itrain.interventions.masking import Mask as Mask
     from itrain.interventions.masking import SigmoidGate as SigmoidGate
+    from itrain.interventions.parts import GivenSubspace as GivenSubspace
+    from itrain.interventions.parts import parts_of_subspace as parts_of_subspace
     from itrain.interventions.reft import DiReFT as DiReFT
     from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.interventions.reft import NoReFT as NoReFT
@@ -140,6 +142,8 @@ _HOMES = {
     "Identity": "interventions.featurizers",
     "Rotation": "interventions.featurizers",
     "Subspace": "interventions.featurizers",
+    "GivenSubspace": "interventions.parts",
+    "parts_of_subspace": "interventions.parts",
     "HardConcreteGate": "interventions.masking",
     "Mask": "interventions.masking",
     "SigmoidGate": "interventions.masking",

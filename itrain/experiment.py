@@ -96,7 +96,6 @@ class Opened:
             raise RunError(f"sweep.control_task: task {type(self.task).__name__} has no control task")
         if getattr(self.data, "keep", "all") != "all":
             raise RunError("sweep.control_task needs all pairs, since no model answers arbitrary labels: data.keep=all")
-        task.bind(self.base_model.tokenizer)
         data = self.open_data(task)
         data.setup("fit")
         return replace(self, task=task, data=data)

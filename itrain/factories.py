@@ -23,7 +23,7 @@ class FactoryError(QuotingError):
 
 
 def describe(name: str, value: Any) -> Any:
-    """An argument as plain data: placements by their sites, a factory as its class path and arguments, all else as is.
+    """An argument as plain data: placements by their sites, tensors as lists, a factory by its class, all else as is.
 
     Raises:
         FactoryError: a callable is neither a class of a module or optimizer nor a partial of one.
@@ -32,6 +32,8 @@ def describe(name: str, value: Any) -> Any:
         return [_described(each) for each in Placement.parse_all(value)]
     if isinstance(value, Site):
         return str(value)
+    if isinstance(value, Tensor):
+        return value.tolist()
     if not callable(value):
         return value
     cls, arguments = (value.func, dict(value.keywords)) if isinstance(value, functools.partial) else (value, {})

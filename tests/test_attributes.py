@@ -34,6 +34,7 @@ CHANGED: dict[str, Any] = {
     "boundary_weight": 0.25,
     "deviation": 0.5,
     "dims": (1, 3),
+    "directions": {"left": [[1.0] * HIDDEN], "right": [[0.0, 1.0] * (HIDDEN // 2)]},
     "factor": 0.5,
     "featurizer": Rotation,
     "gate": partial(SigmoidGate, temperature=(3.0, 0.3)),

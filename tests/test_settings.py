@@ -55,6 +55,7 @@ GIVEN: Mapping[str, Any] = {
     "corrupted": "layer1.block_input@name",
     "file": "rows.jsonl",
     "concept": [[1, 2]],
+    "directions": [[1.0, 0.5]],
     "sites": "layer1.block_output@name",
     "under": {
         "_target_": "itrain.training.interchange.Interchange",

@@ -102,14 +102,7 @@ def parts_of_subspace(intervention: Intervention, weight: Float[Tensor, "outputs
             null space.
     """
     size = intervention.hidden_size
-    if weight.ndim != 2 or weight.shape[1] != size:
-        raise ValueError(
-            f"the next map: its weight has the shape {tuple(weight.shape)} and the activation {size} features; give it "
-            "as (outputs, features)"
-        )
-    space = row_space(weight)
-    if len(space) == size:
-        raise ValueError(f"the next map reads all {size} features, so that it has no null space to split a subspace by")
+    space = require_null_space(weight, size)
     subspaces = {name: swapped_rows(intervention, name).to(space.device) for name in _variables(intervention)}
     row = {name: rows @ space.T @ space for name, rows in subspaces.items()}
     null = {name: rows - row[name] for name, rows in subspaces.items()}
@@ -120,6 +113,23 @@ def parts_of_subspace(intervention: Intervention, weight: Float[Tensor, "outputs
         for part in (row, null)
     ]
     return SubspaceParts(*made, row_share=share)
+
+
+def require_null_space(weight: Float[Tensor, "outputs hidden"], hidden_size: int) -> Float[Tensor, "rank hidden"]:
+    """The row space of a map that leaves some direction of an activation unread.
+
+    Raises:
+        ValueError: it reads another number of features, or all directions.
+    """
+    if weight.ndim != 2 or weight.shape[1] != hidden_size:
+        raise ValueError(
+            f"the next map's weight has the shape {tuple(weight.shape)} and the activation {hidden_size} features; "
+            "give it as (outputs, features)"
+        )
+    space = row_space(weight)
+    if len(space) == hidden_size:
+        raise ValueError(f"the next map reads all features ({hidden_size}), so that it has no null space")
+    return space
 
 
 @torch.no_grad()

@@ -7,6 +7,9 @@ from itrain.metrics.attributes import disentangled_pair as disentangled_pair
 from itrain.metrics.differences import LogitDifference as LogitDifference
 from itrain.metrics.differences import fldd as fldd
 from itrain.metrics.differences import logit_difference as logit_difference
+from itrain.metrics.divergence import Divergence as Divergence
+from itrain.metrics.divergence import Points as Points
+from itrain.metrics.divergence import divergence as divergence
 from itrain.metrics.gathering import count_among as count_among
 from itrain.metrics.gathering import gather_counts as gather_counts
 from itrain.metrics.interchange import RULES as RULES

@@ -87,6 +87,12 @@ class Divergence(Metric):
 
     full_state_update = False
     higher_is_better = False
+    intervened: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    intervened_keys: list[Tensor]
+    first_keys: list[Tensor]
+    second_keys: list[Tensor]
 
     def __init__(self, *, by: Distance = "energy", points: int = 1000) -> None:
         super().__init__(dist_sync_fn=gather_counts)

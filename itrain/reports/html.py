@@ -12,11 +12,22 @@ from itrain.files import write_text
 from itrain.reports.colours import DIFFERENCES, SCALE, colour_of, stroke_of
 from itrain.reports.svg import Drawing
 from itrain.results.best import TWIN, by_figure, heads_beside
-from itrain.results.columns import COMMAND, CONTROL_TASK, DIVERGENCE, FIGURES, GAP, IIA, RANDOM_MODEL, spoken, written
+from itrain.results.columns import (
+    COMMAND,
+    CONTROL_TASK,
+    DIVERGENCE,
+    FIGURES,
+    GAP,
+    IIA,
+    RANDOM_MODEL,
+    spoken,
+    written,
+)
 from itrain.results.flags import REASONS
 from itrain.results.maps import Cell, HeatMap
 from itrain.results.peaks import RULE
 from itrain.results.summary import SweepSummary, summarise
+from itrain.results.tasks import over_tasks
 from itrain.versions import versions
 
 REPORT = "report.html"
@@ -72,6 +83,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         difference_scale=[colour_of(share / 20, DIFFERENCES)[0] for share in range(21)],
         rule=RULE,
         by_figure=by_figure,
+        tasks=over_tasks([sweep.frame for sweep in sweeps]),
         beside=heads_beside,
         random=any(TWIN in row.beside for sweep in sweeps for row in sweep.best),
         gap=any(GAP in row.beside for sweep in sweeps for row in sweep.best),

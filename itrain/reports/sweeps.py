@@ -71,7 +71,7 @@ def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = ""
     if example.tokens:
         named = ", ".join(f"{position} {token}" for position, token in example.tokens.items())
         console.print(plain(f"tokens of '{example.text}': {named}"), soft_wrap=True)
-    for figure, rows in by_figure(summary.best).items():
+    for figure, rows in by_figure([*summary.best, *summary.odds]).items():
         console.print(_best_table(figure, rows))
     for flag, fits in summary.flags.items():
         named = "; ".join(name for _, name in fits)

@@ -12,7 +12,7 @@ OF_DIVERGENCE = frozenset({DIVERGENCE, NATURAL_DIVERGENCE})
 
 def beside(intervened: float, natural: float) -> str:
     """Both as text, with as many digits as tell them apart."""
-    return f"{intervened:.3g} (natural {natural:.3g})"
+    return f"{intervened:.3g} (natural {natural:.3g})" if intervened == intervened else "too few pairs to compare"
 
 
 def divergence_lines(results: Results) -> list[str]:

@@ -55,7 +55,7 @@ INTERVALS = "95% intervals"
 PAIRS_TITLE = "interchange intervention accuracy on held-out pairs"
 AVERAGED_TITLE = "IIA on held-out pairs, averaged over prompts, then attributes"
 OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
-OF_PAIRS |= OF_SHIFTS | OF_DIVERGENCE
+OF_PAIRS |= OF_SHIFTS | OF_DIVERGENCE | {ROW_SHARE}
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
 OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
 OF_DATA = {
@@ -64,15 +64,7 @@ OF_DATA = {
     DATA + BASES_TRAINED_ON: "test bases that are bases of training pairs too",
 }
 IN_LINES = frozenset(
-    {
-        MODEL_ACCURACY,
-        TEST_RANK,
-        TEST_STRENGTH,
-        f"{TEST}/{TASK_ACCURACY}",
-        f"{BEFORE}/{TASK_ACCURACY}",
-        f"{TEST}/{ROW_SHARE}",
-        *OF_DATA,
-    }
+    {MODEL_ACCURACY, TEST_RANK, TEST_STRENGTH, f"{TEST}/{TASK_ACCURACY}", f"{BEFORE}/{TASK_ACCURACY}", *OF_DATA}
 )
 """The figures that have lines of their own."""
 

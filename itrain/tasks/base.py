@@ -112,10 +112,9 @@ class Task(ABC):
         return random.choice(listed)
 
     def control_task(self) -> Task | None:
-        """The same inputs with arbitrary labels, that no site can have been made for; None: there is none.
+        """The same pairs with arbitrary labels, bound as this task is; None: there is none.
 
-        How far an intervention moves a model between arbitrary labels says how far it would move it anywhere. Its pairs
-        are those of the task, whatever a model answers.
+        How far an intervention moves a model between arbitrary labels says how far it would move it anywhere.
         """
         return None
 

@@ -14,15 +14,13 @@ from itrain.signatures import nearest
 from itrain.sites import RESERVED
 from itrain.tasks import TaskError
 from itrain.tasks.base import ListedTask, Pair, Split
-from itrain.tasks.rows import Row, read_rows
+from itrain.tasks.rows import SPLIT_NAMES, Row, all_made, read_rows
 from itrain.tasks.tokens import Range
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Control = Literal["dog-give", "invert", "random"]
-SPLITS: Mapping[str, Split] = {"train": "train", "dev": "validation", "validation": "validation", "test": "test"}
-"""The names of splits in the published data set."""
 START = "<|endoftext|>"
 """What every published sentence begins with."""
 SEEDS: Mapping[Split, int] = {"train": 42, "validation": 420, "test": 1}
@@ -125,7 +123,9 @@ class CausalGym(ListedTask):
             mechanisms={},
             output="answer",
         )
-        self._pairs, self._left_out = _held_out(made)
+        self._pairs, left_out = _held_out(made)
+        counts = ", ".join(f"{count} {split}" for split, count in left_out.items() if count)
+        self.notes = {"left out": f"{counts} pairs that another split has too"} if counts else {}
 
     def pairs(self, split: Split) -> Sequence[Pair]:
         return self._pairs[split]
@@ -147,13 +147,12 @@ class CausalGym(ListedTask):
     def template(self, setting: Setting) -> str:
         return self._render(setting)[0].replace("{", "{{").replace("}", "}}")
 
-    def told(self) -> Mapping[str, str]:
-        counts = ", ".join(f"{count} {split}" for split, count in self._left_out.items() if count)
-        return {"left out": f"{counts} pairs that another split has too"} if counts else {}
-
     def control_task(self) -> CausalGym:
         """The same sentences with two words for labels that have nothing to do with their types."""
-        return CausalGym(**self._given, manipulate="dog-give")
+        task = CausalGym(**self._given, manipulate="dog-give")
+        if self._tokenizer is not None:
+            task.bind(self._tokenizer)
+        return task
 
     def _render(self, setting: Setting) -> tuple[str, dict[str, Range]]:
         text, spans = "", {}
@@ -208,9 +207,11 @@ class _Template:
 
     @property
     def names(self) -> list[str]:
-        """What positions call the regions."""
+        """What positions call the regions: by a variable of its own, else by number."""
+        named = [re.sub(r"\W", "_", fields[0]).lower() if fields else "" for fields in self.fields]
         return [
-            re.sub(r"\W", "_", fields[0]) if fields else f"region{number}" for number, fields in enumerate(self.fields)
+            name if re.fullmatch(r"[a-z_]\w*", name) and named.count(name) == 1 else f"region{number}"
+            for number, name in enumerate(named)
         ]
 
     def rows(self) -> dict[Split, list[tuple[str, Sentences]]]:
@@ -290,10 +291,11 @@ def _rows_of(source: str, name: str) -> dict[Split, list[tuple[str, Sentences]]]
     found: dict[Split, list[tuple[str, Sentences]]] = {}
     tasks: set[str] = set()
     for split, rows in read_rows(source).items():
-        if split not in SPLITS:
+        if split not in SPLIT_NAMES:
             raise TaskError(f"'{source}' has a split '{split}'; CausalGym's are train, dev and test")
         tasks |= {str(row.columns.get("task")) for row in rows}
-        found[SPLITS[split]] = [(row.place, _row(row)) for row in rows if row.columns.get("task") == name]
+        own = [row for row in rows if row.columns.get("task") == name]
+        found[SPLIT_NAMES[split]] = list(zip([row.place for row in own], all_made(own, _row), strict=True))
     if name not in tasks:
         raise TaskError(f"'{source}' has no task '{name}'{nearest(name, sorted(tasks))}")
     if missing := [split for split in get_args(Split) if not found.get(split)]:

@@ -18,7 +18,7 @@ from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
-from itrain.training.parts import named_weight
+from itrain.training.parts import require_next_map
 from itrain.training.scores import InterchangeScores
 
 
@@ -44,7 +44,7 @@ class AlignmentSearch(Training):
             its row space and in its null space. None: the module whose input a site is, where that is linear.
 
     Raises:
-        ValueError: ``next_map`` names no linear module.
+        ValueError: ``next_map`` names no linear module, or none by which the sites' subspaces can be split.
     """
 
     retracts: ClassVar[bool] = True
@@ -80,7 +80,7 @@ class AlignmentSearch(Training):
         self.sites = self.interchange.sites
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
         if next_map is not None:
-            named_weight(network, next_map)
+            require_next_map(self.interchange, next_map)
         self.scores = InterchangeScores(self.interchange, next_map=next_map)
         self.network = network
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from itrain.architectures import locate, unwrap
-from itrain.interventions.parts import parts_of_subspace
+from itrain.interventions.parts import parts_of_subspace, require_null_space
 from itrain.networks.base import Network
 from itrain.placements import Placement
 from itrain.quantized import is_quantized
+from itrain.signatures import nearest
 from itrain.sites import Site
 from itrain.training.interchange import Interchange, Interventions
 
@@ -39,30 +41,22 @@ def parts_of(interchange: Interchange, interventions: Interventions, next_map: s
     Args:
         interchange: whose model and sites they are.
         interventions: what is placed there.
-        next_map: the path of a linear module of the model, which reads each site's features.
-
-    Raises:
-        ValueError: a map is named that is none, reads other features or has no null space, or an intervention swaps no
-            linear subspace.
+        next_map: a linear module that :func:`require_next_map` has found fit.
     """
     if interchange.network.in_step or interchange.join_positions:
-        if next_map is None:
-            return None
-        why = "its weights are divided among processes" if interchange.network.in_step else "positions are joined"
-        raise ValueError(f"next_map: a subspace has no parts where {why}; leave it out")
+        return None
     found = {}
     for placement, intervention in interventions.items():
-        weight = (
-            named_weight(interchange.network, next_map) if next_map else weight_after(interchange.network, placement)
-        )
+        weight = weight_at(interchange.network, next_map) if next_map else weight_after(interchange.network, placement)
         if weight is None or (next_map is None and intervention.rank > LARGEST):
             return None
         try:
             found[placement] = parts_of_subspace(intervention, weight)
         except ValueError as error:
-            if next_map is None:
-                return None
-            raise ValueError(f"next_map='{next_map}': site '{placement.write}': {error}") from error
+            if next_map is not None:
+                # After a fit, whose other figures are worth having.
+                warnings.warn(f"next_map='{next_map}': the subspace's parts are left out: {error}", stacklevel=2)
+            return None
     shares = [each.row_share for each in found.values()]
     like = _like(interchange.network)
     return Parts(
@@ -70,6 +64,28 @@ def parts_of(interchange: Interchange, interventions: Interventions, next_map: s
         null={placement: each.null.to(**like) for placement, each in found.items()},
         row_share=sum(shares) / len(shares),
     )
+
+
+def require_next_map(interchange: Interchange, next_map: str) -> None:
+    """Refuse a map by which the subspaces at the sites cannot be split.
+
+    Raises:
+        ValueError: there is no linear module of this name, it reads other features or has no null space, or positions
+            are joined, the model's weights are divided among processes, or an intervention takes no source.
+    """
+    place = f"next_map='{next_map}'"
+    if interchange.join_positions or interchange.network.in_step:
+        why = "positions are joined" if interchange.join_positions else "weights are divided among processes"
+        raise ValueError(f"{place}: a subspace is not split where {why}; leave it out")
+    weight = weight_at(interchange.network, next_map)
+    for placement, intervention in interchange.trained.items():
+        name, size = type(intervention).__name__, intervention.hidden_size
+        if not intervention.takes_source:
+            raise ValueError(f"{place}: site '{placement}': {name} takes no source, so that it swaps no subspace")
+        try:
+            require_null_space(weight, size)
+        except ValueError as error:
+            raise ValueError(f"{place}: site '{placement}': {error}") from error
 
 
 def weight_after(network: Network, placement: Placement | Site) -> Float[Tensor, "outputs features"] | None:
@@ -81,20 +97,21 @@ def weight_after(network: Network, placement: Placement | Site) -> Float[Tensor,
     return weight if location.columns is None else weight[:, location.columns]
 
 
-def named_weight(network: Network, path: str) -> Float[Tensor, "outputs features"]:
+def weight_at(network: Network, path: str) -> Float[Tensor, "outputs features"]:
     """The weight of the linear module at a path.
 
     Raises:
         ValueError: there is none.
     """
     model = unwrap(network.model)
-    location = locate(model, Site.parse(f"module:{path}.input"))
-    weight = _weight(location.module)
-    if weight is None:
-        raise ValueError(
-            f"next_map='{path}': {type(location.module).__name__} is no linear module with weights of its own here; "
-            "name an nn.Linear"
-        )
+    try:
+        module = model.get_submodule(path)
+    except AttributeError as missing:
+        hint = nearest(path, [name for name, each in model.named_modules() if _weight(each) is not None])
+        raise ValueError(f"next_map='{path}': {type(model).__name__} has no such module{hint}") from missing
+    if (weight := _weight(module)) is None:
+        name = type(module).__name__
+        raise ValueError(f"next_map='{path}': {name} is no linear map with weights in full; name an nn.Linear")
     return weight
 
 
