@@ -90,7 +90,10 @@ class SaeRavel(ListedTask):
 
 
 def _made(variable: str, pair: _Pair, known: Mapping[tuple[str, str], str]) -> Pair:
-    base, source = ({**run, variable: known.get((variable, run["city"]), "")} for run in (pair.base, pair.source))
+    for run in (pair.base, pair.source):
+        if (variable, run["city"]) not in known:
+            raise TaskError(f"no row of final_data_{variable}.json is of '{run['city']}', which one of another file is")
+    base, source = ({**run, variable: known[variable, run["city"]]} for run in (pair.base, pair.source))
     isolates = pair.attribute != variable
     answer = base["answer"] if isolates else source["answer"]
     return Pair(base=base, sources={variable: source}, isolates=isolates, output=answer)
