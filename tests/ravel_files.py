@@ -36,9 +36,9 @@ def objects(entities: str = "atlas") -> dict[str, Any]:
     }
 
 
-def write_ravel(folder: Path, *, entity_type: str = "city", **changes: Any) -> Path:
+def write_ravel(folder: Path, changes: Mapping[str, Any] | None = None, *, entity_type: str = "city") -> Path:
     """The files of a type in a folder, with some of them changed."""
-    for name, content in (objects() | changes).items():
+    for name, content in {**objects(), **(changes or {})}.items():
         save(folder / f"{name.format(entity_type)}.json", content)
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
@@ -11,21 +10,16 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from itrain.data import CounterfactualBatch, CounterfactualDataModule, collate
-from itrain.interventions.base import Intervention
-from itrain.interventions.controls import FullVector
-from itrain.interventions.das import DAS
+from itrain.data import collate
+from itrain.metrics import UNUSED
 from itrain.models import load_embedded
-from itrain.networks.hooks import HookedNetwork
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split
 from itrain.tasks.contract import check_task
-from itrain.tasks.entity_attributes import EntityAttributes
 from itrain.tasks.ravel import Ravel, answer_after
 from itrain.tasks.ravel_files import EntityType, read_facts
-from itrain.training.alignment import AlignmentSearch
+from itrain.training.interchange import answer_loss
 from tests.ravel_files import WIKIPEDIA, instance, objects, write_ravel
-from tests.test_not_finite import trainer
 
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 FEW: dict[str, Any] = {"cause": 120, "isolate": 30, "per_prompt": 8}
@@ -118,7 +112,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_wrong_file_is_refused_in_a_line_that_names_it(kind: str, tmp_path: Path) -> None:
     changes, message = WRONG[kind]
     with pytest.raises(TaskError, match=message) as error:
-        Ravel(data=str(write_ravel(tmp_path, **changes)))
+        Ravel(data=str(write_ravel(tmp_path, changes)))
     assert "\n" not in str(error.value)
 
 
@@ -208,7 +202,7 @@ def test_sources_with_a_frequent_answer_are_drawn_less_often(tmp_path: Path, emb
     facts = {entity: dict(values) for entity, values in objects()[PART + "entity_attributes"].items()}
     for entity in sorted(facts)[:54]:
         facts[entity]["country"] = "Avaria"
-    write_ravel(tmp_path, **{PART + "entity_attributes": facts})
+    write_ravel(tmp_path, {PART + "entity_attributes": facts})
     for splits, smoothing in (("context", 20), ("entity", 10)):
         task = bound(tmp_path, embedded, splits=splits, attributes=["country"], sources=["output"], per_prompt=3000)
         pools = task._pools("test")
@@ -220,6 +214,25 @@ def test_sources_with_a_frequent_answer_are_drawn_less_often(tmp_path: Path, emb
         found = sum(facts[entity]["country"] == "Avaria" for _, entity in drawn) / 20000
         assert found == pytest.approx(share, abs=0.015)
         assert share < counts["Avaria"] / len(pool) - 0.1
+
+
+def test_two_attributes_that_alone_are_asked_for_give_the_score_of_saebench(folder: Path, embedded) -> None:
+    task = bound(folder, embedded, asked=["country", "language"])
+    assert task.variables == ("country", "language")
+    batch = collate(task, task.pairs("test"))
+    assert {question.attribute for question in batch.questions} == {"country", "language"}
+    with pytest.raises(TaskError, match="attributes: 'continent' is none of country, language"):
+        bound(folder, embedded, asked=["country", "language"], attributes=["continent"])
+
+
+def test_sources_that_ask_nothing_have_labels_of_padding_and_no_loss(folder: Path, embedded) -> None:
+    task = bound(folder, embedded, attributes=["country"], sources=["other"])
+    batch = collate(task, task.pairs("test")[:40])
+    assert all((label == UNUSED).all() for label in batch.source_labels.values())
+    assert (batch.contrast_label >= 0).all() and (batch.contrast_label != batch.counterfactual_label).all()
+    padding = torch.full((3, 2), UNUSED)
+    assert answer_loss(torch.randn(3, 2, 5), padding).tolist() == [0.0] * 3
+    assert answer_loss(torch.randn(3, 5), padding[:, 0]).tolist() == [0.0] * 3
 
 
 # --- answers
@@ -260,7 +273,7 @@ def test_labels_are_the_first_tokens_and_values_that_they_do_not_tell_apart_are_
     facts = {entity: dict(values) for entity, values in objects()[PART + "entity_attributes"].items()}
     for entity, language in zip(sorted(facts), ("4", "48", "Swedish", "Swabian", "Darvish"), strict=False):
         facts[entity]["language"] = language
-    write_ravel(tmp_path, **{PART + "entity_attributes": facts})
+    write_ravel(tmp_path, {PART + "entity_attributes": facts})
     task = Ravel(data=str(tmp_path), **FEW)
     task.bind(Letters())  # type: ignore[arg-type]
     assert task.label(" Darvish") == tuple(map(ord, " Da"))
@@ -306,7 +319,7 @@ def test_the_examples_of_an_instance_are_taken_with_its_models_answers(folder: P
         for name in ("Aldburg", "Fallford", "Corton")
     }
     files = {**objects(), PART + "entity_attributes": facts, PART + "entity_to_split": dict.fromkeys(facts, "train")}
-    write_ravel(tmp_path, **files)
+    write_ravel(tmp_path, files)
     task = bound(tmp_path, embedded, attributes=["country"], instance=str(instance(tmp_path, parts)))
     assert len(task.pairs("train")) == 1 and not task.pairs("test")
     one, wikipedia, isolate = task.pairs("validation")
@@ -321,55 +334,3 @@ def test_the_examples_of_an_instance_are_taken_with_its_models_answers(folder: P
         bound(tmp_path, embedded, instance=str(instance(tmp_path, {**parts, "train": {"country-train": [lacking]}})))
     with pytest.raises(TaskError, match=r"'.*' has 0 files \*_city_train.json"):
         bound(tmp_path, embedded, instance=str(folder))
-
-
-# --- must measure what the task class measures
-
-
-def as_class(pair: Pair) -> Pair:
-    """The pair as EntityAttributes has it."""
-    base, given = (
-        {"template": run["template"].replace("%s", "{entity}"), "entity": run["entity"]}
-        for run in (pair.base, source(pair))
-    )
-    return Pair(base=base, sources=dict.fromkeys(pair.sources, given), isolates=pair.isolates)
-
-
-def scored(module: AlignmentSearch, batch: CounterfactualBatch, interventions: Any) -> dict[str, float]:
-    module.scores.begin("validation")
-    module.scores.evaluated = {"": interventions}
-    for rows in torch.arange(len(batch)).split(61):
-        module.scores.score("validation", batch.take(rows))
-    return {name: float(value) for name, value in module.scores.compute().items()}
-
-
-def test_the_embedded_atlas_measures_the_same_from_files_as_from_the_class(folder: Path, embedded) -> None:
-    """Every figure to the last digit: trained on the files, DAS and the whole vector."""
-    task, reference = (
-        bound(folder, embedded, splits="entity", sources=["output", "causal"]),
-        EntityAttributes(entities="atlas"),
-    )
-    reference.bind(embedded.tokenizer)
-    pairs = task.pairs("test")
-    listed, of_class = collate(task, pairs), collate(reference, list(map(as_class, pairs)))
-    assert torch.equal(listed.counterfactual_label, of_class.counterfactual_label)
-    size = embedded.model.config.hidden_size
-    module = AlignmentSearch(
-        network=HookedNetwork(embedded.model),
-        sites="layer1.block_output@entity.last",
-        intervention=partial(DAS, rank=8),
-        hidden_sizes=[size],
-        optimizer=partial(torch.optim.Adam, lr=1e-2),
-    )
-    data = CounterfactualDataModule(task=task, network=module.network, batch_size=64, keep="argmax")
-    trainer(max_epochs=2).fit(module, data)
-    trained = module.interchange.hardened()
-    whole: dict[Any, Intervention] = {place: FullVector(size) for place in trained}
-    for interventions in (trained, whole):
-        found, expected = (scored(module, batch, interventions) for batch in (listed, of_class))
-        assert found == expected and len(found) > 20 and len(pairs) > 100
-    for name in ("", *(f"{variable}/" for variable in task.variables)):
-        cause, isolate, both = (
-            found[f"validation/{name}{figure}_averaged_argmax"] for figure in ("cause", "isolate", "disentangle")
-        )
-        assert cause > 0.97 and isolate < 0.03 and both == pytest.approx(0.5, abs=0.02), "the whole vector"

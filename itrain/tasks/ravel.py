@@ -54,7 +54,8 @@ class Ravel(ListedTask):
     Args:
         data: the folder in which RAVEL's ``data.tgz`` was unpacked, or its name, or that of a local copy, on the hub.
         entity_type: the type of the entities; the hub has cities alone.
-        attributes: the attributes that pairs interchange, one each; None takes all that entities have.
+        attributes: the attributes that pairs interchange, one each; None takes all that are asked for.
+        asked: the attributes that bases ask for; None: all that entities have. Two in both are SAEBench's score.
         splits: what training has not seen: the prompts (``context``) or the entities (``entity``).
         sources: the kinds of sources of validation and test pairs.
         answer_tokens: how many of an answer's first tokens are its label; None: all.
@@ -75,6 +76,7 @@ class Ravel(ListedTask):
         data: str = "hij/ravel",
         entity_type: EntityType = "city",
         attributes: Sequence[str] | None = None,
+        asked: Sequence[str] | None = None,
         splits: Literal["context", "entity"] = "context",
         sources: Sequence[Kind] = KINDS,
         answer_tokens: int | None = 3,
@@ -84,23 +86,17 @@ class Ravel(ListedTask):
         instance: str | None = None,
         seed: int = 0,
     ) -> None:
-        require_some(attributes=attributes, sources=sources)
+        require_some(attributes=attributes, asked=asked, sources=sources)
         require_at_least(1, answer_tokens=answer_tokens or 1, cause=cause, per_prompt=per_prompt)
         require_at_least(0, isolate=isolate)
-        for name, given, known in (
-            ("entity_type", [entity_type], get_args(EntityType)),
-            ("splits", [splits], tuple(SMOOTHING)),
-            ("sources", sources, KINDS),
-        ):
-            if unknown := [each for each in given if each not in known]:
-                raise TaskError(f"{name}: '{unknown[0]}' is none of {', '.join(known)}")
+        _among(get_args(EntityType), [entity_type], "entity_type")
+        _among(tuple(SMOOTHING), [splits], "splits")
+        _among(KINDS, sources, "sources")
         self.facts = read_facts(data, entity_type)
-        asked = dict.fromkeys(prompt.attribute for prompt in self.facts.prompts if prompt.attribute is not None)
-        self.attributes = [each for each in asked if any(values.get(each) for values in self.facts.attributes.values())]
-        for attribute in attributes or ():
-            if attribute not in self.attributes:
-                raise TaskError(f"attributes: '{attribute}' is none of {', '.join(self.attributes)}")
-        self.variables = tuple(attributes or self.attributes)
+        prompted = dict.fromkeys(prompt.attribute for prompt in self.facts.prompts if prompt.attribute is not None)
+        had = [each for each in prompted if any(values.get(each) for values in self.facts.attributes.values())]
+        self.attributes = _among(had, asked, "asked")
+        self.variables = tuple(_among(self.attributes, attributes, "attributes"))
         self.entity_type, self.splits, self.sources, self.seed = entity_type, splits, tuple(sources), seed
         self.answer_tokens, self.cause, self.isolate, self.per_prompt = answer_tokens, cause, isolate, per_prompt
         self._given = None if instance is None else list(read_examples(instance, entity_type, splits, self.facts))
@@ -296,6 +292,17 @@ class Ravel(ListedTask):
     def _prompts(self, split: Split) -> list[Prompt]:
         held_out = split if self.splits == "context" else "train"
         return [prompt for prompt in self.facts.prompts if prompt.split == held_out]
+
+
+def _among(known: Sequence[str], chosen: Sequence[str] | None, name: str) -> list[str]:
+    """Those that are chosen, all unless some are.
+
+    Raises:
+        TaskError: one of them is not known.
+    """
+    if unknown := [each for each in chosen or () if each not in known]:
+        raise TaskError(f"{name}: '{unknown[0]}' is none of {', '.join(known)}")
+    return list(chosen or known)
 
 
 @lru_cache(maxsize=1 << 16)
