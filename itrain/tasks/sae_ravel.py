@@ -41,7 +41,7 @@ class SaeRavel(ListedTask):
     but the cities are in all.
 
     Chaudhary and Geiger 2024, "Evaluating Open-Source Sparse Autoencoders on Disentangling Factual Knowledge in GPT-2
-    Small", section 3.
+    Small".
 
     Args:
         data: the folder with the benchmark's ``final_data_country.json`` and ``final_data_continent.json``.
