@@ -67,6 +67,8 @@ class Opened:
     data: SplitDataModule
     open_network: Callable[[BaseModel], Network]
     """Makes the network of a base model."""
+    open_data: Callable[[Task], SplitDataModule]
+    """Makes the data of a task."""
     threads: str
     """How many CPU threads were chosen, and why."""
     trust: Sequence[str] = ()
@@ -81,6 +83,18 @@ class Opened:
         if self.mesh is not None:
             shard(base_model.model, self.mesh)
         return replace(self, base_model=base_model, network=self.open_network(base_model))
+
+    @cached_property
+    def control_twin(self) -> Opened:
+        """The same with the task's control task: the same pairs with arbitrary labels."""
+        task = self.task.control_task()
+        if task is None:
+            raise RunError(f"sweep.control_task: task {type(self.task).__name__} has no control task")
+        if getattr(self.data, "keep", "all") != "all":
+            raise RunError("sweep.control_task needs all pairs, since no model answers arbitrary labels: data.keep=all")
+        data = self.open_data(task)
+        data.setup("fit")
+        return replace(self, task=task, data=data)
 
     def module(self, training: Callable[..., Training], sites: Placements, *, intervention: Any = None) -> Training:
         """The training module at the sites; the run gives those arguments that only it knows."""
@@ -199,14 +213,18 @@ def open_model(
         network = open_network(base_model)
     task = instantiate(cfg.task, _convert_="all")
     task.bind(base_model.tokenizer)
-    known = {"task": lambda: task, "network": lambda: network, "seed": lambda: cfg.seed}
-    data = instantiate(cfg.data, _convert_="all")(**additions("data", cfg.data, known))
+
+    def open_data(task: Task) -> SplitDataModule:
+        known = {"task": lambda: task, "network": lambda: network, "seed": lambda: cfg.seed}
+        return instantiate(cfg.data, _convert_="all")(**additions("data", cfg.data, known))
+
     return Opened(
         base_model=base_model,
         network=network,
         task=task,
-        data=data,
+        data=open_data(task),
         open_network=open_network,
+        open_data=open_data,
         threads=threads,
         trust=cfg.trust,
         mesh=mesh,

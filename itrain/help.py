@@ -105,6 +105,7 @@ keys
   sweep.seeds        [0]; each gives its own data, model and start
   sweep.patience     epochs without a lower validation loss after which a fit stops
   sweep.random_model fits once more on a randomly initialised model, as a control
+  sweep.control_task fits once more to arbitrary labels, for the selectivity of odds
   launcher           devices, joblib, slurm or ray; the other keys are those of fit, without site and intervention
 
 examples

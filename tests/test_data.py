@@ -24,17 +24,19 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import ListedTask, Split, Task
 from itrain.tasks.gender import Gender
 from itrain.tasks.responses import ResponseTask
+from itrain.tasks.table import Table
 from tests.planted import Bits, Planted
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def discovered() -> list[type[Task]]:
+    """All but those of prompts and responses, and those of a user's table."""
     found = []
     for info in pkgutil.walk_packages(itrain.tasks.__path__, "itrain.tasks."):
         for value in vars(importlib.import_module(info.name)).values():
             own = isinstance(value, type) and issubclass(value, Task) and value.__module__ == info.name
-            if own and not inspect.isabstract(value) and not issubclass(value, (ListedTask, ResponseTask)):
+            if own and not inspect.isabstract(value) and not issubclass(value, ResponseTask | ListedTask | Table):
                 found.append(value)
     return found
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from itrain.data import CounterfactualDataModule
+from itrain.interventions.clusters import ClusterDifference
 from itrain.interventions.controls import RandomSubspace
 from itrain.interventions.directions import LinearDiscriminant, MeanDifference, PrincipalDirections
+from itrain.interventions.probed import ProbeDirections
 from itrain.networks.choose import make_network
 from itrain.tasks.base import Pair, Split, Task
 from itrain.training.alignment import AlignmentSearch
@@ -54,6 +56,38 @@ def test_principal_directions_are_scikit_learn_s() -> None:
     same_span(ours.rows, torch.from_numpy(decomposition.fit(activations.numpy()).components_))
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_differences_of_clusters_are_scikit_learn_s(count: int) -> None:
+    kmeans = pytest.importorskip("sklearn.cluster").KMeans(count, n_init=10, random_state=0, tol=0)
+    activations, values = clusters(count)
+    # Far enough apart that all starts lead to one solution.
+    activations = activations + 20 * torch.eye(HIDDEN)[values]
+    ours = ClusterDifference(HIDDEN, rank=count - 1)
+    ours.fit(activations)
+    centres = torch.from_numpy(kmeans.fit(activations.double().numpy()).cluster_centers_)
+    same_span(ours.rows, torch.linalg.qr((centres[1:] - centres[0]).T)[0].T.float())
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("strength", [1e-3, 1.0])
+def test_directions_of_a_probe_are_scikit_learn_s(classes: int, strength: float) -> None:
+    regression = pytest.importorskip("sklearn.linear_model").LogisticRegression(C=strength, max_iter=10_000, tol=1e-10)
+    activations, values = clusters(classes)
+    ours = ProbeDirections(HIDDEN, rank=classes - 1, inverse_strength=strength)
+    with torch.inference_mode():
+        ours.fit(activations, values)
+    weights = torch.from_numpy(regression.fit(activations.double().numpy(), values.numpy()).coef_)
+    if classes > 2:
+        weights = torch.linalg.svd(weights - weights.mean(0), full_matrices=False)[2][: classes - 1]
+    same_span(ours.rows, torch.linalg.qr(weights.T)[0].T.float())
+
+
+@pytest.mark.parametrize(("setting", "what"), [("restarts", "start or more"), ("inverse_strength", "above 0")])
+def test_settings_of_directions_are_checked(setting: str, what: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting}.*{what}"):
+        (ClusterDifference if setting == "restarts" else ProbeDirections)(HIDDEN, **{setting: 0})
+
+
 def test_the_difference_of_two_means_is_the_direction() -> None:
     activations, values = clusters(2)
     ours = MeanDifference(HIDDEN)
@@ -62,13 +96,13 @@ def test_the_difference_of_two_means_is_the_direction() -> None:
     same_span(ours.rows, (difference / difference.norm())[None])
 
 
-@pytest.mark.parametrize("cls", [MeanDifference, LinearDiscriminant])
+@pytest.mark.parametrize("cls", [MeanDifference, LinearDiscriminant, ProbeDirections])
 def test_the_classes_are_needed(cls: type) -> None:
     with pytest.raises(ValueError, match="values of a variable"):
         cls(HIDDEN).fit(clusters(2)[0])
 
 
-@pytest.mark.parametrize("cls", [MeanDifference, LinearDiscriminant])
+@pytest.mark.parametrize("cls", [MeanDifference, LinearDiscriminant, ProbeDirections])
 def test_directions_that_do_not_exist_swap_nothing(cls: type) -> None:
     """Two classes have one direction, and activations that are all alike have none."""
     activations, values = clusters(2)

@@ -93,3 +93,45 @@ def test_braces_of_a_listed_text_are_text() -> None:
     with pytest.raises(TaskError, match="not in the model's vocabulary"):
         task.inputs(task.settings)
     assert task._render(task.sample(Random(0), "train").base) == ("the {cat} ran because", {"word": (4, 9)})
+
+
+class Misspelt(Listed):
+    """A pair whose source has a word that the model does not know, and where it stands."""
+
+    before = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.causal_model.inputs["prompt"] = ["Mary walked because"]
+
+    def pairs(self, split: Split) -> Sequence[Pair]:
+        base, source = ({**each, "prompt": "Mary walked because", "spans": {}} for each in self.settings)
+        wrong = {**source, "prompt": "Mary wlked because"}
+        pairs = [Pair(base=base, sources={"animal": source}, output="she", place="'f.jsonl' line 1")] * self.before
+        return [*pairs, Pair(base=base, sources={"animal": wrong}, output="she", place="'f.jsonl' line 57")]
+
+
+@pytest.mark.parametrize("before", [1, 40])
+def test_a_pair_at_fault_is_named_by_its_place(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from itrain.data import CounterfactualDataModule
+    from itrain.models import load_embedded
+    from itrain.networks.hooks import HookedNetwork
+
+    monkeypatch.setattr(Misspelt, "before", before)
+    base, task = load_embedded(), Misspelt()
+    task.bind(base.tokenizer)
+    with pytest.raises(TaskError, match=r"'f\.jsonl' line 57: .*'wlked', which is not in the model's vocabulary"):
+        CounterfactualDataModule(task=task, network=HookedNetwork(base.model), keep="all").setup("fit")
+
+
+def test_every_listed_pair_is_checked_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from itrain.models import load_embedded
+    from itrain.tasks.contract import check_task
+
+    task = Misspelt()
+    task.bind(load_embedded().tokenizer)
+    (pair, _) = task.pairs("train")
+    wrong = Pair(base=pair.base, sources=pair.sources, output="they", place="'f.jsonl' line 57")
+    monkeypatch.setattr(Misspelt, "pairs", lambda self, split: [pair] * 40 + [wrong])
+    with pytest.raises(TaskError, match=r"outputs lacks 'they', .* for 'f\.jsonl' line 57"):
+        check_task(task)

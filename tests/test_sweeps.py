@@ -234,6 +234,7 @@ def test_the_gap_is_the_training_pairs_figure_minus_the_test_s(tmp_path: Path) -
         task=task,
         data=data,
         open_network=lambda base_model: HookedNetwork(base_model.model),
+        open_data=lambda task: data,
         threads="1",
     )
     site = Site.parse("module:embed.output")

@@ -22,6 +22,7 @@ from itrain.config.overrides import choices, chooses, for_hydra, launches, parse
 from itrain.config.placing import complete_own, edit_site, in_site
 from itrain.config.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded
 from itrain.config.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
+from itrain.config.tables import fill_in_fingerprint, take_table
 from itrain.files import read_yaml
 from itrain.signatures import ConfigError, brief, nearest
 from itrain.versions import versions
@@ -85,6 +86,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
             arguments = [for_hydra(o, groups, replaces=not base) for o in asked]
             config = hydra_compose("_base" if base else "config", arguments, return_hydra_config=True)
         with open_dict(config):
+            take_table(config, parsed, [files[name] for name in recipes])
             if config.get("name") is None:
                 config.name = "+".join(recipes) or ("test" if base else _default_name(config))
             del config["hydra"]
@@ -128,6 +130,7 @@ def request(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
     check(config)
     leave_out_unread(config, overrides)
     fill_in_defaults(config)
+    fill_in_fingerprint(config)
     config.versions, config.commit = versions(), commit()
     return config
 

@@ -30,7 +30,7 @@ from itrain.networks.base import Network
 from itrain.placements import Placement, require_served
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, Task, TextTask
-from itrain.tasks.contract import check_task, pair_identity
+from itrain.tasks.contract import at_fault, check_task, pair_identity
 from itrain.tasks.tokens import shown
 from itrain.weights import without_values
 
@@ -103,7 +103,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         self._control: SplitDataset[CounterfactualBatch] | None = None
 
     def example(self) -> ModelInputs:
-        return self.task.inputs([self.task.sample(Random(0), "train").base])
+        return self.task.inputs([self.task.draw(Random(0), "train").base])
 
     def edited(self) -> list[ModelInputs]:
         return [dataset.examples.base for dataset in self.datasets.values()]
@@ -131,7 +131,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         if isinstance(self.task, TextTask):
             answer = [token for token in train.base_label[0].view(-1).tolist() if token != UNUSED]
             lines |= shown(self.task.tokenizer, train.base, answer)
-        return lines
+        return lines | dict(self.task.notes)
 
     def figures(self) -> dict[str, float]:
         """Figures about the test data, for a run's results.
@@ -227,7 +227,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         chosen: list[Pair] = []
         drawn = 0
         for _ in range(ROUNDS):
-            pairs = self._new([self.task.sample(random, split) for _ in range(wanted)], without)
+            pairs = self._new([self.task.draw(random, split) for _ in range(wanted)], without)
             drawn += len(pairs)
             if not pairs:
                 continue
@@ -257,12 +257,21 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         """The listed pairs of a split that pass the filter; none may be in ``without``."""
         name, wanted = type(self.task).__name__, self.sizes[split]
         if not 1 <= wanted <= len(pairs):
-            raise PairError(f"{name} lists {len(pairs)} {split} pairs; data.{split}_pairs={wanted} cannot be taken")
+            raise PairError(
+                f"{name} lists {len(pairs)} {split} pairs, so data.{split}_pairs={wanted} cannot be taken; ask for 1 "
+                f"to {len(pairs)}, or leave it out for all"
+            )
         if wanted < len(pairs):
             pairs = Random(f"{self.seed} {split}").sample(pairs, wanted)
-        if any(pair_identity(self.task, pair) in without for pair in pairs):
-            raise PairError(f"{name} lists a {split} pair that is in an earlier split too; leave it out of one of them")
-        kept = [pair for pair, right in zip(pairs, self._right(pairs, split), strict=True) if right]
+        try:
+            if again := next((pair for pair in pairs if pair_identity(self.task, pair) in without), None):
+                raise PairError(
+                    f"{again.place or name}: this {split} pair is in an earlier split too; leave it out of one of them"
+                )
+            rights = self._right(pairs, split)
+        except TaskError as error:
+            raise at_fault(self.task, pairs, error) from error
+        kept = [pair for pair, right in zip(pairs, rights, strict=True) if right]
         self._require_left(split, kept, len(pairs))
         return kept
 

@@ -58,7 +58,7 @@ class PrincipalDirections(Directions):
     def find(
         self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
     ) -> Float[Tensor, "directions hidden"]:
-        return _leading(activations - activations.mean(0))
+        return leading(activations - activations.mean(0))
 
 
 class MeanDifference(Directions):
@@ -73,7 +73,7 @@ class MeanDifference(Directions):
         self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
     ) -> Float[Tensor, "directions hidden"]:
         means, _ = _by_class(activations, values)
-        return _leading(means - means.mean(0))
+        return leading(means - means.mean(0))
 
 
 class LinearDiscriminant(Directions):
@@ -113,7 +113,7 @@ class LinearDiscriminant(Directions):
         lower = torch.linalg.cholesky(within)
         # In whitened coordinates, h = L w, the best directions are the principal ones of the means.
         whitened = torch.linalg.solve_triangular(lower, (means[of] - activations.mean(0)).T, upper=False).T
-        return torch.linalg.solve_triangular(lower.T, _leading(whitened).T, upper=True).T
+        return torch.linalg.solve_triangular(lower.T, leading(whitened).T, upper=True).T
 
 
 def _by_class(
@@ -127,7 +127,7 @@ def _by_class(
     return sums / counts[:, None], of
 
 
-def _leading(centred: Float[Tensor, "rows hidden"]) -> Float[Tensor, "directions hidden"]:
+def leading(centred: Float[Tensor, "rows hidden"]) -> Float[Tensor, "directions hidden"]:
     """The right singular vectors whose singular values are not 0."""
     _, strengths, directions = torch.linalg.svd(centred, full_matrices=False)
     return directions[strengths > strengths.max() * 1e-8]

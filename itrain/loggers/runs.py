@@ -14,6 +14,7 @@ from itrain.placements import Placement
 from itrain.results.columns import (
     COMMAND,
     COMPONENT,
+    CONTROL_TASK,
     DATA,
     GAP,
     LAYER,
@@ -124,7 +125,11 @@ def figure_name(column: str) -> str:
     """The name that a column of a sweep's table has as a figure: that of a single fit, where fits report it."""
     if column == RANK_FOUND:
         return TEST_RANK
-    return column if column in _AS_THEY_ARE or column.startswith((RANDOM_MODEL, DATA)) else f"{TEST}/{column}"
+    return (
+        column
+        if column in _AS_THEY_ARE or column.startswith((RANDOM_MODEL, CONTROL_TASK, DATA))
+        else f"{TEST}/{column}"
+    )
 
 
 def _with_versions(config: Mapping[str, Any]) -> dict[str, Any]:

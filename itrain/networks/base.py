@@ -33,6 +33,10 @@ class Network(nn.Module, ABC):
         """The untouched model's answer: logits (B, V) at the answer token, (B, A, V) at several, or all its output."""
         return self.edit(inputs, [])
 
+    def unedited(self, inputs: ModelInputs, sites: Sequence[Site]) -> Tensor:
+        """The untouched model's answer on inputs that are edited at these sites in other runs."""
+        return self(inputs)
+
     @abstractmethod
     def read(
         self, inputs: ModelInputs, sites: Iterable[Site], edits: Edits = ()

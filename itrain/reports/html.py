@@ -12,11 +12,12 @@ from itrain.files import write_text
 from itrain.reports.colours import DIFFERENCES, SCALE, colour_of, stroke_of
 from itrain.reports.svg import Drawing
 from itrain.results.best import TWIN, by_figure, heads_beside
-from itrain.results.columns import COMMAND, FIGURES, GAP, IIA, RANDOM_MODEL, spoken, written
+from itrain.results.columns import COMMAND, CONTROL_TASK, FIGURES, GAP, IIA, RANDOM_MODEL, spoken, written
 from itrain.results.flags import REASONS
 from itrain.results.maps import Cell, HeatMap
 from itrain.results.peaks import RULE
 from itrain.results.summary import SweepSummary, summarise
+from itrain.results.tasks import over_tasks
 from itrain.versions import versions
 
 REPORT = "report.html"
@@ -72,6 +73,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         difference_scale=[colour_of(share / 20, DIFFERENCES)[0] for share in range(21)],
         rule=RULE,
         by_figure=by_figure,
+        tasks=over_tasks([sweep.frame for sweep in sweeps]),
         beside=heads_beside,
         random=any(TWIN in row.beside for sweep in sweeps for row in sweep.best),
         gap=any(GAP in row.beside for sweep in sweeps for row in sweep.best),
@@ -101,6 +103,7 @@ def _shade(cell: Cell, each: HeatMap) -> str:
 
 
 def _is_shown(column: str) -> bool:
-    """Whether a column has a place in the table of all fits; of the random model only the figures with heat maps do."""
-    is_spared = column.startswith(RANDOM_MODEL) and column.removeprefix(RANDOM_MODEL) not in FIGURES
+    """Whether a column has a place in the table of all fits; of a second fit only the figures with heat maps do."""
+    again = next((prefix for prefix in (RANDOM_MODEL, CONTROL_TASK) if column.startswith(prefix)), None)
+    is_spared = again is not None and column.removeprefix(again) not in FIGURES
     return column not in ("sweep", COMMAND) and not is_spared

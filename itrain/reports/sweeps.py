@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from itrain.reports.terminal import is_quiet
 from itrain.reports.text import plain
 from itrain.results.best import Best, by_figure, heads_beside
-from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION, order_of
+from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION, UNBOUNDED, order_of
 from itrain.results.intervals import Estimate
 from itrain.results.maps import HeatMap
 from itrain.results.peaks import LEAST
@@ -53,7 +53,7 @@ class SweepProgress:
         """Count the fits of these rows as finished."""
         for row in rows:
             for figure in (figure for figure in FIGURES if row.get(figure) is not None):
-                if figure != IIA or row[METHOD] not in CONTROLS:
+                if figure not in {IIA, *UNBOUNDED} or row[METHOD] not in CONTROLS:
                     found = row[figure], row[LAYER], f"{row[METHOD]} {row[LAYER]}@{row[POSITION]}"
                     # Of equal ones the lowest layer, and there the first.
                     both = self.best.get(figure, found), found
@@ -71,7 +71,7 @@ def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = ""
     if example.tokens:
         named = ", ".join(f"{position} {token}" for position, token in example.tokens.items())
         console.print(plain(f"tokens of '{example.text}': {named}"), soft_wrap=True)
-    for figure, rows in by_figure(summary.best).items():
+    for figure, rows in by_figure([*summary.best, *summary.odds]).items():
         console.print(_best_table(figure, rows))
     for flag, fits in summary.flags.items():
         named = "; ".join(name for _, name in fits)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from itrain.results.columns import (
     COMPONENT,
     CONTROL_ACCURACY,
+    CONTROL_TASK,
     CONTROLS,
     FIGURES,
     FULL_VECTOR,
@@ -17,15 +18,19 @@ from itrain.results.columns import (
     LAYER,
     MAJORITY_ACCURACY,
     METHOD,
+    ODDS,
+    ODDS_SELECTIVITY,
     POSITION,
     RANDOM_MODEL,
     RANDOM_SUBSPACE,
     RANK,
     RUNS,
+    SELECTIVITY,
     spoken,
 )
 from itrain.results.controls import is_full_rank, without_void
 from itrain.results.intervals import Estimate, estimated
+from itrain.results.layers import mean_over_layers
 from itrain.results.maps import methods_of
 from itrain.results.peaks import peak_of
 from itrain.results.run import Table
@@ -37,10 +42,17 @@ TWIN = "random model"
 """The name of the same fit on a randomly initialised model."""
 BEST = "best_sites"
 """The name of the table of best sites in trackers."""
+OVER_LAYERS = "mean over layers"
+"""The figure at the best position of each layer, averaged over the layers."""
+SELECTIVITY_OVER_LAYERS = "its mean over layers"
+"""The selectivity at the best position of each layer, averaged over the layers."""
 BESIDE = (
+    OVER_LAYERS,
     spoken(RANDOM_SUBSPACE),
     spoken(FULL_VECTOR),
     "control task",
+    SELECTIVITY,
+    SELECTIVITY_OVER_LAYERS,
     "most frequent class",
     *(f"{run} run" for run in RUNS),
     TWIN,
@@ -76,13 +88,34 @@ def best_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iter
             continue
         peak = peak_of(part, figure)
         here: Any = part[(part[LAYER] == peak.layer) & (part[POSITION] == peak.position)]
+        layers = mean_over_layers(part, figure)
         yield Best(
             method=method,
             site=str(peak),
             figure=FIGURES[figure],
             value=estimated(here, figure),
-            beside=_beside(frame, here, figure) if peak.is_above_chance else {},
+            beside=({} if layers is None else {OVER_LAYERS: f"{layers:.2f}"})
+            | (_beside(frame, here, figure) if peak.is_above_chance else {}),
         )
+
+
+def best_odds(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iterator[Best]:
+    """Each method at the site of its highest odds, beside those of the control task there, and means over layers."""
+    frame = without_void(frame)
+    for method, part in methods_of(frame, apart):
+        if ODDS not in part or part[ODDS].isna().all():
+            continue
+        peak = peak_of(part, ODDS)
+        here: Any = part[(part[LAYER] == peak.layer) & (part[POSITION] == peak.position)]
+        found: dict[str, str | Estimate] = {}
+        for column, name in {CONTROL_TASK + ODDS: "control task", ODDS_SELECTIVITY: SELECTIVITY}.items():
+            if column in here and here[column].notna().any():
+                found[name] = estimated(here, column)
+        for column, name in {ODDS: OVER_LAYERS, ODDS_SELECTIVITY: SELECTIVITY_OVER_LAYERS}.items():
+            layers = mean_over_layers(part, column) if column in part else None
+            if layers is not None:
+                found[name] = f"{layers:.2f}"
+        yield Best(method=method, site=str(peak), figure=FIGURES[ODDS], value=estimated(here, ODDS), beside=found)
 
 
 def by_figure(rows: Sequence[Best]) -> dict[str, list[Best]]:

@@ -23,6 +23,15 @@ CONTROLS = (RANDOM_SUBSPACE, FULL_VECTOR)
 
 IIA = "iia_changing_pairwise"
 """The share of label-changing pairs in which the counterfactual label wins over the base's."""
+ODDS, ODDS_SPREAD, ODDS_SELECTIVITY = "odds", "odds_spread", "odds_selectivity"
+"""How far label-changing pairs are moved from the base's label to the counterfactual one, in nats; the standard
+deviation over pairs; and the odds less those of the same fit to the control task."""
+CLEAN_DIFFERENCE, LOGIT_DIFFERENCE = "logit_difference_clean", "logit_difference"
+FLDD, FLDD_RELATIVE = "fldd", "fldd_relative"
+"""The mean logit difference of the base's label over the counterfactual one, before and after an interchange; by how
+many percent it has fallen; and by how many of what the full vector makes of it."""
+FLIP = "iia_flip"
+"""The share of label-changing pairs whose preference of two answers is right in the base and reversed afterwards."""
 PROBE_ACCURACY, CONTROL_ACCURACY, MAJORITY_ACCURACY = "probe_accuracy", "control_accuracy", "majority_accuracy"
 SELECTIVITY, ANSWER_PROBABILITY = "selectivity", "answer_probability"
 GAP, RANK_FOUND, SECONDS, FLAG = "gap", "rank_found", "seconds", "flag"
@@ -40,6 +49,8 @@ CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
 """The share of continuations that mention a concept; their perplexity, divided by that of unsteered ones."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
+CONTROL_TASK = "control_task/"
+"""Prefix of the figures of the same fit to a task of the same inputs with arbitrary labels."""
 RUNS = ("corrupted", "clean")
 """Prefixes of the figures of the two runs that causal tracing lies between."""
 CURVE, EPOCH, VALIDATION = "curve", "epoch", "validation/"
@@ -51,8 +62,12 @@ FIGURES: Mapping[str, str] = {
     PROBE_ACCURACY: "accuracy",
     SELECTIVITY: "selectivity",
     ANSWER_PROBABILITY: "probability of the answer",
+    ODDS: "odds, label-changing pairs",
+    ODDS_SELECTIVITY: "odds above the control task's",
 }
 """The figures that have heat maps, with their titles."""
+UNBOUNDED = frozenset({ODDS, ODDS_SELECTIVITY, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE})
+"""Figures that are no shares, and may lie anywhere."""
 COUNTED: Mapping[str, tuple[str, str]] = {
     IIA: (PAIRS_CHANGING, "pairs"),
     "iia_changing_argmax": (PAIRS_CHANGING, "pairs"),
@@ -97,6 +112,7 @@ KNOWN = frozenset(
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {CONCEPT_RATE, PERPLEXITY_RATIO}
+    | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""

@@ -13,15 +13,20 @@ from itrain.results.columns import (
     ANSWER_SPREAD,
     BASES_DISTINCT,
     CONTROL_ACCURACY,
+    CONTROL_TASK,
     COUNTED,
     DATA,
     EXAMPLES,
+    ODDS,
+    ODDS_SELECTIVITY,
+    ODDS_SPREAD,
     PAIRS_CHANGING,
     PAIRS_DISTINCT,
     PAIRS_PRESERVING,
     PROBE_ACCURACY,
     RANK_FOUND,
     SELECTIVITY,
+    UNBOUNDED,
     is_known,
 )
 
@@ -29,6 +34,11 @@ if TYPE_CHECKING:
     import pandas
 
 LEVEL = 0.95
+MEANS: Mapping[str, tuple[str, str, str]] = {
+    ANSWER_PROBABILITY: (ANSWER_SPREAD, EXAMPLES, "examples"),
+    ODDS: (ODDS_SPREAD, PAIRS_CHANGING, "pairs"),
+}
+"""For figures that are means: the columns of their standard deviation and of their number, and what is counted."""
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 """Student's t for 1 to 9 degrees of freedom."""
@@ -104,10 +114,10 @@ def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
     """The mean of a figure over the fits of one site, one for each seed, with its 95% interval.
 
     Pairs and seeds are both samples. Over pairs, a share has Wilson's interval, with all seeds' pairs counted together;
-    a mean of probabilities has Student's, and selectivity that of a difference. Where seeds differ by more than their
-    pairs explain (their variance is above the mean variance that the sampling of pairs gives each), each end is the
-    farthest one of this interval and of Student's over seeds; of shares of three seeds or more also of Student's over
-    their log odds, as shares near 0 or 1 lie unevenly about their mean. So equal seeds leave the interval of their
+    a mean of probabilities or of odds has Student's, and selectivity that of a difference. Where seeds differ by more
+    than their pairs explain (their variance is above the mean variance that the sampling of pairs gives each), each end
+    is the farthest one of this interval and of Student's over seeds; of shares of three seeds or more also of Student's
+    over their log odds, as shares near 0 or 1 lie unevenly about their mean. So equal seeds leave the interval of their
     pairs, and seeds that differ widely are not averaged away. Of 3 to 5 seeds with 64 to 256 pairs it covers in 91% to
     97% of cases; of two seeds, in 82% to 96%. Near 0 or 1 it covers less where seeds differ widely: of log odds with a
     deviation of 1.5 about a share of 0.98, in 83% to 91%, and in 74% to 80% of two seeds. The interval of one seed is
@@ -128,7 +138,7 @@ def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
         ends = min(lows), max(highs)
     if ends is None:
         return Estimate(value=fmean(values), form=form)
-    if is_known(figure):
+    if is_known(figure) and figure.split("/")[-1] not in UNBOUNDED:
         # Selectivity is a difference of shares; the others are shares, or the count of a rank.
         lowest, highest = -1.0 if figure == SELECTIVITY else 0.0, inf if figure == RANK_FOUND else 1.0
         ends = (max(ends[0], lowest), min(ends[1], highest))
@@ -161,13 +171,14 @@ def over_seeds(values: Sequence[float]) -> Ends:
 
 
 def _sampled(fits: pandas.DataFrame, figure: str) -> Sampled | None:
-    if figure == SELECTIVITY:
-        return _difference(fits, PROBE_ACCURACY, CONTROL_ACCURACY)
-    return _mean(fits, figure) if figure.endswith(ANSWER_PROBABILITY) else _share(fits, figure)
+    differences = {SELECTIVITY: (PROBE_ACCURACY, CONTROL_ACCURACY), ODDS_SELECTIVITY: (ODDS, CONTROL_TASK + ODDS)}
+    if figure in differences:
+        return _difference(fits, *differences[figure])
+    return _mean(fits, figure) if figure.split("/")[-1] in MEANS else _share(fits, figure)
 
 
 def _difference(fits: pandas.DataFrame, upper: str, lower: str) -> Sampled | None:
-    found = [_share(fits, name) if name in fits else None for name in (upper, lower)]
+    found = [_sampled(fits, name) if name in fits else None for name in (upper, lower)]
     if None in found:
         return None
     first, second = (each for each in found if each is not None)
@@ -201,14 +212,18 @@ def _over_odds(shares: Sequence[float], counts: Sequence[float]) -> Ends:
 
 
 def _mean(fits: pandas.DataFrame, figure: str) -> Sampled | None:
-    before = figure.removesuffix(ANSWER_PROBABILITY)
-    spreads, counts = before + ANSWER_SPREAD, _counts(fits, before + EXAMPLES)
+    before, separator, mean = figure.rpartition("/")
+    spread_of, counted, what = MEANS[mean]
+    spreads = before + separator + spread_of
+    counts = _counts(fits, before + separator + counted) or _counts(fits, counted)
+    if counted == PAIRS_CHANGING and counts:
+        counts = _different(fits, counted, counts)
     if not counts or min(counts) < 2 or spreads not in fits or fits[spreads].isna().any():
         return None
     spread = fmean(each**2 / (count - 1) for each, count in zip(fits[spreads], counts, strict=True))
     value = float(fits[figure].mean())
     width = _student(round(sum(counts)) - len(counts)) * sqrt(spread / len(counts))
-    return Sampled(ends=(value - width, value + width), variance=spread, count=sum(counts), what="examples")
+    return Sampled(ends=(value - width, value + width), variance=spread, count=sum(counts), what=what)
 
 
 def _counts(fits: pandas.DataFrame, column: str) -> list[float]:

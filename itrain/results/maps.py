@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from itrain.results.columns import (
     COMMAND,
     COMPONENT,
+    CONTROL_TASK,
     CONTROLS,
     FIGURES,
     FLAG,
@@ -21,6 +22,7 @@ from itrain.results.columns import (
     RANDOM_MODEL,
     RUNS,
     SEED,
+    UNBOUNDED,
     in_order,
     is_known,
     named_layer,
@@ -143,7 +145,7 @@ def figures_of(frame: pandas.DataFrame) -> dict[str, str]:
     """The columns that have heat maps, with their titles: itrain's own, then those that the user's code reports."""
     found = frame.iloc[:, list(frame).index(COMMAND) + 1 :].select_dtypes("number").dropna(axis="columns", how="all")
     known = {column: title for column, title in FIGURES.items() if column in found}
-    others = [name for name in found if not is_known(name) and not name.startswith((RANDOM_MODEL, *RUNS))]
+    others = [name for name in found if not is_known(name) and not name.startswith((RANDOM_MODEL, CONTROL_TASK, *RUNS))]
     return known | {name: spoken(name) for name in others}
 
 
@@ -169,7 +171,7 @@ def maps_of(
                 figure=title,
                 positions=positions,
                 rows=rows,
-                scale=(0, 1) if is_known(column) else _ends(frame, column),
+                scale=(0, 1) if is_known(column) and column not in UNBOUNDED else _ends(frame, column),
                 beside=beside,
                 is_control=part[METHOD].iloc[0] in CONTROLS,
             )
@@ -221,7 +223,7 @@ def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -
         return None
     first, estimate = fits.iloc[0], estimated(fits, column)
     chance = chance_of(fits, column) if column in FIGURES else None
-    above_chance = None if chance is None else estimate.above_chance(chance)
+    above_chance = None if chance is None or column in UNBOUNDED else estimate.above_chance(chance)
     said = [f"{title}: {estimate}"]
     if estimate.over:
         said.append(f"95% interval over {estimate.over}")
@@ -230,7 +232,11 @@ def _cell(method: str, column: str, title: str, fits: pandas.DataFrame | None) -
     figures = fits.iloc[:, list(fits).index(COMMAND) + 1 :].select_dtypes("number").mean().dropna()
     if RANDOM_MODEL + column in figures:
         said.append(f"random model: {written(figures[RANDOM_MODEL + column])}")
-    others = (name for name in map(str, figures.index) if name != column and not name.startswith(RANDOM_MODEL))
+    if CONTROL_TASK + column in figures:
+        said.append(f"control task: {written(figures[CONTROL_TASK + column])}")
+    others = (
+        name for name in map(str, figures.index) if name != column and not name.startswith((RANDOM_MODEL, CONTROL_TASK))
+    )
     said += [f"{spoken(name)}: {written(figures[name])}" for name in others]
     flags = sorted({flag for flag in fits[FLAG] if flag})
     return Cell(

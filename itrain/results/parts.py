@@ -23,6 +23,8 @@ class Table:
     title: str
     heads: Sequence[tuple[str, str]]
     rows: Mapping[str, Sequence[str]]
+    name: str = "results"
+    """The short name that it has in trackers, the same for all runs."""
 
     @property
     def columns(self) -> list[str]:

@@ -45,12 +45,13 @@ from itrain.results.curves import Plot
 from itrain.results.history import Curve, read_curve
 from itrain.results.intervals import of_run
 from itrain.results.parts import Bars, Kind, Results, Table
+from itrain.results.shifts import OF_SHIFTS, shifts_table
 from itrain.results.steering import STEERING
 
 INTERVALS = "95% intervals"
 PAIRS_TITLE = "interchange intervention accuracy on held-out pairs"
 AVERAGED_TITLE = "IIA on held-out pairs, averaged over prompts, then attributes"
-OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
+OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING} | OF_SHIFTS
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
 OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
 OF_DATA = {
@@ -82,7 +83,7 @@ class RunSummary:
     @property
     def named_tables(self) -> dict[str, Table]:
         """The tables under short names, which are the same for all runs."""
-        return dict(zip(("results", "other_results"), self.tables, strict=False))
+        return {table.name: table for table in self.tables}
 
 
 def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
@@ -99,8 +100,10 @@ def summarise_run(results: Results, metrics: Path | None = None) -> RunSummary:
         tables, bars, plots = [_plain_table(shown, title="test figures")], _plain_bars(shown), ()
     else:
         tables, bars, plots = [kind.table(results)], kind.bars(results), kind.plots(results)
+        shifts = shifts_table(results, _places(results))
+        tables += [] if shifts is None else [shifts]
         own = {key: value for key, value in results.items() if not kind.shows(key) and key not in IN_LINES}
-        tables += [_plain_table(own, title="other test figures")] if own else []
+        tables += [_plain_table(own, title="other test figures", name="other_results")] if own else []
     return RunSummary(
         tables=tables,
         lines=_lines(results),
@@ -130,13 +133,18 @@ def _pairs_table(results: Results) -> Table:
     for how, titled in (("", PAIRS_TITLE), ("_averaged", AVERAGED_TITLE)):
         if f"{TEST}/disentangle{how}_argmax" in results:
             columns, title = {f"{figure}{how}": figure for figure in ATTRIBUTES}, titled
-    places = {key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax")}
     rows = {
-        _row_name(place): [_decimals(results.get(f"{place}/{figure}_{rule}")) for figure in columns for rule in RULES]
-        for place in sorted(filter(_is_shown, places), key=_order)
+        name: [_decimals(results.get(f"{place}/{figure}_{rule}")) for figure in columns for rule in RULES]
+        for place, name in _places(results).items()
     }
     heads = [(title if rule == RULES[0] else "", rule) for title in columns.values() for rule in RULES]
     return Table(title=title, heads=heads, rows=rows)
+
+
+def _places(results: Results) -> dict[str, str]:
+    """The names of the rows, by the beginnings of their figures' names."""
+    places = {key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax")}
+    return {place: _row_name(place) for place in sorted(filter(_is_shown, places), key=_order)}
 
 
 def _pairs_bars(results: Results) -> Bars:
@@ -300,12 +308,12 @@ KINDS = (
 # --- figures of any run
 
 
-def _plain_table(figures: Results, *, title: str) -> Table:
+def _plain_table(figures: Results, *, title: str, name: str = "results") -> Table:
     rows = {
         spoken(key.removeprefix(f"{TEST}/")): [_decimals(value) if is_known(key) else f"{value:.5g}"]
         for key, value in figures.items()
     }
-    return Table(title=title, heads=[("", "value")], rows=rows)
+    return Table(title=title, heads=[("", "value")], rows=rows, name=name)
 
 
 def _plain_bars(figures: Results) -> Bars | None:

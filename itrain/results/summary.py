@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itrain.models import TINY_WORLD
-from itrain.results.best import TWIN, Best, best_of
+from itrain.results.best import TWIN, Best, best_odds, best_of
 from itrain.results.columns import (
     CONTROLS,
     FLAG,
@@ -51,6 +51,8 @@ class SweepSummary:
     differences: Sequence[HeatMap]
     """How far probes lie above learned interventions, both above chance."""
     best: Sequence[Best]
+    odds: Sequence[Best]
+    """The methods at the sites of their highest odds."""
     flags: Mapping[str, Sequence[tuple[int, str]]]
     """The fits that have each flag, by number and name."""
     absent: Sequence[str]
@@ -92,6 +94,7 @@ def _summary(label: str, folder: Path, frame: pandas.DataFrame, apart: Mapping[s
         maps=maps,
         differences=differences(maps),
         best=list(best_of(view, apart)),
+        odds=list(best_odds(view, apart)),
         flags=_flags(frame, apart),
         absent=_absent(frame),
         plots={

@@ -45,6 +45,8 @@ class Grid:
         ranks: for the methods that have one.
         seeds: each gives its own data, model and start.
         patience: epochs without a lower validation loss after which a fit stops; None: all go to the end.
+        control_task: whether all interventions are fitted and tested once more on the task's control task, whose labels
+            are arbitrary, for the selectivity of their odds.
         random_model: whether what is trained is fitted once more on a randomly initialised model, as a control.
         words: as typed on the command line, for the commands that repeat single fits.
         named: whether the methods are choices of a configuration's groups, which those commands name.
@@ -64,6 +66,7 @@ class Grid:
     ranks: Sequence[int] = (1,)
     seeds: Sequence[int] = (0,)
     patience: int | None = None
+    control_task: bool = False
     random_model: bool = True
     words: Sequence[str] = ()
     named: bool = True

@@ -21,7 +21,17 @@ from torch.utils.data import DataLoader
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
 from itrain.owned import refuse_in_sweeps
-from itrain.results.columns import DATA, DIVERGED, FEATURES, IIA, RANDOM_MODEL, TEST
+from itrain.results.columns import (
+    CONTROL_TASK,
+    DATA,
+    DIVERGED,
+    FEATURES,
+    IIA,
+    ODDS,
+    ODDS_SELECTIVITY,
+    RANDOM_MODEL,
+    TEST,
+)
 from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid, is_training, layers_with, reads_only
 from itrain.trainers import trainer_factory
@@ -56,10 +66,15 @@ class CohortJob:
         from_model = [fit for fit in self.fits if _is_found(members[fit.name])]
         # Made before anything is trained: not every model can be initialised anew.
         twin = opened.random_twin if grid.random_model and from_model else None
+        control = opened.control_twin if grid.control_task else None
         found = _fitted(cfg, opened, grid, members)
         if twin is not None:
             again = {fit.name: _member(cfg, twin, grid, fit) for fit in from_model}
-            _set_beside(found, _fitted(cfg, twin, grid, again))
+            _set_beside(found, _fitted(cfg, twin, grid, again), RANDOM_MODEL)
+        if control is not None:
+            again = {fit.name: _member(cfg, control, grid, fit) for fit in self.fits}
+            _set_beside(found, _fitted(cfg, control, grid, again), CONTROL_TASK)
+            _set_selectivity(found)
         seconds = (time.perf_counter() - start) / len(members)
         sizes = {name: float(max(member.interchange.hidden_sizes)) for name, member in members.items()}
         shared = {"seconds": seconds, **_of_data(opened.data)}
@@ -80,7 +95,7 @@ class ProbeJob:
         twin = opened.random_twin if grid.random_model else None
         found = self._fitted(cfg, opened, grid, self.fits)
         if twin is not None:
-            _set_beside(found, self._fitted(cfg, twin, grid, self.fits))
+            _set_beside(found, self._fitted(cfg, twin, grid, self.fits), RANDOM_MODEL)
         seconds = (time.perf_counter() - start) / len(self.fits)
         shared = {"seconds": seconds, **_of_data(opened.data)}
         return [{**_described(fit, grid, cfg), **found[fit.name], **shared} for fit in self.fits]
@@ -213,14 +228,21 @@ def _training_pairs(data: SplitDataModule) -> DataLoader[Any]:
     return data.loader(data.datasets["train"], data.eval_batch_size)
 
 
-def _set_beside(found: dict[str, Figures], again: Mapping[str, Figures]) -> None:
-    """Add to each row the figures of the same fit on the randomly initialised model, on the same examples."""
+def _set_beside(found: dict[str, Figures], again: Mapping[str, Figures], prefix: str) -> None:
+    """Add to each row the figures of the same fit to something else: a random model, or a control task."""
     for name, figures in again.items():
         found[name] |= {
-            f"{RANDOM_MODEL}{figure}": value
+            f"{prefix}{figure}": value
             for figure, value in figures.items()
             if isinstance(value, float) and not figure.endswith(OF_EXAMPLES) and DIVERGED not in found[name]
         }
+
+
+def _set_selectivity(found: dict[str, Figures]) -> None:
+    """Add to each row its odds less those of the control task."""
+    for figures in found.values():
+        if ODDS in figures and CONTROL_TASK + ODDS in figures:
+            figures[ODDS_SELECTIVITY] = figures[ODDS] - figures[CONTROL_TASK + ODDS]
 
 
 def _is_found(member: AlignmentSearch | CausalTracing) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -55,6 +56,8 @@ class Pair:
     """The counterfactual output, where the pair's author gives it; None: the causal model's."""
     known: Sequence[Setting] = ()
     """Settings that nothing runs, which the base model must answer for the pair to be kept."""
+    place: str = field(default="", compare=False)
+    """Where a listed pair stands, such as ``'f.jsonl' line 57``, for messages."""
 
     def settings(self) -> Iterator[Setting]:
         """The settings of all runs that the pair takes: the base's, then each source's with those that edit it."""
@@ -80,6 +83,10 @@ class Task(ABC):
     """The variable whose values get random labels in the control tasks of probes; None: no control task."""
     exhaustive: bool = False
     """Whether the splits may have pairs in common, in a task of so few that none can be held out."""
+    listed: Mapping[Split, Sequence[Pair]] | None = None
+    """The pairs of each split, where somebody else has listed them; None: they are sampled."""
+    notes: Mapping[str, str] = MappingProxyType({})
+    """What the user should be told of the task's data, as lines by name."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
@@ -90,6 +97,25 @@ class Task(ABC):
 
     def pairs(self, split: Split) -> Sequence[Pair] | None:
         """All pairs of a split in a fixed order, where somebody else has made them; None: they are sampled."""
+        return None if self.listed is None else self.listed[split]
+
+    def draw(self, random: Random, split: Split) -> Pair:
+        """A pair of the split: one of those that are listed, or else a sampled one.
+
+        Raises:
+            TaskError: none is listed.
+        """
+        if (listed := self.pairs(split)) is None:
+            return self.sample(random, split)
+        if not listed:
+            raise TaskError(f"{type(self).__name__} lists no {split} pairs")
+        return random.choice(listed)
+
+    def control_task(self) -> Task | None:
+        """The same pairs with arbitrary labels, bound as this task is; None: there is none.
+
+        How far an intervention moves a model between arbitrary labels says how far it would move it anywhere.
+        """
         return None
 
     def counterfactual(self, pair: Pair) -> Any:
@@ -278,9 +304,7 @@ class ListedTask(TextTask):
     def pairs(self, split: Split) -> Sequence[Pair]: ...
 
     def sample(self, random: Random, split: Split) -> Pair:
-        if not (pairs := self.pairs(split)):
-            raise TaskError(f"{type(self).__name__} lists no {split} pairs")
-        return random.choice(pairs)
+        return self.draw(random, split)
 
 
 def _stacked(rows: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Int[Tensor, "batch 2"]]:

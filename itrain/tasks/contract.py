@@ -60,14 +60,32 @@ def check_task(task: Task) -> None:
     _check_kind(task)
     _check_variables(task)
     outputs, values = _check_outputs(task), {variable: _check_values(task, variable) for variable in task.variables}
-    pairs = {split: _sampled(task, split) for split in get_args(Split)}
+    pairs = {split: _some(task, split) for split in get_args(Split)}
     for split, of_split in pairs.items():
         for pair in of_split:
-            _check_labels(task, pair, f"a pair of '{split}'", outputs, values)
-    settings = [setting for of_split in pairs.values() for pair in of_split for setting in _settings(pair).values()]
-    _check_inputs(task, settings[:SAMPLES])
+            _check_labels(task, pair, pair.place or f"a pair of '{split}'", outputs, values)
+    some = [pair for of_split in pairs.values() for pair in of_split[:SAMPLES]]
+    settings = [setting for pair in some for setting in _settings(pair).values()]
+    try:
+        _check_inputs(task, settings[:SAMPLES])
+    except TaskError as error:
+        if not some[0].place:
+            raise
+        raise at_fault(task, some, error) from error
     if isinstance(task, TextTask):
         _check_answers(task, settings)
+
+
+def at_fault(task: Task, pairs: Sequence[Pair], error: TaskError) -> TaskError:
+    """An error of ``task.inputs``, with the place of the first pair that has one and the number of the others."""
+    found: list[str] = []
+    for pair in pairs:
+        try:
+            task.inputs(list(pair.settings()))
+        except TaskError as fault:
+            found.append(f"{pair.place}: {fault}" if pair.place else str(fault))
+    others = f" (and {len(found) - 1} more pairs)" if len(found) > 1 else ""
+    return TaskError(f"{found[0]}{others}") if found else error
 
 
 def check_responses(task: ResponseTask) -> None:
@@ -195,6 +213,18 @@ def _check_values(task: Task, variable: str) -> Sequence[Any]:
     if not _same(once, again):
         raise TaskError(f"{_name(task)}: {call} differs between two calls; give the same values in one order")
     return once
+
+
+def _some(task: Task, split: Split) -> list[Pair]:
+    """Some pairs of a split, or all that are listed."""
+    listed = _asked(task, f"pairs('{split}')", task.pairs, split)
+    if listed is None:
+        return _sampled(task, split)
+    if not listed:
+        raise TaskError(f"{_name(task)} lists no {split} pairs; give some, or take another rule for its splits")
+    for number, pair in enumerate(listed):
+        _check_pair(task, pair, getattr(pair, "place", "") or f"pairs('{split}')[{number}]")
+    return list(listed)
 
 
 def _sampled(task: Task, split: Split) -> list[Pair]:

@@ -136,7 +136,7 @@ def _unpacked(folder: Path, entity_type: str) -> Facts:
         split = _split(_get(said, "split", where), where)
         prompts.append(Prompt(text, None, split, _get(said, "entity", where)))
     place = f"ravel_{entity_type}_entity_to_split.json in '{folder}'"
-    splits = {entity: _split(_get(entity_splits, entity, place), place) for entity in attributes}
+    splits: dict[str, Split] = {entity: _split(_get(entity_splits, entity, place), place) for entity in attributes}
     return _checked(attributes, splits, prompts)
 
 

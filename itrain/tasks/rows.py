@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from itrain.tasks import TaskError
+from itrain.trust import shown
+
+if TYPE_CHECKING:
+    from itrain.tasks.base import Split
+
+SPLIT_NAMES: Mapping[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""How tables name the splits."""
+_BOM = b"\xef\xbb\xbf"
+_SECONDS = 10
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class Row(NamedTuple):
@@ -16,16 +36,23 @@ class Row(NamedTuple):
 
     place: str
     columns: Mapping[str, Any]
+    texts: bool = False
+    """Whether all its cells are text, as a CSV file's, in which JSON stands for anything else."""
 
 
-def read_rows(source: str, *, name: str | None = None, revision: str | None = None) -> dict[str, list[Row]]:
+def read_rows(
+    source: str, *, name: str | None = None, revision: str | None = None, limit: int | None = None
+) -> dict[str, list[Row]]:
     """The rows of a file, or those of a data set's splits by their names; those of a file are named ``""``.
 
+    No program of a data set is run, and nothing is unpickled.
+
     Args:
-        source: a file ending in .jsonl, .json (a list of objects), .csv, .tsv or .parquet; else a folder that holds a
-            data set, or a data set's name on the hub.
+        source: a file ending in .jsonl, .json (a list of objects), .csv, .tsv or .parquet; a folder of such files named
+            after the splits (``train.jsonl``), or one that holds a data set; else a data set's name on the hub.
         name: the configuration of a data set that has several.
         revision: the branch, tag or commit of a data set on the hub.
+        limit: take the first rows of each split only; None: all.
 
     Raises:
         TaskError: there is no such file or data set, or a line of it is no row; naming file, line and remedy.
@@ -33,25 +60,125 @@ def read_rows(source: str, *, name: str | None = None, revision: str | None = No
     path = Path(source).expanduser()
     if path.suffix in READERS:
         if not path.is_file():
-            raise TaskError(f"there is no file '{source}'")
-        return {"": list(READERS[path.suffix](path))}
+            raise TaskError(f"there is no file {shown(source)}")
+        return {"": list(islice(READERS[path.suffix](path), limit))}
     if path.is_file():
         raise TaskError(f"'{source}' is none of {', '.join(READERS)}; convert it to one of them")
-    return _data_set(source, name, revision)
+    if files := files_of_splits(path):
+        return {file.stem: list(islice(READERS[file.suffix](file), limit)) for file in files}
+    return {
+        split: [
+            Row(f"data set '{source}', {split} row {number}", row) for number, row in enumerate(islice(rows, limit))
+        ]
+        for split, rows in _data_set(source, name, revision).items()
+    }
+
+
+def files_of_splits(folder: Path) -> list[Path]:
+    """The files of a folder that holds nothing to be read but files named after the splits; else none."""
+    files = sorted(file for file in folder.glob("*") if file.suffix in READERS) if folder.is_dir() else []
+    if len({file.stem for file in files}) < len(files):
+        raise TaskError(f"'{folder}' has several files of one split: {', '.join(file.name for file in files)}")
+    return files if all(file.stem in SPLIT_NAMES for file in files) else []
+
+
+def read_groups(
+    pairs: str | Mapping[str, str], subset: str | None, revision: str | None, limit: int | None
+) -> dict[str, list[Row]]:
+    """The rows by the name of the split that they come in.
+
+    Raises:
+        TaskError: they cannot be read.
+    """
+    if limit is not None and limit < 1:
+        raise TaskError(f"data.rows={limit} takes no rows; give 1 or more, or leave it out for all")
+    if isinstance(pairs, str):
+        return read_rows(pairs, name=subset, revision=revision, limit=limit)
+    found: dict[str, list[Row]] = {}
+    for split, source in pairs.items():
+        (rows, *others) = read_rows(source, name=subset, revision=revision, limit=limit).values()
+        if others:
+            raise TaskError(f"data.pairs.{split}: {shown(source)} has splits of its own; give a file for each split")
+        found[split] = rows
+    return found
+
+
+def fingerprint_of(pairs: str | Mapping[str, str]) -> str | None:
+    """What the contents of a table's files are known by; None where some are on the hub.
+
+    Raises:
+        TaskError: a file does not exist.
+    """
+    found = [_fingerprint(source) for source in ([pairs] if isinstance(pairs, str) else pairs.values())]
+    return None if None in found else "-".join(map(str, found))
+
+
+def all_made(given: Iterable[Given], make: Callable[[Given], Made]) -> list[Made]:
+    """What is made of each row.
+
+    Raises:
+        TaskError: the first one, with the number of others.
+    """
+    made, faults = tried(given, make)
+    require_none(faults)
+    return made
+
+
+def require_none(faults: Sequence[TaskError]) -> None:
+    """Raise the first fault of some rows, with the number of others.
+
+    Raises:
+        TaskError: there is one.
+    """
+    if faults:
+        others = f" (and {len(faults) - 1} more rows)" if len(faults) > 1 else ""
+        raise TaskError(f"{faults[0]}{others}") from faults[0]
+
+
+def tried(given: Iterable[Given], make: Callable[[Given], Made]) -> tuple[list[Made], list[TaskError]]:
+    """What is made of the rows that are right, and the errors of the others."""
+    made: list[Made] = []
+    faults: list[TaskError] = []
+    for each in given:
+        try:
+            made.append(make(each))
+        except TaskError as error:
+            faults.append(error)
+    return made, faults
+
+
+def _fingerprint(source: str) -> str | None:
+    """What a local file, or what a local folder holds, is known by; None of a name on the hub."""
+    path = Path(source).expanduser()
+    if path.suffix in READERS and not path.is_file():
+        raise TaskError(f"there is no file {shown(source)}")
+    if not path.exists():
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as opened:
+            while part := opened.read(2**20):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    # Not splitlines(), which ends lines at some characters that JSON strings may hold.
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            yield _object(f"'{path}' line {number}", line)
+    # Lines of bytes: JSON strings may hold characters at which text is split.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = _decoded(line.removeprefix(_BOM) if number == 1 else line, f"'{path}' line {number}")
+            if text.strip():
+                yield _object(f"'{path}' line {number}", text)
 
 
 def _json(path: Path) -> Iterator[Row]:
     try:
-        listed = json.loads(_text(path))
+        listed = json.loads(_decoded(path.read_bytes().removeprefix(_BOM), f"'{path}'"), object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         raise TaskError(f"'{path}' line {error.lineno} is not JSON ({error.msg})") from error
+    except (KeyError, RecursionError) as error:
+        raise TaskError(f"'{path}' cannot be read: {_why(error)}") from error
     if not isinstance(listed, list):
         raise TaskError(f"'{path}' is a {type(listed).__name__}; write a list of objects, or a JSONL file")
     for number, row in enumerate(listed, 1):
@@ -62,26 +189,47 @@ def _json(path: Path) -> Iterator[Row]:
 
 def _object(place: str, line: str) -> Row:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         raise TaskError(f"{place} is not JSON ({error.msg}); a JSONL file has one object in a line") from error
+    except (KeyError, RecursionError) as error:
+        raise TaskError(f"{place} cannot be read: {_why(error)}") from error
     if not isinstance(row, dict):
         raise TaskError(f"{place} is not an object; write {{column: value}}")
     return Row(place, row)
 
 
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise KeyError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _why(error: KeyError | RecursionError) -> str:
+    return f"'{error.args[0]}' stands twice in an object" if isinstance(error, KeyError) else "it is nested too deeply"
+
+
 def _separated(delimiter: str) -> Callable[[Path], Iterator[Row]]:
     def read(path: Path) -> Iterator[Row]:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             try:
-                for row in reader:
+                head = next(reader, [])
+                if twice := [column for column in head if head.count(column) > 1]:
+                    raise TaskError(f"'{path}' line 1 names the column {shown(twice[0])} twice")
+                for cells in reader:
                     place = f"'{path}' line {reader.line_num}"
-                    if None in row or None in row.values():
-                        raise TaskError(f"{place} has {'more' if None in row else 'fewer'} cells than the head")
-                    yield Row(place, row)
+                    if cells and len(cells) != len(head):
+                        raise TaskError(
+                            f"{place} has {len(cells)} cells, and the first line names {len(head)} columns; quote "
+                            f'cells that hold {"tabs" if delimiter == chr(9) else "commas"} or line breaks: "..."'
+                        )
+                    if cells:
+                        yield Row(place, dict(zip(head, cells, strict=True)), texts=True)
             except (csv.Error, UnicodeDecodeError) as error:
-                raise TaskError(f"'{path}' line {reader.line_num} cannot be read: {error}") from error
+                raise TaskError(f"'{path}' line {reader.line_num + 1} cannot be read: {error}") from error
 
     return read
 
@@ -90,19 +238,22 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
+    number = 0
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Row(f"'{path}' row {number}", row)
     except (pyarrow.ArrowException, OSError) as error:
         raise TaskError(f"'{path}' is no Parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield Row(f"'{path}' row {number}", row)
 
 
-def _text(path: Path) -> str:
+def _decoded(line: bytes, place: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return line.decode()
     except UnicodeDecodeError as error:
-        raise TaskError(f"'{path}' is no UTF-8 text: {error}") from error
+        raise TaskError(f"{place} is no UTF-8 text: {error.reason}; save the file as UTF-8") from error
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
@@ -115,17 +266,55 @@ READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
 """How a file is read, by its ending."""
 
 
-def _data_set(source: str, name: str | None, revision: str | None) -> dict[str, list[Row]]:
-    from datasets import load_dataset
+def _data_set(source: str, name: str | None, revision: str | None) -> Mapping[str, Any]:
+    """The splits of a data set that a folder holds, or the hub."""
+    import datasets
+    from datasets import config
+    from datasets.exceptions import DatasetsError
+
+    folder = Path(source).expanduser()
+    unreachable = None if folder.is_dir() else _unreachable(source, revision)
+    offline = config.HF_HUB_OFFLINE
+    try:
+        if any((folder / each).is_file() for each in ("dataset_dict.json", "state.json")):
+            kept: Any = datasets.load_from_disk(str(folder))
+            return kept if isinstance(kept, Mapping) else {"": kept}
+        # It would ask the hub again and again, for half a minute, before it looks into its cache.
+        config.HF_HUB_OFFLINE = offline or unreachable is not None
+        data: Any = datasets.load_dataset(str(folder) if folder.is_dir() else source, name, revision=revision)
+        return data
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if unreachable is not None:
+            raise TaskError(
+                f"there is no file {shown(source)}, the data set is not in the cache and the hub cannot be reached "
+                f"({unreachable}); go online once, or give a local copy"
+            ) from error
+        raise TaskError(
+            f"data set {shown(source)} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
+            "check its name, its configuration and its revision, or give a local copy"
+        ) from error
+    finally:
+        config.HF_HUB_OFFLINE = offline
+
+
+def _unreachable(source: str, revision: str | None) -> str | None:
+    """Why the hub cannot be asked for a data set; None where it gives it.
+
+    Raises:
+        TaskError: it has none of that name, or does not give it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        data: Mapping[str, Any] = load_dataset(source, name, revision=revision)  # type: ignore[assignment]
-    except (OSError, ValueError, RuntimeError) as error:
+        HfApi().dataset_info(source, revision=revision, timeout=_SECONDS)
+    except HFValidationError as error:
+        raise TaskError(f"there is no file or folder {shown(source)}") from error
+    except HfHubHTTPError as error:
         raise TaskError(
-            f"there is no file and no data set '{source}': {type(error).__name__}: {str(error).splitlines()[0]}; "
-            "check the name, the network and HF_TOKEN, or give a local copy"
+            f"there is no file {shown(source)}, and the hub refuses a data set of that name "
+            f"({error.response.status_code}); check the name, or log in with `hf auth login`"
         ) from error
-    return {
-        split: [Row(f"data set '{source}', {split} row {number}", row) for number, row in enumerate(rows)]
-        for split, rows in data.items()
-    }
+    except Exception as error:  # the transport's errors have no base class that the hub promises
+        return " ".join(str(error).split()) or type(error).__name__
+    return None

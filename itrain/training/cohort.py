@@ -143,8 +143,12 @@ class Cohort(Training):
             member.scores.reset()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
+        searches = [each for each in self.members.values() if isinstance(each, AlignmentSearch)]
+        clean = searches[0].scores.unedited(batch) if split == "test" and searches else None
         for name, logits in self.predict_step(batch, 0).items():
             self.members[name].scores.update(split, logits, batch)
+            if clean is not None:
+                self._search(name).scores.compare(split, clean, logits, batch)
             if split == "validation":
                 loss = self._search(name).loss(logits, batch)
                 self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))

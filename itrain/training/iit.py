@@ -284,8 +284,9 @@ class InterchangeInterventionTraining(Training):
         self.task_accuracy.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
-        self.scores.score(split, batch)
-        right = is_right(self._answers(batch.base, batch.base_label), batch.base_label)
+        clean = self._answers(batch.base, batch.base_label)
+        self.scores.score(split, batch, clean)
+        right = is_right(clean, batch.base_label)
         self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(right.float())
 
     def figures(self, split: str) -> dict[str, Tensor]:

@@ -256,7 +256,8 @@ class ProbeTraining(Training):
             raise ValueError(
                 f"probes read bases, and {data.trained_on} of the {len(data.datasets['test'])} test bases of "
                 f"{type(data.task).__name__} are trained on; let sample() draw each split from settings of its own, "
-                "or set exhaustive = True on a task that has no more"
+                "divide a table by its bases (data.disjoint=[base]), or set exhaustive = True on a task that has no "
+                "more"
             )
         how = super().prepare(data, uses=uses)
         return how if self.under is None else f"under {self.under}; what is read is not cached"

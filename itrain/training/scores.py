@@ -13,7 +13,7 @@ from itrain.devices import device_of
 from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.masking import FixedMask
-from itrain.metrics import RULES, Disentanglement, InterchangeAccuracy
+from itrain.metrics import RULES, Disentanglement, InterchangeAccuracy, LogitDifference, Odds
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
 
@@ -22,7 +22,8 @@ class InterchangeScores:
     """IIA of interventions on the pairs of a split, by both rules, over all pairs and for each group of variables.
 
     A test also scores the controls: a random subspace of equal rank and the full vector at the same sites, and the soft
-    gates where evaluation uses hard ones. A random subspace of full rank is the full vector, and is no control.
+    gates where evaluation uses hard ones. A random subspace of full rank is the full vector, and is no control. Beside
+    IIA it says how far the answers move from those that the model gives on the bases unedited: odds and FLDD.
 
     Args:
         interchange: runs the pairs.
@@ -35,6 +36,8 @@ class InterchangeScores:
         self.metrics: dict[str, InterchangeAccuracy] = {}
         self.averaged: dict[str, Disentanglement] = {}
         """Cause and isolate averaged over what is asked, where the task says it."""
+        self.moved: dict[tuple[str, str], tuple[Odds, LogitDifference]] = {}
+        """By place and part; empty where answers have not been compared with unedited ones."""
         self.answers = FiniteAnswers(interchange.network)
 
     def begin(self, split: str) -> None:
@@ -57,12 +60,29 @@ class InterchangeScores:
         """Drop what an interrupted split has left."""
         self.metrics.clear()
         self.averaged.clear()
+        self.moved.clear()
         self.answers.counts.clear()
 
-    def score(self, split: str, batch: CounterfactualBatch) -> None:
-        """Run the pairs under each of the interventions that are scored."""
+    def score(self, split: str, batch: CounterfactualBatch, clean: Tensor | None = None) -> None:
+        """Run the pairs under each of the interventions that are scored.
+
+        Args:
+            split: which pairs they are; those of a test are compared with the unedited answers too.
+            batch: the pairs.
+            clean: the model's unedited answers on the bases, where they are known.
+        """
+        if split == "test" and clean is None:
+            clean = self.unedited(batch)
         for control, interventions in self.evaluated.items():
-            self.update(f"{split}{control}", self.interchange(batch, interventions), batch)
+            logits = self.interchange(batch, interventions)
+            self.update(f"{split}{control}", logits, batch)
+            if split == "test" and clean is not None:
+                self.compare(f"{split}{control}", clean, logits, batch)
+
+    def unedited(self, batch: CounterfactualBatch) -> Float[Tensor, "batch ... vocabulary"]:
+        """The model's answers on the bases where nothing is edited."""
+        with self.interchange.network.unchanged():
+            return self.interchange.network.unedited(batch.base, self.interchange.sites)
 
     def update(self, place: str, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> None:
         """Update the figures of a place, such as ``test/full_vector``, with the answers on a batch."""
@@ -70,13 +90,7 @@ class InterchangeScores:
         device = logits.device
         isolates = batch.isolates.to(device, non_blocking=True)
         whole = (logits, batch.counterfactual_label, batch.contrast_label, batch.changes, isolates)
-        parts: dict[str, Any] = {"": ...}
-        if len(batch.groups) > 1:
-            # Indices, worked out on the CPU: how many rows a mask holds, an accelerator would be waited for to tell.
-            for number, names in enumerate(batch.groups):
-                rows = (batch.group == number).nonzero()[:, 0]
-                parts[f"/{'+'.join(names)}"] = rows.to(device, non_blocking=True)
-        for part, rows in parts.items():
+        for part, rows in _parts(batch, device).items():
             for rule in RULES:
                 metric = self.metrics.setdefault(f"{place}{part}/{rule}", InterchangeAccuracy(rule=rule).to(device))
                 metric.update(*(each[rows] for each in whole))
@@ -87,6 +101,24 @@ class InterchangeScores:
                 made = Disentanglement(groups=batch.groups, asked=batch.questions, rule=rule)
                 self.averaged[name] = made.to(device)
             self.averaged[name].update(*whole[:3], batch.group, batch.question)
+
+    def compare(
+        self,
+        place: str,
+        clean: Float[Tensor, "batch ... vocabulary"],
+        logits: Float[Tensor, "batch ... vocabulary"],
+        batch: CounterfactualBatch,
+    ) -> None:
+        """Update how far the answers of a place lie from the unedited ones on a batch."""
+        whole = (clean, logits, batch.base_label, batch.counterfactual_label)
+        for part, rows in _parts(batch, logits.device).items():
+            if (place, part) not in self.moved:
+                # MPS has no fp64.
+                dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+                made = Odds(dtype=dtype).to(logits.device), LogitDifference(dtype=dtype).to(logits.device)
+                self.moved[place, part] = made
+            for metric in self.moved[place, part]:
+                metric.update(*(each[rows] for each in whole))
 
     def compute(self) -> dict[str, Tensor]:
         """All figures since the last call, such as ``test/iia_argmax``.
@@ -103,12 +135,39 @@ class InterchangeScores:
         for name, metric in self.averaged.items():
             place, _, rule = name.rpartition("/")
             found |= {f"{place}/{key}_averaged_{rule}": value.float() for key, value in metric.compute().items()}
+        found |= self._moves()
         if "/soft" in self.evaluated and self.metrics:
             ranks = [each.rank for each in self.evaluated[""].values()]
             found["test/rank"] = torch.tensor(sum(ranks) / len(ranks))
         self.metrics.clear()
         self.averaged.clear()
+        self.moved.clear()
         return found
+
+    def _moves(self) -> dict[str, Tensor]:
+        """Odds, logit differences and FLDD; the last also as a percentage of the full vector's, where that is known."""
+        found = {
+            f"{place}{part}/{key}": value.float()
+            for (place, part), metrics in self.moved.items()
+            for metric in metrics
+            for key, value in metric.compute().items()
+        }
+        for place, part in self.moved:
+            full = found.get(f"test/full_vector{part}/fldd")
+            if full is not None and place != "test/full_vector":
+                found[f"{place}{part}/fldd_relative"] = 100 * found[f"{place}{part}/fldd"] / full
+        return found
+
+
+def _parts(batch: CounterfactualBatch, device: torch.device) -> dict[str, Any]:
+    """All rows of a batch and, of several groups of variables, those of each, under the ends of the figures' names."""
+    parts: dict[str, Any] = {"": ...}
+    if len(batch.groups) > 1:
+        # Indices, worked out on the CPU: how many rows a mask holds, an accelerator would be waited for to tell.
+        for number, names in enumerate(batch.groups):
+            rows = (batch.group == number).nonzero()[:, 0]
+            parts[f"/{'+'.join(names)}"] = rows.to(device, non_blocking=True)
+    return parts
 
 
 def _untrained(intervention: Intervention) -> Intervention:

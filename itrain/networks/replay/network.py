@@ -161,6 +161,9 @@ class ReplayNetwork(Network):
             self._drop(str(stale))
             return self.edit_each(inputs, members, rows=rows)
 
+    def unedited(self, inputs: ModelInputs, sites: Sequence[Site]) -> Tensor:
+        return self.edit(inputs, [(site, lambda base: base) for site in sites])
+
     def generate(
         self, inputs: ModelInputs, edits: Edits, *, max_new_tokens: int, **settings: Any
     ) -> Int[Tensor, "rows new"]:

@@ -1,0 +1,392 @@
+"""The columns of a table of counterfactual pairs, and how a row of cells becomes a base, its sources and their labels.
+
+A row is a pair. Nested objects and columns with dots say the same: ``{"spans": {"subject": "cat"}}`` in JSON is the
+column ``spans.subject`` of a CSV file. ``docs/data.md`` has all columns with examples.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from itrain.signatures import nearest
+from itrain.tasks import TaskError
+from itrain.tasks.rows import Row
+from itrain.trust import shown
+
+VARIABLE = "variable"
+"""The name of the variable of pairs that do not say which one they interchange."""
+COLUMNS = (
+    "base",
+    "source",
+    "sources",
+    "variable",
+    "base_label",
+    "source_label",
+    "source_labels",
+    "label",
+    "counterfactual_label",
+    "spans",
+    "base_spans",
+    "source_spans",
+    "base_values",
+    "source_values",
+    "isolates",
+    "split",
+)
+OBJECTS = ("sources", "source_labels", "spans", "base_spans", "source_spans", "base_values", "source_values")
+"""Columns that hold several values by name."""
+_SWITCHES = {"true": True, "false": False, "1": True, "0": False}
+_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content)"')
+_LIKENESS = 0.75
+"""From which on the name of a column that nobody reads is taken for a mistyped one."""
+
+Text = str | Sequence[Mapping[str, str]]
+"""A prompt: its text, or the messages of a chat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a row says of its base or of one of its sources."""
+
+    text: Text = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """The values of a task's inputs, where the rows are of a task."""
+    label: str | None = None
+    spans: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    """Of each span by its name, the column that says it and what it says."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """What tells the run from others."""
+        return repr((self.text, sorted(self.inputs.items(), key=lambda each: each[0])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A row as a pair, before the base model's tokenizer is known."""
+
+    place: str
+    base: Run
+    sources: Mapping[str, Run]
+    label: str | None
+    isolates: bool
+    split: str | None
+    cells: Mapping[str, Any]
+    """All cells by their column."""
+    unread: tuple[str, ...]
+    """Columns of the row that are none of a table of pairs."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells the pair from others."""
+        return self.base.identity, *(f"{name} {run.identity}" for name, run in sorted(self.sources.items()))
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """The base and the sources, by the columns that hold their texts."""
+        prefix = "" if any(name.split(".")[0] == "source" for name in self.cells) else "sources."
+        return {
+            "base": self.base,
+            **{f"{prefix}{name}" if prefix else "source": run for name, run in self.sources.items()},
+        }
+
+    @property
+    def label_column(self) -> str:
+        """The column of the label after the interchange."""
+        return "counterfactual_label" if "counterfactual_label" in self.cells else "label"
+
+    def label_of(self, column: str) -> str:
+        """The column of the label of a run."""
+        several = f"source_labels.{column.removeprefix('sources.')}"
+        return several if several in self.cells else f"{column.partition('.')[0].removesuffix('s')}_label"
+
+    def where(self, column: str) -> str:
+        """A column of the row, for messages."""
+        return f"{self.place}, {column}"
+
+
+class Cells:
+    """The cells of a row by column, which remember those that were read."""
+
+    def __init__(self, row: Row, columns: Mapping[str, str], *, of_task: bool) -> None:
+        self.place, self.texts = row.place, row.texts
+        objects = (*OBJECTS, "base", "source") if of_task else OBJECTS
+        renamed = {theirs: ours for ours, theirs in columns.items()}
+        self.all: dict[str, Any] = {}
+        self.empty: set[str] = set()
+        self.read: set[str] = set()
+        for name, value in _flat(row.columns):
+            ours = _renamed(name, renamed)
+            if ours in self.all:
+                raise TaskError(f"{self.where(ours)}: the row has it twice, of columns or by data.columns; rename one")
+            if row.texts and ours in objects and isinstance(value, str) and value.lstrip().startswith("{"):
+                self.all.update(_flat({ours: self._json(ours, value)}))
+            elif row.texts and value == "":
+                self.empty.add(ours)
+            else:
+                self.all[ours] = value
+
+    def where(self, column: str) -> str:
+        return f"{self.place}, {column}"
+
+    def take(self, column: str) -> Any:
+        """The value of a column; None where the row has none."""
+        self.read.add(column)
+        return self.all.get(column)
+
+    def below(self, column: str) -> dict[str, Any]:
+        """The values of the columns whose names go on after this one and a dot, by what follows."""
+        if column in self.all:
+            raise TaskError(
+                f"{self.where(column)}: {shown(self.all[column])} is no object; write {{name: value}}, or columns "
+                f"{column}.<name>"
+            )
+        start = f"{column}."
+        found = {name.removeprefix(start): value for name, value in self.all.items() if name.startswith(start)}
+        self.read |= {f"{start}{name}" for name in found}
+        return found
+
+    def text(self, column: str) -> str | None:
+        """The text of a column; a whole number is taken as its digits.
+
+        Raises:
+            TaskError: it is something else, or empty.
+        """
+        value = self.take(column)
+        if value is None:
+            return None
+        if type(value) is int:
+            return str(value)
+        if not isinstance(value, str):
+            raise TaskError(f"{self.where(column)}: {shown(value)} is a {type(value).__name__}; write text")
+        if not value.strip():
+            raise TaskError(f"{self.where(column)} is empty; write its text, or leave the row out")
+        return value
+
+    def prompt(self, column: str) -> Text | None:
+        """The text of a column, or the messages of a chat.
+
+        Raises:
+            TaskError: it is neither.
+        """
+        value = self.all.get(column)
+        if self.texts and isinstance(value, str) and _MESSAGES.match(value):
+            value = self._json(column, value)
+        if not isinstance(value, list):
+            return self.text(column)
+        self.read.add(column)
+        for number, message in enumerate(value):
+            if not (isinstance(message, dict) and {*message} == {"role", "content"}):
+                raise TaskError(f'{self.where(column)}: message {number} is not {{"role": ..., "content": ...}}')
+            if not all(isinstance(each, str) for each in message.values()):
+                raise TaskError(f"{self.where(column)}: role and content of message {number} are not both text")
+        if not value:
+            raise TaskError(f"{self.where(column)} has no messages; write one, or leave the row out")
+        return value
+
+    def switch(self, column: str) -> bool:
+        """Whether a column says so; False where the row has none."""
+        value = self.take(column)
+        value = _SWITCHES.get(value.lower(), value) if self.texts and isinstance(value, str) else value
+        if not isinstance(value, bool | None):
+            raise TaskError(f"{self.where(column)}: {shown(value)} is neither true nor false")
+        return bool(value)
+
+    def required(self, column: str) -> TaskError:
+        """The error of a row that has no value in a column."""
+        if column in self.empty:
+            return TaskError(f"{self.where(column)} is empty; write its text, or leave the row out")
+        close = get_close_matches(column, [name for name in self.all if name not in COLUMNS], 1)
+        hint = f", did you mean '{close[0]}'?" if close else f"; it has {', '.join(self.all) or 'no cells'}"
+        return TaskError(f"{self.place}: there is no '{column}'{hint}")
+
+    def unread(self) -> list[str]:
+        """The columns that were not read.
+
+        Raises:
+            TaskError: one of them has nearly the name of a column that the row lacks, or no use in it.
+        """
+        found = [name for name in self.all if name not in self.read]
+        labelled = {"label", "counterfactual_label"} & self.all.keys()
+        lacking = [each for each in COLUMNS if each not in self.all and not (labelled and each.endswith("label"))]
+        for name in found:
+            if name.partition(".")[0] in COLUMNS:
+                raise TaskError(f"{self.where(name)}: the row has no use for it; leave it out")
+            if meant := get_close_matches(name, lacking, 1, _LIKENESS):
+                raise TaskError(f"{self.place}: there is no column '{name}', did you mean '{meant[0]}'?")
+        return found
+
+    def _json(self, column: str, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise TaskError(f"{self.where(column)}: {shown(text)} is not JSON ({error})") from error
+
+
+def listing(row: Row, columns: Mapping[str, str], variables: Sequence[str] | None) -> Listing:
+    """The pair of a row.
+
+    Args:
+        row: the row.
+        columns: how the table calls the columns, by their names here.
+        variables: those of the task whose inputs the rows hold; None: the rows hold texts and labels.
+
+    Raises:
+        TaskError: a column is missing, empty, or of the wrong type; naming row and column.
+    """
+    cells = Cells(row, columns, of_task=variables is not None)
+    base = _base(cells, of_task=variables is not None)
+    sources = _sources(cells, variables)
+    label = _label(cells)
+    if label is None and variables is None:
+        raise cells.required("label")
+    isolates, split = cells.switch("isolates"), cells.text("split")
+    return Listing(
+        place=cells.place,
+        base=base,
+        sources=sources,
+        label=label,
+        isolates=isolates,
+        split=split,
+        cells=cells.all,
+        unread=tuple(cells.unread()),
+    )
+
+
+def _label(cells: Cells) -> str | None:
+    if "label" in cells.all and "counterfactual_label" in cells.all:
+        raise TaskError(f"{cells.place} has both label and counterfactual_label, which are one thing; leave one out")
+    return cells.text("counterfactual_label" if "counterfactual_label" in cells.all else "label")
+
+
+def _base(cells: Cells, *, of_task: bool) -> Run:
+    spans = {**_spans(cells, "spans"), **_spans(cells, "base_spans")}
+    return _run(cells, "base", label="base_label", spans=spans, values=_values(cells, "base_values"), of_task=of_task)
+
+
+def _run(
+    cells: Cells,
+    column: str,
+    *,
+    label: str,
+    spans: Mapping[str, tuple[str, Any]],
+    values: Mapping[str, Any],
+    of_task: bool,
+) -> Run:
+    if of_task:
+        if column in cells.all:
+            raise TaskError(
+                f"{cells.where(column)}: {shown(cells.all[column])} is no value of each of the task's inputs; write "
+                f"{{input: value}}, or columns {column}.<input>; of rows with texts and labels, leave task=<task> out"
+            )
+        if spans:
+            (said, _) = next(iter(spans.values()))
+            raise TaskError(f"{cells.place}: the task has spans of its own; leave {said} out")
+        if not (inputs := cells.below(column)):
+            raise cells.required(column)
+        return Run(inputs=inputs, label=cells.text(label), values=values)
+    if any(name.startswith(f"{column}.") for name in cells.all):
+        raise TaskError(
+            f"{cells.where(column)} holds values by name; rows of a task's inputs need task=<task> beside data.pairs"
+        )
+    if (text := cells.prompt(column)) is None:
+        raise cells.required(column)
+    if (answer := cells.text(label)) is None:
+        raise cells.required(label)
+    return Run(text=text, label=answer, spans=spans, values=values)
+
+
+def _sources(cells: Cells, variables: Sequence[str] | None) -> dict[str, Run]:
+    """The source of each variable that the row interchanges."""
+    of_task = variables is not None
+    prefix = "sources." if any(name.startswith("sources.") for name in cells.all) else ""
+    one = any(name == "source" or name.startswith("source.") for name in cells.all)
+    if prefix and one:
+        raise TaskError(f"{cells.place} has both source and sources; leave one out")
+    if not prefix and not one:
+        raise cells.required("source")
+    if prefix:
+        names = dict.fromkeys(name.split(".")[1] for name in cells.all if name.startswith(prefix))
+    else:
+        names = {_variable(cells, variables): None}
+    common, found = _spans(cells, "spans"), {}
+    spans, values = _spans(cells, "source_spans"), _values(cells, "source_values")
+    for name in names:
+        if variables is not None and name not in variables:
+            raise TaskError(f"{cells.place}: the task has no variable '{name}'{nearest(name, variables)}")
+        label = "source_label" if "source_label" in cells.all or not prefix else f"source_labels.{name}"
+        found[name] = _run(
+            cells,
+            f"{prefix}{name}" if prefix else "source",
+            label=label,
+            spans={**common, **_own(spans, name, names)},
+            values=_own(values, name, names),
+            of_task=of_task,
+        )
+    if len(found) > 1 and "source_label" in cells.all:
+        raise TaskError(f"{cells.where('source_label')} is of one source; write source_labels.<variable> for each")
+    return found
+
+
+def _variable(cells: Cells, variables: Sequence[str] | None) -> str:
+    """The variable of a row's only source."""
+    if (said := cells.text("variable")) is not None:
+        return said
+    if variables is None:
+        return VARIABLE
+    if len(variables) > 1:
+        raise TaskError(
+            f"{cells.place} does not say which variable it interchanges; write sources.<variable>, or the column "
+            f"variable; there are {', '.join(variables)}"
+        )
+    return variables[0]
+
+
+def _own(said: Mapping[str, Any], name: str, names: Mapping[str, None]) -> dict[str, Any]:
+    """What is said of all sources and of this one, by what it is about."""
+    others = {each for each in names if each != name}
+    own = {key.removeprefix(f"{name}."): value for key, value in said.items() if key.startswith(f"{name}.")}
+    return {
+        key: value for key, value in said.items() if key.split(".")[0] not in {name, *others} or "." not in key
+    } | own
+
+
+def _spans(cells: Cells, column: str) -> dict[str, tuple[str, Any]]:
+    found = {}
+    for name, said in cells.below(column).items():
+        if cells.texts and isinstance(said, str) and said.lstrip().startswith("["):
+            said = cells._json(f"{column}.{name}", said)
+        found[name] = (f"{column}.{name}", said)
+    return found
+
+
+def _values(cells: Cells, column: str) -> dict[str, Any]:
+    found = cells.below(column)
+    for name, value in found.items():
+        if not isinstance(value, str | int | float | bool):
+            raise TaskError(
+                f"{cells.where(f'{column}.{name}')}: {shown(value)} is a {type(value).__name__}; write text or a number"
+            )
+    return found
+
+
+def _flat(cells: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The cells by column, objects taken apart, without those that hold nothing."""
+    for name, value in cells.items():
+        if isinstance(value, Mapping):
+            yield from _flat({f"{name}.{key}": each for key, each in value.items()})
+        elif value is not None:
+            yield name, value
+
+
+def _renamed(name: str, renamed: Mapping[str, str]) -> str:
+    for theirs, ours in renamed.items():
+        if name == theirs or name.startswith(f"{theirs}."):
+            return ours + name.removeprefix(theirs)
+    return name
