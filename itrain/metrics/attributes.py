@@ -64,7 +64,7 @@ def disentangled_pair(cause_a: float, cause_b: float, isolate_ab: float, isolate
 
     isolate_AB swaps A and asks for B. It is the mean of disentangle over both attributes, each of which has the other
     alone to leave as it is. Karvonen et al. 2025, "SAEBench: A Comprehensive Benchmark for Sparse Autoencoders in
-    Language Model Interpretability", section 3.
+    Language Model Interpretability".
     """
     return (cause_a + cause_b + isolate_ab + isolate_ba) / 4
 
