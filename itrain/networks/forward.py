@@ -93,7 +93,6 @@ class Forward:
             arguments["position_ids"] = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0).long()
         return arguments
 
-
     def too_long(self, ids: Int[Tensor, "batch sequence"]) -> PositionError:
         """The error about texts for which the model has no positions."""
         return PositionError(
@@ -111,7 +110,9 @@ def positions_of(model: nn.Module) -> int | None:
         return None
     tables = (part for path, part in model.named_modules() if path.endswith("position_embeddings"))
     # RoBERTa and its kin count from the one after padding's.
-    unused = [part.padding_idx + 1 for part in tables if isinstance(part, nn.Embedding) and part.padding_idx is not None]
+    unused = [
+        part.padding_idx + 1 for part in tables if isinstance(part, nn.Embedding) and part.padding_idx is not None
+    ]
     return limit - max(unused, default=0)
 
 
