@@ -15,7 +15,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 import itrain
 from itrain.causal_model import CausalModel
 from itrain.inputs import PositionError
-from itrain.metrics import is_right
+from itrain.metrics import UNUSED, beats, is_right
 from itrain.networks.hooks import HookedNetwork
 from itrain.sites import Site
 from itrain.tasks import TaskError
@@ -293,6 +293,21 @@ def test_answers_that_share_their_first_tokens_are_told_apart_where_they_differ(
     logits[0, fork, one[fork]] = 1.0
     assert is_right(logits, labels[:1], labels[1:], "pairwise").all()
     assert not is_right(logits, labels[1:], labels[:1], "pairwise").any()
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_an_answer_is_compared_with_all_others_at_once_as_with_each(width: int) -> None:
+    """Hundreds of outputs of several tokens would otherwise copy the logits as often."""
+    torch.manual_seed(0)
+    others = torch.randint(0, 5, (60, width))
+    others[::3, 2:] = UNUSED
+    others = (others[:, 0] if width == 1 else others).unique(dim=0)
+    label = others[torch.randint(len(others), (40,))]
+    logits = torch.randn(40, *label.shape[1:], 9)
+    logits[0] = float("nan")
+    expected = [is_right(logits, label, other.expand_as(label), "pairwise") for other in others]
+    assert torch.equal(beats(logits, label, others), torch.stack(expected, 1))
+    assert int(torch.stack(expected).sum()) > 0 and not expected[0][0]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("WordPiece", "WordLevel")])
