@@ -213,7 +213,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on() -> None:
 
 # --- what runs refuse: one line, an exit code, nothing left behind
 
-LONG_NAMES = "[John,James,Robert,Michael,Bartholomew]"
+UNKNOWN_NAMES = "[John,James,Robert,Michael,Bartholomew]"
 BAD = {
     "unknown recipe": (["recipe=das_gendr"], 2, "das_gender"),
     "mistyped key": (["recipe=das_gender", "trainer.max_epoch=3"], 2, "max_epochs"),
@@ -221,7 +221,7 @@ BAD = {
     "layer out of range": (["recipe=das_gender", "site.layer=12"], 1, "layers 0-5"),
     "unknown component": (["recipe=das_gender", "site.component=mlp_outptu"], 1, "mlp_output"),
     "position past the end": (["recipe=das_gender", "site.position=30"], 1, "position '30' does not exist in example"),
-    "name of two tokens": (["recipe=das_gender", f"task.male_names={LONG_NAMES}"], 1, "'Bartholomew' is not one token"),
+    "unknown name": (["recipe=das_gender", f"task.male_names={UNKNOWN_NAMES}"], 1, "'Bartholomew' is not in the"),
     "model folder without weights": (["recipe=das_gender", "model=hf", "model.name=empty"], 1, "'empty'"),
     "rank larger than hidden size": (["recipe=das_gender", "intervention.rank=500"], 1, "rank 500"),
     "empty pair set": (["recipe=das_gender", "data.train_pairs=0"], 1, "data.train_pairs"),

@@ -319,3 +319,27 @@ def test_minilm_carries_the_gender_of_a_sentence_at_its_subject() -> None:
     trainer.fit(module, datamodule=data)
     (figures,) = trainer.test(module, datamodule=data, verbose=False)
     assert figures["test/iia_changing_argmax"] > 0.9
+
+
+@needs_minilm
+@pytest.mark.slow
+@pytest.mark.parametrize(("asks", "word"), [("gender", "subject"), ("number", "subject"), ("tense", "verb")])
+def test_minilm_keeps_a_meaning_at_its_word_until_the_last_layer(
+    asks: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The maps of the recipes, within what seeds and data of earlier measurements have spread over."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", f"recipe=minilm_{asks}", "output=out", "trainer.enable_progress_bar=false"]) == 0
+    (file,) = Path("out").rglob("results.parquet")
+    rows = itrain.read_results(file.parent)
+    kept = rows[rows["method"] != "probing"].set_index(["method", "component", "layer", "position"])
+    iia = kept["iia_changing_argmax"].to_dict()
+    for (method, component, layer, position), value in iia.items():
+        last = component == "block_output" and str(layer) == "5"
+        if method == "random_subspace":
+            assert value < 0.05
+        elif position == ("first" if last else word):
+            assert value > (0.4 if method == "full_vector" else 0.7), (method, layer)
+        else:
+            assert value < 0.3, (method, layer, position)
+    assert len(iia) == 3 * 28

@@ -25,7 +25,7 @@ from itrain.data.counterfactual import (
 from itrain.data.splits import SplitDataModule, SplitDataset
 from itrain.devices import device_of
 from itrain.inputs import ModelInputs
-from itrain.metrics import UNUSED, is_right
+from itrain.metrics import UNUSED, beats, is_right
 from itrain.networks.base import Network
 from itrain.placements import Placement, require_served
 from itrain.tasks import TaskError
@@ -313,13 +313,9 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             device = device_of(self.network)
             logits = self.network(answerable(self.task, chunk, answers).to(device)).cpu()
             self._require_classes(others, logits.shape[-1])
-            wins = [
-                is_right(logits, label, other.expand_as(label), "pairwise")
-                | (label == other).view(len(label), -1).all(1)
-                for other in others
-            ]
+            same = (label[:, None] == others).view(len(label), len(others), -1).all(2)
             rights["argmax"].append(is_right(logits, label))
-            rights["pairwise"].append(torch.stack(wins).all(0))
+            rights["pairwise"].append((beats(logits, label, others) | same).all(1))
         right = {rule: torch.cat(parts) for rule, parts in rights.items()}
         self.model_accuracy.setdefault(
             split, float(right["argmax" if self.keep == "argmax" else "pairwise"].float().mean())

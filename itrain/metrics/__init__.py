@@ -16,6 +16,7 @@ from itrain.metrics.interchange import RULES as RULES
 from itrain.metrics.interchange import UNUSED as UNUSED
 from itrain.metrics.interchange import InterchangeAccuracy as InterchangeAccuracy
 from itrain.metrics.interchange import Rule as Rule
+from itrain.metrics.interchange import beats as beats
 from itrain.metrics.interchange import is_right as is_right
 from itrain.metrics.interchange import likeliest as likeliest
 from itrain.metrics.odds import Odds as Odds

@@ -54,6 +54,23 @@ def is_right(
     return logits[(*rows, label)] > logits[(*rows, contrast)]
 
 
+def beats(
+    logits: Float[Tensor, "batch ... vocabulary"], label: Int[Tensor, "batch ..."], others: Int[Tensor, "others ..."]
+) -> Bool[Tensor, "batch others"]:
+    """Whether the logits prefer the label to each of the others, as the pairwise rule of :func:`is_right` does.
+
+    No logits are copied, however many others there are.
+    """
+    rows = torch.arange(len(label), device=label.device)[:, None]
+    if label.ndim == 1:
+        return logits[rows, label[:, None]] > logits[:, others]
+    one, other = label[:, None], others[None]
+    fork = ((one != other) & (one != UNUSED) & (other != UNUSED)).long().argmax(2)
+    # As in is_right, a label that begins the other does not win against itself.
+    ours, theirs = label.gather(1, fork), others.expand(len(label), -1, -1).gather(2, fork[..., None])[..., 0]
+    return logits[rows, fork, ours] > logits[rows, fork, theirs]
+
+
 class InterchangeAccuracy(Metric):
     """Interchange intervention accuracy (IIA) of one rule, split into label-changing and label-preserving pairs.
 

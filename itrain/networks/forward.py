@@ -12,16 +12,20 @@ from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from itrain.architectures import architecture, layers, unwrap
 from itrain.devices import home_of
+from itrain.inputs import PositionError
 from itrain.inputs.layout import SECOND
 
 CACHE = ("cache", "past_key_values", "cache_params")
 """What is kept of earlier tokens, among a forward's arguments and its outputs; the latest name first."""
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 """How many tokens some layers look back over, in a configuration."""
+POSITIONS = "max_position_embeddings"
+"""How many tokens a text may have, in a configuration."""
 SHARED = "num_kv_shared_layers"
 """How many of the last layers take the keys and values of an earlier one, in a configuration."""
 CHECKPOINT = "_gradient_checkpointing_func"
@@ -41,6 +45,7 @@ class Forward:
         caches: whether it keeps keys and values unless told otherwise.
         counts: whether it numbers its tokens, padding among them unless told otherwise.
         home: where its inputs and edits lie, if accelerate moves its weights; else None.
+        limit: how many tokens a text may have; None: any number, or the model does not tell.
         start: the token with which the decoder of a model that has one starts; None: it has none, or does not tell.
         right: whether padding is put on the right, since on the left it may be counted as tokens all the same.
     """
@@ -52,6 +57,7 @@ class Forward:
     counts: bool
     right: bool
     home: torch.device | None
+    limit: int | None = None
     start: int | None = None
 
     @classmethod
@@ -71,7 +77,7 @@ class Forward:
         config: Any = getattr(model, "config", None)
         decodes = getattr(config, "is_encoder_decoder", False) and SECOND[0] in names
         start = getattr(config, "decoder_start_token_id", None) if decodes else None
-        return cls(wrapped, model, names, caches, counts, right, home_of(model), start)
+        return cls(wrapped, model, names, caches, counts, right, home_of(model), positions_of(model), start)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments given and those that transformers would get wrong."""
@@ -86,6 +92,34 @@ class Forward:
             # GPT-2 and its kin number padding too unless told where the text starts.
             arguments["position_ids"] = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0).long()
         return arguments
+
+    def too_long(self, ids: Int[Tensor, "batch sequence"]) -> PositionError:
+        """The error about texts for which the model has no positions."""
+        return PositionError(
+            f"a text has {ids.shape[1]} tokens, and {type(self.model).__name__} has positions for {self.limit}; "
+            "shorten it, or take a model of longer texts: nothing is cut"
+        )
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """How many tokens a text may have, by the model's configuration; None where it does not tell."""
+    config: Any = getattr(model, "config", None)
+    own = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(own, POSITIONS, None)
+    if not isinstance(limit, int) or _stretches(getattr(own, "rope_parameters", None)):
+        return None
+    tables = (part for path, part in model.named_modules() if path.endswith("position_embeddings"))
+    # RoBERTa and its kin count from the one after padding's.
+    unused = [
+        part.padding_idx + 1 for part in tables if isinstance(part, nn.Embedding) and part.padding_idx is not None
+    ]
+    return limit - max(unused, default=0)
+
+
+def _stretches(rotary: object) -> bool:
+    """Whether a rotary embedding grows with the text, beyond the number of its configuration."""
+    found = rotary if isinstance(rotary, Mapping) else {}
+    return found.get("rope_type") == "dynamic" or any(map(_stretches, found.values()))
 
 
 def cache_arguments(model: nn.Module, cache: object) -> dict[str, Any]:

@@ -157,6 +157,8 @@ class HookedNetwork(Network):
         **settings: Any,
     ) -> Int[Tensor, "rows new"]:
         prompts = inputs.prompts()
+        if self.call.limit is not None and prompts.length > self.call.limit:
+            raise self.call.too_long(prompts.arguments["input_ids"])
         if self.call.right and prompts.padding[0] and self.in_step:
             name = type(self.call.model).__name__
             raise ValueError(
@@ -233,10 +235,13 @@ class HookedNetwork(Network):
 
         Raises:
             RuntimeError: the module of a planned site was not called.
+            PositionError: a text is longer than the model has positions for.
         """
         if self.training and not self.trainable:
             self.eval()
-        forward = self.call
+        forward, ids = self.call, arguments.get("input_ids")
+        if forward.limit is not None and ids is not None and ids.shape[1] > forward.limit:
+            raise forward.too_long(ids)
         with ExitStack() as stack:
             install(planned, stack)
             if any(block.training for each in planned for block in each.route.inside):

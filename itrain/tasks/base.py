@@ -16,7 +16,7 @@ from torch import Tensor
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks import TaskError
-from itrain.tasks.tokens import Encoded, answer_place, answer_tokens, encode, fill, spans, unknown_words
+from itrain.tasks.tokens import Encoded, answer_place, answer_tokens, continuation, encode, fill, spans, unknown_words
 from itrain.trust import shown
 
 if TYPE_CHECKING:
@@ -172,6 +172,9 @@ class TextTask(Task):
 
     separator: str = " "
     """What stands between a prompt that ends in no space and its answer."""
+    ending: str = ""
+    """What follows an answer, which tells it from longer ones that begin with it: ``" ."`` where York and York Town are
+    two outputs. It is predicted with the answer."""
     _tokenizer: PreTrainedTokenizerBase | None = None
 
     @abstractmethod
@@ -240,7 +243,7 @@ class TextTask(Task):
                 [
                     {
                         name: (start + shift + len(each.before), end + shift + len(each.before))
-                        for name, (start, end) in spans(of, each.offsets, text).items()
+                        for name, (start, end) in spans(self.tokenizer, of, each, text).items()
                     }
                     for of, each, text, shift in zip(fields, encoded, texts, shifts, strict=True)
                 ]
@@ -262,8 +265,10 @@ class TextTask(Task):
     def answer(self, setting: Setting, output: str) -> Label:
         """The token, or the tokens, that stand for the output after the setting's prompt, or in place of its mask."""
         prompt, _ = self._render(setting)
-        self._require_known(prompt, encode(self.tokenizer, [prompt])[0])
-        tokens = answer_tokens(self.tokenizer, prompt, output, self.separator)
+        (encoded,) = encode(self.tokenizer, [prompt])
+        self._require_known(prompt, encoded)
+        answer_place(self.tokenizer, encoded)  # which refuses a prompt without one
+        tokens = answer_tokens(self.tokenizer, prompt, f"{output}{self.ending}", self.separator)
         return tokens[0] if len(tokens) == 1 else tuple(tokens)
 
     def spelled(self, label: Sequence[int]) -> str:
@@ -283,10 +288,20 @@ class TextTask(Task):
                 "or model"
             )
 
-    def is_one_token(self, word: str) -> bool:
-        """Whether the word, standing first in a text, is one token of the vocabulary."""
-        tokens = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+    def is_one_token(self, word: str, *, follows: bool = False) -> bool:
+        """Whether the word is one token of the vocabulary, first in a text or where it ``follows`` another word."""
+        tokens = self._tokens(word, follows=follows)
         return len(tokens) == 1 and tokens[0] != self.tokenizer.unk_token_id
+
+    def is_known(self, word: str) -> bool:
+        """Whether the vocabulary has tokens for the word, however many."""
+        tokens = self._tokens(word, follows=True)
+        return bool(tokens) and self.tokenizer.unk_token_id not in tokens
+
+    def _tokens(self, word: str, *, follows: bool) -> Sequence[int]:
+        if follows:
+            return continuation(self.tokenizer, f" {word}")
+        return self.tokenizer(word, add_special_tokens=False)["input_ids"]
 
 
 class ListedTask(TextTask):

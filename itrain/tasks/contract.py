@@ -216,6 +216,8 @@ def _check_told_apart(task: Task, listed: Sequence[Any]) -> None:
             raise TaskError(
                 f"{_name(task)}: the tokens of the output {one!r} begin those of {other!r}, so that no answer tells "
                 f"them apart; end both with a word that follows, as in {f'{one} .'!r} and {f'{other} .'!r}"
+                + " by ending = ' .'"
+                * isinstance(task, TextTask)
             )
 
 

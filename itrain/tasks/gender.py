@@ -33,8 +33,9 @@ class Gender(TextTask):
     """``John walked because`` -> ``he``: gender is a variable between the name and the pronoun.
 
     Wu et al. 2024, "pyvene: A Library for Understanding and Improving PyTorch Models via Interventions", section 4.
-    Names that the tokenizer splits are left out of the built-in lists, and refused where the user gave them; train,
-    validation and test have disjoint names.
+    Names that the tokenizer splits are left out of the built-in lists. Given ones may be several tokens: a site such as
+    ``@name.last`` takes one of them, and ``@name`` needs as many in base and source. Train, validation and test have
+    disjoint names.
 
     Args:
         templates: ``simple``, ``discourse``, or format strings of name, verb, connective, other and other_verb.
@@ -44,7 +45,7 @@ class Gender(TextTask):
         names_seed: shuffles the names before they are divided among the splits.
 
     Raises:
-        ValueError: a given name is several tokens, or a split is left without names.
+        ValueError: the vocabulary lacks a given name, or a split is left without names.
     """
 
     variables = ("gender",)
@@ -82,16 +83,18 @@ class Gender(TextTask):
 
     def bind(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         super().bind(tokenizer)
+        places = {each.find(field) > 0 for each in self.templates for field in ("{name", "{other") if field in each}
         for gender, names in self.names.items():
-            split = [name for name in names if not self.is_one_token(name)]
-            if split and self.given_names[gender] is not None:
+            if self.given_names[gender] is None:
+                names = [name for name in names if all(self.is_one_token(name, follows=place) for place in places)]
+            elif unknown := [name for name in names if not self.is_known(name)]:
                 raise ValueError(
-                    f"the name '{split[0]}' is not one token of the model's vocabulary; leave it out of {gender}_names"
+                    f"the name '{unknown[0]}' is not in the model's vocabulary; leave it out of {gender}_names"
                 )
-            self.names[gender] = [name for name in names if name not in split]
+            self.names[gender] = names
             if len(self.names[gender]) < 5:
                 raise ValueError(
-                    f"only {len(self.names[gender])} {gender} names are one token each; the three splits need 5 or more"
+                    f"only {len(self.names[gender])} {gender} names are left; the three splits need 5 or more"
                 )
         self._build()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, groupby
+from operator import itemgetter
 from string import Formatter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,8 +18,14 @@ from itrain.tasks import TaskError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ENDS = 6
+"""How many tokens are shown of the end of a text."""
 Range = tuple[int, int]
 """The first character or token, and one past the last."""
+SPACES = " \u2581\u0120"
+"""How tokenizers write a space: as it is, as SentencePiece does, and as byte-level ones do."""
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+"""A byte of a character that SentencePiece's vocabulary lacks."""
 SHOWN = 8, 32
 """How many tokens of a long prompt are shown, from its start and from its end."""
 
@@ -99,7 +107,30 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
         # As a chat template does, which writes them itself.
         before = [] if tokens[: len(before)] == before else before
         after = [] if after and tokens[-len(after) :] == after else after
-        found.append(Encoded(before, tokens, after, offsets))
+        found.append(Encoded(before, tokens, after, _own_characters(tokenizer, text, tokens, offsets)))
+    return found
+
+
+def _own_characters(
+    tokenizer: PreTrainedTokenizerBase, text: str, tokens: Sequence[int], offsets: Sequence[Range]
+) -> list[Range]:
+    """The characters of each token, where SentencePiece says others.
+
+    A token that is nothing but the space which it puts before a text is by its offsets the text's first character, and
+    each byte of neighbouring characters that the vocabulary lacks is all of them.
+    """
+    pieces, place = tokenizer.convert_ids_to_tokens(list(tokens)), 0
+    found = [
+        (start, start) if text[start:stop].strip(SPACES) and not piece.strip(SPACES) else (start, stop)
+        for piece, (start, stop) in zip(pieces, offsets, strict=True)
+    ]
+    for (start, stop), run in groupby(zip(offsets, pieces, strict=True), key=itemgetter(0)):
+        several = [BYTE.fullmatch(piece) for _, piece in run]
+        if stop - start > 1 and all(several):
+            characters = [start + at for at, each in enumerate(text[start:stop]) for _ in each.encode()]
+            if bytes(int(each[1], 16) for each in several if each) == text[start:stop].encode():
+                found[place : place + len(several)] = [(at, at + 1) for at in characters]
+        place += len(several)
     return found
 
 
@@ -159,7 +190,9 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, output: str, 
     if unknown := next(unknown_words(tokenizer, text, after), ""):
         why = f"'{unknown}' is unknown" + ("" if unknown.strip() else "; set the task's separator to ''")
     elif not tokens or [*head, *tokens, *tail] != list(after.tokens):
-        why = "together they are split in another way"
+        ends = [" | ".join(tokenizer.convert_ids_to_tokens(list(each.tokens[-ENDS:]))) for each in (before, after)]
+        hint = "; let the prompt end without a space" * prompt.endswith(" ")
+        why = f"together they are split in another way (it ends in {ends[0]}, they in {ends[1]}){hint}"
     elif masked and len(tokens) > 1:
         why = f"it is {len(tokens)} tokens, and a mask stands for one"
     if why:
@@ -179,12 +212,15 @@ def answer_place(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> int:
     return place
 
 
-def spans(fields: Mapping[str, Range], offsets: Sequence[Range], text: str) -> dict[str, Range]:
-    """The tokens of each field.
+def spans(
+    tokenizer: PreTrainedTokenizerBase, fields: Mapping[str, Range], encoded: Encoded, text: str
+) -> dict[str, Range]:
+    """The tokens of each field of a text, as [start, stop) among the text's own.
 
     Raises:
-        TaskError: no token covers a field, or one covers two of them.
+        TaskError: no token covers a field, one covers two of them, or the tokens there spell something else.
     """
+    offsets = encoded.offsets
     found = {name: _tokens_of(characters, offsets, text) for name, characters in fields.items()}
     for (one, (start, stop)), (other, (begin, until)) in combinations(found.items(), 2):
         first = max(start, begin)
@@ -194,7 +230,45 @@ def spans(fields: Mapping[str, Range], offsets: Sequence[Range], text: str) -> d
                 f"'@{one}' and '@{other}' are the same token, '{token}' of {text!r}; part them with a space in the "
                 "template, or make them one variable"
             )
+    for name, (start, stop) in found.items():
+        _require_spelled(tokenizer, name, text[slice(*fields[name])], tuple(encoded.tokens[start:stop]))
     return found
+
+
+def _words(text: str) -> str:
+    """The letters and digits of a text; all of one that has none."""
+    return "".join(filter(str.isalnum, text)) or text
+
+
+@lru_cache(maxsize=4096)
+def _require_spelled(tokenizer: PreTrainedTokenizerBase, name: str, written: str, tokens: tuple[int, ...]) -> None:
+    """Refuse tokens that do not spell a field: offsets are off where a normaliser says wrongly what it has replaced.
+
+    A first or last token may hold more than the field, but none may hold nothing of it.
+    """
+    if getattr(tokenizer.backend_tokenizer, "decoder", None) is None:
+        return
+    wanted = _letters(written)
+    whole, *less = (_letters(_decoded(tokenizer, part)) for part in (tokens, tokens[1:], tokens[:-1]))
+    # Quotation marks and dashes may be replaced by others.
+    known = _words(wanted) in _words(whole)
+    if not known or (len(tokens) > 1 and wanted and any(wanted in part for part in less)):
+        pieces, spelt = " | ".join(tokenizer.convert_ids_to_tokens(list(tokens))), _decoded(tokenizer, tokens)
+        raise TaskError(
+            f"'@{name}' is {written!r}, and {type(tokenizer).__name__} says that its tokens are {pieces}, which spell "
+            f"{spelt!r}; write it in another way, or name the tokens by their places"
+        )
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    # WordPiece marks a part of a word where nothing stands before it.
+    return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)).removeprefix("##")
+
+
+def _letters(text: str) -> str:
+    """A text as it may be told from others by any tokenizer: without accents, capitals and spaces."""
+    plain = "".join(each for each in unicodedata.normalize("NFKD", text) if unicodedata.category(each) != "Mn")
+    return "".join(unicodedata.normalize("NFKD", plain.casefold()).split())
 
 
 def _tokens_of(characters: Range, offsets: Sequence[Range], text: str) -> Range:
