@@ -23,6 +23,7 @@ from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import Split, Task
 from itrain.tasks.gender import Gender
+from itrain.tasks.labelled import LabelledTask
 from itrain.tasks.responses import ResponseTask
 from tests.planted import Bits, Planted
 
@@ -34,7 +35,7 @@ def discovered() -> list[type[Task]]:
     for info in pkgutil.walk_packages(itrain.tasks.__path__, "itrain.tasks."):
         for value in vars(importlib.import_module(info.name)).values():
             own = isinstance(value, type) and issubclass(value, Task) and value.__module__ == info.name
-            if own and not inspect.isabstract(value) and not issubclass(value, ResponseTask):
+            if own and not inspect.isabstract(value) and not issubclass(value, ResponseTask | LabelledTask):
                 found.append(value)
     return found
 
