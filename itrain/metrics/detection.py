@@ -1,8 +1,8 @@
 """Detection: how well scores tell texts with a concept from those without, and what a threshold lets through.
 
 Scores and labels are gathered whole from all processes, and all sums are counts, so that a figure does not depend on
-how the texts were divided. torchmetrics' own AUROC is not used: it squashes scores outside of 0 to 1 by a sigmoid, batch
-by batch, which makes ties of large scores, adds up areas in fp32, and calls the AUROC of a single class 0.
+how the texts were divided. torchmetrics' own AUROC is not used: it squashes scores outside of 0 to 1 by a sigmoid,
+batch by batch, which makes ties of large scores, adds up areas in fp32, and calls the AUROC of a single class 0.
 
 A column holds the scores of one detector.
 """
@@ -172,7 +172,7 @@ class Scored(Metric):
         for name in ("scores", "labels"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, scores: Float[Tensor, B * K], labels: Int[Tensor, B * K]) -> None:
+    def update(self, scores: Float[Tensor, "batch ..."], labels: Int[Tensor, "batch ..."]) -> None:
         self.scores.append(scores.detach().flatten())
         # As numbers of the scores' own kind, which hold -1, 0 and 1 exactly.
         self.labels.append(labels.to(scores).flatten())

@@ -38,6 +38,12 @@ FEATURES = "features"
 """The size of the activation that an intervention edits, which is the highest rank that a subspace of it can have."""
 CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
 """The share of continuations that mention a concept; their perplexity, divided by that of unsteered ones."""
+AUROC, TRUE_POSITIVES, FALSE_POSITIVES = "auroc", "true_positive_rate", "false_positive_rate"
+F1, F1_RARE, ACCURACY, AUROC_SPREAD = "f1", "f1_rare", "accuracy", "auroc_spread"
+"""Of detection: F1 of balanced classes and of rare positives; the standard deviation of AUROC over controls."""
+POSITIVES, NEGATIVES = "positives", "negatives"
+THRESHOLDS = ("threshold", "threshold_low", "threshold_high")
+"""Above which a score is an alarm, and the ends of its interval."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
 RUNS = ("corrupted", "clean")
@@ -92,6 +98,7 @@ KNOWN = frozenset(
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {CONCEPT_RATE, PERPLEXITY_RATIO}
+    | {AUROC, TRUE_POSITIVES, FALSE_POSITIVES, F1, F1_RARE, ACCURACY, AUROC_SPREAD, POSITIVES, NEGATIVES, *THRESHOLDS}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""
