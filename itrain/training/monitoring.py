@@ -24,9 +24,11 @@ from itrain.networks.base import Network
 from itrain.placements import Placements, plain_sites
 from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, module_names
+from itrain.training.attaching import Attaching
 from itrain.training.base import Training
 from itrain.training.detection import Detected, Told
 from itrain.training.finite import FiniteAnswers, require_finite
+from itrain.training.monitor import Monitor, Watching
 from itrain.training.optimization import OptimizerFactory
 
 RANDOM = "random_direction"
@@ -185,6 +187,24 @@ class Monitoring(Training):
             start = inputs.extent[0].to(index.device)
             kept &= index >= (start + self.prefix)[:, None]
         return kept if valid is None else kept & valid
+
+    def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Monitor:
+        """Have the detectors read the model whenever it is called: ``with training.attach(model) as monitor``.
+
+        Raises:
+            ValueError: it is attached like an edit, or no thresholds have been chosen.
+        """
+        if sources or how.prompts is not None or how.acts is not None or how.strength != 1:
+            raise ValueError("a monitor edits nothing; leave source, acts, strength and prompts out")
+        if not self.calibrated:
+            raise ValueError("no thresholds have been chosen yet: fit or test the detectors first, or calibrate them")
+        self.detectors.to(device_of(model))
+        watching = [
+            Watching(detector, place.sites, [f"{concept} {name} {place.name}" for concept in self.concepts])
+            for name, place, detector in self.each()
+            if not _is_control(name)
+        ]
+        return Monitor(model, watching, excluded=self.excluded, prefix=self.prefix)
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
