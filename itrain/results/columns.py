@@ -43,6 +43,12 @@ JUDGED = (STEERING_SCORE, "concept_score", "instruct_score", "fluency_score")
 """A judge's mean scores of continuations, from 0 to 2: the harmonic mean of three aspects, then these."""
 WIN_RATES = ("win_rate", "loss_rate", "tie_rate")
 """How often a continuation's score is above a reference's, below it, and neither."""
+AUROC, TRUE_POSITIVES, FALSE_POSITIVES = "auroc", "true_positive_rate", "false_positive_rate"
+F1, F1_RARE, ACCURACY, AUROC_SPREAD = "f1", "f1_rare", "accuracy", "auroc_spread"
+"""Of detection: F1 of balanced classes and of rare positives; the standard deviation of AUROC over controls."""
+POSITIVES, NEGATIVES = "positives", "negatives"
+THRESHOLDS = ("threshold", "threshold_low", "threshold_high")
+"""Above which a score is an alarm, and the ends of its interval."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
 RUNS = ("corrupted", "clean")
@@ -97,6 +103,7 @@ KNOWN = frozenset(
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {CONCEPT_RATE, PERPLEXITY_RATIO, *JUDGED, *WIN_RATES}
+    | {AUROC, TRUE_POSITIVES, FALSE_POSITIVES, F1, F1_RARE, ACCURACY, AUROC_SPREAD, POSITIVES, NEGATIVES, *THRESHOLDS}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""
