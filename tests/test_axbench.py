@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import lightning
 import pytest
+import torch
 
+from itrain import tiny_world
 from itrain.data import LabelledDataModule, ResponseDataModule
 from itrain.models import BaseModel, load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks import TaskError
 from itrain.tasks.axbench import AxBench, AxBenchTexts
 from itrain.tasks.base import Split
+from itrain.training.monitoring import Monitoring
+from tests.test_reft import trainer
 
+quiet = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning"
+)
 Rows = list[dict[str, Any]]
 CHAT = (
     "{{ bos_token }} {% for m in messages %}The {{ m['role'] == 'user' and 'cat' or 'dog' }} "
@@ -212,8 +221,8 @@ def test_in_a_chat_prompts_are_templated_and_a_response_ends_as_a_turn_does(line
     assert embedded.tokenizer.decode([task.end]) == "." and task.response(setting)[-1] == task.end
     texts = AxBenchTexts(source=str(lines), chat=True)
     texts.bind(embedded.tokenizer)
-    (text,) = texts.inputs(texts.settings("test")[:1]).texts or ()
-    assert text.strip().endswith("The dog Sarah was red . .")
+    written = texts.inputs(texts.settings("test")[:1]).texts
+    assert written is not None and written[0].strip().endswith("The dog Sarah was red . .")
 
 
 def test_a_response_that_was_cut_off_does_not_end(lines: Path, embedded: BaseModel) -> None:
@@ -224,3 +233,27 @@ def test_a_response_that_was_cut_off_does_not_end(lines: Path, embedded: BaseMod
         response: Sequence[int] = task.response(task.settings("train")[0])
         lengths[most] = len(response), response[-1] == task.end
     assert lengths == {128: (5, True), 4: (4, False), 3: (3, False)}
+
+
+@quiet
+def test_a_difference_in_means_and_a_probe_detect_a_concept_and_random_directions_do_not(
+    tmp_path: Path, embedded: BaseModel
+) -> None:
+    for split, listed in tiny_world.concept_rows().items():
+        write(tmp_path / "2b" / "l10" / split / "data.parquet", listed)
+    lightning.seed_everything(0, verbose=False)
+    task, network = AxBenchTexts(source=str(tmp_path)), HookedNetwork(embedded.model)
+    task.bind(embedded.tokenizer)
+    data = LabelledDataModule(task=task, network=network)
+    module = Monitoring(
+        network=network,
+        sites="layer3.block_output",
+        concepts=task.concepts,
+        pooling="max",
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+    )
+    trainer(12).fit(module, data)
+    (figures,) = trainer(1).test(module, data, verbose=False)
+    found = {name.split("/")[-1]: value for name, value in figures.items() if name.startswith("test/auroc/")}
+    at = {name: next(value for key, value in found.items() if name in key) for name in ("mean", "probe", "random")}
+    assert at["mean"] > 0.9 < at["probe"] and abs(at["random"] - 0.5) < 0.15

@@ -232,7 +232,7 @@ def test_two_directions_steer_at_matched_norm_and_a_random_vector_does_not(tmp_p
         told = figures_of(module.judgements)
         assert told["strength"] == module.chosen == pytest.approx(figures["test/strength"])
         assert told["steering_score"] == pytest.approx(figures["test/steering_score"], abs=1e-6)
-        assert module.interchange.applied == (module.chosen * module.sizes[0],)
+        assert module.chosen is not None and module.interchange.applied == (module.chosen * module.sizes[0],)
         if reference is not None:
             rates = [figures[f"test/{name}_rate"] for name in ("win", "tie", "loss")]
             assert sum(rates) == pytest.approx(1)
