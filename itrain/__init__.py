@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from itrain.interventions.reft import DiReFT as DiReFT
     from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.interventions.reft import NoReFT as NoReFT
+    from itrain.interventions.steering import SteeringDirection as SteeringDirection
     from itrain.interventions.steering import SteeringVector as SteeringVector
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
     from itrain.models import BaseModel as BaseModel
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from itrain.sharing.foreign import save_gguf as save_gguf
     from itrain.sharing.foreign import save_mib as save_mib
     from itrain.sites import Site as Site
+    from itrain.tasks.axbench import AxBench as AxBench
+    from itrain.tasks.axbench import AxBenchTexts as AxBenchTexts
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
     from itrain.tasks.base import TextTask as TextTask
@@ -142,6 +145,7 @@ _HOMES = {
     "DiReFT": "interventions.reft",
     "LoReFT": "interventions.reft",
     "NoReFT": "interventions.reft",
+    "SteeringDirection": "interventions.steering",
     "SteeringVector": "interventions.steering",
     "InterchangeAccuracy": "metrics",
     "BaseModel": "models",
@@ -170,6 +174,8 @@ _HOMES = {
     "Site": "sites",
     "Placement": "placements",
     "read_results": "results.table",
+    "AxBench": "tasks.axbench",
+    "AxBenchTexts": "tasks.axbench",
     "Pair": "tasks.base",
     "Task": "tasks.base",
     "TextTask": "tasks.base",

@@ -294,6 +294,7 @@ def test_a_run_writes_judgements_and_an_export_that_acts_as_strong_as_it_said(
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "steering score at the chosen strength" in told and "steering score on 12 held-out prompts" in told
+    assert "judge   WordJudge(concept=0:0.02, instruct=0.1:0.3, fluency=4:2)" in told
     (folder,) = [path.parent for path in tmp_path.rglob("config.yaml")]
     figures = json.loads((folder / "metrics.json").read_text())
     again = figures_of(read_judgements(folder / "judgements.jsonl"))
@@ -308,3 +309,15 @@ def test_a_run_writes_judgements_and_an_export_that_acts_as_strong_as_it_said(
     (tested,) = (tmp_path / "again").rglob("metrics.json")
     reported = {name: value for name, value in figures.items() if not name.startswith("before/")}
     assert json.loads(tested.read_text()) == pytest.approx(reported, rel=1e-6)
+
+
+def test_an_export_of_a_checkpoint_acts_at_a_strength_that_was_chosen_too(tmp_path: Path) -> None:
+    words = ["fit", "recipe=steer_story", "trainer.max_steps=3", "data.train_examples=64", "trainer.accelerator=cpu"]
+    words += ["data.validation_examples=8", "data.test_examples=8", "training.strengths=[0.5]", f"output={tmp_path}"]
+    words += ["training.max_perplexity_ratio=100", "training.max_new_tokens=4", "trainer.enable_progress_bar=false"]
+    assert main(words) == 0
+    (folder,) = [path.parent for path in tmp_path.rglob("config.yaml")]
+    assert main(["export", f"ckpt={folder}", f"output={tmp_path / 'again'}"]) == 0
+    (other,) = (tmp_path / "again").rglob("intervention_config.json")
+    applied = [read_config(export)["applied"] for export in (folder / "export", other.parent)]
+    assert applied[0] == applied[1] and set(applied[0]) <= {0.0, 0.5}
