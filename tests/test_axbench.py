@@ -19,6 +19,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.tasks import TaskError
 from itrain.tasks.axbench import AxBench, AxBenchTexts
 from itrain.tasks.base import Split
+from itrain.training.continuations import whole_texts
 from itrain.training.monitoring import Monitoring
 from tests.test_reft import trainer
 
@@ -218,6 +219,8 @@ def test_in_a_chat_prompts_are_templated_and_a_response_ends_as_a_turn_does(line
     ids = inputs.arguments["input_ids"][0]
     assert embedded.tokenizer.decode(ids[start:stop]) == setting["prompt"]
     assert ids.tolist().count(embedded.tokenizer.bos_token_id) == 1
+    kept = whole_texts(inputs).tokens
+    assert kept is not None and kept.tolist() == [[start, len(ids)]], "neither what the template writes nor padding"
     assert embedded.tokenizer.decode([task.end]) == "." and task.response(setting)[-1] == task.end
     texts = AxBenchTexts(source=str(lines), chat=True)
     texts.bind(embedded.tokenizer)
