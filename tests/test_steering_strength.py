@@ -304,7 +304,7 @@ def test_a_run_writes_judgements_and_an_export_that_acts_as_strong_as_it_said(
     assert isinstance(loaded, Steering) and loaded.judge is None and loaded.interchange.applied
     (edit,) = loaded.generating_edits()
     assert float(edit.edit(torch.zeros(1, 1, 80)).norm()) == pytest.approx(loaded.interchange.applied[0], rel=1e-5)
-    assert "<!-- steering score, 12 held-out prompts -->" in (folder / "figure.svg").read_text()
+    assert "<!-- steering score, 12 prompts -->" in (folder / "figure.svg").read_text()
     assert main(["test", f"export={folder / 'export'}", f"output={tmp_path / 'again'}"]) == 0
     (tested,) = (tmp_path / "again").rglob("metrics.json")
     reported = {name: value for name, value in figures.items() if not name.startswith("before/")}
