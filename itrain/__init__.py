@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from itrain.interventions.reft import DiReFT as DiReFT
     from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.interventions.reft import NoReFT as NoReFT
+    from itrain.interventions.steering import SteeringDirection as SteeringDirection
     from itrain.interventions.steering import SteeringVector as SteeringVector
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
     from itrain.models import BaseModel as BaseModel
@@ -73,6 +74,8 @@ if TYPE_CHECKING:
     from itrain.sharing.foreign import save_gguf as save_gguf
     from itrain.sharing.foreign import save_mib as save_mib
     from itrain.sites import Site as Site
+    from itrain.tasks.axbench import AxBench as AxBench
+    from itrain.tasks.axbench import AxBenchTexts as AxBenchTexts
     from itrain.tasks.base import ClassTask as ClassTask
     from itrain.tasks.base import Pair as Pair
     from itrain.tasks.base import Task as Task
@@ -150,6 +153,7 @@ _HOMES = {
     "DiReFT": "interventions.reft",
     "LoReFT": "interventions.reft",
     "NoReFT": "interventions.reft",
+    "SteeringDirection": "interventions.steering",
     "SteeringVector": "interventions.steering",
     "InterchangeAccuracy": "metrics",
     "BaseModel": "models",
@@ -180,6 +184,8 @@ _HOMES = {
     "Site": "sites",
     "Placement": "placements",
     "read_results": "results.table",
+    "AxBench": "tasks.axbench",
+    "AxBenchTexts": "tasks.axbench",
     "ClassTask": "tasks.base",
     "Pair": "tasks.base",
     "Task": "tasks.base",

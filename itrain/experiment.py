@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from itrain.checkpoints import read_checkpoint, require_origin
+from itrain.data.labelled import concepts_of
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.factories import Limited, as_node, describe, limits_of_model
@@ -115,6 +116,8 @@ class Opened:
             "control": lambda: self.task.control is not None,
             "concept": lambda: self.task.mentions if isinstance(self.task, ResponseTask) else [],
             "end": lambda: self.task.end if isinstance(self.task, ResponseTask) else None,
+            "concepts": lambda: concepts_of(self.data),
+            "excluded": lambda: list(getattr(self.base_model.tokenizer, "all_special_ids", ())),
         }
         asked = inspect.signature(training).parameters
         known = {name: make for name, make in known.items() if name in asked}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ def describe(name: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, Tensor):
         return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: describe(name, each) for key, each in value.items()}
     if not callable(value):
         return value
     cls, arguments = (value.func, dict(value.keywords)) if isinstance(value, functools.partial) else (value, {})
@@ -57,6 +59,8 @@ def rebuild(name: str, value: Any, place: str, *, trust: Sequence[str] = ()) -> 
         arguments = {key: rebuild(key, each, place, trust=trust) for key, each in value["arguments"].items()}
         kind = Optimizer if name == "optimizer" else nn.Module
         return functools.partial(find_class(value["class"], name, kind, place, trust=trust), **arguments)
+    if isinstance(value, dict):
+        return {key: rebuild(name, each, place, trust=trust) for key, each in value.items()}
     return value
 
 

@@ -15,6 +15,7 @@ _TRAINING = {
     "intervention": "choose it with intervention=<choice>",
     "hidden_sizes": "they are read from the model; leave it out",
     "classes": "they are counted from the task's values; leave it out",
+    "concepts": "they are those of the labelled texts; leave it out",
 }
 
 OWNED: Mapping[str, Mapping[str, str]] = {
@@ -45,8 +46,8 @@ OWNED: Mapping[str, Mapping[str, str]] = {
 
 FILLED: Mapping[str, frozenset[str]] = {
     "network": frozenset({"folder"}),
-    "training": frozenset({"control", "concept", "end"}),
-    "sweep.methods": frozenset({"control"}),
+    "training": frozenset({"control", "concept", "end", "excluded"}),
+    "sweep.methods": frozenset({"control", "excluded"}),
     "trainer": frozenset({"callbacks", "enable_model_summary"}),
     "logger": frozenset({"save_dir"}),
 }

@@ -31,7 +31,7 @@ ROOMS = [
         "itrain.probes",
         "itrain.interventions",
     },
-    {"itrain.placements"},
+    {"itrain.placements", "itrain.detectors"},
     {
         "itrain.inputs",
         "itrain.architectures",

@@ -20,6 +20,7 @@ from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
 from itrain.training.finetuning import RepresentationFinetuning
 from itrain.training.iit import InterchangeInterventionTraining
+from itrain.training.judgements import read_judgements
 from itrain.training.probing import ProbeTraining
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,11 @@ FORMS: dict[str, list[str]] = {
         "training.optimizer.lr=0.05",
     ],
     "several attributes": ["recipe=mdas_entity", "task.attributes=[color,material]", *PAIRS, *SMALL_STEPS],
+    "judged text": [
+        *["recipe=steer_story", "training.strengths=[0.1,0.2]", "training.max_new_tokens=6", *EXAMPLES],
+        *["training.optimizer.lr=0.05", "training.scale=max_activation"],
+        "training.judge={_target_: itrain.training.judges.WordJudge}",
+    ],
     "probes under an erasure": ["recipe=amnesic_probe_gender", *PAIRS],
 }
 """The same in other forms."""
@@ -159,6 +165,10 @@ def test_two_processes_learn_and_measure_what_one_does_in_every_form(form: str) 
     assert figures(two) == pytest.approx(figures(one), rel=1e-5, abs=1e-6)
     for name, weight in weights(one).items():
         assert (weights(two)[name] - weight).double().norm() <= 1e-6 * weight.double().norm(), name
+    if (one / "judgements.jsonl").exists():
+        judged = [read_judgements(folder / "judgements.jsonl") for folder in (one, two)]
+        said = [[(each.place, each.continuation.text, each.verdict) for each in listed] for listed in judged]
+        assert said[0] == said[1] and len(said[0]) == 3 * (33 + 41) + 2 * 41
     for place in (f"export={one / 'export'}", f"ckpt={one}"):
         again = Path(place.partition("=")[0]).resolve()
         assert main(["test", place, "trust=[tests]", f"output={again}"]) == 0

@@ -157,6 +157,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
     from itrain.sweeps.grid import Grid
     from itrain.tasks.base import Task
     from itrain.training.base import Training
+    from itrain.training.judges import Judge
 
     return {
         "model": ((nn.Module, BaseModel), (Task,)),
@@ -164,7 +165,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
         "task": ((Task,), ()),
         "data": ((SplitDataModule,), ()),
         "intervention": ((Intervention,), (nn.Module,)),
-        "training": ((Training,), (nn.Module, Optimizer)),
+        "training": ((Training,), (nn.Module, Optimizer, Judge)),
         "trainer": ((lightning.Trainer,), (lightning.Callback, ShardedStrategy)),
         "logger": ((Logger,), ()),
         "sweep": ((Grid,), (nn.Module, Optimizer)),

@@ -188,3 +188,14 @@ class LabelledDataModule(SplitDataModule[LabelledBatch]):
                         f"the {split} split has no text {what} the concept {quoted(concept)}, so that nothing can be "
                         "told apart; add some, or give the rows other splits"
                     )
+
+
+def concepts_of(data: SplitDataModule) -> list[str]:
+    """The concepts of labelled texts.
+
+    Raises:
+        LabelError: the data are others.
+    """
+    if not isinstance(data, LabelledDataModule):
+        raise LabelError(f"detectors are trained on labelled texts, not on a {type(data).__name__}; add data=labelled")
+    return data.concepts

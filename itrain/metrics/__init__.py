@@ -4,6 +4,17 @@ from itrain.metrics.attributes import Disentangled as Disentangled
 from itrain.metrics.attributes import Disentanglement as Disentanglement
 from itrain.metrics.attributes import disentangled as disentangled
 from itrain.metrics.attributes import disentangled_pair as disentangled_pair
+from itrain.metrics.detection import AUROC as AUROC
+from itrain.metrics.detection import DetectionF1 as DetectionF1
+from itrain.metrics.detection import Rates as Rates
+from itrain.metrics.detection import Scored as Scored
+from itrain.metrics.detection import ThresholdAt as ThresholdAt
+from itrain.metrics.detection import auroc as auroc
+from itrain.metrics.detection import auroc_interval as auroc_interval
+from itrain.metrics.detection import exact_interval as exact_interval
+from itrain.metrics.detection import rates_above as rates_above
+from itrain.metrics.detection import threshold_at as threshold_at
+from itrain.metrics.detection import threshold_interval as threshold_interval
 from itrain.metrics.differences import LogitDifference as LogitDifference
 from itrain.metrics.differences import fldd as fldd
 from itrain.metrics.differences import logit_difference as logit_difference

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from itrain.metrics.gathering import gather_counts
 
 ASPECTS = ("concept", "instruct", "fluency")
-"""What a judge scores of a continuation, each from 0 to 2: that it has the concept, is on the instruction, reads well."""
+"""What a judge scores, each from 0 to 2: the concept is there, the text is on the instruction, it reads well."""
 STEP = 2.0**-40
 """The precision in which scores are added up."""
 TIE = 1e-6

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -177,6 +177,9 @@ class AttachedEdits(Attached):
     def _what(self) -> str:
         acts = {f"{each.site} ({in_words(each.acts)})": None for each in self.edits}
         return ", ".join(acts) or "no edit"
+
+    def generates(self, settings: Mapping[str, Any]) -> None:
+        """Nothing is refused: edits act in all that ``generate`` does."""
 
     def begin(self, call: Call) -> None:
         """Plan what acts in a call of the model."""

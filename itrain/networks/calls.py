@@ -54,6 +54,8 @@ class Call(NamedTuple):
     prompt: Prompt
     start: int = 0
     stop: int = 0
+    text: Tensor | None = None
+    """The tokens that run, (B, S) or as embeddings; None: it is no text."""
 
     @property
     def runs_prompt(self) -> bool:
@@ -70,6 +72,9 @@ class Call(NamedTuple):
 
 class Listener(Protocol):
     """What acts in calls of a model."""
+
+    def generates(self, settings: Mapping[str, Any]) -> None:
+        """The model's ``generate`` is called with these settings, which may be refused."""
 
     def begin(self, call: Call) -> None:
         """Make ready for a call."""
@@ -182,6 +187,8 @@ class Calls:
         @wraps(generate)
         def watched(*args: Any, **kwargs: Any) -> Any:
             self._require_known(kwargs)
+            for listener in self.listeners:
+                listener.generates(kwargs)
             given = next((kwargs[name] for name in ("inputs_embeds", "input_ids", "inputs") if name in kwargs), None)
             before, self._outermost = self._generation, None
             self._generation = Generation(given=args[0] if args and given is None else given, mask=kwargs.get(MASK))
@@ -259,16 +266,16 @@ class Calls:
         start = 0 if cache is None else self._held(cache)
         stop = start + text.shape[1]
         if self._generation is not None:
-            return Call(self._prompt_of_generation(self._generation, text, given, cache, start), start, stop)
+            return Call(self._prompt_of_generation(self._generation, text, given, cache, start), start, stop, text)
         if start == 0:
-            return Call(Prompt(inputs=_texts(text, given.get(MASK)), examples=len(text)), 0, stop)
+            return Call(Prompt(inputs=_texts(text, given.get(MASK)), examples=len(text)), 0, stop, text)
         prompt = self._prompts.get(cache)
         if prompt is None:
             raise ValueError(
                 f"{type(self.model).__name__} is given a cache of {start} tokens that it did not fill itself while "
                 "edits were attached, so that the prompt cannot be told; run the prompt inside too"
             )
-        return Call(prompt, start, stop)
+        return Call(prompt, start, stop, text)
 
     def _held(self, cache: Any) -> int:
         """How many tokens a cache holds.

@@ -20,6 +20,7 @@ from itrain.results.run import Table as FiguresTable
 from itrain.results.run import summarise_run
 from itrain.shards import own_class
 from itrain.training.base import Training
+from itrain.training.steering import Steering
 
 QUIET = "ITRAIN_QUIET"
 """The environment variable that silences all but results, in all processes of a run."""
@@ -63,6 +64,7 @@ def announce(
         **({"sites": ", ".join(map(str, module.placements))} if module.sites else {}),
         "trains": f"{kinds}, {trained:,} parameters",
         **data.describe(),
+        **({"judge": module.judge.name} if isinstance(module, Steering) and module.judge is not None else {}),
         "runs": how,
         "threads": threads,
         "folder": str(folder),

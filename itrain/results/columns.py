@@ -59,6 +59,12 @@ JUDGED = (STEERING_SCORE, "concept_score", "instruct_score", "fluency_score")
 """A judge's mean scores of continuations, from 0 to 2: the harmonic mean of three aspects, then these."""
 WIN_RATES = ("win_rate", "loss_rate", "tie_rate")
 """How often a continuation's score is above a reference's, below it, and neither."""
+AUROC, TRUE_POSITIVES, FALSE_POSITIVES = "auroc", "true_positive_rate", "false_positive_rate"
+F1, F1_RARE, ACCURACY, AUROC_SPREAD = "f1", "f1_rare", "accuracy", "auroc_spread"
+"""Of detection: F1 of balanced classes and of rare positives; the standard deviation of AUROC over controls."""
+POSITIVES, NEGATIVES = "positives", "negatives"
+THRESHOLDS = ("threshold", "threshold_low", "threshold_high")
+"""Above which a score is an alarm, and the ends of its interval."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
 CONTROL_TASK = "control_task/"
@@ -126,6 +132,7 @@ KNOWN = frozenset(
     | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE}
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
     | {*JUDGED, *WIN_RATES}
+    | {AUROC, TRUE_POSITIVES, FALSE_POSITIVES, F1, F1_RARE, ACCURACY, AUROC_SPREAD, POSITIVES, NEGATIVES, *THRESHOLDS}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""

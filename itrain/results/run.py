@@ -44,6 +44,7 @@ from itrain.results.columns import (
     spoken,
 )
 from itrain.results.curves import Plot
+from itrain.results.detection import DETECTION
 from itrain.results.divergence import OF_DIVERGENCE, divergence_lines
 from itrain.results.history import Curve, read_curve
 from itrain.results.intervals import of_run
@@ -303,6 +304,7 @@ KINDS = (
         bars=_places_bars(ANSWER_PROBABILITY, TRACED, "probability of the clean answer"),
     ),
     STEERING,
+    DETECTION,
     Kind(
         fits=lambda results: f"{TEST}/{EXACT_MATCH}" in results,
         known=KNOWN,

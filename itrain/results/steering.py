@@ -21,6 +21,8 @@ from itrain.results.curves import Line, Plot, Point
 from itrain.results.intervals import Ends, of_run
 from itrain.results.parts import Bars, Kind, Results, Table
 
+TICK = 0.12
+"""The room of a label on the axis of strengths, as a share of it."""
 HIGHEST = 2.0
 """The highest score that a judge gives."""
 TOP = 3.0
@@ -132,13 +134,17 @@ def _plots(results: Results) -> Sequence[Plot]:
         CONCEPT_RATE: (f"concept rate, {count} held-out prompts", 1.0),
         PERPLEXITY_RATIO: ("perplexity ratio, by the untouched model", TOP),
     }
-    if is_judged(results):
-        drawn[STEERING_SCORE] = (f"steering score, {count} held-out prompts", HIGHEST)
+    if is_judged(results):  # of which three stand side by side
+        drawn = {
+            CONCEPT_RATE: ("concept rate", 1.0),
+            PERPLEXITY_RATIO: ("perplexity ratio", TOP),
+            STEERING_SCORE: (f"steering score, {count} prompts", HIGHEST),
+        }
     return [
         Plot(
             title=title,
             axis=f"strength{chosen}",
-            ticks={strength: f"{strength:g}" for strength in (0.0, *strengths)},
+            ticks={strength: f"{strength:g}" for strength in _apart([0.0, *strengths])},
             ends=(-0.05 * max(strengths), 1.05 * max(strengths)),
             top=top,
             lines=[
@@ -148,6 +154,15 @@ def _plots(results: Results) -> Sequence[Plot]:
         )
         for figure, (title, top) in drawn.items()
     ]
+
+
+def _apart(strengths: Sequence[float]) -> list[float]:
+    """Those of ascending strengths that have room for a label."""
+    kept = [strengths[0]]
+    for strength in strengths[1:]:
+        if strength - kept[-1] >= TICK * strengths[-1]:
+            kept.append(strength)
+    return kept
 
 
 def _points(results: Results, side: str, figure: str, strengths: Mapping[float, str]) -> list[Point]:

@@ -12,12 +12,14 @@ from itrain import tiny_world
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks import TaskError
 from itrain.tasks.base import Split
+from itrain.tasks.labelled import LabelledTask
 from itrain.tasks.responses import ResponseTask
 from itrain.tasks.rows import READERS, Row, read_rows
 from itrain.tasks.tokens import continuation, encode, unknown_words
 
 COLUMNS = ("input", "output", "output_concept", "concept_genre", "category", "concept_id")
 POSITIVE, NEGATIVE, HARD = "positive", "negative", "hard negative"
+CATEGORIES, SHIFT = (POSITIVE, NEGATIVE, HARD), "hard_negatives"
 NO_CONCEPT = -1
 """The concept_id of training responses without any concept, which all concepts of their genre share."""
 FILES: Mapping[str, tuple[str, ...]] = {
@@ -46,7 +48,7 @@ class Concept(NamedTuple):
     train: Sequence[Row]
     """Responses with the concept, then those of its genre without any."""
     test: Sequence[Row]
-    """Responses with the concept, without it, and with another sense of one of its words."""
+    """Responses with the concept, without it, and with another sense of one of its words, to other instructions."""
 
     @property
     def words(self) -> list[str]:
@@ -65,8 +67,7 @@ def read_concept(source: str | None, *, part: str, concept: int | str, revision:
         revision: of a data set on the hub.
 
     Raises:
-        TaskError: a file, a column or the concept is missing, or the two files share a training and a test instruction
-            of the concept.
+        TaskError: a file, a column, the concept, or its rows of a category are missing.
     """
     rows = _embedded() if source is None else _read(source, part, revision)
     for row in (row for each in rows.values() for row in each):
@@ -86,7 +87,8 @@ def read_concept(source: str | None, *, part: str, concept: int | str, revision:
     train = [row for row in rows["train"] if _is(row, number, POSITIVE)]
     genres = {row.columns["concept_genre"] for row in train}
     train += [row for row in rows["train"] if _is(row, NO_CONCEPT, NEGATIVE) and row.columns["concept_genre"] in genres]
-    test = [row for row in rows["test"] if row.columns["concept_id"] == number]
+    known = {row.columns["input"] for row in train}
+    test = [row for row in rows["test"] if row.columns["concept_id"] == number and row.columns["input"] not in known]
     for category in (POSITIVE, NEGATIVE):
         if not any(row.columns["category"] == category for row in test):
             raise TaskError(
@@ -211,6 +213,65 @@ class AxBench(ResponseTask):
         return text, {"prompt": (start, start + len(asked.strip()))} if start >= 0 else {}
 
 
+class AxBenchTexts(LabelledTask):
+    """The texts of one of AxBench's concepts: an instruction with its response each, which has the concept or not.
+
+    Training and validation have responses with the concept, and those of its genre without any; a share of the training
+    instructions is for validation. The test has the concept's test responses with it and without; the shift
+    ``hard_negatives`` has those with it, and those with another sense of one of its words.
+
+    Args:
+        source, part, concept, chat, revision: as in :class:`AxBench`.
+        split_seed: draws the training instructions that are for validation.
+
+    Raises:
+        TaskError: as :class:`AxBench`, or no training responses are without the concept.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str | None = None,
+        part: str = "2b/l10",
+        concept: int | str = 0,
+        chat: bool = False,
+        revision: str | None = None,
+        split_seed: int = 0,
+    ) -> None:
+        found = read_concept(source, part=part, concept=concept, revision=revision)
+        self.chat, self.concepts = chat, (found.text,)
+        rows: dict[str, list[Row]] = _parted(found.train, split_seed)
+        of = {category: [row for row in found.test if row.columns["category"] == category] for category in CATEGORIES}
+        rows["test"] = [*of[POSITIVE], *of[NEGATIVE]]
+        if of[HARD]:
+            rows[SHIFT] = [*of[POSITIVE], *of[HARD]]
+        self.shifts = [name for name in rows if name == SHIFT]
+        self._settings = {name: [_setting(row) for row in each] for name, each in rows.items()}
+        every = [setting for each in self._settings.values() for setting in each]
+        self.causal_model = CausalModel(
+            inputs={name: [setting[name] for setting in every] for name in ("prompt", "response", "has_concept")},
+            mechanisms={},
+            output="has_concept",
+        )
+
+    def settings(self, split: str) -> Sequence[Setting]:
+        return self._settings.get(split, ())
+
+    def labels(self, setting: Setting) -> Sequence[int]:
+        return [int(setting["has_concept"])]
+
+    def template(self, setting: Setting) -> str:
+        return "{prompt}" + self.separator + "{response}"
+
+    def label(self, output: Any) -> int:
+        raise TaskError("concept texts have no answers; use them with data=labelled, or steer with task=axbench")
+
+    def _render(self, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
+        if not self.chat:
+            return super()._render(setting)
+        return chat_text(self.tokenizer, setting["prompt"], setting["response"]), {}
+
+
 def chat_text(tokenizer: Any, instruction: str, response: str | None = None) -> str:
     """An instruction as the tokenizer's chat template writes it, with its response or ready for one.
 
@@ -259,6 +320,16 @@ def _held_out(found: Concept, instructions: str | None, known: set[Hashable]) ->
             f"concept {found.number} ({found.text}) has {len(settings)} held-out instructions; give two or more"
         )
     return list(settings.values())
+
+
+def _parted(rows: Sequence[Row], seed: int) -> dict[str, list[Row]]:
+    """The training rows, and those for validation, which share no instruction."""
+    asked = sorted({row.columns["input"] for row in rows})
+    kept = set(Random(seed).sample(asked, round(VALIDATION * len(asked))))
+    parts: dict[str, list[Row]] = {"train": [], "validation": []}
+    for row in rows:
+        parts["validation" if row.columns["input"] in kept else "train"].append(row)
+    return parts
 
 
 def _is(row: Row, number: int, category: str) -> bool:

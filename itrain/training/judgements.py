@@ -35,6 +35,7 @@ class Judgement:
     Args:
         split: ``validation``, on which the strength is chosen, or ``test``.
         place: how it was steered: ``unsteered``, ``strength_0.5`` or ``random_vector/strength_0.5``.
+        example: tells the prompts of a split apart.
         continuation: what the judge was given.
         verdict: the scores.
         judge: who gave them.
@@ -42,6 +43,7 @@ class Judgement:
 
     split: str
     place: str
+    example: int
     continuation: Continuation
     verdict: Verdict
     judge: str
@@ -56,7 +58,8 @@ class Judgement:
         for name in ("perplexity", "unsteered_perplexity"):
             given[name] = given[name] if isfinite(given[name]) else MOST
         scores = {f"{name}_score": score for name, score in self.verdict._asdict().items()}
-        return {"split": self.split, "place": self.place, **given, "judge": self.judge, **scores, SCORE: self.overall}
+        own = {"split": self.split, "place": self.place, "example": self.example}
+        return {**own, **given, "judge": self.judge, **scores, SCORE: self.overall}
 
 
 class Judged:
@@ -114,8 +117,10 @@ class Judged:
             self.scores[place] = SteeringScore().to(keys.device)
         self.scores[place].update(torch.tensor(said, dtype=torch.float64))
         self.found += [
-            Judgement(split=self.split, place=place, continuation=each, verdict=verdict, judge=self.judge.name)
-            for each, verdict in zip(given, said, strict=True)
+            Judgement(
+                split=self.split, place=place, example=key, continuation=each, verdict=verdict, judge=self.judge.name
+            )
+            for key, each, verdict in zip(at, given, said, strict=True)
         ]
 
     def compute(self) -> dict[str, Tensor]:
@@ -234,12 +239,12 @@ def _read(place: str, line: str) -> Judgement:
         scores = Verdict(*(float(row[f"{name}_score"]) for name in ASPECTS))
         for name in ("perplexity", "unsteered_perplexity"):
             given[name] = inf if given[name] == MOST else float(given[name])
-        own = {name: str(row[name]) for name in ("split", "place", "judge")}
+        own, example = {name: str(row[name]) for name in ("split", "place", "judge")}, int(row["example"])
         if own["place"].startswith(STEERED):
             float(own["place"].removeprefix(STEERED))
     except (KeyError, TypeError, ValueError) as error:
         raise JudgementError(f"{place} is no judgement: {type(error).__name__}: {error}") from error
-    return Judgement(continuation=Continuation(**given), verdict=scores, **own)
+    return Judgement(example=example, continuation=Continuation(**given), verdict=scores, **own)
 
 
 def gathered(found: Sequence[Judgement]) -> list[Judgement]:
@@ -248,7 +253,7 @@ def gathered(found: Sequence[Judgement]) -> list[Judgement]:
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         parts = [None] * distributed.get_world_size()
         distributed.all_gather_object(parts, list(found))
-    unique = {(each.split, each.place, each.continuation.instruction): each for part in parts for each in part}
+    unique = {(each.split, each.place, each.example): each for part in parts for each in part}
     return [unique[key] for key in sorted(unique)]
 
 

@@ -1,0 +1,128 @@
+"""What detectors tell of labelled texts: their scores, kept until the end of a split, and the figures of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite, nan
+from statistics import fmean
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from itrain.data import LabelledBatch
+from itrain.metrics import Scored, auroc, rates_above
+from itrain.metrics.detection import Column
+
+SHIFT = "shift"
+"""What stands before the name of a shifted test set in the names of its figures."""
+LISTED = 20
+"""Up to how many concepts each has figures of its own, beside those of all."""
+
+MEANS = ("auroc", "true_positive_rate", "false_positive_rate", "f1", "f1_rare")
+ALL = "all concepts"
+"""The figures that are averaged over several concepts, and the name of these in theirs."""
+
+Told: TypeAlias = tuple[int, int]
+"""A detector and a concept, by number."""
+
+
+class Detected:
+    """The scores of texts by all detectors, for each test set.
+
+    Args:
+        detectors: their names, each with ``{}`` in place of a concept's.
+        concepts: the names of the concepts.
+        controls: which of the detectors are controls, by number.
+        positive_rate: the share of texts with a concept in ``f1_rare``.
+    """
+
+    def __init__(
+        self, *, detectors: Sequence[str], concepts: Sequence[str], controls: Sequence[int], positive_rate: float
+    ) -> None:
+        self.detectors, self.concepts, self.controls = list(detectors), list(concepts), list(controls)
+        self.positive_rate = positive_rate
+        self.sets: dict[str, Scored] = {}
+
+    def clear(self) -> None:
+        self.sets.clear()
+
+    def update(self, scores: Float[Tensor, "batch detectors concepts"], batch: LabelledBatch) -> None:
+        """Keep the scores of a batch."""
+        labels = batch.labels[:, None].expand(scores.shape)
+        for number, name in enumerate(batch.sets):
+            if name not in self.sets:
+                self.sets[name] = Scored(columns=len(self.detectors) * len(self.concepts)).to(scores.device)
+            # Also where a batch has none of a set: all processes have the same sets.
+            rows = (batch.of == number).to(scores.device)
+            self.sets[name].update(scores[rows], labels[rows])
+
+    def validated(self) -> dict[str, Tensor]:
+        """The mean AUROC of a validation, over detectors that are no controls and over concepts."""
+        (scored,) = self.sets.values()
+        found = [auroc(*column) for (number, _), column in self._told(scored) if number not in self.controls]
+        return {"validation/auroc": torch.stack(found).nanmean().float()}
+
+    def tested(
+        self, thresholds: Float[Tensor, "detectors concepts"], bounds: Mapping[Told, tuple[float, float]]
+    ) -> dict[str, Tensor]:
+        """The figures of each detector and concept on each test set, and of several concepts their means.
+
+        Args:
+            thresholds: above which a score is an alarm.
+            bounds: the intervals of the thresholds, where they are known.
+        """
+        figures: dict[str, float] = {}
+        limits = thresholds.tolist()
+        for place, scored in self.sets.items():
+            before = f"test/{SHIFT}/{place}/" if figures else "test/"
+            own: dict[str, list[dict[str, float]]] = {}
+            every: dict[str, list[dict[str, float]]] = {}
+            for (detector, concept), column in self._told(scored):
+                found = self._figures(*column, limits[detector][concept])
+                if before == "test/":
+                    ends = zip(("threshold_low", "threshold_high"), bounds.get((detector, concept), ()), strict=False)
+                    found |= {
+                        "threshold": limits[detector][concept],
+                        **{each: end for each, end in ends if isfinite(end)},
+                    }
+                name = self.detectors[detector]
+                own.setdefault(name.format(self.concepts[concept]), []).append(found)
+                every.setdefault(name.format(ALL), []).append({figure: found[figure] for figure in MEANS})
+            shown = (own if len(self.concepts) <= LISTED else {}) | (every if len(self.concepts) > 1 else {})
+            figures |= {
+                f"{before}{figure}/{name}": value
+                for name, several in shown.items()
+                for figure, value in _means(several).items()
+            }
+        return {name: torch.tensor(float(value)) for name, value in figures.items()}
+
+    def _figures(self, scores: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
+        rates = rates_above(scores, labels, threshold)
+        count = rates.positives + rates.negatives
+        right = rates.true_positive * rates.positives + (1 - rates.false_positive) * rates.negatives
+        return {
+            "auroc": float(auroc(scores, labels)),
+            "true_positive_rate": rates.true_positive,
+            "false_positive_rate": rates.false_positive,
+            "f1": rates.f1(0.5),
+            "f1_rare": rates.f1(self.positive_rate),
+            "accuracy": right / count if count else nan,
+            "majority_accuracy": max(rates.positives, rates.negatives) / count if count else nan,
+            "positives": rates.positives,
+            "negatives": rates.negatives,
+        }
+
+    def _told(self, scored: Scored) -> Iterator[tuple[Told, Column]]:
+        for number, column in enumerate(scored.each()):
+            yield divmod(number, len(self.concepts)), column
+
+
+def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The figures of a detector as they are; of the controls their means, and the spread of their AUROC."""
+    if len(several) == 1:
+        return dict(several[0])
+    shared = [figure for figure in several[0] if not figure.startswith("threshold")]
+    means = {figure: fmean(each[figure] for each in several) for figure in shared}
+    return means | {"auroc_spread": float(torch.tensor([each["auroc"] for each in several]).std())}
