@@ -162,7 +162,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
         "model": ((nn.Module, BaseModel), ()),
         "network": ((Network,), ()),
         "task": ((Task,), ()),
-        "data": ((SplitDataModule,), ()),
+        "data": ((SplitDataModule,), (Task,)),
         "intervention": ((Intervention,), (nn.Module,)),
         "training": ((Training,), (nn.Module, Optimizer)),
         "trainer": ((lightning.Trainer,), (lightning.Callback, ShardedStrategy)),
