@@ -73,7 +73,8 @@ class Detector(nn.Module, ABC):
                 f"{type(self).__name__} has no query to learn; give it another pooling, for example "
                 f"partial({type(self).__name__}, pooling='max')"
             )
-        self.hidden_size, self.concepts, self.pooling = hidden_size, concepts, pooling
+        self.hidden_size, self.concepts = hidden_size, concepts
+        self.pooling: Pooling = pooling
         self.register_buffer("thresholds", torch.zeros(concepts))
         self.register_buffer("calibrated", torch.tensor(False))
 

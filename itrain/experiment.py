@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from itrain.checkpoints import read_checkpoint, require_origin
-from itrain.data.labelled import concepts_of
+from itrain.data.labelled import LabelledDataModule, concepts_of
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.factories import Limited, as_node, describe, limits_of_model
@@ -35,6 +35,7 @@ from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import in_words, print_generations, save_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, show
+from itrain.reports.token_scores import PAGE, readings_of_run, save_token_scores
 from itrain.results.history import rows_before
 from itrain.sharding import ShardedStrategy, load_sharded, shard
 from itrain.shards import end_together, has_shards
@@ -53,6 +54,7 @@ from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
 from itrain.training.judgements import FILE as JUDGEMENTS
 from itrain.training.judgements import write_judgements
+from itrain.training.monitoring import Monitoring
 from itrain.training.steering import Steering
 
 if TYPE_CHECKING:
@@ -329,6 +331,8 @@ def _figures(parts: Parts) -> Mapping[str, float]:
 def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None) -> Mapping[str, float]:
     start = {key.replace("test/", "before/", 1): value for key, value in (before or {}).items()}
     results = {**parts.data.figures(), **start, **_figures(parts)}
+    if isinstance(parts.module, Monitoring) and isinstance(parts.data, LabelledDataModule):
+        _save_readings(parts.module, parts.data, folder)
     if parts.trainer.is_global_zero:
         write_json(folder / "metrics.json", finite(results))
         parts.module.provenance["metrics"] = results
@@ -337,6 +341,13 @@ def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None)
         if isinstance(parts.module, Steering) and parts.module.judgements:
             write_judgements(folder / JUDGEMENTS, parts.module.judgements)
     return results
+
+
+def _save_readings(module: Monitoring, data: LabelledDataModule, folder: Path) -> None:
+    """Write what the detectors say of some test texts; all processes run them, and the first one writes."""
+    readings = readings_of_run(module, data)
+    if module.trainer.is_global_zero:
+        save_token_scores(readings, data.task.tokenizer, folder / PAGE, title=f"scores of tokens, {folder.name}")
 
 
 @rank_zero_only

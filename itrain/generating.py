@@ -22,6 +22,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import require_acts, require_strength
 from itrain.reports.generations import print_generations
 from itrain.reports.silence import silence_others
+from itrain.reports.token_scores import print_token_scores
 from itrain.sharing import load, require_model
 from itrain.signatures import nearest
 from itrain.tasks.responses import Prompts
@@ -29,6 +30,8 @@ from itrain.trainers import RunError
 from itrain.training.attaching import Text
 from itrain.training.base import Training
 from itrain.training.iit import InterchangeInterventionTraining
+from itrain.training.monitor import Monitor
+from itrain.training.monitoring import Monitoring
 
 OWN = ("prompt", "prompts", "source", "continuation", "acts", "strength")
 """The keys that are neither of the configuration nor of a GenerationConfig."""
@@ -121,8 +124,15 @@ def generate(cfg: DictConfig, request: Request) -> None:
     network = HookedNetwork(base_model.model, trainable=True)  # which freezes nothing
     tokens = {"before": _continue(network, inputs, task.end, cfg.seed, settings)}
     module = load(cfg.export, base_model.model, trust=cfg.trust)
-    with _attached(module, base_model, inputs, request):
+    with _attached(module, base_model, inputs, request) as attached:
         tokens["after"] = _continue(network, inputs, task.end, cfg.seed, settings)
+    if isinstance(attached, Monitor):
+        rows = len(attached.readings) // len(request.prompts)
+        names = [
+            f"{number}: {text}" for number, text in enumerate((t for t in request.prompts for _ in range(rows)), 1)
+        ]
+        print_token_scores(dict(zip(names, attached.readings, strict=True)), base_model.tokenizer)
+        return
     rows = len(tokens["after"]) // len(request.prompts)
     columns: dict[str, Sequence[str]] = {"prompt": [text for text in inputs.texts or () for _ in range(rows)]}
     columns |= {name: [task.text(each) for each in made.tolist()] for name, made in tokens.items()}
@@ -147,6 +157,8 @@ def _attached(
             )
         return nullcontext()
     source = dict(request.sources) or None
+    if isinstance(module, Monitoring):
+        return module.attach(base_model, source=source, acts=request.acts, strength=request.strength)
     return module.attach(base_model, source=source, acts=request.acts, strength=request.strength, prompts=inputs)
 
 

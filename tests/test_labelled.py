@@ -53,7 +53,7 @@ def bound(task: Any, embedded: Any) -> Any:
     return task
 
 
-def module(task: Any, embedded: Any, network: Any, **settings: Any) -> LabelledDataModule:
+def module(task: Any, embedded: Any, network: Any, **settings: Any) -> Any:
     data = LabelledDataModule(task=bound(task, embedded), network=network, **settings)
     data.setup("fit")
     return data
@@ -126,7 +126,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
 
 
 def test_chat_messages_go_through_the_tokenizers_own_template(tmp_path: Path) -> None:
-    base = load_embedded()
+    base: Any = load_embedded()
     base.tokenizer.chat_template = "{{ eos_token }}{% for m in messages %}{{ m['content'] }} {% endfor %}"
     found = [{**row, "text": [{"role": "user", "content": row["text"]}]} for row in rows()]
     task = bound(LabelledTexts(texts=write(tmp_path / "a.jsonl", found)), base)

@@ -43,7 +43,7 @@ def data(embedded, network):
     return labelled(task, network)
 
 
-def labelled(task: Gender, network: Any, **counts: int) -> LabelledDataModule:
+def labelled(task: Gender, network: Any, **counts: Any) -> LabelledDataModule:
     counts = {"train_texts": 96, "validation_texts": 128, "test_texts": 64} | counts
     found = LabelledDataModule(task=task, network=network, shifts={"discourse": Gender()}, **counts)
     found.setup("fit")
@@ -51,17 +51,21 @@ def labelled(task: Gender, network: Any, **counts: int) -> LabelledDataModule:
 
 
 def monitoring(network: Any, embedded: Any, **settings: Any) -> Monitoring:
-    given = {"sites": SITE, "concepts": ["gender=female"], "excluded": embedded.tokenizer.all_special_ids}
+    given: dict[str, Any] = {
+        "sites": SITE,
+        "concepts": ["gender=female"],
+        "excluded": embedded.tokenizer.all_special_ids,
+    }
     return Monitoring(network=network, optimizer=partial(torch.optim.Adam, lr=1e-2), **{**given, **settings})
 
 
 def trainer(epochs: int = 5) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return lightning.Trainer(max_epochs=epochs, accelerator="cpu", enable_model_summary=False, **quiet)
 
 
 @pytest.fixture(scope="module")
-def fitted(network, embedded, data):
+def fitted(network, embedded, data) -> Any:
     lightning.seed_everything(0, verbose=False)
     found = monitoring(network, embedded)
     run = trainer()
@@ -141,7 +145,7 @@ def test_every_pooling_and_joined_layers_tell_the_concept(network, embedded, dat
 def test_training_minimises_what_it_says(network, embedded, data) -> None:
     found = monitoring(network, embedded, l2=0.1)
     found.fit_activations(data.whole("train"))
-    probe = found.detector("probe", found.places[0])
+    probe: Any = found.detector("probe", found.places[0])
     with torch.no_grad():
         probe.probe.scores.weight.normal_(generator=torch.Generator().manual_seed(0))
     batch = next(iter(data.whole("train")))
@@ -211,11 +215,11 @@ def continued(embedded: Any, texts: list[str], **settings: Any) -> tuple[Tensor,
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_an_export_watches_a_model_as_it_generates(fitted, tmp_path: Path, use_cache: bool) -> None:
     found, _ = fitted
-    base = load_embedded()
+    base: Any = load_embedded()
     export(found, tmp_path / "export", base_model=base)
     texts = ["Lisa walked because", "When John jumped , Mark walked because"]
     plain, _ = continued(base, texts, use_cache=use_cache)
-    training = load(tmp_path / "export", base)
+    training: Any = load(tmp_path / "export", base)
     with training.attach() as monitor:
         watched, given = continued(base, texts, use_cache=use_cache)
         assert len(monitor.readings) == 2

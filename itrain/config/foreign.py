@@ -163,7 +163,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
         "model": ((nn.Module, BaseModel), (Task,)),
         "network": ((Network,), ()),
         "task": ((Task,), ()),
-        "data": ((SplitDataModule,), ()),
+        "data": ((SplitDataModule,), (Task,)),
         "intervention": ((Intervention,), (nn.Module,)),
         "training": ((Training,), (nn.Module, Optimizer, Judge)),
         "trainer": ((lightning.Trainer,), (lightning.Callback, ShardedStrategy)),

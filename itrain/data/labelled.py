@@ -115,7 +115,7 @@ class LabelledDataModule(SplitDataModule[LabelledBatch]):
         else:
             if not isinstance(task, TextTask):
                 raise LabelError(f"{type(task).__name__} is no task in text, so that its bases are no texts")
-            counts = {split: count for split, count in asked.items() if count is not None}
+            counts: dict[Split, int] = {split: count for split, count in asked.items() if count is not None}
             self.task = LabelledBases(
                 task=task, variables=variables, positive=positive, shifts=shifts, counts=counts, seed=seed
             )

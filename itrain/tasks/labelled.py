@@ -79,7 +79,8 @@ class LabelledBases(LabelledTask):
     ) -> None:
         if not isinstance(task, TextTask):
             raise TaskError(f"labelled texts are taken from the bases of a task in text, not {type(task).__name__}")
-        self.task, self.tasks = task, {**dict.fromkeys(get_args(Split), task), **(shifts or {})}
+        self.task = task
+        self.tasks: dict[str, TextTask] = {**dict.fromkeys(get_args(Split), task), **(shifts or {})}
         self.shifts = list(shifts or {})
         self.classes = dict(_classes(task, variables or task.variables, positive or {}))
         self.concepts = [f"{name}={value}" for name, values in self.classes.items() for value in values]

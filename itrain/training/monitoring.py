@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -28,7 +28,7 @@ from itrain.training.attaching import Attaching
 from itrain.training.base import Training
 from itrain.training.detection import Detected, Told
 from itrain.training.finite import FiniteAnswers, require_finite
-from itrain.training.monitor import Monitor, Watching
+from itrain.training.monitor import Monitor, Reading, Watching
 from itrain.training.optimization import OptimizerFactory
 
 RANDOM = "random_direction"
@@ -75,6 +75,8 @@ class Monitoring(Training):
     Raises:
         ValueError: no concept or detector is named, a number is out of its bounds, or joined sites name other tokens.
     """
+
+    uncounted: Int[Tensor, " excluded"]
 
     def __init__(
         self,
@@ -264,6 +266,33 @@ class Monitoring(Training):
         with torch.autocast(inputs.device.type, enabled=False):
             return torch.stack([detector(*read[place.name]) for _, place, detector in self.each()], 1)
 
+    @torch.no_grad()
+    def readings(self, inputs: ModelInputs) -> list[Reading]:
+        """What the detectors, without the controls, say of each text and each of its tokens."""
+        read, scored = self.read(inputs), self.scores(inputs)
+        watching = [(number, each) for number, each in enumerate(self.each()) if not _is_control(each[0])]
+        of_tokens = {number: detector.token_scores(read[place.name][0]) for number, (_, place, detector) in watching}
+        at = self.sites[0] if self.sites[0].position else self.sites[0].at("all")
+        index, valid = inputs.indices(at, inputs.length)
+        ids, found = inputs.arguments["input_ids"].gather(1, index), []
+        for row in range(inputs.batch_size):
+            own = torch.ones_like(index[row], dtype=torch.bool) if valid is None else valid[row]
+            names = {
+                f"{concept} {name} {place.name}": (number, column)
+                for number, (name, place, _) in watching
+                for column, concept in enumerate(self.concepts)
+            }
+            found.append(
+                Reading(
+                    tokens=ids[row][own].cpu(),
+                    counted=self.counted(inputs, at)[row][own].cpu(),
+                    token_scores={name: of_tokens[n][row][own][:, c].cpu() for name, (n, c) in names.items()},
+                    scores={name: float(scored[row, n, c]) for name, (n, c) in names.items()},
+                    thresholds={name: self._threshold(n, c) for name, (n, c) in names.items()},
+                )
+            )
+        return found
+
     def predict_step(self, batch: LabelledBatch, batch_idx: int) -> dict[str, Float[Tensor, "batch concepts"]]:
         """The scores of each text by each detector."""
         names = [f"{name} {place.name}" for name, place, _ in self.each()]
@@ -320,6 +349,10 @@ class Monitoring(Training):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.detectors.parameters())}]
+
+    def _threshold(self, number: int, concept: int) -> float:
+        *_, detector = list(self.each())[number]
+        return float(detector.thresholds[concept])
 
     def _learning(self, place: Place) -> list[Detector]:
         return [detector for name in self.names if (detector := self.detector(name, place)).learns]
