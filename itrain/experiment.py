@@ -19,11 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from itrain.checkpoints import read_checkpoint, require_origin
-from itrain.data.labelled import LabelledDataModule, concepts_of
-from itrain.data.responses import ResponseDataModule
+from itrain.data.labelled import concepts_of
 from itrain.data.splits import SplitDataModule
 from itrain.factories import Limited, as_node, describe, limits_of_model
-from itrain.files import finite, write_json
+from itrain.leaving import METRICS, continue_metrics, former_metrics, leave_results, show_results
 from itrain.loggers.base import begin_run, log_run
 from itrain.loggers.runs import EVALUATION, FIT
 from itrain.models import BaseModel, with_random_weights
@@ -32,11 +31,8 @@ from itrain.networks.base import Network
 from itrain.owned import additions
 from itrain.placements import Placement, Placements
 from itrain.reports.figures import save_run_figure
-from itrain.reports.generations import in_words, print_generations, save_generations
 from itrain.reports.silence import silence_others
-from itrain.reports.terminal import announce, announce_best, show
-from itrain.reports.token_scores import PAGE, readings_of_run, save_token_scores
-from itrain.results.history import rows_before
+from itrain.reports.terminal import announce, announce_best
 from itrain.sharding import ShardedStrategy, load_sharded, shard
 from itrain.shards import end_together, has_shards
 from itrain.sharing import export as write_export
@@ -50,18 +46,12 @@ from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
 from itrain.training.building import count_features, require_one_place
 from itrain.training.callbacks import epochs_of
-from itrain.training.finetuning import Finetuning
 from itrain.training.finite import fault_in
-from itrain.training.judgements import FILE as JUDGEMENTS
-from itrain.training.judgements import write_judgements
-from itrain.training.monitoring import Monitoring
-from itrain.training.steering import Steering
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 EXPORT = "export"
-METRICS = "metrics.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +135,7 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
 def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
     """The same; returns the parts too, as the fit has left them."""
     parts = _build(cfg, folder)
-    former = _former_metrics(cfg) or []
+    former = former_metrics(cfg.ckpt) or []
     how = parts.module.prepare(parts.data, uses=epochs_of(parts.trainer))
     announce(parts.base_model, parts.data, parts.module, folder, how=how, threads=parts.threads)
     begin_run(parts.trainer.loggers[1:], _plain(cfg), FIT)
@@ -156,7 +146,7 @@ def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
     if any(parameter.requires_grad for parameter in parts.module.parameters()):
         if cfg.ckpt is not None:
             _load_checkpoint(parts.module, cfg.ckpt)  # Lightning does so again, and says less of what does not fit
-        _continue_metrics(former, parts.trainer)
+        continue_metrics(former, parts.trainer)
         parts.trainer.fit(parts.module, datamodule=parts.data, ckpt_path=cfg.ckpt, weights_only=True)
         if parts.trainer.global_step == 0:
             raise RunError("no step was taken: a limit of the trainer (max_steps, max_time, limit_train_batches) is 0")
@@ -166,7 +156,7 @@ def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
     end_together()
     _draw(folder, results)
     log_run(parts.trainer.loggers, results, folder / "figure.png")
-    _show(parts, results, folder)
+    show_results(parts.module, parts.data, results, folder)
     return parts, results
 
 
@@ -183,7 +173,7 @@ def test(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
     begin_run(parts.trainer.loggers[1:], _plain(cfg), EVALUATION)
     results = _test(parts, folder)
     end_together()
-    _show(parts, results, folder)
+    show_results(parts.module, parts.data, results, folder)
     return results
 
 
@@ -331,53 +321,8 @@ def _figures(parts: Parts) -> Mapping[str, float]:
 def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None) -> Mapping[str, float]:
     start = {key.replace("test/", "before/", 1): value for key, value in (before or {}).items()}
     results = {**parts.data.figures(), **start, **_figures(parts)}
-    if isinstance(parts.module, Monitoring) and isinstance(parts.data, LabelledDataModule):
-        _save_readings(parts.module, parts.data, folder)
-    if parts.trainer.is_global_zero:
-        write_json(folder / "metrics.json", finite(results))
-        parts.module.provenance["metrics"] = results
-        if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
-            save_generations(parts.module.generations, parts.data.text, folder)
-        if isinstance(parts.module, Steering) and parts.module.judgements:
-            write_judgements(folder / JUDGEMENTS, parts.module.judgements)
+    leave_results(parts.module, parts.data, results, folder)
     return results
-
-
-def _save_readings(module: Monitoring, data: LabelledDataModule, folder: Path) -> None:
-    """Write what the detectors say of some test texts; all processes run them, and the first one writes."""
-    readings = readings_of_run(module, data)
-    if module.trainer.is_global_zero:
-        save_token_scores(readings, data.task.tokenizer, folder / PAGE, title=f"scores of tokens, {folder.name}")
-
-
-@rank_zero_only
-def _former_metrics(cfg: DictConfig) -> list[dict[str, float]]:
-    """The metrics of the run that goes on, up to its checkpoint.
-
-    They are read before anything is logged: a run that was requeued has the same folder, and Lightning begins its file
-    anew.
-    """
-    homes = () if cfg.ckpt is None else Path(cfg.ckpt).absolute().parents[:2]
-    file = next((home / METRICS for home in homes if (home / METRICS).is_file()), None)
-    return [] if file is None else rows_before(file, read_checkpoint(str(cfg.ckpt))["global_step"])
-
-
-@rank_zero_only
-def _continue_metrics(former: Sequence[Mapping[str, float]], trainer: lightning.Trainer) -> None:
-    """Begin the metrics of a resumed run with those of the former one."""
-    for row in former:
-        counts = {name: int(row[name]) for name in ("epoch", "step") if name in row}
-        trainer.loggers[0].log_metrics({**row, **counts}, counts["step"])
-    if former:
-        trainer.loggers[0].save()
-
-
-@rank_zero_only
-def _show(parts: Parts, results: Mapping[str, float], folder: Path) -> None:
-    """Print what is written: the screen comes last, as it may be gone."""
-    show(results, folder)
-    if isinstance(parts.module, Finetuning) and isinstance(parts.data, ResponseDataModule):
-        print_generations(in_words(parts.module.generations, parts.data.text))
 
 
 def _load(cfg: DictConfig, parts: Parts) -> None:

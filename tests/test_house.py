@@ -58,6 +58,7 @@ ROOMS = [
     {"itrain.loggers"},
     {"itrain.reports"},
     {"itrain.trainers"},
+    {"itrain.leaving"},
     {"itrain.experiment", "itrain.once"},
     {"itrain.generating", "itrain.planning", "itrain.describing"},
     {"itrain.sweeps"},

@@ -158,7 +158,7 @@ class LabelledDataModule(SplitDataModule[LabelledBatch]):
         ]
         more = [f"and {len(self.concepts) - SHOWN} more"] if len(self.concepts) > SHOWN else []
         lines["concepts"] = ", ".join([*found, *more])
-        example = shown(self.task.tokenizer, self.datasets["train"].examples.inputs, [])
+        example = shown(self.task.tokenizer, self.datasets["train"].examples.inputs)
         return lines | {"text": example["prompt"].removesuffix(" -> ")}
 
     def _chosen(self, name: str, split: Split) -> Sequence[Setting]:

@@ -110,7 +110,7 @@ def _lines(task: Task, row: Listing, pair: Pair) -> dict[str, str]:
     lines = {}
     for column, setting in zip(row.runs, pair.settings(), strict=True):
         answer = task.causal_model.run(setting)[task.causal_model.output]
-        of_run = shown(task.tokenizer, task.inputs([setting]), label_tokens(task, answer))
+        of_run = shown(task.tokenizer, task.inputs([setting]), task.spelled(label_tokens(task, answer)))
         lines[column] = of_run["prompt"]
         lines |= {f"{column} spans": of_run["spans"]} if "spans" in of_run else {}
     return {**lines, "label": " | ".join(task.tokenizer.convert_ids_to_tokens(list(label_tokens(task, new))))}

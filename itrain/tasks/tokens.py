@@ -283,7 +283,7 @@ def _tokens_of(characters: Range, offsets: Sequence[Range], text: str) -> Range:
     return inside[0], inside[-1] + 1
 
 
-def shown(tokenizer: PreTrainedTokenizerBase, inputs: ModelInputs, answer: str) -> dict[str, str]:
+def shown(tokenizer: PreTrainedTokenizerBase, inputs: ModelInputs, answer: str | None = None) -> dict[str, str]:
     """How the first of the inputs is split into tokens, with its answer and its spans, as lines by name."""
     assert inputs.tokens is not None, "texts have tokens"
     ids = inputs.arguments["input_ids"][0].tolist()
@@ -292,7 +292,8 @@ def shown(tokenizer: PreTrainedTokenizerBase, inputs: ModelInputs, answer: str) 
     tokens = tokenizer.convert_ids_to_tokens(ids[start:stop])
     if len(tokens) > head + tail:
         tokens = [*tokens[:head], "...", *tokens[-tail:]]
-    lines = {"prompt": f"{' | '.join(tokens)} -> {answer}"}
+    text = " | ".join(tokens)
+    lines = {"prompt": text if answer is None else f"{text} -> {answer}"}
     names = [
         f"@{name} {' | '.join(tokenizer.convert_ids_to_tokens(ids[slice(*span[0].tolist())]))}"
         for name, span in inputs.spans.items()

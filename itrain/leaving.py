@@ -1,0 +1,73 @@
+"""What a run leaves in its folder and on the screen, besides its checkpoints and its export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from itrain.checkpoints import read_checkpoint
+from itrain.data.labelled import LabelledDataModule
+from itrain.data.responses import ResponseDataModule
+from itrain.data.splits import SplitDataModule
+from itrain.files import finite, write_json
+from itrain.reports.generations import in_words, print_generations, save_generations
+from itrain.reports.terminal import show
+from itrain.reports.token_scores import PAGE, readings_of_run, save_token_scores
+from itrain.results.history import rows_before
+from itrain.training.base import Training
+from itrain.training.finetuning import Finetuning
+from itrain.training.judgements import FILE as JUDGEMENTS
+from itrain.training.judgements import write_judgements
+from itrain.training.monitoring import Monitoring
+from itrain.training.steering import Steering
+
+METRICS = "metrics.csv"
+
+
+def leave_results(module: Training, data: SplitDataModule, results: Mapping[str, float], folder: Path) -> None:
+    """Write the final figures, and the texts that they are of; all processes call it, and the first one writes."""
+    if isinstance(module, Monitoring) and isinstance(data, LabelledDataModule):
+        readings = readings_of_run(module, data)
+        if module.trainer.is_global_zero:
+            save_token_scores(readings, data.task.tokenizer, folder / PAGE, title=f"scores of tokens, {folder.name}")
+    if not module.trainer.is_global_zero:
+        return
+    write_json(folder / "metrics.json", finite(results))
+    module.provenance["metrics"] = results
+    if isinstance(module, Finetuning) and isinstance(data, ResponseDataModule):
+        save_generations(module.generations, data.text, folder)
+    if isinstance(module, Steering) and module.judgements:
+        write_judgements(folder / JUDGEMENTS, module.judgements)
+
+
+@rank_zero_only
+def show_results(module: Training, data: SplitDataModule, results: Mapping[str, float], folder: Path) -> None:
+    """Print what is written: the screen comes last, as it may be gone."""
+    show(results, folder)
+    if isinstance(module, Finetuning) and isinstance(data, ResponseDataModule):
+        print_generations(in_words(module.generations, data.text))
+
+
+@rank_zero_only
+def former_metrics(ckpt: str | None) -> list[dict[str, float]]:
+    """The metrics of the run that goes on, up to its checkpoint.
+
+    They are read before anything is logged: a run that was requeued has the same folder, and Lightning begins its file
+    anew.
+    """
+    homes = () if ckpt is None else Path(ckpt).absolute().parents[:2]
+    file = next((home / METRICS for home in homes if (home / METRICS).is_file()), None)
+    return [] if file is None else rows_before(file, read_checkpoint(str(ckpt))["global_step"])
+
+
+@rank_zero_only
+def continue_metrics(former: Sequence[Mapping[str, float]], trainer: lightning.Trainer) -> None:
+    """Begin the metrics of a resumed run with those of the former one."""
+    for row in former:
+        counts = {name: int(row[name]) for name in ("epoch", "step") if name in row}
+        trainer.loggers[0].log_metrics({**row, **counts}, counts["step"])
+    if former:
+        trainer.loggers[0].save()
