@@ -168,8 +168,9 @@ def test_shares_of_pairs_are_those_asked_for(changing: float, isolating: float) 
         assert not pair.isolates or runs[0][variable] != runs[1][variable]
 
 
-def test_bases_are_balanced_and_conditions_hold() -> None:
-    task = declared("price")
+@pytest.mark.parametrize("variable", ["above", "below"])
+def test_bases_are_balanced_and_conditions_hold(variable: str) -> None:
+    task = declared("price", variables=variable)
     pairs = sampled(task, count=400)
     yes = sum(task.causal_model.run(pair.base)["answer"] == "Yes" for pair in pairs)
     assert 150 < yes < 250
@@ -313,7 +314,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "split key": ({"split": {"by": "a", "share": [1, 0, 0]}}, "takes no 'share', did you mean 'shares'"),
     "no such setting": ({"where": "a + b > 99"}, "'carry' is nothing in every setting"),
     "condition without value": ({"where": "a // b > 1"}, r"where\[0\]: .*division.*\(a=0, b=0\)"),
-    "no pair of the kind": ({"shared": ["a", "b"]}, "changing: no train pair in .* the label changes"),
+    "no pair of the kind": ({"shared": ["a", "b"]}, "changing: no train pair found .* the label changes"),
     "range": ({"inputs": {"a": "9..0", "b": "0..9"}}, "inputs.a: the range 9..0 has no value"),
     "range without end": ({"inputs": {"a": "0..999999999999", "b": "0..9"}}, "more than 100000"),
     "one value": ({"inputs": {"a": [1], "b": "0..9"}}, "inputs.a: has 1 value"),

@@ -32,8 +32,10 @@ from itrain.tasks.structure import MechanismError, Structure, circle
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DRAWS = 3000
-"""How often a setting or a pair of the wanted kind is looked for."""
+DRAWS = 30_000
+"""Settings that are drawn in search of a pair of the wanted kind."""
+SEEN = 2000
+"""Settings of a split that are looked at for the values of balanced variables."""
 TARGETS = 100
 """Values, or sets of values, that may be balanced."""
 TOGETHER = 6
@@ -241,25 +243,19 @@ class DeclaredTask(TextTask):
         isolates = place < (self.changing or 0) + self.isolating
         return "isolating" if isolates else "any" if self.changing is None else "keeping"
 
-    @property
-    def _draws(self) -> int:
-        return self._structure.draws(DRAWS)
-
     def _pair(self, random: Random, split: Split, swap: Sequence[str], kind: str, target: Mapping[str, Value]) -> Pair:
         """A pair of a kind, whose base has the values of the target.
 
         Raises:
             TaskError: none is found.
         """
-        structure = self._structure
-        for _ in range(self._draws):
-            base = self._draw(random, split)
-            if base is None or any(base[name] != value for name, value in target.items()):
-                continue
-            sources = {name: self._draw(random, split, like=base) for name in swap}
+        structure, tries = self._structure, self._tries()
+        while (base := self._draw(random, split, tries, target)) is not None:
+            shared = {name: base[name] for name in self._shared}
+            sources = {name: self._draw(random, split, tries, shared) for name in swap}
             taken = {name: source[name] for name, source in sources.items() if source is not None}
             if len(taken) < len(swap):
-                continue
+                break
             inputs = {name: base[name] for name in structure.inputs}
             after = structure.interchange(inputs, taken)[self._output]
             changes, differs = after != base[self._output], all(base[name] != taken[name] for name in swap)
@@ -268,43 +264,44 @@ class DeclaredTask(TextTask):
                 return Pair(base=inputs, sources=made, isolates=kind == "isolating")
         wanted = "".join(f" and the base's {name} is {written(value)}" for name, value in target.items())
         raise TaskError(
-            f"no {split} pair in {self._draws} draws in which '{'+'.join(swap)}' is interchanged, {KINDS[kind]}{wanted}"
-            "; change the shares of changing and isolating, balance, split or where"
+            f"no {split} pair found in which '{'+'.join(swap)}' is interchanged, {KINDS[kind]}{wanted}; change the "
+            "shares of changing and isolating, balance, shared, split or where"
         )
 
-    def _draw(self, random: Random, split: Split, like: Mapping[str, Value] | None = None) -> dict[str, Any] | None:
-        """A run of a setting of the split that shares some values with another; None where it came out otherwise."""
-        setting: dict[str, Any] = {}
-        for name, values in self._division.parts[split].items():
-            other = next((each for each, share in self._equals.get(name, {}).items() if random.random() < share), None)
-            setting[name] = random.choice(values) if other is None else setting[other]
-            if like is not None and name in self._shared:
-                setting[name] = like[name]
-        if not self._division.has(split, setting):
-            return None
-        run = self._structure.run(setting)
-        shared = run is not None and (like is None or all(run[name] == like[name] for name in self._shared))
-        return run if shared else None
+    def _tries(self) -> Iterator[int]:
+        return iter(range(self._structure.draws(DRAWS)))
+
+    def _draw(
+        self, random: Random, split: Split, tries: Iterator[int], wanted: Mapping[str, Value]
+    ) -> dict[str, Any] | None:
+        """A run of a setting of the split in which variables have these values; None once the tries are used up."""
+        for _ in tries:
+            setting: dict[str, Any] = {}
+            for name, values in self._division.parts[split].items():
+                equals = self._equals.get(name, {})
+                other = next((each for each, share in equals.items() if random.random() < share), None)
+                setting[name] = random.choice(values) if other is None else setting[other]
+                setting[name] = wanted.get(name, setting[name])
+            if self._division.has(split, setting):
+                run = self._structure.run(setting)
+                if run is not None and all(run[name] == value for name, value in wanted.items()):
+                    return run
+        return None
 
     def _targets_of(self, split: Split, problems: Problems) -> list[dict[str, Value]]:
         """The values of the balanced variables that occur together in a split; one without any where none are."""
-        random, found = Random(f"targets {split}"), dict[tuple[Value, ...], None]()
-        for _ in range(self._draws):
-            try:
-                run = self._draw(random, split)
-            except MechanismError as error:
-                problems.add(error.key, error)
-                return []
-            if run is not None:
-                found[tuple(run[name] for name in self._balance)] = None
-                if not self._balance:
-                    break
+        random, tries, found = Random(f"targets {split}"), self._tries(), dict[tuple[Value, ...], None]()
+        try:
+            for _ in range(SEEN if self._balance else 1):
+                if (run := self._draw(random, split, tries, {})) is not None:
+                    found[tuple(run[name] for name in self._balance)] = None
+        except MechanismError as error:
+            problems.add(error.key, error)
+            return []
         if len(found) > TARGETS:
             problems.add(("balance",), f"{', '.join(self._balance)}: {len(found)} values or more; at most {TARGETS}")
         if not found:
-            problems.add(
-                ("split",), f"no setting of {split} in {self._draws} draws; give more values, or a weaker where"
-            )
+            problems.add(("split",), f"no setting of {split} found; give more values, other shares or a weaker where")
         return [dict(zip(self._balance, values, strict=True)) for values in sorted(found, key=repr)]
 
     def _check_kinds(self, problems: Problems) -> None:
