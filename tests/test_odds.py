@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
+from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.metrics import UNUSED, LogitDifference, Odds, fldd, logit_difference, odds
 from itrain.models import load_embedded
@@ -24,6 +25,7 @@ from itrain.results.run import summarise_run
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.cohort import Cohort
+from itrain.training.iit import InterchangeInterventionTraining
 from tests.test_interchange import QUIET
 
 
@@ -170,6 +172,21 @@ def test_unedited_answers_are_asked_for_in_tests_alone(
     assert not asked
     trainer.test(module, datamodule=pairs, verbose=False)
     assert len(asked) == 3, "once for each batch, whatever the number of controls"
+
+
+def test_a_co_trained_model_is_compared_with_its_own_unedited_answers(
+    pairs: CounterfactualDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of its task accuracy, and are not asked for again."""
+    network = make_network(load_embedded().model, trainable=True)
+    module = InterchangeInterventionTraining(network=network, sites="layer2.block_output@name", intervention=FullVector)
+    monkeypatch.setattr(type(network), "unedited", None)
+    pairs.setup("test")
+    (found,) = lightning.Trainer(**QUIET).test(module, datamodule=pairs, verbose=False)
+    batch: CounterfactualBatch = pairs.datasets["test"].examples
+    with torch.no_grad():
+        each = odds(network(batch.base), module.predict_step(batch, 0), batch.base_label, batch.counterfactual_label)
+    assert found["test/odds"] == pytest.approx(float(each[batch.changes].mean()), rel=1e-5)
 
 
 def test_a_run_shows_how_far_answers_move(pairs: CounterfactualDataModule) -> None:
