@@ -31,7 +31,6 @@ from itrain.results.columns import (
     spoken,
 )
 from itrain.results.controls import is_full_rank, without_void
-from itrain.results.divergence import beside as beside_natural
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.layers import mean_over_layers
 from itrain.results.maps import methods_of
@@ -163,8 +162,8 @@ def _beside(frame: pandas.DataFrame, here: pandas.DataFrame, figure: str) -> dic
             found[name] = estimated(here, column)
     if GAP in here and here[GAP].notna().any():
         found[GAP] = f"{here[GAP].mean():+.2f}"
-    if DIVERGENCE in here and here[DIVERGENCE].notna().any():
-        found[DIVERGENCE] = beside_natural(here[DIVERGENCE].mean(), here[NATURAL_DIVERGENCE].mean())
+    if {DIVERGENCE, NATURAL_DIVERGENCE} <= {*here} and here[DIVERGENCE].notna().any():
+        found[DIVERGENCE] = f"{here[DIVERGENCE].mean():.3g} ({here[NATURAL_DIVERGENCE].mean():.3g})"
     return found
 
 

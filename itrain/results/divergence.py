@@ -10,7 +10,7 @@ from itrain.results.parts import Results
 OF_DIVERGENCE = frozenset({DIVERGENCE, NATURAL_DIVERGENCE})
 
 
-def beside(intervened: float, natural: float) -> str:
+def _beside(intervened: float, natural: float) -> str:
     """Both as text, with as many digits as tell them apart."""
     return f"{intervened:.3g} (natural {natural:.3g})" if intervened == intervened else "too few pairs to compare"
 
@@ -22,7 +22,7 @@ def divergence_lines(results: Results) -> list[str]:
         place, figure, site = (*key.split("/", 2), "", "")[:3]
         if place != TEST or figure != DIVERGENCE:
             continue
-        said = beside(value, results.get(f"{TEST}/{NATURAL_DIVERGENCE}" + (f"/{site}" if site else ""), nan))
+        said = _beside(value, results.get(f"{TEST}/{NATURAL_DIVERGENCE}" + (f"/{site}" if site else ""), nan))
         start = results.get(key.replace(TEST, BEFORE, 1))
         where = f" at {site}" if site else ""
         before = "" if start is None else f"; before training: {start:.3g}"
