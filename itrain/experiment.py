@@ -41,6 +41,7 @@ from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
 from itrain.tasks.base import Task
+from itrain.tasks.contract import count_classes
 from itrain.tasks.responses import ResponseTask
 from itrain.threads import choose_threads
 from itrain.trainers import RunError, make_trainer
@@ -107,7 +108,7 @@ class Opened:
             "sites": lambda: sites,
             "hidden_sizes": lambda: count_features(self.network, sites, self.data.example(), join_positions=join),
             **({} if intervention is None else {"intervention": lambda: intervention}),
-            "classes": lambda: {variable: len(self.task.values(variable)) for variable in self.task.variables},
+            "classes": lambda: {variable: count_classes(self.task, variable) for variable in self.task.variables},
             "control": lambda: self.task.control is not None,
             "concept": lambda: self.task.mentions if isinstance(self.task, ResponseTask) else [],
             "end": lambda: self.task.end if isinstance(self.task, ResponseTask) else None,

@@ -200,7 +200,7 @@ def test_a_data_set_is_read_with_its_splits(embedded, tmp_path: Path) -> None:
         write(tmp_path / f"{split}.jsonl", ROWS[: index + 1])
     task = Instructions(dataset=str(tmp_path), prompt="{question}", response="{answer}")
     assert [len(task.settings(split)) for split in SPLITS] == [1, 2, 3]
-    with pytest.raises(ValueError, match=r"data set '.*', train row 0: there is no column 'ask'.*question, answer"):
+    with pytest.raises(ValueError, match=r"train\.jsonl' line 1: there is no column 'ask'.*question, answer"):
         Instructions(dataset=str(tmp_path), prompt="{ask}", response="{answer}")
 
 
@@ -208,13 +208,15 @@ def test_a_data_set_is_read_with_its_splits(embedded, tmp_path: Path) -> None:
     ("lines", "message"),
     [
         (['{"prompt": "a", "response": "b"}', "{"], r"a.jsonl' line 2 is not JSON .* one object in a line"),
-        (['["a", "b"]'], r"a.jsonl' line 1 is not an object; write it as"),
+        (['["a", "b"]'], r"a.jsonl' line 1 is not an object; write \{column"),
         (
             ['{"prompt": "a", "answer": "b"}'],
             r"line 1: there is no column 'response', .*task.response.* prompt, answer",
         ),
         (['{"prompt": "a", "response": " "}'], r"line 1: the response is empty; leave the row out"),
         (['{"prompt": "", "response": "b"}'], r"line 1: the prompt is empty"),
+        (['{"prompt": null, "response": "b"}'], r"line 1: 'prompt' has no value, which task.prompt asks for"),
+        (['{"prompt": ""}'] * 3, r"line 1: the prompt is empty.* \(and 2 more rows\)"),
     ],
 )
 def test_a_faulty_line_is_named(lines: list[str], message: str, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         task: samples and labels the pairs, or lists them.
         network: the base model, for the filter and its reported accuracy.
         train_pairs, validation_pairs, test_pairs: pairs of each split. None takes 512, 128 and 256 of a task that
-            samples them, and all of one that lists them; a number takes as many of these at random.
+            samples them, and all of one that lists them; a number takes as many of these at random, or all
+            where there are fewer.
         batch_size: examples of one training step, over all processes.
         eval_batch_size: the same in evaluation.
         keep: ``pairwise`` keeps pairs for whose base and sources the base model prefers the right answer to each other
@@ -118,8 +119,10 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         train = self.datasets["train"].examples
         counts = []
         for split, dataset in self.datasets.items():
-            why = "the task has no more" if self.task.pairs(split) is None else "the base model fails the others"
-            fewer = "" if len(dataset) == self.sizes[split] else f" of {self.sizes[split]}: {why}"
+            listed, wanted = self.task.pairs(split), self.sizes[split]
+            more = listed is None or len(listed) < wanted
+            why = "the task has no more" if more else "the base model fails the others"
+            fewer = "" if len(dataset) == wanted else f" of {wanted}: {why}"
             counts.append(f"{len(dataset)} {split}{fewer} ({int(dataset.examples.changes.sum())} change the label)")
         lines = {"pairs": ", ".join(counts)}
         if (depth := _depth(train)) > 1:
@@ -256,11 +259,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     def _listed(self, split: Split, pairs: Sequence[Pair], *, without: set[tuple[Hashable, ...]]) -> list[Pair]:
         """The listed pairs of a split that pass the filter; none may be in ``without``."""
         name, wanted = type(self.task).__name__, self.sizes[split]
-        if not 1 <= wanted <= len(pairs):
-            raise PairError(
-                f"{name} lists {len(pairs)} {split} pairs, so data.{split}_pairs={wanted} cannot be taken; ask for 1 "
-                f"to {len(pairs)}, or leave it out for all"
-            )
+        if wanted < 1:
+            raise PairError(f"data.{split}_pairs={wanted} takes no pairs; ask for 1 or more, or leave it out for all")
         if wanted < len(pairs):
             pairs = Random(f"{self.seed} {split}").sample(pairs, wanted)
         try:

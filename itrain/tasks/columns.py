@@ -42,7 +42,7 @@ OBJECTS = ("sources", "source_labels", "spans", "base_spans", "source_spans", "b
 """Columns that hold several values by name."""
 _SWITCHES = {"true": True, "false": False, "1": True, "0": False}
 _MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content)"')
-_LIKENESS = 0.75
+_LIKENESS = 0.85
 """From which on the name of a column that nobody reads is taken for a mistyped one."""
 
 Text = str | Sequence[Mapping[str, str]]
@@ -216,9 +216,10 @@ class Cells:
         labelled = {"label", "counterfactual_label"} & self.all.keys()
         lacking = [each for each in COLUMNS if each not in self.all and not (labelled and each.endswith("label"))]
         for name in found:
-            if name.partition(".")[0] in COLUMNS:
+            family = name.partition(".")[0]
+            if family in COLUMNS:
                 raise TaskError(f"{self.where(name)}: the row has no use for it; leave it out")
-            if meant := get_close_matches(name, lacking, 1, _LIKENESS):
+            if meant := get_close_matches(family, lacking, 1, _LIKENESS):
                 raise TaskError(f"{self.place}: there is no column '{name}', did you mean '{meant[0]}'?")
         return found
 

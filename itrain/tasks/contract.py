@@ -38,6 +38,20 @@ def label_tokens(task: Task, output: Any) -> tuple[int, ...]:
     return tuple(int(each) for each in tokens)
 
 
+def count_classes(task: Task, variable: str) -> int:
+    """The number of values of a variable, which probes tell apart.
+
+    Raises:
+        TaskError: there are not two.
+    """
+    if (count := len(task.values(variable))) < 2:
+        raise TaskError(
+            f"{_name(task)}: '{variable}' has {count} value, and probes tell values apart; let values() list them, or "
+            f"give a table the columns base_values.{variable} and source_values.{variable}"
+        )
+    return count
+
+
 def pair_identity(task: Task, pair: Pair) -> tuple[Hashable, ...]:
     """What tells the pair from others, as the base model sees them: first its base, then each variable's source."""
     return task.identity(pair.base), *sorted((name, _identity(task, each)) for name, each in pair.sources.items())

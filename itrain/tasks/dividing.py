@@ -101,15 +101,18 @@ def _shared(
 ) -> tuple[dict[Split, list[Listing]], str]:
     """The rows divided by shares; rows that belong together, directly or through others, stay together.
 
-    The largest groups go first, each to the split that lacks most of its share.
+    The largest groups go first, each to the split that lacks most of its share, and none is left empty if it can be.
     """
     groups = _together(rows, disjoint)
     Random(seed).shuffle(groups)
     groups.sort(key=len, reverse=True)
     whole = sum(shares.values())
     places: dict[Split, list[int]] = {split: [] for split in shares}
-    for group in groups:
-        split = max(shares, key=lambda each: len(rows) * shares[each] / whole - len(places[each]))
+    for number, group in enumerate(groups):
+        empty: list[Split] = [split for split in shares if not places[split]]
+        # The last ones go to splits that would have none.
+        open_to = empty if len(groups) - number <= len(empty) else list(shares)
+        split = max(open_to, key=lambda each: len(rows) * shares[each] / whole - len(places[each]))
         places[split] += group
     by = f" that share {' or '.join(disjoint)}" if disjoint else ""
     for split, of_split in places.items():

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from random import Random
 from string import Formatter
-from typing import Any, get_args
+from typing import get_args
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks import TaskError
 from itrain.tasks.base import Split
 from itrain.tasks.responses import ResponseTask
+from itrain.tasks.rows import SPLIT_NAMES, Row, all_made, read_groups
 from itrain.tasks.tokens import continuation, encode, unknown_words
 
 SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 """The part of the shuffled prompts that each split has, where no splits are given."""
 
-Row = tuple[str, Mapping[str, Any]]
-"""The place of a row, for messages, and its columns."""
-
 
 class Instructions(ResponseTask):
-    """Rows of a JSONL file or a Hugging Face data set, each formatted as a prompt and its response.
+    """Rows of a table or a Hugging Face data set, each formatted as a prompt and its response.
 
     Prompt and response are tokenized separately: a space or a line break between them belongs to one of the two
     formats, and a space that the tokenizer puts before every text is left out of the response. In a site, ``@prompt``
     means all tokens of the prompt.
 
     Args:
-        file: a JSONL file, one object per line, divided among the splits; or one file per split.
+        file: a .jsonl, .json, .csv, .tsv or .parquet file, divided among the splits; or one file per split.
         dataset: a data set's name on the hub, or a folder. Splits named train, validation and test are used as they
             are; a data set with train alone is divided.
         prompt, response: format strings of the columns.
@@ -38,8 +34,9 @@ class Instructions(ResponseTask):
         split_seed: shuffles the different prompts before they are divided.
 
     Raises:
-        ValueError: neither or both of file and data set are given, a file or split is missing, a line is not an object,
-            a column is missing, or a prompt or response is empty; the message names file, line and remedy.
+        ValueError: neither or both of file and data set are given, or a split is missing.
+        TaskError: a file is missing or a line of it is no row, a column is missing, or a prompt or response is empty;
+            the message names file, line and remedy.
     """
 
     def __init__(
@@ -56,8 +53,7 @@ class Instructions(ResponseTask):
             raise ValueError("instructions come from one place: set task.file=<.jsonl> or task.dataset=<name>")
         self.concept = concept
         self.formats = {"prompt": prompt, "response": response}
-        sources = _dataset(dataset) if dataset is not None else _files(file or {})
-        rows = {split: [self._written(*row) for row in each] for split, each in sources.items()}
+        rows = {split: all_made(each, self._written) for split, each in _read(file, dataset).items()}
         self._settings = _divided(rows["train"], split_seed) if list(rows) == ["train"] else rows
         every = [setting for split in self._settings.values() for setting in split]
         self.causal_model = CausalModel(
@@ -79,56 +75,36 @@ class Instructions(ResponseTask):
             )
         return continuation(self.tokenizer, output)
 
-    def _written(self, place: str, row: Mapping[str, Any]) -> Setting:
+    def _written(self, row: Row) -> Setting:
         setting = {}
         for name, text in self.formats.items():
             for _, column, _, _ in Formatter().parse(text):
-                if column is not None and column not in row:
-                    raise ValueError(
-                        f"{place}: there is no column '{column}', which task.{name} asks for; it has {', '.join(row)}"
+                if column is not None and column not in row.columns:
+                    raise TaskError(
+                        f"{row.place}: there is no column '{column}', which task.{name} asks for; it has "
+                        f"{', '.join(row.columns)}"
                     )
-            setting[name] = text.format_map(row)
+                if column is not None and row.columns[column] is None:
+                    raise TaskError(f"{row.place}: '{column}' has no value, which task.{name} asks for")
+            setting[name] = text.format_map(row.columns)
             if not setting[name].strip():
-                raise ValueError(f"{place}: the {name} is empty; leave the row out, or write another task.{name}")
+                raise TaskError(f"{row.place}: the {name} is empty; leave the row out, or write another task.{name}")
         return setting
 
 
-def _files(file: str | Mapping[str, str]) -> dict[Split, list[Row]]:
-    if isinstance(file, str):
-        return {"train": list(_lines(file))}
-    _require_splits(file, "task.file")
-    return {split: list(_lines(file[split])) for split in get_args(Split)}
-
-
-def _lines(file: str) -> Iterator[Row]:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"task.file: there is no file '{file}'")
-    # Not splitlines(), which ends lines at some characters that JSON strings may hold.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"'{file}' line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place} is not JSON ({error.msg}); a JSONL file has one object in a line") from error
-        if not isinstance(row, dict):
-            raise ValueError(f'{place} is not an object; write it as {{"prompt": ..., "response": ...}}')
-        yield place, row
-
-
-def _dataset(name: str) -> dict[Split, list[Row]]:
-    from datasets import load_dataset
-
-    data: Mapping[str, Any] = load_dataset(name)  # type: ignore[assignment]
-    splits: list[Split] = [split for split in get_args(Split) if split in data]
-    if splits != ["train"]:
-        _require_splits(splits, f"data set '{name}'")
-    return {
-        split: [(f"data set '{name}', {split} row {number}", row) for number, row in enumerate(data[split])]
-        for split in splits
-    }
+def _read(file: str | Mapping[str, str] | None, dataset: str | None) -> dict[Split, list[Row]]:
+    """The rows of each split, or those of train alone where they are to be divided."""
+    if file is not None and not isinstance(file, str):
+        _require_splits(file, "task.file")
+        return {split: read_groups(file[split])[""] for split in get_args(Split)}
+    if file is not None:
+        return {"train": read_groups(file)[""]}
+    assert dataset is not None, "one of the two is given"
+    found = read_groups(dataset)
+    rows: dict[Split, list[Row]] = {split: found[name] for name, split in SPLIT_NAMES.items() if name in found}
+    if list(rows) != ["train"]:
+        _require_splits(rows, f"data set '{dataset}'")
+    return rows
 
 
 def _require_splits(given: Collection[str], place: str) -> None:

@@ -83,7 +83,7 @@ def files_of_splits(folder: Path) -> list[Path]:
 
 
 def read_groups(
-    pairs: str | Mapping[str, str], subset: str | None, revision: str | None, limit: int | None
+    pairs: str | Mapping[str, str], subset: str | None = None, revision: str | None = None, limit: int | None = None
 ) -> dict[str, list[Row]]:
     """The rows by the name of the split that they come in.
 

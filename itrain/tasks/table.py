@@ -122,7 +122,7 @@ class Table(ListedTask):
         notes: Mapping[str, str] | None = None,
     ) -> None:
         self.separator, self.control, self.notes = separator, control, notes or {}
-        self._splits, self._pairs = splits, dict[Split, list[Pair]]()
+        self.splits, self._pairs = splits, dict[Split, list[Pair]]()
         self._faults: dict[tuple[str, str], str] = {}
         """By the last word of a text and its answer: why they have no tokens of their own."""
         every = [each for rows in splits.values() for each in rows]
@@ -161,21 +161,26 @@ class Table(ListedTask):
         self._faults.clear()
         faults: dict[str, TaskError] = {}
         found: list[tuple[Split, Listing, Pair]] = []
-        for split, rows in self._splits.items():
+        for split, rows in self.splits.items():
             for row in rows:
                 try:
                     found.append((split, row, self.pair(row)))
                 except TaskError as error:
                     faults[row.place] = error
-        settings = [setting for *_, pair in found for setting in pair.settings()]
-        self.causal_model.inputs["prompt"] = list(dict.fromkeys(setting["prompt"] for setting in settings))
-        known, self._pairs = self._are_known(settings), {split: [] for split in self._splits}
-        for split, row, pair in found:
-            try:
-                self._check(row, pair, texts=not known)
-                self._pairs[split].append(pair)
-            except TaskError as error:
-                faults[row.place] = error
+        for check in (self._check_texts, self._check_labels):
+            settings = [setting for *_, pair in found for setting in pair.settings()]
+            self.causal_model.inputs["prompt"] = list(dict.fromkeys(setting["prompt"] for setting in settings))
+            if check == self._check_texts and self._are_known(settings):
+                continue
+            right = []
+            for split, row, pair in found:
+                try:
+                    check(row, pair)
+                    right.append((split, row, pair))
+                except TaskError as error:
+                    faults[row.place] = error
+            found = right
+        self._pairs = {split: [pair for of, _, pair in found if of == split] for split in self.splits}
         return faults
 
     def _are_known(self, settings: Sequence[Setting]) -> bool:
@@ -202,14 +207,17 @@ class Table(ListedTask):
             place=row.place,
         )
 
-    def _check(self, row: Listing, pair: Pair, *, texts: bool) -> None:
-        """Refuse labels of a row, and with ``texts`` its words and spans, that have no tokens of their own."""
+    def _check_texts(self, row: Listing, pair: Pair) -> None:
+        """Refuse words and spans of a row that have no tokens of their own."""
         for column, setting in zip(row.runs, pair.settings(), strict=True):
-            if texts:
-                try:
-                    self.inputs([setting])
-                except TaskError as error:
-                    raise TaskError(f"{row.where(column)}: {error}") from error
+            try:
+                self.inputs([setting])
+            except TaskError as error:
+                raise TaskError(f"{row.where(column)}: {error}") from error
+
+    def _check_labels(self, row: Listing, pair: Pair) -> None:
+        """Refuse labels of a row that have no tokens of their own."""
+        for column, setting in zip(row.runs, pair.settings(), strict=True):
             self._check_label(row, row.label_of(column), setting, setting["answer"])
         self._check_label(row, row.label_column, pair.base, pair.output)
 
