@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFas
 
 import itrain
 from itrain.cli import main
-from itrain.config import ConfigError, check, compose
+from itrain.config import check, compose
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.das import DAS
 from itrain.models import ModelError, load_minilm, load_pooled, load_pretrained, pooled, with_random_weights
@@ -288,8 +288,11 @@ def test_a_sweep_s_configuration_holds_the_task_of_its_head(folder: Path) -> Non
     composed = compose(run(folder), sweeps=True)
     check(composed)
     assert composed.model.task == composed.task
-    with pytest.raises(ConfigError, match="Gender makes no ClassTask"):
-        check(compose(["model=minilm", "task=gender"]))
+
+
+def test_the_default_task_is_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "model=pooled", "model.name=nowhere/at-all"]) == 1
+    assert "and Gender asks for tokens; choose task=sentences" in capsys.readouterr().err
 
 
 # --- MiniLM
@@ -304,9 +307,9 @@ def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) ->
 @needs_minilm
 def test_minilm_carries_the_gender_of_a_sentence_at_its_subject() -> None:
     task = Sentences()
-    base = load_minilm(task=task, examples=200)
+    base = load_minilm(task=task, examples=100)
     network = make_network(base.model)
-    data = CounterfactualDataModule(task=task, network=network, train_pairs=96, validation_pairs=8, test_pairs=64)
+    data = CounterfactualDataModule(task=task, network=network, train_pairs=64, validation_pairs=4, test_pairs=32)
     data.setup("fit")
     assert data.model_accuracy["test"] > 0.95
     module = itrain.AlignmentSearch(
@@ -315,7 +318,7 @@ def test_minilm_carries_the_gender_of_a_sentence_at_its_subject() -> None:
         intervention=DAS,
         optimizer=partial(torch.optim.Adam, lr=1e-2),
     )
-    trainer = lightning.Trainer(max_epochs=12, **QUIET)
+    trainer = lightning.Trainer(max_epochs=10, **QUIET)
     trainer.fit(module, datamodule=data)
     (figures,) = trainer.test(module, datamodule=data, verbose=False)
     assert figures["test/iia_changing_argmax"] > 0.9

