@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from itrain.data import CounterfactualBatch as CounterfactualBatch
     from itrain.data import CounterfactualDataModule as CounterfactualDataModule
     from itrain.data import ResponseDataModule as ResponseDataModule
+    from itrain.data.labelled import LabelledDataModule as LabelledDataModule
+    from itrain.detectors import Detector as Detector
+    from itrain.detectors import DirectionDetector as DirectionDetector
+    from itrain.detectors import ProbeDetector as ProbeDetector
+    from itrain.detectors import RandomDirection as RandomDirection
     from itrain.inputs import ModelInputs as ModelInputs
     from itrain.interventions.ablation import Mean as Mean
     from itrain.interventions.ablation import Zero as Zero
@@ -85,6 +90,8 @@ if TYPE_CHECKING:
     from itrain.tasks.gender import Gender as Gender
     from itrain.tasks.hierarchical_equality import HierarchicalEquality as HierarchicalEquality
     from itrain.tasks.instructions import Instructions as Instructions
+    from itrain.tasks.labelled import LabelledTask as LabelledTask
+    from itrain.tasks.labelled_texts import LabelledTexts as LabelledTexts
     from itrain.tasks.price_tagging import PriceTagging as PriceTagging
     from itrain.tasks.response_style import ResponseStyle as ResponseStyle
     from itrain.tasks.responses import ResponseTask as ResponseTask
@@ -101,6 +108,9 @@ if TYPE_CHECKING:
     from itrain.training.finite import FirstStepCheck as FirstStepCheck
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.interchange import Interchange as Interchange
+    from itrain.training.monitor import Monitor as Monitor
+    from itrain.training.monitor import Reading as Reading
+    from itrain.training.monitoring import Monitoring as Monitoring
     from itrain.training.probing import ProbeTraining as ProbeTraining
     from itrain.training.steering import Steering as Steering
     from itrain.training.tracing import CausalTracing as CausalTracing
@@ -161,6 +171,16 @@ _HOMES = {
     "load_minilm": "models",
     "load_pooled": "models",
     "load_pretrained": "models",
+    "Detector": "detectors",
+    "DirectionDetector": "detectors",
+    "ProbeDetector": "detectors",
+    "RandomDirection": "detectors",
+    "LabelledDataModule": "data.labelled",
+    "LabelledTexts": "tasks.labelled_texts",
+    "LabelledTask": "tasks.labelled",
+    "Monitor": "training.monitor",
+    "Reading": "training.monitor",
+    "Monitoring": "training.monitoring",
     "AttachedEdits": "networks.attached",
     "Network": "networks.base",
     "make_network": "networks.choose",

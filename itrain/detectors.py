@@ -61,6 +61,9 @@ class Detector(nn.Module, ABC):
     learns: bool = False
     """Whether it is trained by gradients."""
     thresholds: Float[Tensor, " concepts"]
+    bounds: Float[Tensor, "concepts 2"]
+    """The interval of each threshold, where it is ``bounded``: few texts do not bound it."""
+    bounded: Bool[Tensor, "concepts 2"]
     calibrated: Bool[Tensor, ""]
     """Whether the thresholds have been chosen."""
 
@@ -76,6 +79,8 @@ class Detector(nn.Module, ABC):
         self.hidden_size, self.concepts = hidden_size, concepts
         self.pooling: Pooling = pooling
         self.register_buffer("thresholds", torch.zeros(concepts))
+        self.register_buffer("bounds", torch.zeros(concepts, 2))
+        self.register_buffer("bounded", torch.zeros(concepts, 2, dtype=torch.bool))
         self.register_buffer("calibrated", torch.tensor(False))
 
     @abstractmethod

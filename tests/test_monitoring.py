@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -19,8 +20,11 @@ from itrain.interventions.directions import LinearDiscriminant, PrincipalDirecti
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.probes import MLPProbe
+from itrain.reports.token_scores import save_token_scores
+from itrain.results.run import summarise_run
 from itrain.sharing import export, load
 from itrain.tasks.gender import Gender
+from itrain.training.monitor import Reading
 from itrain.training.monitoring import Monitoring
 
 SITE = "layer2.block_output"
@@ -275,3 +279,43 @@ def test_detectors_are_final_and_buildable_from_a_size_alone() -> None:
     for cls in Detector.__subclasses__():
         built = cls(6)
         assert not cls.__subclasses__() and built.concepts == 1 and built.pooling == "mean"
+
+
+# --- what is shown
+
+
+def test_a_page_escapes_what_texts_hold_and_marks_the_threshold(tmp_path: Path) -> None:
+    class Words:
+        def decode(self, tokens: list[int]) -> str:
+            return ["<b>&", "plain", "left"][tokens[0]]
+
+    reading = Reading(
+        tokens=torch.tensor([0, 1, 2]),
+        counted=torch.tensor([True, True, False]),
+        token_scores={"a<i>": torch.tensor([3.0, -1.0, 9.0])},
+        scores={"a<i>": 2.0},
+        thresholds={"a<i>": 1.0},
+    )
+    save_token_scores({"<script>": reading}, Words(), tmp_path / "page.html", title="t<u>")
+    page = (tmp_path / "page.html").read_text()
+    assert not {"<b>", "<i>:", "<script>", "<u>"} & set(re.findall(r"<\w+>:?", page))
+    assert "&lt;b&gt;&amp;" in page and "prefers-color-scheme: dark" in page and 'class="legend"' in page
+    first, second, third = re.findall(r'<span class="token([^"]*)" title="[^"]*"([^>]*)>', page)
+    assert "above" in first[0] and "213 94 0 / 0.60" in first[1]  # the farthest from the threshold
+    assert "above" not in second[0] and "0 114 178 / 0.60" in second[1]
+    assert "left-out" in third[0] and not third[1] and "alarm" in page
+
+
+def test_a_run_is_summed_up_with_shifts_intervals_and_layers(fitted) -> None:
+    _, figures = fitted
+    summary = summarise_run(figures)
+    (table,) = summary.tables
+    assert list(table.rows)[:2] == ["mean_difference", "mean_difference, discourse"]
+    assert table.title == f"detection of gender=female at {SITE}, held-out texts"
+    value, interval = table.rows["probe"][0].split("\n")
+    low, high = map(float, interval.split("-"))
+    assert low < float(value) <= high == 1 and not summary.plots
+    layers = {key.replace("layer2", f"layer{layer}"): value for layer in (1, 2) for key, value in figures.items()}
+    plots = summarise_run(layers).plots
+    assert [plot.title for plot in plots] == ["AUROC, held-out texts", "AUROC, shift discourse"]
+    assert len(plots[0].lines) == 3 and [point.x for point in plots[0].lines[0].points] == [1, 2]

@@ -100,3 +100,11 @@ def test_every_edit_prints_in_jupyter():
     assert "<table>" in html and "Mary walked because" in html and "Zero" in html
     texts = run("print(model.read('Mary walked because', 'layer2.block_output@\"Mary\"')._repr_html_())", space)
     assert "layer2.block_output@&quot;Mary&quot;" in texts
+
+
+def test_the_page_of_monitoring_runs_and_prints_what_is_shown():
+    space: dict[str, Any] = {}
+    for each in blocks("monitoring.md"):
+        shown = run(each["code"], space)
+        if each["shown"] is not None:
+            assert alike(shown, each["shown"]), f"{each['code']}\nprints\n{shown}"

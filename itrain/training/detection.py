@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite, nan
+from math import nan
 from statistics import fmean
 from typing import TypeAlias
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from itrain.data import LabelledBatch
+from itrain.detectors import Detector
 from itrain.metrics import Scored, auroc, rates_above
 from itrain.metrics.detection import Column
 
@@ -64,17 +65,10 @@ class Detected:
         found = [auroc(*column) for (number, _), column in self._told(scored) if number not in self.controls]
         return {"validation/auroc": torch.stack(found).nanmean().float()}
 
-    def tested(
-        self, thresholds: Float[Tensor, "detectors concepts"], bounds: Mapping[Told, tuple[float, float]]
-    ) -> dict[str, Tensor]:
-        """The figures of each detector and concept on each test set, and of several concepts their means.
-
-        Args:
-            thresholds: above which a score is an alarm.
-            bounds: the intervals of the thresholds, where they are known.
-        """
+    def tested(self, detectors: Sequence[Detector]) -> dict[str, Tensor]:
+        """The figures of each detector and concept on each test set, and of several concepts their means."""
         figures: dict[str, float] = {}
-        limits = thresholds.tolist()
+        limits = [detector.thresholds.tolist() for detector in detectors]
         for place, scored in self.sets.items():
             before = f"test/{SHIFT}/{place}/" if figures else "test/"
             own: dict[str, list[dict[str, float]]] = {}
@@ -82,11 +76,7 @@ class Detected:
             for (detector, concept), column in self._told(scored):
                 found = self._figures(*column, limits[detector][concept])
                 if before == "test/":
-                    ends = zip(("threshold_low", "threshold_high"), bounds.get((detector, concept), ()), strict=False)
-                    found |= {
-                        "threshold": limits[detector][concept],
-                        **{each: end for each, end in ends if isfinite(end)},
-                    }
+                    found |= {"threshold": limits[detector][concept], **_bounds(detectors[detector], concept)}
                 name = self.detectors[detector]
                 own.setdefault(name.format(self.concepts[concept]), []).append(found)
                 every.setdefault(name.format(ALL), []).append({figure: found[figure] for figure in MEANS})
@@ -117,6 +107,12 @@ class Detected:
     def _told(self, scored: Scored) -> Iterator[tuple[Told, Column]]:
         for number, column in enumerate(scored.each()):
             yield divmod(number, len(self.concepts)), column
+
+
+def _bounds(detector: Detector, concept: int) -> dict[str, float]:
+    """The ends of a threshold's interval, where its texts give one."""
+    ends = zip(("threshold_low", "threshold_high"), detector.bounds[concept], detector.bounded[concept], strict=True)
+    return {name: float(end) for name, end, bounded in ends if bounded}
 
 
 def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, module_names
 from itrain.training.attaching import Attaching
 from itrain.training.base import Training
-from itrain.training.detection import Detected, Told
+from itrain.training.detection import Detected
 from itrain.training.finite import FiniteAnswers, require_finite
 from itrain.training.monitor import Monitor, Reading, Watching
 from itrain.training.optimization import OptimizerFactory
@@ -137,8 +137,6 @@ class Monitoring(Training):
             controls=[number for number, (name, _, _) in enumerate(self.each()) if _is_control(name)],
             positive_rate=positive_rate,
         )
-        self.bounds: dict[Told, tuple[float, float]] = {}
-        """The interval of each threshold, where it was chosen here."""
         self.answers = FiniteAnswers(network)
 
     def detector(self, name: str, place: Place) -> Detector:
@@ -331,7 +329,9 @@ class Monitoring(Training):
             for concept in range(len(self.concepts)):
                 negatives = found[known[:, concept] == 0, number, concept]
                 detector.thresholds[concept] = threshold_at(negatives, self.false_positive_rate)
-                self.bounds[number, concept] = threshold_interval(negatives, self.false_positive_rate)
+                ends = torch.tensor(threshold_interval(negatives, self.false_positive_rate))
+                detector.bounded[concept] = ends.isfinite()
+                detector.bounds[concept] = ends.nan_to_num(posinf=0.0, neginf=0.0)
             detector.calibrated.fill_(True)
 
     def score(self, split: str, batch: LabelledBatch) -> None:
@@ -344,8 +344,7 @@ class Monitoring(Training):
         self.answers.require()
         if split == "validation":
             return self.detected.validated()
-        thresholds = torch.stack([detector.thresholds for _, _, detector in self.each()])
-        return self.detected.tested(thresholds, self.bounds)
+        return self.detected.tested([detector for _, _, detector in self.each()])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.detectors.parameters())}]
