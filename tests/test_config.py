@@ -78,6 +78,7 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
         "minilm": ["task=sentences"],
         "tracing": ["training.corrupted=layer0.block_input@name"],
         "untrained": ["model.words=a"],
+        "table": ["task.pairs=x.jsonl"],
         "declared": DECLARED,
     }
     check(compose([f"{group}={choice}", *needed.get(choice, [])]))

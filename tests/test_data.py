@@ -59,7 +59,7 @@ def bound(cls: type[Task], embedded) -> Task:
     task = cls()
     words = [str(value) for values in task.causal_model.inputs.values() for value in values]
     # The words of tasks for encoders are not the embedded model's.
-    task.bind(stand_in_tokenizer([*words, "the ."]) if issubclass(cls, ClassTask) else embedded.tokenizer)
+    task.bind(stand_in_tokenizer([*words, "the ."]) if isinstance(task, ClassTask) else embedded.tokenizer)
     return task
 
 

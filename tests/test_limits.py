@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from itrain import experiment
+from itrain import experiment, leaving
 from itrain.cli import main
 from itrain.data.loading import Loader
 from itrain.networks.replay.budget import GIB, Budget, BudgetError
@@ -85,7 +85,7 @@ def test_a_sweep_that_cannot_write_says_how_to_go_on(
 
 
 def test_results_are_written_before_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "show", failing(experiment.show, OSError(errno.EIO, "gone"), after=0))
+    monkeypatch.setattr(leaving, "show", failing(leaving.show, OSError(errno.EIO, "gone"), after=0))
     assert main([*FIT, "output=run"]) == 1
     (run,) = (path.parent for path in Path("run").rglob("config.yaml"))
     for name in ("metrics.json", "export/intervention.safetensors", "export/intervention_config.json", "figure.svg"):

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itrain.loggers.runs import Identity, figure_name, identify_fit, identify_run, shortened
-from itrain.results.columns import COMMAND, CURVE, FEATURES, TEST
+from itrain.results.columns import COMMAND, CURVE, FEATURES, TEST, TOKENS
 from itrain.results.run import RunSummary, summarise_run
 from itrain.results.summary import SweepSummary
 
@@ -40,7 +40,7 @@ class FinishedFit:
     @property
     def figures(self) -> dict[str, float]:
         """The figures, by the names that they have in a fit of its own."""
-        others = {*self.settings, CURVE, FEATURES}
+        others = {*self.settings, CURVE, FEATURES, *TOKENS}
         return {figure_name(name): value for name, value in self.row.items() if name not in others}
 
     @property
