@@ -268,6 +268,9 @@ class Letters:
         several = {"input_ids": ids, "offset_mapping": offsets}
         return {name: each[0] for name, each in several.items()} if isinstance(text, str) else several
 
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return list(map(chr, ids))
+
 
 def test_labels_are_the_first_tokens_and_values_that_they_do_not_tell_apart_are_one(tmp_path: Path) -> None:
     facts = {entity: dict(values) for entity, values in objects()[PART + "entity_attributes"].items()}

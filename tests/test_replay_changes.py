@@ -258,7 +258,7 @@ def test_texts_that_change_the_rotary_embedding_are_left_to_hooks(rope_type: str
     torch.manual_seed(0)
     network = make_network(AutoModelForCausalLM.from_config(config).eval())
     assert isinstance(network, ReplayNetwork)
-    long, short = tiny_inputs((20, 12), answer=True), tiny_inputs((6, 5), answer=True, seed=1)
+    long, short = tiny_inputs((14, 12), answer=True), tiny_inputs((6, 5), answer=True, seed=1)
     where = ["layer0.block_output@last"]
     for inputs in (short, long, short, long, short):
         expected = answer_and_gradients(HookedNetwork(network.model), where, inputs)

@@ -91,14 +91,12 @@ def best_of(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> Iter
             continue
         peak = peak_of(part, figure)
         here: Any = part[(part[LAYER] == peak.layer) & (part[POSITION] == peak.position)]
-        layers = mean_over_layers(part, figure)
         yield Best(
             method=method,
             site=str(peak),
             figure=FIGURES[figure],
             value=estimated(here, figure),
-            beside=({} if layers is None else {OVER_LAYERS: f"{layers:.2f}"})
-            | (_beside(frame, here, figure) if peak.is_above_chance else {}),
+            beside=_over_layers(part, figure) | _beside(frame, here, figure) if peak.is_above_chance else {},
         )
 
 
@@ -114,11 +112,16 @@ def best_odds(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> It
         for column, name in {CONTROL_TASK + ODDS: "control task", ODDS_SELECTIVITY: SELECTIVITY}.items():
             if column in here and here[column].notna().any():
                 found[name] = estimated(here, column)
-        for column, name in {ODDS: OVER_LAYERS, ODDS_SELECTIVITY: SELECTIVITY_OVER_LAYERS}.items():
-            layers = mean_over_layers(part, column) if column in part else None
-            if layers is not None:
-                found[name] = f"{layers:.2f}"
+        found |= _over_layers(part, ODDS)
+        if ODDS_SELECTIVITY in part:
+            found |= _over_layers(part, ODDS_SELECTIVITY, SELECTIVITY_OVER_LAYERS)
         yield Best(method=method, site=str(peak), figure=FIGURES[ODDS], value=estimated(here, ODDS), beside=found)
+
+
+def _over_layers(part: pandas.DataFrame, figure: str, name: str = OVER_LAYERS) -> dict[str, str | Estimate]:
+    """The mean of a figure over the layers, where there are several."""
+    mean = mean_over_layers(part, figure)
+    return {} if mean is None else {name: f"{mean:.2f}"}
 
 
 def by_figure(rows: Sequence[Best]) -> dict[str, list[Best]]:
