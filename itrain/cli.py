@@ -261,7 +261,7 @@ def _task(words: Sequence[str]) -> int:
     from itrain.checking import checked
 
     found = checked(words)
-    print("\n".join(found.lines), end="\n" if found.lines else "", flush=True)
+    print("\n".join(map(printable, found.lines)), end="\n" if found.lines else "", flush=True)
     for fault in found.faults:
         _say(fault, 2)
     return 2 if found.faults else 0

@@ -199,7 +199,7 @@ class _Template:
                 raise TaskError(f"there is no file {place}")
             try:
                 templates = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise TaskError(f"{place} is no JSON: {error}") from error
         if not isinstance(templates, Mapping) or name not in templates:
             raise TaskError(f"{place} has no task '{name}'{nearest(name, list(templates or ()))}")

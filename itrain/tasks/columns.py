@@ -6,16 +6,16 @@ column ``spans.subject`` of a CSV file. ``docs/data.md`` has all columns with ex
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any
 
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.rows import Row
+from itrain.tasks.rows import Row, parsed
 from itrain.trust import shown
 
 VARIABLE = "variable"
@@ -126,7 +126,10 @@ class Cells:
             if ours in self.all:
                 raise TaskError(f"{self.where(ours)}: the row has it twice, of columns or by data.columns; rename one")
             if row.texts and ours in objects and isinstance(value, str) and value.lstrip().startswith("{"):
-                self.all.update(_flat({ours: self._json(ours, value)}))
+                for inside, each in _flat({ours: self._json(ours, value)}):
+                    if inside in self.all:
+                        raise TaskError(f"{self.where(inside)}: the row has it twice, also in {ours}; leave one out")
+                    self.all[inside] = each
             elif row.texts and value == "":
                 self.empty.add(ours)
             else:
@@ -203,7 +206,11 @@ class Cells:
         if column in self.empty:
             return TaskError(f"{self.where(column)} is empty; write its text, or leave the row out")
         close = get_close_matches(column, [name for name in self.all if name not in COLUMNS], 1)
-        hint = f", did you mean '{close[0]}'?" if close else f"; it has {', '.join(self.all) or 'no cells'}"
+        hint = (
+            f", did you mean '{close[0]}'?"
+            if close
+            else f"; it has {', '.join(name[:40] for name in [*self.all][:20]) or 'no cells'}"
+        )
         return TaskError(f"{self.place}: there is no '{column}'{hint}")
 
     def unread(self) -> list[str]:
@@ -224,10 +231,7 @@ class Cells:
         return found
 
     def _json(self, column: str, text: str) -> Any:
-        try:
-            return json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise TaskError(f"{self.where(column)}: {shown(text)} is not JSON ({error})") from error
+        return parsed(text, self.where(column))
 
 
 def listing(row: Row, columns: Mapping[str, str], variables: Sequence[str] | None) -> Listing:
@@ -370,10 +374,11 @@ def _spans(cells: Cells, column: str) -> dict[str, tuple[str, Any]]:
 def _values(cells: Cells, column: str) -> dict[str, Any]:
     found = cells.below(column)
     for name, value in found.items():
+        where = cells.where(f"{column}.{name}")
         if not isinstance(value, str | int | float | bool):
-            raise TaskError(
-                f"{cells.where(f'{column}.{name}')}: {shown(value)} is a {type(value).__name__}; write text or a number"
-            )
+            raise TaskError(f"{where}: {shown(value)} is a {type(value).__name__}; write text or a number")
+        if isinstance(value, float) and not isfinite(value):
+            raise TaskError(f"{where}: {value} is no finite number; write one, or text")
     return found
 
 

@@ -145,7 +145,7 @@ def _object(path: Path) -> dict[str, Any]:
         raise TaskError(f"there is no file '{path}'; give the folder in which RAVEL's data.tgz was unpacked")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise TaskError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise TaskError(f"'{path}' is a {type(found).__name__}; it must be an object")

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -25,6 +26,10 @@ SPLIT_NAMES: Mapping[str, Split] = {
     "test": "test",
 }
 """How tables name the splits."""
+DEPTH = 40
+"""Levels of lists and objects in a cell."""
+AT_ONCE = 1024
+"""Rows of a Parquet file that are unpacked at a time."""
 _BOM = b"\xef\xbb\xbf"
 _SECONDS = 10
 Given = TypeVar("Given")
@@ -83,6 +88,8 @@ def read_rows(
 def files_of_splits(folder: Path) -> list[Path]:
     """The files of a folder that holds nothing to be read but files named after the splits; else none."""
     files = sorted(file for file in folder.glob("*") if file.suffix in READERS) if folder.is_dir() else []
+    if other := next((file for file in files if not file.is_file()), None):
+        raise TaskError(f"'{other}' is no ordinary file; leave it out of the folder")
     if len({file.stem for file in files}) < len(files):
         raise TaskError(f"'{folder}' has several files of one split: {', '.join(file.name for file in files)}")
     return files if all(file.stem in SPLIT_NAMES for file in files) else []
@@ -178,13 +185,49 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 yield _object(f"'{path}' line {number}", text)
 
 
-def _json(path: Path) -> Iterator[Row]:
+def parsed(text: str, place: str, hint: str = "") -> Any:
+    """The value of a JSON text, which says everything once, and holds nothing that is no text or number.
+
+    Raises:
+        TaskError: it is no such text; naming the place.
+    """
     try:
-        listed = json.loads(_decoded(path.read_bytes().removeprefix(_BOM), f"'{path}'"), object_pairs_hook=_each_once)
+        found = json.loads(text, object_pairs_hook=_each_once, parse_constant=_finite, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise TaskError(f"'{path}' line {error.lineno} is not JSON ({error.msg})") from error
-    except (KeyError, RecursionError) as error:
-        raise TaskError(f"'{path}' cannot be read: {_why(error)}") from error
+        line = f" line {error.lineno}" if "\n" in text.rstrip() else ""
+        raise TaskError(f"{place}{line} is not JSON ({error.msg}){hint}") from error
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise TaskError(f"{place} cannot be read: {why}") from error
+    if text.count("{") + text.count("[") > DEPTH:
+        depth, level = 0, [found]
+        while level := [part for each in level for part in _parts(each)]:
+            depth += 1
+            if depth > DEPTH:
+                raise TaskError(f"{place} cannot be read: it is nested too deeply")
+    if "\\u" in text:
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise TaskError(
+                f"{place} has half of a character (a surrogate, {error.object[error.start]!r}), which is no text"
+            ) from error
+    return found
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number; leave the cell out, or write null")
+    return value
+
+
+def _json(path: Path) -> Iterator[Row]:
+    listed = parsed(_decoded(path.read_bytes().removeprefix(_BOM), f"'{path}'"), f"'{path}'")
     if not isinstance(listed, list):
         raise TaskError(f"'{path}' is a {type(listed).__name__}; write a list of objects, or a JSONL file")
     for number, row in enumerate(listed, 1):
@@ -194,12 +237,7 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _object(place: str, line: str) -> Row:
-    try:
-        row = json.loads(line, object_pairs_hook=_each_once)
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{place} is not JSON ({error.msg}); a JSONL file has one object in a line") from error
-    except (KeyError, RecursionError) as error:
-        raise TaskError(f"{place} cannot be read: {_why(error)}") from error
+    row = parsed(line, place, "; a JSONL file has one object in a line")
     if not isinstance(row, dict):
         raise TaskError(f"{place} is not an object; write {{column: value}}")
     return Row(place, row)
@@ -208,13 +246,14 @@ def _object(place: str, line: str) -> Row:
 def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise KeyError(next(name for name in names if names.count(name) > 1))
+        raise ValueError(f"{shown(_twice(name for name, _ in pairs))} stands twice in an object")
     return found
 
 
-def _why(error: KeyError | RecursionError) -> str:
-    return f"'{error.args[0]}' stands twice in an object" if isinstance(error, KeyError) else "it is nested too deeply"
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that has stood before."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
 
 
 def _separated(delimiter: str) -> Callable[[Path], Iterator[Row]]:
@@ -223,8 +262,8 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[Row]]:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             try:
                 head = next(reader, [])
-                if twice := [column for column in head if head.count(column) > 1]:
-                    raise TaskError(f"'{path}' line 1 names the column {shown(twice[0])} twice")
+                if (twice := _twice(head)) is not None:
+                    raise TaskError(f"'{path}' line 1 names the column {shown(twice)} twice")
                 for cells in reader:
                     place = f"'{path}' line {reader.line_num}"
                     if cells and len(cells) != len(head):
@@ -247,12 +286,16 @@ def _parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            if (twice := _twice(file.schema_arrow.names)) is not None:
+                raise TaskError(f"'{path}' has the column {shown(twice)} twice")
+            for batch in file.iter_batches(batch_size=AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
                     yield Row(f"'{path}' row {number}", row)
     except (pyarrow.ArrowException, OSError) as error:
         raise TaskError(f"'{path}' is no Parquet file: {error}") from error
+    except (UnicodeDecodeError, OverflowError) as error:  # a text that is none, a time that Python has not
+        raise TaskError(f"'{path}' row {number + 1} or one after it cannot be read: {error}") from error
 
 
 def _decoded(line: bytes, place: str) -> str:

@@ -105,7 +105,7 @@ def _read(folder: Path, attribute: Attribute) -> Iterator[_Pair]:
         raise TaskError(f"there is no file '{path}'; set task.data to the folder of SAE-RAVEL's files (utils/data)")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise TaskError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(rows, list) or not rows:
         raise TaskError(f"'{path}' is no list of pairs; write {FORM}, one or more")

@@ -15,11 +15,13 @@ from torch import Tensor, distributed
 
 from itrain.files import write_text
 from itrain.metrics import ASPECTS, SteeringScore, WinRate, best_factor, overall_score
-from itrain.training.judges import Continuation, Judge, Verdict, verdicts
+from itrain.training.judges import TOP, Continuation, Judge, Verdict, verdicts
+from itrain.trust import shown
 
 FILE = "judgements.jsonl"
 SCORE, STEERED = "steering_score", "strength_"
 """The figure of a place, beside one for each aspect, and what the names of the steered places begin with."""
+_PERPLEXITIES = ("perplexity", "unsteered_perplexity")
 MOST = 1e300
 """What stands in a file for a perplexity that is not finite."""
 
@@ -225,26 +227,42 @@ def read_judgements(path: str | Path) -> list[Judgement]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise JudgementError(f"there is no file of judgements '{path}'; a run with training.judge writes {FILE}")
-    return [
-        _read(f"'{path}' line {number}", line)
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1)
-        if line.strip()
-    ]
+    found = []
+    with file.open("rb") as opened:
+        for number, line in enumerate(opened, 1):
+            if line.strip():
+                found.append(_read(f"'{path}' line {number}", line))
+    return found
 
 
-def _read(place: str, line: str) -> Judgement:
+def _read(place: str, line: bytes) -> Judgement:
     try:
         row = json.loads(line)
         given = {name: row[name] for name in Continuation.__dataclass_fields__}
-        scores = Verdict(*(float(row[f"{name}_score"]) for name in ASPECTS))
-        for name in ("perplexity", "unsteered_perplexity"):
-            given[name] = inf if given[name] == MOST else float(given[name])
-        own, example = {name: str(row[name]) for name in ("split", "place", "judge")}, int(row["example"])
-        if own["place"].startswith(STEERED):
-            float(own["place"].removeprefix(STEERED))
-    except (KeyError, TypeError, ValueError) as error:
+        own = {name: row[name] for name in ("split", "place", "judge")}
+        texts = {name: value for name, value in {**given, **own}.items() if name not in (*_PERPLEXITIES, "words")}
+        if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
+            raise ValueError(f"{wrong[0]} is {shown(texts[wrong[0]])}, and no text")
+        if not isinstance(given["words"], list) or not all(isinstance(word, str) for word in given["words"]):
+            raise ValueError(f"words is {shown(given['words'])}, and no list of texts")
+        scores = Verdict(*(_number(row, f"{name}_score", TOP) for name in ASPECTS))
+        for name in _PERPLEXITIES:
+            given[name] = inf if given[name] == MOST else _number(row, name, MOST)
+        example = row["example"]
+        if type(example) is not int:
+            raise ValueError(f"example is {shown(example)}, and no whole number")
+        if own["place"].startswith(STEERED) and not isfinite(float(own["place"].removeprefix(STEERED))):
+            raise ValueError(f"place is {shown(own['place'])}, which has no strength")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise JudgementError(f"{place} is no judgement: {type(error).__name__}: {error}") from error
     return Judgement(example=example, continuation=Continuation(**given), verdict=scores, **own)
+
+
+def _number(row: Mapping[str, Any], name: str, most: float) -> float:
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise ValueError(f"{name} is {shown(value)}, and no number from 0 to {most:g}")
+    return float(value)
 
 
 def gathered(found: Sequence[Judgement]) -> list[Judgement]:
