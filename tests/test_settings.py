@@ -31,6 +31,7 @@ from itrain.sweeps import jobs, launching, run
 
 CORRUPTED = "training.corrupted=layer0.block_input@name"
 NEEDS = {"hf": ["model.name=x"], "tracing": [CORRUPTED, "intervention=full_vector"]}
+NEEDS |= {"pooled": ["model.name=x", "task=sentences"], "minilm": ["task=sentences"]}
 INSTALLED = {"joblib"}
 SMALL = ["data.train_pairs=8", "data.validation_pairs=4", "data.test_pairs=4"]
 FEATURIZERS = "itrain.interventions.featurizers"
@@ -54,6 +55,7 @@ GIVEN: Mapping[str, Any] = {
     "train_time_interval": {"_target_": "datetime.timedelta", "minutes": 10},
     "methods": {"das": {"_target_": "itrain.interventions.das.DAS", "_partial_": True}},
     "shifts": {"discourse": {"_target_": "itrain.tasks.gender.Gender"}},
+    "task": {"_target_": "itrain.tasks.sentences.Sentences"},
     "corrupted": "layer1.block_input@name",
     "file": "rows.jsonl",
     "concept": [[1, 2]],
