@@ -80,11 +80,11 @@ class LabelledBases(LabelledTask):
         if not isinstance(task, TextTask):
             raise TaskError(f"labelled texts are taken from the bases of a task in text, not {type(task).__name__}")
         self.task = task
-        self.tasks: dict[str, TextTask] = {**dict.fromkeys(get_args(Split), task), **(shifts or {})}
+        self.tasks: dict[str, TextTask] = {**dict.fromkeys(get_args(Split), task), **dict(shifts or {})}
         self.shifts = list(shifts or {})
         self.classes = dict(_classes(task, variables or task.variables, positive or {}))
         self.concepts = [f"{name}={value}" for name, values in self.classes.items() for value in values]
-        self.counts: dict[str, int] = {**dict.fromkeys(get_args(Split), BASES), **(counts or {})}
+        self.counts: dict[Split, int] = {**dict.fromkeys(get_args(Split), BASES), **(counts or {})}
         self.seed = seed
         self.causal_model = task.causal_model
         self._settings: dict[str, list[Setting]] = {}
