@@ -121,7 +121,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
         LabelledTexts(texts=write(tmp_path / "a.jsonl", rows()), label="lable")
     with pytest.raises(TaskError, match=r"no row has the label 'femal', did you mean 'female'"):
         LabelledTexts(texts=write(tmp_path / "a.jsonl", rows()), positive="femal")
-    with pytest.raises(TaskError, match="set task.texts"):
+    with pytest.raises(TaskError, match=r"set task\.texts"):
         LabelledTexts()
 
 
