@@ -73,7 +73,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str) -> None:
     needed = {"hf": ["model.name=x"], "tracing": ["training.corrupted=layer0.block_input@name"]}
-    needed |= {"untrained": ["model.words=a"], "declared": DECLARED}
+    needed |= {"untrained": ["model.words=a"], "declared": DECLARED, "table": ["task.pairs=x"]}
     check(compose([f"{group}={choice}", *needed.get(choice, [])]))
 
 
