@@ -57,3 +57,15 @@ def test_cells_between_semicolons_are_told(tmp_path: Path) -> None:
     (tmp_path / "my.csv").write_text("base;source;label\na;b;c\n")
     (fault,) = checked(["check", str(tmp_path / "my.csv")]).faults
     assert "write commas" in fault
+
+
+def test_a_span_that_some_rows_lack_is_told_with_the_first_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    rows = [json.loads(line) for line in Path(rows_of(path)).read_text().splitlines()]
+    for number, row in enumerate(rows):
+        name = "nmae" if number == 3 else "name"
+        row |= {"base_spans": {name: row["base"].split()[0]}, "source_spans": {name: "Mary"}}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = checked(["check", str(path)])
+    assert not found.faults
+    assert any("span 'name' in 5 of 6 pairs; first without: " in line and "line 4" in line for line in found.lines)
