@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from itrain.files import one_a_line, read_yaml
 from itrain.signatures import Call, ConfigError, misfits, nearest
 from itrain.tasks.declaration import DeclarationError, Key, Problem, dotted
-from itrain.trust import TrustError, read_text
+from itrain.trust import TrustError, find, read_text, shown
 
 DECLARED = "itrain.tasks.declared.DeclaredTask"
 CHOICE = "file/"
@@ -23,6 +23,8 @@ MOST = 200_000
 """Values in a file, its aliases written out."""
 DEPTH = 30
 """Levels of lists and mappings in a file."""
+_ACTS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+"""Keys by which a configuration calls what they name."""
 
 
 def is_task_file(text: str) -> bool:
@@ -54,6 +56,18 @@ def registered(choice: str) -> dict[str, Any]:
     return found
 
 
+class _Bounded(yaml.SafeLoader):
+    """Stops at too many values, before they fill the memory."""
+
+    count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.count += 1
+        if self.count > MOST:
+            raise yaml.YAMLError(f"it has more than {MOST} values")
+        return super().compose_node(parent, index)
+
+
 class TaskFile(NamedTuple):
     """A file that describes a task, and all that is wrong with it."""
 
@@ -76,11 +90,12 @@ def read_task(path: Path) -> TaskFile:
     """The task in a file, checked as far as it can be without a tokenizer.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: it is no YAML, or names a class that is no task of itrain.
     """
     lines = _lines(path)
     node = read_yaml(path)
     if node.get("_target_", DECLARED) != DECLARED:
+        _require_tasks(node, path)
         return TaskFile(path, node, [], lines)
     node = {"_target_": DECLARED, **node}
     problems = list(_unreadable(node))
@@ -105,23 +120,68 @@ def with_words(node: Any, folder: Path) -> Any:
     if isinstance(file := found.get("file"), str) and set(found) <= {"file", "equals"}:
         del found["file"]
         try:
-            found["values"] = one_a_line(folder / Path(file).expanduser())
+            found["values"] = one_a_line(_beside(folder, file))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"the file of words '{file}' cannot be read: {error}") from error
+            raise ConfigError(f"the file of words {shown(file)} cannot be read: {error}") from error
     return found
 
 
+def _beside(folder: Path, file: str) -> Path:
+    """A file of words; a stranger's task reads nothing outside its own folder, nor what has no end.
+
+    Raises:
+        ValueError: it lies elsewhere, or is no ordinary file.
+    """
+    home = folder.resolve()
+    path = (home / file).resolve()
+    if not path.is_relative_to(home):
+        raise ValueError("it is outside the folder of the file that names it; put it there, or write {words: a b c}")
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no ordinary file")
+    return path
+
+
+def _require_tasks(node: Any, path: Path) -> None:
+    """Refuse a file that calls anything but tasks of itrain: it may be a stranger's, and nothing says whom to trust.
+
+    Raises:
+        ConfigError: naming what it calls.
+    """
+    from itrain.tasks.base import Task  # which needs torch
+
+    parts = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    if isinstance(node, Mapping) and "_target_" in node:
+        try:
+            find(node["_target_"], (Task,), role="task", trust=(), place=f"'{path}'")
+        except TrustError as error:
+            why = str(error).partition("; if you trust")[0]
+            raise ConfigError(f"{why}; name classes of your own in a recipe: task: {{_target_: ...}}") from error
+    for part in parts:
+        _require_tasks(part, path)
+
+
 def _unreadable(node: Any, key: Key = ()) -> list[Problem]:
-    """The texts that a configuration would take for references to others of its keys."""
-    if isinstance(node, str) and "${" in node:
-        return [
-            Problem(
-                key, f"{node!r} has '${{', which refers to other keys of a configuration; put a space after the '$'"
-            )
-        ]
-    if isinstance(node, Mapping | list):
-        items = node.items() if isinstance(node, Mapping) else enumerate(node)
-        return [problem for name, each in items for problem in _unreadable(each, (*key, name))]
+    """The keys and texts that a configuration would act on, and those that are no text."""
+    if isinstance(node, str):
+        return [Problem(key, message) for message in _wrong_in(node)]
+    if not isinstance(node, Mapping | list):
+        return []
+    found: list[Problem] = []
+    for name, each in node.items() if isinstance(node, Mapping) else enumerate(node):
+        inside = (*key, name)
+        if name in _ACTS and inside != ("_target_",):
+            found.append(Problem(inside, f"'{name}' calls what it names in a configuration; choose another word"))
+        elif isinstance(name, str):
+            found += [Problem(key, message) for message in _wrong_in(name)]
+        found += _unreadable(each, inside)
+    return found
+
+
+def _wrong_in(text: str) -> list[str]:
+    if "${" in text:
+        return [f"{text!r} has '${{', which refers to other keys of a configuration; put a space after the '$'"]
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return [f"{text!r} has half of a character (a surrogate), which is no text; write the whole character"]
     return []
 
 
@@ -153,7 +213,7 @@ def _lines(path: Path) -> dict[Key, int]:
         ConfigError: the file is no YAML, or has more or deeper values than anybody writes.
     """
     try:
-        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
+        root = yaml.compose(read_text(path), Loader=_Bounded)
     except TrustError as error:
         raise ConfigError(f"task: {error}") from error
     except yaml.MarkedYAMLError as error:

@@ -1,0 +1,95 @@
+"""Tasks in YAML that a stranger wrote: they run nothing, read nothing outside their folder, and end soon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from itrain.config import ConfigError, compose
+from itrain.config.tasks import read_task
+from tests.canary import CANARY, watched
+
+__all__ = ["watched"]
+
+TASK = """\
+inputs:
+  a: 0..9
+  b: [x, y]
+mechanisms:
+  s: a > 4
+  answer: "'red' if s else 'green'"
+template: The {a} {b} was
+output: answer
+variables: s
+split:
+exhaustive: true
+"""
+CALL = f"_target_: {CANARY}.f"
+CALLS = {
+    "as the task": f"{CALL}\n",
+    "in a task of itrain": f"_target_: itrain.tasks.table.table\npairs: p.csv\nof: {{{CALL}}}\n",
+    "as itrain's own function": "_target_: itrain.cli.main\n",
+    "in a table": f"{TASK}tables:\n  t: {{{CALL}, b: c}}\n",
+    "in a mechanism": TASK.replace("  s:", f"  m: {{of: b, table: {{x: p, y: q, {CALL}}}}}\n  s:"),
+    "in groups": TASK.replace("  s:", f"  m: {{of: b, groups: {{p: [x], q: [y], _target_: {{{CALL}}}}}}}\n  s:"),
+    "in a deep table": f"{TASK}tables: {{t: {{u: {{{CALL}}}}}}}\n",
+}
+
+
+def refusal(text: str) -> str:
+    Path("t.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        compose(["task=t.yaml", "model=tiny_world"])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("where", CALLS)
+def test_a_task_file_calls_nothing(where: str) -> None:
+    assert "t.yaml" in refusal(CALLS[where])
+
+
+@pytest.mark.parametrize("file", ["../secret.txt", "/etc/passwd", "link.txt", "~/secret.txt"])
+def test_words_come_from_the_folder_of_the_task_alone(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret.txt").write_text("one\ntwo\n")
+    (tmp_path / "task").mkdir()
+    monkeypatch.chdir(tmp_path / "task")
+    Path("link.txt").symlink_to("../secret.txt")
+    message = refusal(TASK.replace("[x, y]", f"{{file: {file}}}"))
+    assert "cannot be read" in message and "one" not in message.split()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_words_of_a_pipe_do_not_wait_for_a_writer() -> None:
+    os.mkfifo("words.txt")
+    assert "no ordinary file" in refusal(TASK.replace("[x, y]", "{file: words.txt}"))
+
+
+VALUES = {
+    "too many digits": ("[" + "9" * 5000 + ", 1]", "Exceeds the limit"),
+    "no day": ("[!!timestamp 2001-99-99, y]", "month must be"),
+    "half a character": ('["\\ud800", y]', "half of a character"),
+    "a reference": ('["${oc.env:HOME}", y]', "refers to other keys"),
+    "a tag": ("!!python/object/apply:os.system [touch ran]", "constructor"),
+    "too deep": ("[" * 100_000, "recursion depth"),
+    "too many": ("[" + "0," * 1_000_000 + "0]", "more than 200000 values"),
+}
+
+
+@pytest.mark.parametrize("what", VALUES)
+def test_values_that_are_none_are_refused_in_a_line(what: str) -> None:
+    text, message = VALUES[what]
+    said = refusal(TASK.replace("[x, y]", text))
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_a_key_that_refers_elsewhere_is_refused() -> None:
+    assert "refers to other keys" in refusal(f'{TASK}tables: {{t: {{"${{oc.env:HOME}}": 1}}}}\n')
+
+
+def test_a_task_without_these_is_read() -> None:
+    Path("t.yaml").write_text(TASK)
+    assert not read_task(Path("t.yaml")).problems
