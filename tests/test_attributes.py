@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from itrain.interventions.base import Intervention
+from itrain.interventions.directions import PrincipalDirections
 from itrain.interventions.featurizers import PrincipalComponents, Rotation, Subspace
 from itrain.interventions.masking import FixedMask, HardConcreteGate, Mask, SigmoidGate
 from itrain.interventions.steering import SteeringVector
@@ -34,11 +35,14 @@ CHANGED: dict[str, Any] = {
     "boundary_weight": 0.25,
     "deviation": 0.5,
     "dims": (1, 3),
+    "direction": PrincipalDirections,
     "directions": {"left": [[1.0] * HIDDEN], "right": [[0.0, 1.0] * (HIDDEN // 2)]},
     "factor": 0.5,
     "featurizer": Rotation,
     "gate": partial(SigmoidGate, temperature=(3.0, 0.3)),
+    "inverse_strength": 0.1,
     "rank": 3,
+    "restarts": 3,
     "scale": 2.0,
     "seed": 5,
     "shrinkage": 0.1,

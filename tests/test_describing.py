@@ -98,6 +98,13 @@ def test_the_directions_are_those_of_the_subspace_and_raise_the_pronouns_at_the_
     assert "layer5.block_output@last" in repr(described([found], embedded.tokenizer, count=3))
 
 
+def test_directions_beside_the_residual_stream_have_a_token_change_alone(data) -> None:
+    """Queries are as wide as the stream."""
+    module = AlignmentSearch(network=data.network, sites="layer2.query_output@last", intervention=partial(DAS, rank=1))
+    (found,) = directions_of(module, data)
+    assert len(found.vector) == 80 and found.projection is None and found.change.abs().max() > 0
+
+
 def test_a_control_that_swaps_everything_has_several_directions(data) -> None:
     module = AlignmentSearch(network=data.network, sites="layer1.block_output@name", intervention=FullVector)
     found = directions_of(module, data)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from itrain.config import ConfigError, compose
+from itrain.config.foreign import require_harmless
 from itrain.config.tasks import read_task
+from itrain.trust import TrustError
 from tests.canary import CANARY, watched
 
 __all__ = ["watched"]
@@ -93,3 +95,16 @@ def test_a_key_that_refers_elsewhere_is_refused() -> None:
 def test_a_task_without_these_is_read() -> None:
     Path("t.yaml").write_text(TASK)
     assert not read_task(Path("t.yaml")).problems
+
+
+TABLE = {"_target_": "itrain.tasks.table.table", "pairs": "p.csv"}
+GENDER = {"_target_": "itrain.tasks.gender.Gender"}
+
+
+def test_a_saved_run_may_name_the_task_of_a_table_and_nothing_else() -> None:
+    require_harmless({"task": {**TABLE, "of": GENDER}}, "'f'", trust=())
+    for path in (f"{CANARY}.f", "os.system", "itrain.cli.main", "torch.optim.Adam"):
+        with pytest.raises(TrustError, match=path):
+            require_harmless({"task": {**TABLE, "of": {"_target_": path}}}, "'f'", trust=())
+        with pytest.raises(TrustError, match=path):
+            require_harmless({"task": {**GENDER, "tables": {"t": {"_target_": path}}}}, "'f'", trust=())

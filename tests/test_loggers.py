@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from itrain.cli import main
 from itrain.loggers.runs import figure_name, identify_run, shortened
 from itrain.loggers.trackio import Trackio
+from itrain.results.columns import TOKENS
 from itrain.results.table import read_curves, read_results
 from tests.commands import SMALL
 
@@ -83,7 +84,7 @@ def test_a_sweep_is_a_group_with_a_run_for_each_fit(swept: Path) -> None:
     runs = [run for run in wandb_runs(swept) if run["job_type"] == "fit"]
     assert {run["run_group"] for run in runs} == {f"das_vs_probe_gender {swept.name}"}
     assert len({run["run_id"] for run in runs}) == len(runs) == FITS
-    rows = read_results(swept).drop(columns=["flag"]).to_dict("records")
+    rows = read_results(swept).drop(columns=["flag", *TOKENS], errors="ignore").to_dict("records")
     settings = ["method", "component", "layer", "position", "rank", "seed", "window", "command", "features"]
     by_command = {run["config"]["command"]: run for run in runs}
     for row in rows:

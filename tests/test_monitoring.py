@@ -17,10 +17,12 @@ import itrain
 from itrain.data import LabelledDataModule
 from itrain.detectors import Detector, DirectionDetector, Pooling, ProbeDetector, RandomDirection, pooled
 from itrain.interventions.directions import LinearDiscriminant, PrincipalDirections
+from itrain.metrics import exact_interval, threshold_at
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.probes import MLPProbe
 from itrain.reports.token_scores import save_token_scores
+from itrain.results.detection import _interval
 from itrain.results.run import summarise_run
 from itrain.sharing import export, load
 from itrain.tasks.gender import Gender
@@ -319,3 +321,28 @@ def test_a_run_is_summed_up_with_shifts_intervals_and_layers(fitted) -> None:
     plots = summarise_run(layers).plots
     assert [plot.title for plot in plots] == ["AUROC, held-out texts", "AUROC, shift discourse"]
     assert len(plots[0].lines) == 3 and [point.x for point in plots[0].lines[0].points] == [1, 2]
+
+
+def test_thresholds_are_chosen_in_the_precision_of_the_test(network, embedded, data) -> None:
+    """In fp32 they would stand among other scores than those that they are held against."""
+    found = monitoring(network, embedded)
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    run = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", precision="bf16-mixed", enable_model_summary=False, **quiet
+    )
+    run.fit(found, datamodule=data)
+    scores = {}
+    for name, precision in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with torch.no_grad(), torch.autocast("cpu", precision, enabled=name == "bf16"):
+            rows = [(found.scores(batch.inputs), batch.labels) for batch in data.whole("validation")]
+        kept = torch.cat([score[labels[:, 0] == 0, 0, 0] for score, labels in rows])
+        scores[name] = float(threshold_at(kept, found.false_positive_rate))
+    (_, _, detector), *_ = found.each()
+    assert scores["bf16"] != scores["fp32"]
+    assert float(detector.thresholds[0]) == pytest.approx(scores["bf16"], abs=1e-6)
+
+
+def test_a_shift_without_positives_has_an_accuracy_and_an_interval_of_its_false_positives() -> None:
+    figures = {"false_positive_rate": 0.25, "true_positive_rate": float("nan"), "positives": 0.0, "negatives": 8.0}
+    assert _interval(figures, "false_positive_rate") == exact_interval(0.25, 8)
+    assert _interval(figures, "true_positive_rate") is None

@@ -177,7 +177,7 @@ def test_two_processes_learn_and_measure_what_one_does_in_every_form(form: str) 
         again = Path(place.partition("=")[0]).resolve()
         assert main(["test", place, "trust=[tests]", f"output={again}"]) == 0
         reported = {name: value for name, value in figures(one).items() if not name.startswith("before/")}
-        assert figures(only_run(again)) == pytest.approx(reported, rel=1e-6)
+        assert figures(only_run(again)) == pytest.approx(reported, rel=1e-5)
 
 
 @each_training()
@@ -203,7 +203,7 @@ def test_an_export_gives_the_reported_figures(training: type[Training], whole: P
     """Orthonormal rows come back to rounding, so a perplexity may differ by that."""
     assert main(["test", f"export={whole / 'export'}", "output=again"]) == 0
     reported = {name: value for name, value in figures(whole).items() if not name.startswith("before/")}
-    assert figures(only_run(Path("again"))) == pytest.approx(reported, rel=1e-6)
+    assert figures(only_run(Path("again"))) == pytest.approx(reported, rel=1e-5)
 
 
 @pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])

@@ -28,9 +28,13 @@ from itrain.owned import OWNED, owner
 from itrain.run_folder import run_folder
 from itrain.signatures import Call, _fits, _options, calls_in
 from itrain.sweeps import jobs, launching, run
+from tests.test_config import DECLARED
 
 CORRUPTED = "training.corrupted=layer0.block_input@name"
 NEEDS = {"hf": ["model.name=x"], "tracing": [CORRUPTED, "intervention=full_vector"]}
+NEEDS |= {"pooled": ["model.name=x", "task=sentences"], "minilm": ["task=sentences"]}
+NEEDS |= {"untrained": ["model.words=a"], "table": ["task.pairs=x.jsonl"], "declared": DECLARED}
+NEEDS |= {"monitoring": ["data=labelled"], "labelled": ["training=monitoring"]}
 INSTALLED = {"joblib"}
 SMALL = ["data.train_pairs=8", "data.validation_pairs=4", "data.test_pairs=4"]
 FEATURIZERS = "itrain.interventions.featurizers"
@@ -54,6 +58,10 @@ GIVEN: Mapping[str, Any] = {
     "train_time_interval": {"_target_": "datetime.timedelta", "minutes": 10},
     "methods": {"das": {"_target_": "itrain.interventions.das.DAS", "_partial_": True}},
     "shifts": {"discourse": {"_target_": "itrain.tasks.gender.Gender"}},
+    "task": {"_target_": "itrain.tasks.sentences.Sentences"},
+    "detectors": {"a": {"_target_": "itrain.detectors.DirectionDetector", "_partial_": True}},
+    "judge": {"_target_": "itrain.training.judges.WordJudge"},
+    "of": {"_target_": "itrain.tasks.gender.Gender"},
     "corrupted": "layer1.block_input@name",
     "file": "rows.jsonl",
     "concept": [[1, 2]],
@@ -68,7 +76,7 @@ GIVEN: Mapping[str, Any] = {
     "intervention": {"_target_": "itrain.interventions.ablation.Zero", "_partial_": True},
 }
 """Values of arguments that are built or read in a way of their own."""
-CANDIDATES = [True, False, 1, 2, 3, 0.25, 0.5, "other", ["a"], [1], [3], [0.5, 0.25], {"a": 1}, {"a": 0.5}]
+CANDIDATES = [True, False, 1, 2, 3, 0.25, 0.5, "other", ["a"], [1], [3], [0.5, 0.25], {"a": 1}, {"a": 0.5}, {"a": "b"}]
 
 
 class Reached(BaseException):
@@ -84,7 +92,10 @@ def another(call: Call, name: str) -> Any:
     annotation, default = call.annotation(name), (call.parameters or {})[name].default
     if annotation is inspect.Parameter.empty:
         annotation = Any
-    words = [word for option in _options(annotation) if get_origin(option) is Literal for word in get_args(option)]
+    options = _options(annotation)
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    inner = [each for option in options for each in get_args(option) if get_origin(each) is Literal]
+    words += [[word] for each in inner for word in get_args(each)]
     for value in (*words, *CANDIDATES):
         if value != (list(default) if isinstance(default, tuple) else default) and _fits(value, annotation):
             return value

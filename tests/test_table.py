@@ -240,7 +240,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "messages of a plain model": ({"base": [{"role": "user", "content": "x"}]}, "line 2, base: .*no chat template"),
     "no split": ({"split": None}, "line 2: there is no 'split', and .*line 1 has one"),
     "an unknown split": ({"split": "eval"}, "line 2, split: 'eval' is no split"),
-    "an empty split": ({"split": "train"}, "the table has no validation rows, but train, test; add them"),
+    "an empty split": ({"split": "train"}, r"the table has no validation rows, but train, test \(of the column split"),
     "a pair in two splits": ({"base": "Anna walked because"}, "line 2 of validation and .*line 3 of test are one pair"),
     "values of some": ({"base_values": {"gender": "female"}}, "base has a value 'gender', and .*line 1, base has"),
     "two answers": (

@@ -171,3 +171,7 @@ def test_a_table_without_values_trains_no_probe(here: Path, capfd: pytest.Captur
     assert main(["fit", "recipe=das_gender", "training=probing", "data.pairs=bare.jsonl", *SMALL]) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert "'gender' has 1 value" in line and "base_values.gender" in line
+    sweep = ["sweep", "recipe=das_gender", "data.pairs=bare.jsonl", "sweep.methods=[das,probing]", "sweep.layers=[2]"]
+    assert main([*sweep, "sweep.random_model=false", "output=swept", *SMALL]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("or leave probes out: sweep.methods=[das]"), "before anything is fitted"

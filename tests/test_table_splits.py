@@ -172,7 +172,7 @@ def test_missing_splits_are_divided_off_the_train_rows_where_asked(tmp_path: Pat
     rows = [{**row, "split": "test" if "Karen" in row["base"] else "train"} for row in crossed()]
     file = write_jsonl(tmp_path / "p.jsonl", rows)
     with pytest.raises(
-        TaskError, match=r"no validation rows, but train, test; .*shares=\{train: 0.9, validation: 0.1\}"
+        TaskError, match=r"no validation rows, but train, test .*shares=\{train: 0.9, validation: 0.1\}"
     ):
         table(pairs=file)
     task: Any = table(pairs=file, shares={"train": 8, "validation": 1}, disjoint=["base_name"])
@@ -206,7 +206,7 @@ def test_rows_of_two_splits_that_share_a_disjoint_value_are_named(tmp_path: Path
         ("p.csv", "a,b\n1,2\n3\n", "line 3 has 1 cells, and the first line names 2 columns"),
         ("p.csv", "a,b\n1,2,3\n", "line 2 has 3 cells, .*quote cells that hold commas"),
         ("p.csv", "a,a\n1,2\n", "line 1 names the column 'a' twice"),
-        ("p.csv", b"a\n\xff\n", "cannot be read: .*utf-8"),
+        ("p.csv", b"a\n\xff\n", "line 2 is no UTF-8 text: .*save the file as UTF-8"),
         ("p.csv", 'a\n"x', "cannot be read: unexpected end of data"),
         ("p.parquet", "no", "is no Parquet file"),
         ("p.txt", "no", r"is none of \.jsonl"),

@@ -136,7 +136,7 @@ NAMED: Mapping[str, tuple[str, Any, str]] = {
         "training.optimizer", call("torch.optim.lr_scheduler.LambdaLR"), "which is no part of the training",
     ),
     "deep in templates": ("task.templates", [{"a": [call("pandas.read_pickle")]}], "'pandas' is not trusted"),
-    "itrain deep in templates": ("task.templates", [call("itrain.sharing.load")], "has no parts of its own"),
+    "itrain deep in templates": ("task.templates", [call("itrain.sharing.load")], "is no part of the task"),
     "an optimizer that is none": ("training.optimizer", EVIL, "which no file may name"),
     "a gate that is none": ("intervention.gate", call("itrain.sharing.load"), "which is no part of the intervention"),
     "a site that is a call": ("site", EVIL, "which no file may name"),

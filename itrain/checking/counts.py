@@ -40,6 +40,7 @@ def counted(task: Task, pairs: Mapping[Split, Sequence[Pair]], *, tokens: bool) 
     for name, row in rows.items():
         yield f"  {name:22}" + "".join(f"{cell:>12}" for cell in row)
     yield from _labels(task, pairs)
+    yield from _spans([pair for of_split in pairs.values() for pair in of_split])
     if tokens and isinstance(task, TextTask):
         yield from _answers(task)
 
@@ -57,6 +58,19 @@ def _labels(task: Task, pairs: Mapping[Split, Sequence[Pair]]) -> Iterator[str]:
         yield f"  {f'label {name[:14]}':22}" + "".join(f"{cell:>12}" for cell in cells)
     if len(every) > LABELS:
         yield f"  and {len(every) - LABELS} more labels of {len(task.outputs)}"
+
+
+def _spans(pairs: Sequence[Pair]) -> Iterator[str]:
+    """The spans that some listed pairs lack, in which a site of that name cannot be edited."""
+    having: dict[str, set[int]] = {}
+    for number, pair in enumerate(pairs):
+        of_runs = [set(setting.get("spans", {})) for setting in pair.settings()]
+        for name in set.intersection(*of_runs):
+            having.setdefault(name, set()).add(number)
+    for name, found in having.items():
+        if len(found) < len(pairs):
+            first = next(pair.place for number, pair in enumerate(pairs) if number not in found)
+            yield f"  span '{printable(name)}' in {len(found)} of {len(pairs)} pairs; first without: {printable(first)}"
 
 
 def _answers(task: TextTask) -> Iterator[str]:

@@ -76,7 +76,7 @@ def _of_table(source: str, cfg: DictConfig) -> Checked:
         tokenizer = _tokenizer(cfg)
         given: Any = instantiate({key: node for key, node in cfg.task.items() if key != "_target_"}, _convert_="all")
     rows = examine_table(tokenizer or stand_in_tokenizer([]), given)
-    if faults := [each.fault for each in rows if each.fault]:
+    if faults := _once_each((each.place, each.fault) for each in rows if each.fault):
         return _faulty(faults)
     return _of_task(table(**given), tokenizer, str, title=source)
 
@@ -89,6 +89,17 @@ def _require_arguments(cfg: DictConfig) -> None:
 def _faulty(faults: Sequence[str]) -> Checked:
     more = [f"and {len(faults) - MOST} more"] if len(faults) > MOST else []
     return Checked([], [*faults[:MOST], *more])
+
+
+def _once_each(faults: Iterable[tuple[str, str]]) -> list[str]:
+    """Each fault at the first row that has it, with the number of others: a missing column is one line."""
+    rows: dict[str, list[str]] = {}
+    for place, fault in faults:
+        rows.setdefault(fault.removeprefix(place), []).append(fault)
+    return [
+        first if not others else f"{first} (and {len(others)} more row{'s' * (len(others) > 1)})"
+        for first, *others in rows.values()
+    ]
 
 
 def _asks(*, task: Task) -> None:

@@ -162,7 +162,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
     return {
         "model": ((nn.Module, BaseModel), (Task,)),
         "network": ((Network,), ()),
-        "task": ((Task,), ()),
+        "task": ((Task,), (Task,)),
         "data": ((SplitDataModule,), (Task,)),
         "intervention": ((Intervention,), (nn.Module,)),
         "training": ((Training,), (nn.Module, Optimizer, Judge)),

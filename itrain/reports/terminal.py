@@ -25,6 +25,9 @@ from itrain.training.steering import Steering
 QUIET = "ITRAIN_QUIET"
 """The environment variable that silences all but results, in all processes of a run."""
 
+ROOM = 60
+"""Columns of a terminal of 80 that a table has for its numbers."""
+
 
 @contextmanager
 def only_results() -> Iterator[None]:
@@ -101,8 +104,9 @@ def _drawn(table: FiguresTable) -> Table:
     two_lines = any(upper for upper, _ in table.heads)
     drawn = Table(title=plain(table.title, "table.title"), box=SIMPLE_HEAD, padding=0 if two_lines else (0, 0, 0, 1))
     drawn.add_column("\n" if two_lines else "", no_wrap=two_lines)
+    wide = min(9, ROOM // max(len(table.heads), 1))
     for upper, lower in table.heads:
-        head, width = (f"{upper}\n{lower}", 9) if two_lines else (lower, len(lower))
+        head, width = (f"{upper}\n{lower}", wide) if two_lines else (lower, len(lower))
         drawn.add_column(plain(head), justify="right", min_width=width)
     for name, cells in table.rows.items():
         drawn.add_row(*map(plain, (name, *cells)))

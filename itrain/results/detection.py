@@ -55,13 +55,12 @@ def _interval(figures: Mapping[str, float], figure: str) -> Ends | None:
     """The interval of a figure over its texts; of several controls, that of their spread."""
     positives, negatives = (int(figures.get(each, 0)) for each in (POSITIVES, NEGATIVES))
     value = figures[figure]
-    if AUROC_SPREAD in figures or not (positives and negatives) or not isfinite(value):
+    if AUROC_SPREAD in figures or not isfinite(value):
         return None
-    if figure == AUROC:
+    if figure == AUROC and positives and negatives:
         return auroc_interval(value, positives, negatives)
-    if figure not in (TRUE_POSITIVES, FALSE_POSITIVES):
-        return None
-    return exact_interval(value, positives if figure == TRUE_POSITIVES else negatives)
+    count = {TRUE_POSITIVES: positives, FALSE_POSITIVES: negatives}.get(figure, 0)
+    return exact_interval(value, count) if count else None
 
 
 def _cell(figures: Mapping[str, float], figure: str) -> str:

@@ -28,9 +28,12 @@ from itrain.results.summary import summarise
 from itrain.results.table import JOBS, collect, read_rows, require_rows, table_of_jobs, write
 from itrain.results.tokens import save_tokens
 from itrain.sweeps.devices import Devices, Pool, told
-from itrain.sweeps.grid import Grid
+from itrain.sweeps.grid import Grid, reads_only
 from itrain.sweeps.jobs import CohortJob, ProbeJob, identity, jobs_of, make_trainer
 from itrain.sweeps.launching import Failure, Plugin, attempt, repeating
+from itrain.tasks import TaskError
+from itrain.tasks.base import Task
+from itrain.tasks.contract import count_classes
 from itrain.trainers import RunError, make_logger
 
 if TYPE_CHECKING:
@@ -149,6 +152,16 @@ class Part:
                 write(rows, file)
 
 
+def _require_classes(method: str, task: Task, grid: Grid) -> None:
+    """Refuse probes of variables without values to tell apart, before anything is fitted."""
+    try:
+        for variable in task.variables:
+            count_classes(task, variable)
+    except TaskError as error:
+        others = ",".join(name for name in grid.methods if name != method)
+        raise TaskError(f"{error}; or leave probes out: sweep.methods=[{others}]") from error
+
+
 def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = None) -> Part:
     """A seed's part of the sweep. It reuses the cache of the part before, where the model is the same."""
     seeded = cfg.copy()
@@ -156,6 +169,9 @@ def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = No
     grid: Grid = instantiate(seeded.sweep, _convert_="all")
     trainer = make_trainer(seeded)
     opened = open_model(seeded, folder, like=None if before is None else before.opened, trainer=trainer)
+    for method, factory in grid.methods.items():
+        if reads_only(factory):
+            _require_classes(method, opened.task, grid)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
     jobs = {job.name: job for job in jobs_of(grid, seed, opened)}

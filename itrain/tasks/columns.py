@@ -206,11 +206,10 @@ class Cells:
         if column in self.empty:
             return TaskError(f"{self.where(column)} is empty; write its text, or leave the row out")
         close = get_close_matches(column, [name for name in self.all if name not in COLUMNS], 1)
-        hint = (
-            f", did you mean '{close[0]}'?"
-            if close
-            else f"; it has {', '.join(name[:40] for name in [*self.all][:20]) or 'no cells'}"
-        )
+        if self.texts and len(self.all) == 1 and ";" in next(iter(self.all)):
+            return TaskError(f"{self.place}: there is no '{column}', as its cells stand between ';'; write commas")
+        known = ", ".join(name[:40] for name in [*self.all][:20]) or "no cells"
+        hint = f", did you mean '{close[0]}'?" if close else f"; it has {known}"
         return TaskError(f"{self.place}: there is no '{column}'{hint}")
 
     def unread(self) -> list[str]:

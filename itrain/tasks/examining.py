@@ -55,6 +55,8 @@ def examine_table(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any
             made, faults = tried([row], lambda row: listing(row, given["columns"] or {}, of and of.variables))
             yield from (Examined(row.place, name, fault=str(error)) for error in faults)
             right.setdefault(name, []).extend(made)
+    if not any(right.values()) and any(groups.values()):
+        return  # What is wrong with the rows is all there is to say.
     splits, whole = _divided(right, given)
     try:
         yield from _of_task(of, tokenizer, splits) if of is not None else _texts(tokenizer, splits, given)

@@ -84,7 +84,7 @@ class LabelledBases(LabelledTask):
         self.shifts = list(shifts or {})
         self.classes = dict(_classes(task, variables or task.variables, positive or {}))
         self.concepts = [f"{name}={value}" for name, values in self.classes.items() for value in values]
-        self.counts: dict[str, int] = {**dict.fromkeys(get_args(Split), BASES), **dict(counts or {})}
+        self.counts: dict[Split, int] = {**dict.fromkeys(get_args(Split), BASES), **(counts or {})}
         self.seed = seed
         self.causal_model = task.causal_model
         self._settings: dict[str, list[Setting]] = {}

@@ -260,12 +260,13 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[Row]]:
     def read(path: Path) -> Iterator[Row]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
+            ended = 0
             try:
                 head = next(reader, [])
                 if (twice := _twice(head)) is not None:
                     raise TaskError(f"'{path}' line 1 names the column {shown(twice)} twice")
                 for cells in reader:
-                    place = f"'{path}' line {reader.line_num}"
+                    place, ended = f"'{path}' line {reader.line_num}", reader.line_num
                     if cells and len(cells) != len(head):
                         raise TaskError(
                             f"{place} has {len(cells)} cells, and the first line names {len(head)} columns; quote "
@@ -273,10 +274,22 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[Row]]:
                         )
                     if cells:
                         yield Row(place, dict(zip(head, cells, strict=True)), texts=True)
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise TaskError(f"'{path}' line {reader.line_num + 1} cannot be read: {error}") from error
+            except csv.Error as error:
+                raise TaskError(
+                    f"'{path}' line {ended + 1} cannot be read: {error}; close its quotes, and write a quote within "
+                    'them twice: ""'
+                ) from error
+            except UnicodeDecodeError as error:
+                lines = path.read_bytes().splitlines()
+                raise TaskError(_first_foreign(path, lines)) from error
 
     return read
+
+
+def _first_foreign(path: Path, lines: Sequence[bytes]) -> str:
+    """What is wrong with the first line that is no UTF-8: a text is decoded in parts of many lines."""
+    _, faults = tried(enumerate(lines, 1), lambda line: _decoded(line[1], f"'{path}' line {line[0]}"))
+    return str(faults[0])
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -34,6 +34,8 @@ EXAMPLES = 32
 """Test examples on which a training's edits are looked at."""
 DIRECTIONS = 4
 """Directions of one placement that are described at most."""
+RESIDUAL = ("block_input", "block_output", "attention_output", "mlp_output", "mixer_output", "cross_attention_output")
+"""Components whose features are those of the residual stream."""
 IN_ROW = 5
 """Tokens in a row of a table."""
 LEAST = 0.01
@@ -96,17 +98,26 @@ def directions_of(training: Training, data: SplitDataModule) -> list[Direction]:
                         vector=vector,
                         share=share,
                         size=size,
-                        projection=vocabulary_projection(part.network, inputs, vector),
+                        projection=_projection(part.network, inputs, placement.write, vector),
                         change=token_change(part.network, inputs, placement.write, size * vector),
                     )
                 )
     return found
 
 
+def _projection(
+    network: Network, inputs: ModelInputs, site: Site, vector: Float[Tensor, " hidden"]
+) -> Float[Tensor, " vocabulary"] | None:
+    """The vocabulary projection of a direction at a site; None where it is none of the residual stream."""
+    if site.component.rpartition(".")[2] not in RESIDUAL or site.head is not None:
+        return None
+    return vocabulary_projection(network, inputs, vector)
+
+
 def vocabulary_projection(
     network: Network, inputs: ModelInputs, vector: Float[Tensor, " hidden"]
 ) -> Float[Tensor, " vocabulary"] | None:
-    """The logit lens of a direction, (f(v) - f(-v)) / 2; None where the direction is none of the residual stream."""
+    """The logit lens of a direction of the residual stream, (f(v) - f(-v)) / 2; None where none is of its size."""
     if (site := _last_site(network, inputs)) is None or network.hidden_size(site) != len(vector):
         return None
     one = inputs.take(torch.tensor([0]))

@@ -91,7 +91,7 @@ class Detected:
     def _figures(self, scores: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
         rates = rates_above(scores, labels, threshold)
         count = rates.positives + rates.negatives
-        right = rates.true_positive * rates.positives + (1 - rates.false_positive) * rates.negatives
+        right = int(((scores > threshold) == (labels == 1))[labels >= 0].sum())
         return {
             "auroc": float(auroc(scores, labels)),
             "true_positive_rate": rates.true_positive,

@@ -299,18 +299,15 @@ class Monitoring(Training):
     def begin(self, split: str) -> None:
         self.detected.clear()
         self.answers.counts.clear()
-        data = getattr(self.trainer, "datamodule", None)
-        if split == "test" and not self.calibrated and isinstance(data, SplitDataModule):
-            self.calibrate(data.whole("validation"))
+        if split == "test" and not self.calibrated:
+            self._calibrate_as_tested()
 
     def on_train_start(self) -> None:
         for _, _, detector in self.each():
             detector.calibrated.fill_(False)
 
     def on_train_end(self) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, SplitDataModule):  # The last validation was of weights before the last steps.
-            self.calibrate(data.whole("validation"))
+        self._calibrate_as_tested()  # The last validation was of weights before the last steps.
 
     @property
     def calibrated(self) -> bool:
@@ -348,6 +345,13 @@ class Monitoring(Training):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.detectors.parameters())}]
+
+    def _calibrate_as_tested(self) -> None:
+        """Choose the thresholds on the validation texts, with scores in the precision of a test."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SplitDataModule):
+            with self.trainer.precision_plugin.test_step_context():
+                self.calibrate(data.whole("validation"))
 
     def _threshold(self, number: int, concept: int) -> float:
         *_, detector = list(self.each())[number]
