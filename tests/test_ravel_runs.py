@@ -20,11 +20,10 @@ from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import Pair
 from itrain.tasks.entity_attributes import EntityAttributes
-from itrain.tasks.ravel import Ravel
 from itrain.training.alignment import AlignmentSearch
 from tests.ravel_files import objects, write_ravel
 from tests.test_not_finite import trainer
-from tests.test_ravel import FEW, PART, source
+from tests.test_ravel import PART, bound, source
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +34,6 @@ def embedded():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_ravel(tmp_path_factory.mktemp("ravel"))
-
-
-def bound(folder: Path, embedded: Any, **settings: Any) -> Ravel:
-    task = Ravel(data=str(folder), **FEW | settings)
-    task.bind(embedded.tokenizer)
-    return task
 
 
 def search(embedded: Any) -> AlignmentSearch:

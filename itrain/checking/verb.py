@@ -22,10 +22,9 @@ from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
 from itrain.planning.fakes import ASSETS, EMBEDDED, PRETRAINED
 from itrain.signatures import ConfigError, check_calls
 from itrain.tasks import TaskError
-from itrain.tasks.base import ListedTask, Pair, Split, Task, TextTask
+from itrain.tasks.base import SPLITS, ListedTask, Pair, Split, Task, TextTask
 from itrain.tasks.contract import check_task
 from itrain.tasks.declaration import Problem
-from itrain.tasks.divisions import SPLITS
 from itrain.tasks.examining import examine_table
 from itrain.tasks.operations import written
 from itrain.tasks.table import table

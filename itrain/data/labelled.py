@@ -12,10 +12,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from itrain.causal_model import Setting
-from itrain.data.splits import SPLITS, Batch, SplitDataModule
+from itrain.data.splits import Batch, SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
-from itrain.tasks.base import Split, Task, TextTask
+from itrain.tasks.base import SPLITS, Split, Task, TextTask
 from itrain.tasks.labelled import UNLABELLED, LabelledBases, LabelledTask
 from itrain.tasks.tokens import shown
 from itrain.trust import shown as quoted

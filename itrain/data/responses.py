@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import get_args
 
 import torch
 from jaxtyping import Int
@@ -16,7 +15,7 @@ from itrain.data.splits import Batch, SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED
 from itrain.networks.base import Network
-from itrain.tasks.base import Split
+from itrain.tasks.base import SPLITS, Split
 from itrain.tasks.contract import check_responses
 from itrain.tasks.responses import ResponseTask
 from itrain.tasks.tokens import shown
@@ -156,7 +155,7 @@ class ResponseDataModule(SplitDataModule[ResponseBatch]):
 def _require_held_out(task: ResponseTask) -> None:
     """Refuse splits that share prompts, unless the task says that they may."""
     known: dict[Hashable, Split] = {}
-    for split in () if task.exhaustive else get_args(Split):
+    for split in () if task.exhaustive else SPLITS:
         prompts = [task.identity(setting) for setting in task.settings(split)]
         if shared := [prompt for prompt in prompts if prompt in known]:
             raise ResponseError(

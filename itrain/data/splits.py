@@ -18,12 +18,10 @@ from itrain.data.loading import BatchSampler, Loader, ResumableLoader, Share
 from itrain.inputs import ModelInputs, needs_no_wait
 from itrain.networks.base import Network
 from itrain.placements import Placement
-from itrain.tasks.base import Split
+from itrain.tasks.base import SPLITS, Split
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 # Not frozen, because Lightning casts floating-point tensors to the trainer's precision field by field.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -42,22 +44,19 @@ def fldd(clean: Float[Tensor, " *figures"], intervened: Float[Tensor, " *figures
     return 100 * (1 - intervened / clean)
 
 
-class LogitDifference(Metric):
-    """The mean logit differences of the base's answer over the counterfactual one, clean and intervened, and FLDD.
+class OfChanging(Metric):
+    """What becomes of the preferences of label-changing pairs, from the clean run to the intervened one.
 
-    Over pairs whose label changes; the figures of no pairs are nan. Sums are kept in ``dtype`` over all processes: in
-    fp64 how pairs are divided changes the last of 16 digits at most.
+    Sums are kept in ``dtype`` over all processes: in fp64 how pairs are divided changes the last of 16 digits at most.
     """
 
     full_state_update = False
     sums: Tensor
-    pairs: Tensor
 
     def __init__(self, *, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(dist_sync_fn=gather_counts)
         self.kept_in = dtype
         self.add_state("sums", torch.zeros(2, dtype=dtype), dist_reduce_fx="sum")
-        self.add_state("pairs", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -68,8 +67,32 @@ class LogitDifference(Metric):
     ) -> None:
         """Add pairs, given the base model's own logits on the bases and those under the intervention."""
         changes = (base_label != label).view(len(label), -1).any(1)
-        both = [logit_difference(each, base_label, label, self.kept_in) for each in (clean, logits)]
-        self.sums += torch.stack(both).where(changes, 0).sum(1)
+        before, after = (logit_difference(each, base_label, label, self.kept_in) for each in (clean, logits))
+        self.add(before, after, changes)
+
+    @abstractmethod
+    def add(
+        self, before: Float[Tensor, " batch"], after: Float[Tensor, " batch"], changes: Bool[Tensor, " batch"]
+    ) -> None:
+        """Add the logit differences of pairs, clean and intervened, and whether the label changes."""
+
+
+class LogitDifference(OfChanging):
+    """The mean logit differences of the base's answer over the counterfactual one, clean and intervened, and FLDD.
+
+    Over pairs whose label changes; the figures of no pairs are nan.
+    """
+
+    pairs: Tensor
+
+    def __init__(self, *, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(dtype=dtype)
+        self.add_state("pairs", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def add(
+        self, before: Float[Tensor, " batch"], after: Float[Tensor, " batch"], changes: Bool[Tensor, " batch"]
+    ) -> None:
+        self.sums += torch.stack([before, after]).where(changes, 0).sum(1)
         self.pairs += changes.sum()
 
     def compute(self) -> dict[str, Tensor]:

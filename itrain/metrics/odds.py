@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
-from itrain.metrics.differences import logit_difference
-from itrain.metrics.gathering import gather_counts
+from itrain.metrics.differences import OfChanging, logit_difference
 
 
 def odds(
@@ -29,35 +27,23 @@ def odds(
     return before - after
 
 
-class Odds(Metric):
+class Odds(OfChanging):
     """The mean odds over pairs whose label changes, their spread, and the share of pairs whose preference is reversed.
 
     ``iia_flip`` counts pairs in which the clean run prefers the base's label and the intervened one the counterfactual
-    label, as a share of all. The figures of no pairs are nan. Sums are kept in ``dtype`` over all processes: in fp64
-    how pairs are divided changes the last of 16 digits at most.
+    label, as a share of all. The figures of no pairs are nan.
     """
 
-    full_state_update = False
     higher_is_better = True
-    sums: Tensor
     counts: Tensor
 
     def __init__(self, *, dtype: torch.dtype = torch.float64) -> None:
-        super().__init__(dist_sync_fn=gather_counts)
-        self.kept_in = dtype
-        self.add_state("sums", torch.zeros(2, dtype=dtype), dist_reduce_fx="sum")
+        super().__init__(dtype=dtype)
         self.add_state("counts", torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(
-        self,
-        clean: Float[Tensor, "batch ... vocabulary"],
-        logits: Float[Tensor, "batch ... vocabulary"],
-        base_label: Int[Tensor, "batch ..."],
-        label: Int[Tensor, "batch ..."],
+    def add(
+        self, before: Float[Tensor, " batch"], after: Float[Tensor, " batch"], changes: Bool[Tensor, " batch"]
     ) -> None:
-        """Add pairs, given the base model's own logits on the bases and those under the intervention."""
-        changes = (base_label != label).view(len(label), -1).any(1)
-        before, after = (logit_difference(each, base_label, label, self.kept_in) for each in (clean, logits))
         moved = (before - after).where(changes, 0)
         self.sums += torch.stack([moved.sum(), (moved**2).sum()])
         self.counts += torch.stack([changes.sum(), (changes & (before > 0) & (after < 0)).sum()])

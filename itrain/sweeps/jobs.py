@@ -80,9 +80,15 @@ class CohortJob:
         seconds = (time.perf_counter() - start) / len(members)
         sizes = {name: float(max(member.interchange.hidden_sizes)) for name, member in members.items()}
         shared = {"seconds": seconds, **_of_data(opened.data)}
-        tokens = {name: _tokens(member, found[name], opened) for name, member in members.items()}
+        tokens = _tokens(members, found, opened)
         return [
-            {**_described(fit, grid, cfg), **found[fit.name], FEATURES: sizes[fit.name], **tokens[fit.name], **shared}
+            {
+                **_described(fit, grid, cfg),
+                **found[fit.name],
+                FEATURES: sizes[fit.name],
+                **tokens.get(fit.name, {}),
+                **shared,
+            }
             for fit in self.fits
         ]
 
@@ -222,13 +228,23 @@ def _fitted(
     return found
 
 
-def _tokens(member: AlignmentSearch | CausalTracing, figures: Figures, opened: Opened) -> dict[str, str]:
-    """What the leading direction of an alignment that changes most labels raises and lowers; else nothing."""
-    tokenizer = opened.base_model.tokenizer
-    tells = isinstance(member, AlignmentSearch) and figures.get(IIA, 0.0) > 0.5
-    if not tells or tokenizer is None or not can_describe(member, opened.data, tokenizer):
+def _tokens(
+    members: Mapping[str, AlignmentSearch | CausalTracing], found: Mapping[str, Figures], opened: Opened
+) -> dict[str, dict[str, str]]:
+    """What the leading direction of each alignment that changes most labels raises and lowers."""
+    tokenizer, data = opened.base_model.tokenizer, opened.data
+    telling = {
+        name: member
+        for name, member in members.items()
+        if isinstance(member, AlignmentSearch) and found[name].get(IIA, 0.0) > 0.5
+    }
+    # They share the model and the data, so that one answers for all.
+    if tokenizer is None or not telling or not can_describe(next(iter(telling.values())), data, tokenizer):
         return {}
-    return dict(zip(TOKENS, in_a_row(directions_of(member, opened.data), tokenizer), strict=True))
+    return {
+        name: dict(zip(TOKENS, in_a_row(directions_of(member, data), tokenizer), strict=True))
+        for name, member in telling.items()
+    }
 
 
 def _of_data(data: SplitDataModule) -> dict[str, float]:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from itrain import tiny_world
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks import TaskError
-from itrain.tasks.base import Split
+from itrain.tasks.base import SPLITS, Split
 from itrain.tasks.labelled import LabelledTask
 from itrain.tasks.responses import ResponseTask
 from itrain.tasks.rows import READERS, Row, read_rows
@@ -202,7 +202,7 @@ class AxBench(ResponseTask):
 
     def instruction(self, prompt: str) -> str:
         if not self._asked:
-            every = [setting for split in get_args(Split) for setting in self._settings[split]]
+            every = [setting for split in SPLITS for setting in self._settings[split]]
             self._asked = {self._render(setting)[0]: setting["prompt"] for setting in every}
         return self._asked.get(prompt, prompt)
 

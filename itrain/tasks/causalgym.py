@@ -13,7 +13,7 @@ from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
 from itrain.sites import RESERVED
 from itrain.tasks import TaskError
-from itrain.tasks.base import ListedTask, Pair, Split
+from itrain.tasks.base import SPLITS, ListedTask, Pair, Split
 from itrain.tasks.rows import SPLIT_NAMES, Row, all_made, read_rows
 from itrain.tasks.tokens import Range
 
@@ -218,7 +218,7 @@ class _Template:
         """The pairs of each split: batches of two, followed by their swaps."""
         found: dict[Split, list[tuple[str, Sentences]]] = {}
         trained: set[str] = set()
-        for split in get_args(Split):
+        for split in SPLITS:
             drawn = list(self._batches(Random(SEEDS[split]), BATCHES[split], trained))
             if split == "train":
                 trained = {"".join(each.base) for each in drawn}
@@ -298,7 +298,7 @@ def _rows_of(source: str, name: str) -> dict[Split, list[tuple[str, Sentences]]]
         found[SPLIT_NAMES[split]] = list(zip([row.place for row in own], all_made(own, _row), strict=True))
     if name not in tasks:
         raise TaskError(f"'{source}' has no task '{name}'{nearest(name, sorted(tasks))}")
-    if missing := [split for split in get_args(Split) if not found.get(split)]:
+    if missing := [split for split in SPLITS if not found.get(split)]:
         raise TaskError(f"'{source}' has no {missing[0]} rows of the task '{name}'")
     return found
 

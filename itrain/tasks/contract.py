@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral
 from random import Random
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.base import Pair, Split, Task, TextTask
+from itrain.tasks.base import SPLITS, Pair, Split, Task, TextTask
 from itrain.tasks.responses import ResponseTask
 
 SAMPLES = 16
@@ -74,7 +74,7 @@ def check_task(task: Task) -> None:
     _check_kind(task)
     _check_variables(task)
     outputs, values = _check_outputs(task), {variable: _check_values(task, variable) for variable in task.variables}
-    pairs = {split: _some(task, split) for split in get_args(Split)}
+    pairs = {split: _some(task, split) for split in SPLITS}
     for split, of_split in pairs.items():
         for pair in of_split:
             _check_labels(task, pair, pair.place or f"a pair of '{split}'", outputs, values)
@@ -109,7 +109,7 @@ def check_responses(task: ResponseTask) -> None:
         TaskError: naming the task, what is wrong with it and the remedy.
     """
     _check_kind(task)
-    for split in get_args(Split):
+    for split in SPLITS:
         call = f"settings('{split}')"
         once, again = (_asked(task, call, task.settings, split) for _ in range(2))
         if isinstance(once, str) or not isinstance(once, Sequence):

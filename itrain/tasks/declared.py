@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from itrain.bounds import require_share
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks import TaskError
-from itrain.tasks.base import Pair, Split, TextTask
+from itrain.tasks.base import SPLITS, Pair, Split, TextTask
 from itrain.tasks.declaration import (
     TEMPLATE,
     VARIABLES,
@@ -24,7 +24,7 @@ from itrain.tasks.declaration import (
     read_mechanisms,
     read_tables,
 )
-from itrain.tasks.divisions import SETTINGS, SPLITS, Division
+from itrain.tasks.divisions import SETTINGS, Division
 from itrain.tasks.domains import check_texts, check_variables, find_outputs, find_values
 from itrain.tasks.operations import Value, written
 from itrain.tasks.structure import MechanismError, Structure, circle

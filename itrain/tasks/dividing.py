@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from random import Random
-from typing import get_args
+from typing import TypeVar
 
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.base import Split
+from itrain.tasks.base import SPLITS, Split
 from itrain.tasks.columns import Listing
 from itrain.tasks.rows import SPLIT_NAMES
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 """The shares of the rows that the splits have, where nothing says so."""
 _ROLE = re.compile(r"^(base|source|sources\.[^.]+)(?=$|[._])")
 """What tells base and source in the name of a column, which hold the same kind of values."""
 
+Row = TypeVar("Row")
 Kept = tuple[str, Hashable]
 """A kind of values and one of them, by which rows belong together."""
+
+
+def by_group(
+    rows: Sequence[Row], group: Callable[[Row], str], shares: Mapping[Split, tuple[float, float]], seed: int
+) -> dict[Split, list[Row]]:
+    """The rows of each split: the part of the shuffled groups that its share says; rows of one group stay together."""
+    groups = sorted(set(map(group, rows)))
+    place = {each: number / len(groups) for number, each in enumerate(Random(seed).sample(groups, len(groups)))}
+    return {
+        split: [row for row in rows if start <= place[group(row)] < stop] for split, (start, stop) in shares.items()
+    }
 
 
 def divided(

@@ -6,16 +6,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from random import Random
-from typing import Any, get_args
+from typing import Any
 
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.base import Split
+from itrain.tasks.base import SPLITS, Split
 from itrain.tasks.declaration import TEMPLATE, listed
 from itrain.tasks.operations import Value, written
 from itrain.tasks.structure import Structure
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES = (0.6, 0.2, 0.2)
 """The shares of train, validation and test, unless others are given."""
 SETTINGS = "settings"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from random import Random
+from operator import itemgetter
 from string import Formatter
-from typing import get_args
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks import TaskError
-from itrain.tasks.base import Split
+from itrain.tasks.base import SPLITS, Split
+from itrain.tasks.dividing import by_group
 from itrain.tasks.responses import ResponseTask
 from itrain.tasks.rows import SPLIT_NAMES, Row, all_made, read_groups
 from itrain.tasks.tokens import continuation, encode, unknown_words
@@ -54,7 +54,9 @@ class Instructions(ResponseTask):
         self.concept = concept
         self.formats = {"prompt": prompt, "response": response}
         rows = {split: all_made(each, self._written) for split, each in _read(file, dataset).items()}
-        self._settings = _divided(rows["train"], split_seed) if list(rows) == ["train"] else rows
+        self._settings = (
+            by_group(rows["train"], itemgetter("prompt"), SHARES, split_seed) if list(rows) == ["train"] else rows
+        )
         every = [setting for split in self._settings.values() for setting in split]
         self.causal_model = CausalModel(
             inputs={name: [setting[name] for setting in every] for name in self.formats},
@@ -96,7 +98,7 @@ def _read(file: str | Mapping[str, str] | None, dataset: str | None) -> dict[Spl
     """The rows of each split, or those of train alone where they are to be divided."""
     if file is not None and not isinstance(file, str):
         _require_splits(file, "task.file")
-        return {split: read_groups(file[split])[""] for split in get_args(Split)}
+        return {split: read_groups(file[split])[""] for split in SPLITS}
     if file is not None:
         return {"train": read_groups(file)[""]}
     assert dataset is not None, "one of the two is given"
@@ -108,16 +110,6 @@ def _read(file: str | Mapping[str, str] | None, dataset: str | None) -> dict[Spl
 
 
 def _require_splits(given: Collection[str], place: str) -> None:
-    if sorted(given) != sorted(get_args(Split)):
-        has, wanted = ", ".join(sorted(given)) or "no splits", ", ".join(get_args(Split))
+    if sorted(given) != sorted(SPLITS):
+        has, wanted = ", ".join(sorted(given)) or "no splits", ", ".join(SPLITS)
         raise ValueError(f"{place}: it has {has}; {wanted} are needed, or one to divide")
-
-
-def _divided(settings: Sequence[Setting], seed: int) -> dict[Split, list[Setting]]:
-    """Rows with the same prompt go to the same split."""
-    prompts = sorted({setting["prompt"] for setting in settings})
-    place = {prompt: number / len(prompts) for number, prompt in enumerate(Random(seed).sample(prompts, len(prompts)))}
-    return {
-        split: [setting for setting in settings if start <= place[setting["prompt"]] < stop]
-        for split, (start, stop) in SHARES.items()
-    }

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from itrain.causal_model import Setting
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.base import Pair, Split, TextTask
+from itrain.tasks.base import SPLITS, Pair, Split, TextTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,11 +80,11 @@ class LabelledBases(LabelledTask):
         if not isinstance(task, TextTask):
             raise TaskError(f"labelled texts are taken from the bases of a task in text, not {type(task).__name__}")
         self.task = task
-        self.tasks: dict[str, TextTask] = {**dict.fromkeys(get_args(Split), task), **dict(shifts or {})}
+        self.tasks: dict[str, TextTask] = {**dict.fromkeys(SPLITS, task), **dict(shifts or {})}
         self.shifts = list(shifts or {})
         self.classes = dict(_classes(task, variables or task.variables, positive or {}))
         self.concepts = [f"{name}={value}" for name, values in self.classes.items() for value in values]
-        self.counts: dict[Split, int] = {**dict.fromkeys(get_args(Split), BASES), **(counts or {})}
+        self.counts: dict[Split, int] = {**dict.fromkeys(SPLITS, BASES), **(counts or {})}
         self.seed = seed
         self.causal_model = task.causal_model
         self._settings: dict[str, list[Setting]] = {}
@@ -121,7 +121,7 @@ class LabelledBases(LabelledTask):
         """Draw the texts of all splits and shifts, none of them twice."""
         known: set[Hashable] = set()
         for split, task in self.tasks.items():
-            of: Split = split if split in get_args(Split) else "test"  # type: ignore[assignment]
+            of: Split = split if split in SPLITS else "test"  # type: ignore[assignment]
             random, wanted = Random(f"{self.seed} {split}"), self.counts[of]
             found: dict[Hashable, Setting] = {}
             for _ in range(DRAWS * wanted):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.base import Split
+from itrain.tasks.base import SPLITS, Split
+from itrain.tasks.dividing import by_group
 from itrain.tasks.labelled import UNLABELLED, LabelledTask
 from itrain.tasks.rows import Row, read_rows
 from itrain.tasks.tokens import encode, unknown_words
@@ -95,7 +95,7 @@ class LabelledTexts(LabelledTask):
         self.text, self.columns = text, [_column(each, rows, positive) for each in names]
         self.concepts = [concept for column in self.columns for concept in column.concepts]
         self._settings = {part: [self._setting(row) for row in each] for part, each in tables.items()}
-        self.shifts = [each for each in self._settings if each not in get_args(Split)]
+        self.shifts = [each for each in self._settings if each not in SPLITS]
         _require_apart(self._settings)
         every = [setting for split in self._settings.values() for setting in split]
         self.causal_model = CausalModel(
@@ -171,7 +171,7 @@ def _tables(
     rows = [row for each in found.values() for row in each]
     if not any(column in row.columns for row in rows):
         _require_columns(rows, [group])
-        return _divided(rows, group, seed)
+        return {**by_group(rows, lambda row: str(row.columns[group]), SHARES, seed)}
     parted: dict[str, list[Row]] = {}
     for row in rows:
         split = row.columns.get(column)
@@ -182,16 +182,6 @@ def _tables(
             )
         parted.setdefault(split.strip(), []).append(row)
     return parted
-
-
-def _divided(rows: Sequence[Row], group: str, seed: int) -> dict[str, list[Row]]:
-    """Rows of one group go to the same split."""
-    groups = sorted({str(row.columns[group]) for row in rows})
-    place = {each: number / len(groups) for number, each in enumerate(Random(seed).sample(groups, len(groups)))}
-    return {
-        split: [row for row in rows if start <= place[str(row.columns[group])] < stop]
-        for split, (start, stop) in SHARES.items()
-    }
 
 
 def _require_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:

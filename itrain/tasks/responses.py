@@ -6,12 +6,12 @@ import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks import TaskError
-from itrain.tasks.base import Pair, Split, TextTask
+from itrain.tasks.base import SPLITS, Pair, Split, TextTask
 from itrain.tasks.tokens import answer_tokens, continuation, fill
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ResponseTask(TextTask):
 
     @property
     def outputs(self) -> Sequence[str]:
-        settings = (setting for split in get_args(Split) for setting in self.settings(split))
+        settings = (setting for split in SPLITS for setting in self.settings(split))
         return list(dict.fromkeys(self._output(setting) for setting in settings))
 
     def sample(self, random: Random, split: Split) -> Pair:

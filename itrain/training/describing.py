@@ -171,7 +171,6 @@ def _moved(part: Interchange, placement: Placement, batch: Any) -> Float[Tensor,
         edits: Any = part.edits(batch, alone, part.read(batch, alone))
     else:
         edits = [(site, partial(alone[placement], source=None))]
-    edits = [tuple(edit)[:2] for edit in edits]
     before = part.network.read(inputs, [site])[site]
     after = before
     for _, edit in edits:
