@@ -123,7 +123,8 @@ class Cohort(Training):
         """What each member's interventions lead to, as its objectives see it; unedited answers are shared."""
         searches = {name: self._search(name) for name in interventions}
         edited = {name: {} for name, each in searches.items() if each.objectives.needs_edited}
-        logits, known = self.interchange(batch, interventions, edited), {}
+        known: dict[str, Tensor] = {}
+        logits = self.interchange(batch, interventions, edited)
         return {
             name: Outcome(logits=each, batch=batch, network=self.network, edited=edited.get(name, {}), known=known)
             for name, each in logits.items()
@@ -150,9 +151,8 @@ class Cohort(Training):
                     place: each[place] for each in interventions.values() for place in each if each[place].takes_source
                 }
                 read = dict.fromkeys(interventions, next(iter(parts.values())).read(batch, every))
-            edits = [
-                parts[name].edits(batch, each, read[name], edited.get(name)) for name, each in interventions.items()
-            ]
+            keeping = {name: (edited[name],) if name in edited else () for name in interventions}
+            edits = [parts[name].edits(batch, each, read[name], *keeping[name]) for name, each in interventions.items()]
             answers = self.network.edit_each(batch.base, edits, rows=self.rows)
         return dict(zip(interventions, answers, strict=True))
 
@@ -171,11 +171,8 @@ class Cohort(Training):
         searches = [each for each in self.members.values() if isinstance(each, AlignmentSearch)]
         clean = searches[0].scores.unedited(batch) if split == "test" and searches else None
         hard = {name: self.members[name].interchange.hardened() for name in self.watched}
-        if split == "validation":
-            outcomes = self.outcomes(batch, hard) if hard else {}
-            answers = {name: each.logits for name, each in outcomes.items()}
-        else:
-            answers = self.interchange(batch, hard) if hard else {}
+        outcomes = self.outcomes(batch, hard) if hard and split == "validation" else {}
+        answers = {name: each.logits for name, each in outcomes.items()} or self.predict_step(batch, 0)
         for name, logits in answers.items():
             self.members[name].scores.update(split, logits, batch)
             if clean is not None:
