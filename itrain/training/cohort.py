@@ -151,8 +151,9 @@ class Cohort(Training):
                     place: each[place] for each in interventions.values() for place in each if each[place].takes_source
                 }
                 read = dict.fromkeys(interventions, next(iter(parts.values())).read(batch, every))
-            keeping = {name: (edited[name],) if name in edited else () for name in interventions}
-            edits = [parts[name].edits(batch, each, read[name], *keeping[name]) for name, each in interventions.items()]
+            edits = [
+                parts[name].edits(batch, each, read[name], edited.get(name)) for name, each in interventions.items()
+            ]
             answers = self.network.edit_each(batch.base, edits, rows=self.rows)
         return dict(zip(interventions, answers, strict=True))
 
