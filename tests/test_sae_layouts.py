@@ -47,7 +47,12 @@ def out(w: Arrays, features: numpy.ndarray) -> numpy.ndarray:
 
 def linear(w: Arrays, bias: str) -> dict[str, numpy.ndarray]:
     """The same weights as two linear layers of torch have them."""
-    return {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"], "decoder.weight": w["W_dec"].T, bias: w["b_dec"]}
+    return {
+        "encoder.weight": w["W_enc"].T,
+        "encoder.bias": w["b_enc"],
+        "decoder.weight": w["W_dec"].T,
+        bias: w["b_dec"],
+    }
 
 
 def layer_norm(w: Arrays) -> numpy.ndarray:
@@ -241,9 +246,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_wrong_file_is_refused_in_one_line(
-    fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_file_is_refused_in_one_line(fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write, line = WRONG[fault]
     with pytest.raises(SAEError, match=line) as found:
         read_dictionary(write(tmp_path))

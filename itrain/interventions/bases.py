@@ -64,8 +64,8 @@ class FittedBasis(Featurizer):
 class SingularVectors(FittedBasis):
     """Coordinates along right singular vectors of the activations as they are, not centred: features = V h.
 
-    The basis of MIB's DBM+SVD (Mueller et al. 2025), where it is scikit-learn's ``TruncatedSVD``. Of activations that
-    were centred they are the principal components, for which there is
+    The basis of MIB's DBM+SVD (Mueller et al. 2025), which leaves out the last vector and fits source activations too.
+    Of activations that were centred they are the principal components, for which there is
     :class:`~itrain.interventions.featurizers.PrincipalComponents`.
 
     Args:
@@ -115,7 +115,10 @@ class ClusterCentres(FittedBasis):
 
 
 class RandomBasis(Featurizer):
-    """Coordinates in a random orthonormal basis of the whole space, drawn from the seed: features = R h, no error."""
+    """Coordinates in a random orthonormal basis of the whole space, drawn from the seed: features = R h.
+
+    The error is what the precision of R leaves.
+    """
 
     rows: Float[Tensor, "hidden hidden"]
 
@@ -130,7 +133,8 @@ class RandomBasis(Featurizer):
     def encode(
         self, activation: Float[Tensor, "*batch hidden"]
     ) -> tuple[Float[Tensor, "*batch hidden"], Float[Tensor, "*batch hidden"]]:
-        return activation @ self.rows.T, torch.zeros_like(activation)
+        features = activation @ self.rows.T
+        return features, activation - features @ self.rows
 
     def decode(
         self, features: Float[Tensor, "*batch hidden"], error: Float[Tensor, "*batch hidden"]

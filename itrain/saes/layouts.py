@@ -135,8 +135,9 @@ def _dictionary_learning(settings: Mapping[str, Any], tensors: Tensors, place: s
 
     A BatchTopK has a threshold for all features, which stands for its k at inference.
     """
-    trainer = settings.get("trainer")
-    kind = trainer.get("dict_class") if isinstance(trainer, Mapping) else None
+    found = settings.get("trainer")
+    trainer: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    kind = trainer.get("dict_class")
     if kind == "JumpReluAutoEncoder":
         return _gemma_scope({}, tensors, place)
     if kind == "MatryoshkaBatchTopKSAE":
@@ -164,8 +165,10 @@ LAYOUTS = (
 
 
 def _plain(tensors: Tensors, place: str) -> Dictionary:
-    names = ("W_enc", "b_enc", "W_dec", "b_dec")
-    return Dictionary(*(_named(tensors, name, place) for name in names))
+    encoder, encoder_bias, decoder, decoder_bias = (
+        _named(tensors, name, place) for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+    )
+    return Dictionary(encoder, encoder_bias, decoder, decoder_bias)
 
 
 def _named(tensors: Tensors, name: str, place: str) -> Tensor:

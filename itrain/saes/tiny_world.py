@@ -56,10 +56,10 @@ class TinyWorldSAE(SAE):
         super().__init__(hidden_size, source=str(home), error=error)
 
 
-def activations_of_sentences(layer: int, *, count: int = SENTENCES) -> Float[Tensor, "tokens hidden"]:
+def activations_of_sentences(layer: int) -> Float[Tensor, "tokens hidden"]:
     """What the embedded model's block puts out at the tokens of sentences, but the first, at which all are alike."""
     grammar = Grammar(0)
-    sentences = [" ".join(grammar.sentence()) for _ in range(count)]
+    sentences = [" ".join(grammar.sentence()) for _ in range(SENTENCES)]
     (read,) = load_embedded().read(sentences, f"layer{layer}.block_output", batch_size=BATCH).values()
     rows = read[:, 1:].flatten(0, 1)
     return rows[~rows.isnan().any(1)]

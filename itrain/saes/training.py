@@ -59,9 +59,10 @@ def train_sae(
     scale = activations.shape[1] ** 0.5 / activations.norm(dim=1).mean()
     inputs, generator = activations * scale, torch.Generator().manual_seed(seed)
     decoder = normalize(torch.randn(features, activations.shape[1], generator=generator), dim=1)
-    starts = (decoder.T.clone(), torch.zeros(features), decoder, inputs.mean(0))
-    weights = Dictionary(*(each.requires_grad_() for each in starts))
-    optimizer = torch.optim.Adam(list(weights[:4]), lr=learning_rate, fused=True)
+    starts = [decoder.T.clone(), torch.zeros(features), decoder, inputs.mean(0)]
+    encoder, encoder_bias, decoder, decoder_bias = (each.requires_grad_() for each in starts)
+    weights = Dictionary(encoder, encoder_bias, decoder, decoder_bias)
+    optimizer = torch.optim.Adam(starts, lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 5 * (1 - step / steps)))
     with torch.enable_grad():
         for step in range(steps):
@@ -73,8 +74,8 @@ def train_sae(
             loss.backward()
             optimizer.step()
             schedule.step()
-    encoder, encoder_bias, decoder, decoder_bias = (each.detach() for each in weights[:4])
-    trained = Dictionary(encoder * scale, encoder_bias, decoder / scale, decoder_bias / scale)
+    with torch.no_grad():
+        trained = Dictionary(encoder * scale, encoder_bias.detach(), decoder / scale, decoder_bias / scale)
     return TrainedSAE(trained, _figures(trained, activations, scale))
 
 
