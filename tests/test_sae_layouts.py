@@ -71,6 +71,10 @@ def rescaled(w: Arrays) -> numpy.ndarray:
 
 
 Write, Formula = Callable[[Path, Arrays], Path], Callable[[Arrays], numpy.ndarray]
+CENTRED = {
+    "hook_name": "blocks.1.hook_resid_pre",
+    "model_from_pretrained_kwargs": {"center_writing_weights": True},
+}
 ONE = numpy.float32(0.7)
 CASES: dict[str, tuple[Write, Formula]] = {
     "SAELens ReLU": (lambda to, w: sae_lens(to, w, architecture="standard"), lambda w: out(w, relu(pre(w)))),
@@ -95,6 +99,10 @@ CASES: dict[str, tuple[Write, Formula]] = {
     "SAELens constant norm": (
         lambda to, w: sae_lens(to, w, normalize_activations="constant_norm_rescale"),
         constant_norm,
+    ),
+    "SAELens, of a model with centred writing weights": (
+        lambda to, w: sae_lens(to, w, metadata=CENTRED),
+        lambda w: out(w, relu(pre(w, H - H.mean(1, keepdims=True)))) + H.mean(1, keepdims=True),
     ),
     "Gemma Scope": (gemma_scope, lambda w: out(w, jump(pre(w, subtracts=False), w["threshold"]))),
     "dictionary_learning AutoEncoder": (
@@ -231,6 +239,10 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "another normalisation": (
         lambda to: sae_lens(to, arrays(), normalize_activations="batch"),
         "normalize_activations is 'batch'",
+    ),
+    "centred and normalised": (
+        lambda to: sae_lens(to, arrays(), metadata=CENTRED, normalize_activations="layer_norm"),
+        "centred writing weights, and normalises too",
     ),
     "a scaling factor": (
         lambda to: sae_lens(to, {**arrays(), "scaling_factor": arrays()["b_enc"]}),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itrain.interventions.featurizers import Featurizer
 
-Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
+Normalization = Literal["none", "centred", "layer_norm", "constant_norm_rescale"]
 Error = Literal["keep", "drop"]
 EPSILON = 1e-5
 """What SAELens's layer norm adds to the standard deviation of its input, and not to that of its output."""
@@ -39,9 +39,9 @@ class Dictionary(NamedTuple):
 class SparseAutoencoder(Featurizer):
     """The features of a sparse autoencoder, in the activation's own units: h = f W_d + error.
 
-    f = s a((n(h) - c b_d) W_e + b_e), with a ReLU, JumpReLU or TopK. ``n`` is the identity, a layer norm or the
-    rescaling to the norm sqrt(d); s, the size by which it divides h, is 1 without it. The offset of an activation is
-    s b_d + m, m the mean that a layer norm takes away.
+    f = s a((n(h) - c b_d) W_e + b_e), with a ReLU, JumpReLU or TopK. ``n`` is the identity, a layer norm, the
+    rescaling to the norm sqrt(d), or takes the mean of the features away. s, the size by which it divides h, is else 1;
+    m, the mean that it takes away, is else 0. The offset of an activation is s b_d + m.
 
     Args:
         weights: of the autoencoder, which stay as they are.
@@ -85,6 +85,9 @@ class SparseAutoencoder(Featurizer):
             mean = activation.mean(-1, keepdim=True)
             size = activation.std(-1, keepdim=True)
             return (activation - mean) / (size + EPSILON), size, mean
+        if self.normalization == "centred":
+            mean = activation.mean(-1, keepdim=True)
+            return activation - mean, 1.0, mean
         if self.normalization == "constant_norm_rescale":
             norm = activation.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(activation.dtype).tiny)
             size = norm / activation.shape[-1] ** 0.5

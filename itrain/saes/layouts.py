@@ -107,7 +107,11 @@ def _sae_lens(settings: Mapping[str, Any], tensors: Tensors, place: str) -> Dict
             f"{place} expects activations that were scaled by a factor which it does not hold (normalize_activations "
             "expected_average_only_in); fold the factor into its weights and save it again"
         )
-    if normalization not in get_args(Normalization):
+    if _is_centred(settings):
+        if normalization != "none":
+            raise SAEError(f"{place} is of a model with centred writing weights, and normalises too, which is not read")
+        normalization = "centred"
+    elif normalization not in get_args(Normalization):
         raise SAEError(f"{place}: normalize_activations is {shown(normalization)}, which is not known")
     if (scaling := tensors.get("scaling_factor")) is not None and not bool((scaling == 1).all()):
         raise SAEError(f"{place} has a scaling_factor that is not 1; fold it into W_dec and save it again")
@@ -123,6 +127,15 @@ def _sae_lens(settings: Mapping[str, Any], tensors: Tensors, place: str) -> Dict
     return found._replace(
         encoder=found.encoder * norms, encoder_bias=found.encoder_bias * norms, decoder=found.decoder / norms[:, None]
     )
+
+
+def _is_centred(settings: Mapping[str, Any]) -> bool:
+    """Whether what the model writes to its stream had its mean taken away in training, as TransformerLens may do."""
+    metadata = settings.get("metadata")
+    known = {**settings, **(metadata if isinstance(metadata, Mapping) else {})}
+    model, hook = known.get("model_from_pretrained_kwargs"), str(known.get("hook_name") or known.get("hook_point"))
+    writes = "resid" in hook or hook.endswith("_out")
+    return writes and isinstance(model, Mapping) and model.get("center_writing_weights") is True
 
 
 def _gemma_scope(settings: Mapping[str, Any], tensors: Tensors, place: str) -> Dictionary:
