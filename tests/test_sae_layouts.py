@@ -279,3 +279,15 @@ def test_settings_of_a_file_by_others_are_data(tmp_path: Path) -> None:
     with pytest.raises(SAEError) as found:
         read_dictionary(folder)
     assert "\x1b" not in str(found.value)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("SAELens") and "centred" not in case])
+def test_what_is_read_agrees_with_sae_lens(case: str, tmp_path: Path) -> None:
+    sae_lens_itself = pytest.importorskip("sae_lens")
+    folder = CASES[case][0](tmp_path, arrays())
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({"dtype": "float32", "device": "cpu", **cfg}))
+    theirs, ours = sae_lens_itself.SAE.load_from_disk(folder), SAE(HIDDEN, source=str(folder), error="drop")
+    inputs = torch.from_numpy(H).float()
+    features, error = ours.encode(inputs)
+    torch.testing.assert_close(ours.decode(features, error), theirs(inputs), atol=1e-4, rtol=1e-4)
