@@ -41,6 +41,7 @@ CHANGED: dict[str, Any] = {
     "featurizer": Rotation,
     "gate": partial(SigmoidGate, temperature=(3.0, 0.3)),
     "inverse_strength": 0.1,
+    "random_seed": 5,
     "rank": 3,
     "restarts": 3,
     "scale": 2.0,

@@ -55,7 +55,7 @@ ROOMS = [
     {"itrain.training"},
     {"itrain.results"},
     {"itrain.sharing"},
-    {"itrain.loggers"},
+    {"itrain.loggers", "itrain.saes"},
     {"itrain.reports"},
     {"itrain.trainers"},
     {"itrain.leaving"},

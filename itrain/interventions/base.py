@@ -133,6 +133,32 @@ def _keep(names: tuple[str, ...], module: nn.Module, state_dict: dict[str, Tenso
         state_dict.setdefault(prefix + name, getattr(module, name))
 
 
+def verified(module: nn.Module, name: str, what: str) -> None:
+    """Mark a buffer as the fingerprint of what is stored elsewhere; loading that of something else is refused.
+
+    ``what`` says in messages what that is. A module's marked names are its attribute ``verifies``.
+    """
+    module.verifies = {name: what}  # type: ignore[assignment]
+    module.register_load_state_dict_pre_hook(partial(_verify, name))
+
+
+def otherwise(module: nn.Module, name: str, saved: Tensor) -> str | None:
+    """How what a marked fingerprint stands for differs from what was saved; None where it does not, or none is marked.
+
+    ``name`` is the buffer's.
+    """
+    what, here = getattr(module, "verifies", {}).get(name), getattr(module, name)
+    if what is None or torch.equal(saved.cpu(), here.cpu()):
+        return None
+    was, now = (bytes(each.flatten().tolist()).hex()[:16] for each in (saved, here))
+    return f"{what} is another one than this was trained with (fingerprint {was} -> {now}); name the place of that one"
+
+
+def _verify(name: str, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    if (saved := state_dict.get(prefix + name)) is not None and (line := otherwise(module, name, saved)) is not None:
+        raise ValueError(line)
+
+
 def require_rank(rank: int, hidden_size: int) -> None:
     """Refuse a rank that does not fit the activation.
 

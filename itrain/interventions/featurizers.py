@@ -14,9 +14,15 @@ from itrain.interventions.orthogonal import orthonormal_
 
 
 class Featurizer(nn.Module, ABC):
-    """Encodes an activation as features and an error, from which it decodes without loss: decode(encode(h)) = h."""
+    """Encodes an activation as features and an error, from which it decodes without loss: decode(encode(h)) = h.
+
+    One that is not ``exact`` drops a part of the error by its user's choice; an edit then changes the activation also
+    where it swaps no feature.
+    """
 
     num_features: int
+    exact: bool = True
+    """Whether decode(encode(h)) = h."""
     fits_activations: bool = False
     """Whether :meth:`fit` must see activations before the first run."""
 
