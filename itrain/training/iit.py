@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 
-from itrain.adapters import add_lora
 from itrain.architectures import unwrap
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
@@ -23,13 +20,13 @@ from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.placements import Factory, Placement, Placements
 from itrain.precision import FullPrecision, match_precision
-from itrain.quantized import is_quantized, quantized_weights
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.scores import InterchangeScores
+from itrain.training.trained_weights import choose_weights, frozen_to_eval
 
 
 class InterchangeInterventionTraining(Training):
@@ -121,15 +118,8 @@ class InterchangeInterventionTraining(Training):
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
-        if lora_rank is not None:
-            add_lora(network.model, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
-        if lora_rank is None and parts is None:
-            _require_full_weights(network.model)
-        if parts is not None:
-            _train_parts(network.model, parts, others=lora_rank is not None)
+        choose_weights(network, parts=parts, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets)
         self._alone = parts is not None and lora_rank is None
-        if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise ValueError("nothing of the model is trained; give network=make_network(model, trainable=True)")
         network.eval()
         self.readouts = self._heads(classes) if readout_weight else nn.ModuleList()
         match_precision(self.readouts, network)
@@ -300,7 +290,7 @@ class InterchangeInterventionTraining(Training):
     def _train_mode(self) -> None:
         """Put what is trained of the model into train mode, and leave the rest in eval mode."""
         self.network.train()
-        _frozen_to_eval(self.network.model, whole=self._alone)
+        frozen_to_eval(self.network.model, whole=self._alone)
 
     def on_train_batch_start(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         """Refuse, at the first step, a site that the answer does not depend on."""
@@ -335,61 +325,3 @@ def _beside(tensor: Tensor, weight: Tensor | float) -> Tensor | float:
 def _disturb(activation: Tensor) -> Tensor:
     """Change every value, in a way that no normalisation undoes."""
     return activation.roll(1, -1) + 1
-
-
-def _frozen_to_eval(module: nn.Module, *, whole: bool, some: bool = True, every: bool = True) -> None:
-    """Put what is not trained into eval mode, in which running statistics stay and dropout is off.
-
-    Args:
-        whole: a module counts as trained if all of its weights are, else if some are.
-        some, every: whether some or all weights of the module around this one are trained, which decides for modules
-            without weights of their own; statistics are kept unless all are.
-    """
-    trained = [parameter.requires_grad for parameter in module.parameters()]
-    if trained:
-        some, every = any(trained), all(trained)
-    keeps = whole or (not trained and bool(list(module.buffers())))
-    module.training = every if keeps else some
-    for child in module.children():
-        _frozen_to_eval(child, whole=whole, some=some, every=every)
-
-
-def _require_full_weights(model: nn.Module) -> None:
-    """Refuse to train a model of whose weights only those would be trained that are not quantised.
-
-    Raises:
-        ValueError: some are quantised.
-    """
-    if quantized := quantized_weights(model):
-        raise ValueError(
-            f"'{quantized[0]}' and {len(quantized) - 1} more weights of {type(unwrap(model)).__name__} are quantised "
-            "and cannot be trained; train adapters over them (lora_rank=8 and lora_targets), or load the model without "
-            "quantization"
-        )
-
-
-def _train_parts(model: nn.Module, parts: Sequence[str], *, others: bool) -> None:
-    """Train the weights at and inside the paths; freeze all others, unless ``others`` stay as they are."""
-    model = unwrap(model)
-    # Tied weights under each of their names.
-    named = dict(model.named_parameters(remove_duplicate=False))
-    paths = [path for path, _ in model.named_modules() if path] + list(named)
-    if not others:
-        model.requires_grad_(False)
-    trained: dict[str, str] = {}
-    for part in parts:
-        inside = [name for name in named if fnmatchcase(name, part) or fnmatchcase(name, f"{part}.*")]
-        if not inside:
-            near = difflib.get_close_matches(part, paths, n=1, cutoff=0.0)[0]
-            raise ValueError(f"parts: {type(model).__name__} has no weights at '{part}'; did you mean '{near}'?")
-        trained |= dict.fromkeys(inside, part)
-    for name, part in trained.items():
-        if is_quantized(named[name]):
-            raise ValueError(f"parts: '{part}' holds '{name}', which is quantised and cannot be trained; leave it out")
-        tied = next((each for each in named if named[each] is named[name] and each not in trained), None)
-        if tied is not None:
-            raise ValueError(
-                f"parts: '{part}' shares its weight '{name}' with '{tied}', which would be trained too; name both, or "
-                "load the model with untied weights"
-            )
-        named[name].requires_grad_(True)
