@@ -112,6 +112,8 @@ restores nothing has the probability of the corrupted run.
 
 TEST, BEFORE = "test", "before"
 MODEL_ACCURACY, TASK_ACCURACY, TEST_RANK = "model/accuracy", "task_accuracy", "test/rank"
+STRICT_ACCURACY = "strict_accuracy"
+"""The share of answers that stay right where what an alignment leaves to no variable is resampled."""
 TEST_STRENGTH, STRENGTH = "test/strength", "strength_"
 """The strength of steering that a run has chosen, and what the names of all strengths begin with."""
 UNSTEERED, RANDOM_VECTOR = "unsteered", "random_vector"
@@ -128,7 +130,7 @@ _SHARES = (
 KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
-    | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
+    | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, STRICT_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE}
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
     | {*JUDGED, *WIN_RATES}

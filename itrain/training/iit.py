@@ -14,18 +14,21 @@ from torchmetrics import MeanMetric
 from itrain.architectures import unwrap
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
+from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
-from itrain.metrics import is_right
+from itrain.metrics import StrictAccuracy, is_right
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.placements import Factory, Placement, Placements
 from itrain.precision import FullPrecision, match_precision
+from itrain.sites import Site, SiteLike
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
 from itrain.training.interchange import Interchange, Interventions, answer_loss
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.scores import InterchangeScores
+from itrain.training.strict import Resampling, Sampling
 from itrain.training.trained_weights import choose_weights, frozen_to_eval
 
 
@@ -34,13 +37,17 @@ class InterchangeInterventionTraining(Training):
 
     loss = 1/N sum_n task_weight CE(model(base_n), base label_n)
     + interchange_weight(n) CE(model(base_n | do(site := intervention(base_n, source_n))), counterfactual label_n)
+    + strict_weight CE(model(base_n | nodes as in source_n), base label_n)
     + source_weight sum_v CE(model(source_nv), source label_nv)
     + readout_weight mean_v CE(W_v block_v(base_n) + b_v, value of v in the base's run) + penalty.
 
     The second line is IIT: Geiger et al. 2022, "Inducing Causal Structure for Interpretable Neural Networks", section
-    3. The paper's baselines are the first line alone (plain training), with the third (as much data as IIT sees), and
-    with the fourth (multi-task training: at each site that is read, linear heads read what the edit of a variable would
-    take from it). Gradients flow through the sources' runs too, unless ``detach_source``.
+    3. The paper's baselines are the first line alone (plain training), with the fourth (as much data as IIT sees), and
+    with the fifth (multi-task training: at each site that is read, linear heads read what the edit of a variable would
+    take from it). The third is Strict IIT (SIIT): Gupta et al. 2024, "InterpBench: Semi-Synthetic Transformers for
+    Evaluating Mechanistic Interpretability Techniques". Its nodes are what the alignment leaves to no variable: see
+    :class:`~itrain.training.strict.Resampling`. ``strict_accuracy`` is the share of right answers when a node is
+    resampled, the mean over nodes. Gradients flow through the sources' runs too, unless ``detach_source``.
 
     What is trained of the model is in train mode during a fit, with dropout where it has any; what is frozen stays in
     eval mode, so that its running statistics stay too. Outside a fit all of the model is in eval mode. Lightning alone
@@ -51,6 +58,10 @@ class InterchangeInterventionTraining(Training):
         interchange_weights: weight of the loss on the counterfactual answers: one for all pairs, or one for each set of
             interchanged variables, for example ``{left: 1, left+right: 0.5}``. Sets that are not named are evaluated
             but not trained.
+        strict_weight: weight of the loss on the bases' answers while nodes are resampled.
+        strict_sites: sites of which nothing is aligned, which are nodes beside the other coordinates of ``sites``.
+        siit_sampling: the nodes of a step: ``individual`` one at random, ``sample_all`` each with a chance of one half,
+            ``all`` all of them together.
         source_weight: weight of the loss on the sources' answers.
         readout_weight: weight of the linear heads' loss.
         detach_source: stop gradients at the sources' activations.
@@ -67,8 +78,8 @@ class InterchangeInterventionTraining(Training):
 
     Raises:
         FirstStepError: at the first step, edits at a site have no effect on the answer.
-        ValueError: nothing of the model is trained, a part does not exist, answers have several tokens, or a weight is
-            given for variables that no pair interchanges.
+        ValueError: nothing of the model is trained, a part does not exist, answers have several tokens, a weight is
+            given for variables that no pair interchanges, or for nodes of which there are none.
     """
 
     trains_model: ClassVar[bool] = True
@@ -85,6 +96,9 @@ class InterchangeInterventionTraining(Training):
         warmup: float = 0.1,
         task_weight: float = 1.0,
         interchange_weights: Mapping[str, float] | float = 1.0,
+        strict_weight: float = 0.0,
+        strict_sites: Sequence[SiteLike] = (),
+        siit_sampling: Sampling = "individual",
         source_weight: float = 0.0,
         readout_weight: float = 0.0,
         detach_source: bool = False,
@@ -100,6 +114,7 @@ class InterchangeInterventionTraining(Training):
         super().__init__()
         self.remember(locals())
         require_at_least(0, task_weight=task_weight, source_weight=source_weight, readout_weight=readout_weight)
+        require_at_least(0, strict_weight=strict_weight)
         weights = interchange_weights if isinstance(interchange_weights, Mapping) else {"": interchange_weights}
         require_at_least(0, interchange_weights=min(weights.values(), default=0))
         self.optimizer, self.warmup = optimizer, warmup
@@ -118,6 +133,14 @@ class InterchangeInterventionTraining(Training):
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
+        self.strict_weight = strict_weight
+        self.resampling = Resampling(self.interchange, sites=strict_sites, sampling=siit_sampling)
+        self.strict_accuracy: dict[str, StrictAccuracy] = {}
+        if strict_weight and not self.resampling.nodes(self.trained):
+            raise ValueError(
+                "strict_weight: nothing can be resampled, since the interventions leave no coordinate of their sites; "
+                "give the variables fewer coordinates (intervention.blocks), or name strict_sites=[<site>, ...]"
+            )
         choose_weights(network, parts=parts, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets)
         self._alone = parts is not None and lora_rank is None
         network.eval()
@@ -155,6 +178,7 @@ class InterchangeInterventionTraining(Training):
         terms = {
             "task": (self.task_weight, self.task_loss),
             "interchange": (self.weight_of_pairs(batch), self.interchange_loss),
+            "strict": (self.strict_weight, self.strict_loss),
             "source": (self.source_weight, self.source_loss),
             "readout": (self.readout_weight, self.readout_loss),
         }
@@ -176,6 +200,11 @@ class InterchangeInterventionTraining(Training):
     def interchange_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each counterfactual answer."""
         return answer_loss(self.interchange(batch, self.trained), batch.counterfactual_label)
+
+    def strict_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
+        """The loss of each base's own answer while nodes of this step are resampled."""
+        nodes = self.resampling.drawn(self.global_step)
+        return answer_loss(self.resampling.answers(batch, nodes), batch.base_label)
 
     def source_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of the answers on each pair's sources, summed over the sources."""
@@ -272,17 +301,32 @@ class InterchangeInterventionTraining(Training):
     def begin(self, split: str) -> None:
         self.scores.begin(split)
         self.task_accuracy.clear()
+        self.strict_accuracy.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         clean = self._answers(batch.base, batch.base_label)
         self.scores.score(split, batch, clean)
         right = is_right(clean, batch.base_label)
         self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(right.float())
+        for placement, node in self.resampling.nodes(self.interchange.hardened()).items():
+            strict = self.strict_accuracy.setdefault(split, StrictAccuracy().to(right.device))
+            strict.update(self.resampling.answers(batch, {placement: node}), batch.base_label)
 
     def figures(self, split: str) -> dict[str, Tensor]:
         found = {f"{split}/task_accuracy": metric.compute() for split, metric in self.task_accuracy.items()}
+        found |= {f"{split}/strict_accuracy": metric.compute() for split, metric in self.strict_accuracy.items()}
         self.task_accuracy.clear()
+        self.strict_accuracy.clear()
         return self.scores.compute() | found
+
+    def check(self, data: SplitDataModule) -> None:
+        super().check(data)
+        data.require([Placement(write=site) for site in self.resampling.sites])
+
+    @property
+    def groups(self) -> Sequence[Sequence[Site]]:
+        """The sites that are edited together: those of the interventions, and those that are resampled."""
+        return [self.edited, *([self.resampling.sites] if self.resampling.sites else [])]
 
     def on_fit_start(self) -> None:
         self._train_mode()
