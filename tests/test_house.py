@@ -51,7 +51,7 @@ ROOMS = [
     {"itrain.models"},
     {"itrain.sharding"},
     {"itrain.data"},
-    {"itrain.responses"},
+    {"itrain.responses", "itrain.objectives"},
     {"itrain.training"},
     {"itrain.results"},
     {"itrain.sharing"},

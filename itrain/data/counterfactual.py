@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from itrain.causal_model import Setting
@@ -109,6 +109,8 @@ class CounterfactualBatch(Batch, Interchanging):
         candidates: the labels of the task's outputs, ascending, on the CPU; None: unknown, or of several tokens.
         questions: what the bases of a split ask, in order; empty where the task does not say.
         question: which of the questions a pair's base asks, on the CPU.
+        difference: by how much the logit of the first of the two labels ``compared`` should be above that of the second
+            after the interchange; None: the task does not say.
     """
 
     base: ModelInputs
@@ -125,6 +127,8 @@ class CounterfactualBatch(Batch, Interchanging):
     candidates: Int[Tensor, " candidates"] | None = None
     questions: tuple[Question, ...] = ()
     question: Int[Tensor, " batch"] | None = None
+    difference: Float[Tensor, " batch"] | None = None
+    compared: Int[Tensor, "batch 2 ..."] | None = None
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:
@@ -158,6 +162,7 @@ class CounterfactualBatch(Batch, Interchanging):
             contrast_label=places(self.contrast_label),
             source_labels={variable: places(label) for variable, label in self.source_labels.items()},
             candidates=None,
+            compared=None if self.compared is None else places(self.compared),
         )
 
     def take(self, rows: Int[Tensor, " rows"]) -> CounterfactualBatch:
@@ -179,6 +184,8 @@ class CounterfactualBatch(Batch, Interchanging):
             source_labels={variable: change_tensor(labels) for variable, labels in self.source_labels.items()},
             variables={variable: change_tensor(values) for variable, values in self.variables.items()},
             types=None if self.types is None else change_tensor(self.types),
+            difference=None if self.difference is None else change_tensor(self.difference),
+            compared=None if self.compared is None else change_tensor(self.compared),
         )
 
 
@@ -216,7 +223,17 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         candidates=labels(task, task.outputs).unique() if _answers(task) == 1 else None,
         questions=questions,
         question=torch.tensor([places[each] for each in asked if each is not None]) if questions else None,
+        **_differences(task, pairs),
     )
+
+
+def _differences(task: Task, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    """By how much the logits of which outputs should lie apart, where the task says so of all pairs."""
+    found = [each for each in map(task.difference, pairs) if each is not None]
+    if len(found) < len(pairs):
+        return {}
+    compared = [labels(task, outputs) for outputs in zip(*((each.more, each.less) for each in found), strict=True)]
+    return {"difference": torch.tensor([each.value for each in found]), "compared": torch.stack(compared, 1)}
 
 
 def _sources(task: Task, pairs: Sequence[Pair]) -> Sources:

@@ -70,6 +70,14 @@ class Pair:
                 yield source
 
 
+class Difference(NamedTuple):
+    """By how much the logit of one output should be above that of another."""
+
+    value: float
+    more: Any
+    less: Any
+
+
 class Task(ABC):
     """A question to the base model, and the variables to find in the model.
 
@@ -124,6 +132,10 @@ class Task(ABC):
         if pair.output is not None:
             return pair.output
         return self.causal_model.interchange(pair.base, pair.sources)[self.causal_model.output]
+
+    def difference(self, pair: Pair) -> Difference | None:
+        """How far the logits of two outputs should lie apart after the interchange; None: nothing says it."""
+        return None
 
     @abstractmethod
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:

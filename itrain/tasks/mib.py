@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.base import ListedTask, Pair, Question, Split
+from itrain.tasks.base import Difference, ListedTask, Pair, Question, Split
 from itrain.tasks.rows import Row, read_rows
 from itrain.tasks.tokens import Range
 
@@ -229,6 +229,13 @@ class MIBIndirectObject(MIBTask):
         if names["name_C"] == answer or names["name_C"] not in (names["name_A"], names["name_B"]):
             raise ValueError(f"the third name of the prompt is {names['name_C']!r}, and the answer is {answer!r}")
         return {"prompt": prompt, **names}
+
+    def difference(self, pair: Pair) -> Difference:
+        """Of the names in the base: the one that is the indirect object there, and the one that is the subject."""
+        base = self.causal_model.run(pair.base)
+        two = {base["name_A"], base["name_B"]} - {base["name_C"]}
+        wanted = self.causal_model.interchange(pair.base, pair.sources)["logit_diff"]
+        return Difference(value=wanted, more=two.pop(), less=base["name_C"])
 
     def spans(self, columns: Mapping[str, Any]) -> dict[str, Range]:
         either = "|".join(re.escape(name) for name in sorted(columns["choices"], key=len, reverse=True))

@@ -25,12 +25,13 @@ from itrain.metrics import UNUSED, is_right
 from itrain.networks.attached import Attached, AttachedMaps
 from itrain.networks.base import Network
 from itrain.networks.lane import EditAt, require_acts
+from itrain.objectives.cross_entropy import answer_loss
 from itrain.placements import Factory, Placement, Placements
 from itrain.sites import module_names
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers
-from itrain.training.interchange import Interchange, Interventions, answer_loss
+from itrain.training.interchange import Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory, at_rest
 
 SHOWN = 8

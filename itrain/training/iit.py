@@ -19,13 +19,14 @@ from itrain.inputs import ModelInputs
 from itrain.metrics import StrictAccuracy, is_right
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
+from itrain.objectives.cross_entropy import answer_loss
 from itrain.placements import Factory, Placement, Placements
 from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, SiteLike
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
-from itrain.training.interchange import Interchange, Interventions, answer_loss
+from itrain.training.interchange import Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.scores import InterchangeScores
 from itrain.training.strict import Resampling, Sampling
