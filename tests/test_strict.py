@@ -54,7 +54,9 @@ def test_what_is_outside_comes_from_the_source_and_the_blocks_from_the_base(kind
     base, source = torch.randn(2, 5, HIDDEN, dtype=torch.float64)
     rotation = blocks.featurizer.encode(torch.eye(HIDDEN, dtype=torch.float64))[0].detach().T
     kept = torch.diag((torch.arange(HIDDEN) < 5).double())
-    expected = base @ rotation.T @ kept @ rotation + source @ rotation.T @ (torch.eye(HIDDEN).double() - kept) @ rotation
+    expected = (
+        base @ rotation.T @ kept @ rotation + source @ rotation.T @ (torch.eye(HIDDEN).double() - kept) @ rotation
+    )
     new = Outside(HIDDEN, edits=[blocks])(base, source)
     torch.testing.assert_close(new, expected, atol=1e-12, rtol=0)
     one_by_one = Outside(HIDDEN, edits=[blocks.edit_for("left"), blocks.edit_for("right")])

@@ -19,7 +19,8 @@ from itrain.inputs import ModelInputs
 from itrain.metrics import StrictAccuracy, is_right
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
-from itrain.objectives.cross_entropy import answer_loss
+from itrain.objectives.base import Edited, ObjectiveFactory, Objectives, Outcome
+from itrain.objectives.cross_entropy import CrossEntropy, answer_loss
 from itrain.placements import Factory, Placement, Placements
 from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, SiteLike
@@ -32,23 +33,27 @@ from itrain.training.scores import InterchangeScores
 from itrain.training.strict import Resampling, Sampling
 from itrain.training.trained_weights import choose_weights, frozen_to_eval
 
+TERMS = frozenset({"task", "strict", "source", "readout"})
+"""The terms of the loss beside those of the objectives."""
+
 
 class InterchangeInterventionTraining(Training):
     """Trains a model so that interventions at its sites act as a causal model predicts, while it keeps doing its task.
 
     loss = 1/N sum_n task_weight CE(model(base_n), base label_n)
-    + interchange_weight(n) CE(model(base_n | do(site := intervention(base_n, source_n))), counterfactual label_n)
+    + interchange_weight(n) sum_o weight_o loss_o(model(base_n | do(site := intervention(base_n, source_n))), label_n)
     + strict_weight CE(model(base_n | nodes as in source_n), base label_n)
     + source_weight sum_v CE(model(source_nv), source label_nv)
     + readout_weight mean_v CE(W_v block_v(base_n) + b_v, value of v in the base's run) + penalty.
 
-    The second line is IIT: Geiger et al. 2022, "Inducing Causal Structure for Interpretable Neural Networks", section
-    3. The paper's baselines are the first line alone (plain training), with the fourth (as much data as IIT sees), and
-    with the fifth (multi-task training: at each site that is read, linear heads read what the edit of a variable would
-    take from it). The third is Strict IIT (SIIT): Gupta et al. 2024, "InterpBench: Semi-Synthetic Transformers for
-    Evaluating Mechanistic Interpretability Techniques". Its nodes are what the alignment leaves to no variable: see
-    :class:`~itrain.training.strict.Resampling`. ``strict_accuracy`` is the share of right answers when a node is
-    resampled, the mean over nodes. Gradients flow through the sources' runs too, unless ``detach_source``.
+    The second line, with the counterfactual label and the cross entropy, is IIT: Geiger et al. 2022, "Inducing Causal
+    Structure for Interpretable Neural Networks", section 3. The paper's baselines are the first line alone (plain
+    training), with the fourth (as much data as IIT sees), and with the fifth (multi-task training: at each site that is
+    read, linear heads read what the edit of a variable would take from it). The third is Strict IIT (SIIT): Gupta et
+    al. 2024, "InterpBench: Semi-Synthetic Transformers for Evaluating Mechanistic Interpretability Techniques". Its
+    nodes are what the alignment leaves to no variable: see :class:`~itrain.training.strict.Resampling`.
+    ``strict_accuracy`` is the share of right answers when a node is resampled, the mean over nodes. Gradients flow
+    through the sources' runs too, unless ``detach_source``.
 
     What is trained of the model is in train mode during a fit, with dropout where it has any; what is frozen stays in
     eval mode, so that its running statistics stay too. Outside a fit all of the model is in eval mode. Lightning alone
@@ -59,6 +64,8 @@ class InterchangeInterventionTraining(Training):
         interchange_weights: weight of the loss on the counterfactual answers: one for all pairs, or one for each set of
             interchanged variables, for example ``{left: 1, left+right: 0.5}``. Sets that are not named are evaluated
             but not trained.
+        objectives: build the losses of counterfactual answers, by name, as in
+            :class:`~itrain.training.alignment.AlignmentSearch`; None: cross entropy alone.
         strict_weight: weight of the loss on the bases' answers while nodes are resampled.
         strict_sites: sites of which nothing is aligned, which are nodes beside the other coordinates of ``sites``.
         siit_sampling: the nodes of a step: ``individual`` one at random, ``sample_all`` each with a chance of one half,
@@ -97,6 +104,7 @@ class InterchangeInterventionTraining(Training):
         warmup: float = 0.1,
         task_weight: float = 1.0,
         interchange_weights: Mapping[str, float] | float = 1.0,
+        objectives: Mapping[str, ObjectiveFactory] | None = None,
         strict_weight: float = 0.0,
         strict_sites: Sequence[SiteLike] = (),
         siit_sampling: Sampling = "individual",
@@ -132,6 +140,9 @@ class InterchangeInterventionTraining(Training):
         )
         self.sites = self.interchange.sites
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
+        self.objectives = Objectives(objectives or {"interchange": CrossEntropy}, default=CrossEntropy)
+        if clash := TERMS & self.objectives.parts.keys():
+            raise ValueError(f"objectives: '{min(clash)}' names another term of the loss; choose another name")
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
         self.strict_weight = strict_weight
@@ -178,29 +189,35 @@ class InterchangeInterventionTraining(Training):
         """The weight and the pairs' losses of each term whose weight is not 0."""
         terms = {
             "task": (self.task_weight, self.task_loss),
-            "interchange": (self.weight_of_pairs(batch), self.interchange_loss),
             "strict": (self.strict_weight, self.strict_loss),
             "source": (self.source_weight, self.source_loss),
             "readout": (self.readout_weight, self.readout_loss),
         }
-        wanted = {name: each for name, each in terms.items() if self._runs(each[0])}
-        return {name: (_beside(batch.base_label, weight), loss(batch)) for name, (weight, loss) in wanted.items()}
+        found: dict[str, tuple[Tensor | float, Tensor]] = {
+            name: (weight, loss(batch)) for name, (weight, loss) in terms.items() if weight
+        }
+        of_pairs = self.weight_of_pairs(batch)
+        if self._interchanges(of_pairs):
+            of_pairs = of_pairs.to(batch.base_label.device, non_blocking=True)
+            weights = {name: each.weight * of_pairs for name, each in self.objectives.parts.items()}
+            found |= {name: (weights[name], losses) for name, losses in self.interchange_losses(batch).items()}
+        return found
 
-    def _runs(self, weight: Tensor | float) -> bool:
-        """Whether a term is worked out: where it counts here, or in another process's share of the batch."""
+    def _interchanges(self, of_pairs: Float[Tensor, " batch"]) -> bool:
+        """Whether pairs are interchanged: where they count here, or in another process's share of the batch."""
         weights = self.interchange_weights
         elsewhere = any(weights.values()) if isinstance(weights, Mapping) else bool(weights)
-        return bool(torch.as_tensor(weight).any()) or (
-            self.network.in_step and isinstance(weight, Tensor) and elsewhere
-        )
+        return bool(of_pairs.any()) or (self.network.in_step and elsewhere)
 
     def task_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each base's own answer."""
         return answer_loss(self._answers(batch.base, batch.base_label), batch.base_label)
 
-    def interchange_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
-        """The loss of each counterfactual answer."""
-        return answer_loss(self.interchange(batch, self.trained), batch.counterfactual_label)
+    def interchange_losses(self, batch: CounterfactualBatch) -> dict[str, Float[Tensor, " batch"]]:
+        """The loss of each counterfactual answer by each objective."""
+        edited: dict[Placement, Edited] | None = {} if self.objectives.needs_edited else None
+        logits = self.interchange(batch, self.trained, edited)
+        return self.objectives.losses(Outcome(logits=logits, batch=batch, network=self.network, edited=edited or {}))
 
     def strict_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each base's own answer while nodes of this step are resampled."""
@@ -322,12 +339,16 @@ class InterchangeInterventionTraining(Training):
 
     def check(self, data: SplitDataModule) -> None:
         super().check(data)
+        self.objectives.require(data.datasets["train"].examples)
         data.require([Placement(write=site) for site in self.resampling.sites])
 
     @property
     def groups(self) -> Sequence[Sequence[Site]]:
         """The sites that are edited together: those of the interventions, and those that are resampled."""
         return [self.edited, *([self.resampling.sites] if self.resampling.sites else [])]
+
+    def export_arguments(self) -> dict[str, Any]:
+        return {name: value for name, value in super().export_arguments().items() if name != "objectives"}
 
     def on_fit_start(self) -> None:
         self._train_mode()
@@ -360,11 +381,6 @@ class InterchangeInterventionTraining(Training):
         if label.ndim > 1:
             raise ValueError("interchange intervention training needs answers of one token; this task's have several")
         return self.network(inputs)
-
-
-def _beside(tensor: Tensor, weight: Tensor | float) -> Tensor | float:
-    """The weight on the tensor's device, if it is a tensor."""
-    return weight.to(tensor.device, non_blocking=True) if isinstance(weight, Tensor) else weight
 
 
 def _disturb(activation: Tensor) -> Tensor:
