@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
@@ -86,8 +86,8 @@ class InterchangeInterventionTraining(Training):
 
     Raises:
         FirstStepError: at the first step, edits at a site have no effect on the answer.
-        ValueError: nothing of the model is trained, a part does not exist, answers have several tokens, a weight is
-            given for variables that no pair interchanges, or for nodes of which there are none.
+        ValueError: nothing of the model is trained, a part does not exist, or a weight is given for variables that no
+            pair interchanges or for nodes of which there are none.
     """
 
     trains_model: ClassVar[bool] = True
@@ -211,7 +211,7 @@ class InterchangeInterventionTraining(Training):
 
     def task_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each base's own answer."""
-        return answer_loss(self._answers(batch.base, batch.base_label), batch.base_label)
+        return answer_loss(self.network(batch.own), batch.base_label)
 
     def interchange_losses(self, batch: CounterfactualBatch) -> dict[str, Float[Tensor, " batch"]]:
         """The loss of each counterfactual answer by each objective."""
@@ -227,14 +227,14 @@ class InterchangeInterventionTraining(Training):
     def source_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of the answers on each pair's sources, summed over the sources."""
         of_variables = []
-        for variable, source in batch.sources.items():
-            rows = batch.rows(variable)
+        for variable in batch.sources:
+            rows, source = batch.rows(variable), batch.own_source(variable)
             if rows is not None and not len(rows) and not self.network.in_step:
                 continue
             ran = torch.arange(len(batch)) if rows is None or self.network.in_step else rows
             labels = batch.source_labels[variable]
             at = ran.to(labels.device, non_blocking=True)
-            losses = answer_loss(self._answers(source.take(ran), labels[at]), labels[at])
+            losses = answer_loss(self.network(source.take(ran)), labels[at])
             if rows is not None and ran is not rows:
                 at = rows.to(labels.device, non_blocking=True)
                 losses = losses[at]
@@ -322,8 +322,8 @@ class InterchangeInterventionTraining(Training):
         self.strict_accuracy.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
-        clean = self._answers(batch.base, batch.base_label)
-        self.scores.score(split, batch, clean)
+        clean = self.network(batch.own)
+        self.scores.score(split, batch, clean if batch.answered is None else None)
         right = is_right(clean, batch.base_label)
         self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(right.float())
         for placement, node in self.resampling.nodes(self.interchange.hardened()).items():
@@ -376,11 +376,6 @@ class InterchangeInterventionTraining(Training):
 
     def on_fit_end(self) -> None:
         self.network.eval()
-
-    def _answers(self, inputs: ModelInputs, label: Int[Tensor, "batch ..."]) -> Float[Tensor, "batch vocabulary"]:
-        if label.ndim > 1:
-            raise ValueError("interchange intervention training needs answers of one token; this task's have several")
-        return self.network(inputs)
 
 
 def _disturb(activation: Tensor) -> Tensor:

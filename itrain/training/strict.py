@@ -133,7 +133,7 @@ def _first_sources(batch: CounterfactualBatch) -> CounterfactualBatch:
     groups = tuple(sorted(set(firsts)))
     group = torch.tensor([groups.index(first) for first in firsts])[batch.group]
     sources = {name: _plain(source) for name, source in batch.sources.items() if (name,) in groups}
-    return replace(batch, sources=sources, groups=groups, group=group)
+    return replace(batch, base=batch.own, sources=sources, groups=groups, group=group)
 
 
 def _plain(inputs: ModelInputs) -> ModelInputs:
