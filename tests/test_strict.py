@@ -15,7 +15,7 @@ from itrain.data import CounterfactualBatch
 from itrain.interventions.blocks import FixedBlocks
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS, FullRotationDAS
-from itrain.metrics import StrictAccuracy, strict_accuracy
+from itrain.metrics import UNUSED, StrictAccuracy, strict_accuracy
 from itrain.placements import Placement
 from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.strict import Outside
@@ -163,6 +163,21 @@ def test_strict_accuracy_is_the_mean_over_nodes_however_pairs_are_batched() -> N
         for node in logits:
             metric.update(node[rows], label[rows])
     assert float(metric.compute()) == pytest.approx(by_hand)
+
+
+def test_bases_whose_answer_is_not_known_do_not_count() -> None:
+    module, batch = fp64()
+    known = torch.arange(24) < 6
+    right = module.network(batch.base).argmax(1)
+    batch = replace(batch, base_label=torch.where(known, right.roll(1), UNUSED))
+    module.begin("validation")
+    module.score("validation", batch)
+    found = module.figures("validation")
+    assert float(found["validation/task_accuracy"]) == pytest.approx(float((right == right.roll(1))[:6].float().mean()))
+    (node,) = module.resampling.nodes(module.trained).items()
+    answers = module.resampling.answers(batch, dict([node]))
+    expected = (answers.argmax(1) == batch.base_label)[:6].double().mean()
+    assert float(found["validation/strict_accuracy"]) == pytest.approx(float(expected))
 
 
 def test_figures_of_a_test_are_those_of_each_node_alone() -> None:

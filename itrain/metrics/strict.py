@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
 from itrain.metrics.gathering import gather_counts
-from itrain.metrics.interchange import is_right
+from itrain.metrics.interchange import UNUSED, is_right
 
 
 def strict_accuracy(
@@ -20,9 +20,15 @@ def strict_accuracy(
 
     Args:
         logits: the answers under the resampling of each node alone.
-        label: the answers of the bases as they are.
+        label: the answers of the bases as they are; those that are not known do not count.
     """
-    return torch.stack([is_right(each, label) for each in logits]).float().mean()
+    known = is_known(label)
+    return torch.stack([is_right(each, label)[known] for each in logits]).float().mean()
+
+
+def is_known(label: Int[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:
+    """Whether a pair's label says anything: that of a base may not be known."""
+    return (label != UNUSED).view(len(label), -1).any(1)
 
 
 class StrictAccuracy(Metric):
@@ -45,8 +51,9 @@ class StrictAccuracy(Metric):
 
     def update(self, logits: Float[Tensor, "batch ... vocabulary"], label: Int[Tensor, "batch ..."]) -> None:
         """Add the answers on some bases while one node is resampled."""
-        self.right += is_right(logits, label).sum()
-        self.total += len(label)
+        known = is_known(label)
+        self.right += (is_right(logits, label) & known).sum()
+        self.total += known.sum()
 
     def compute(self) -> Float[Tensor, ""]:
         return self.right / self.total

@@ -17,6 +17,7 @@ from itrain.data import CounterfactualBatch
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.metrics import StrictAccuracy, is_right
+from itrain.metrics.strict import is_known
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.objectives.base import Edited, ObjectiveFactory, Objectives, Outcome
@@ -325,7 +326,9 @@ class InterchangeInterventionTraining(Training):
         clean = self.network(batch.own)
         self.scores.score(split, batch, clean if batch.answered is None else None)
         right = is_right(clean, batch.base_label)
-        self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(right.float())
+        self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(
+            right.float(), is_known(batch.base_label).float()
+        )
         for placement, node in self.resampling.nodes(self.interchange.hardened()).items():
             strict = self.strict_accuracy.setdefault(split, StrictAccuracy().to(right.device))
             strict.update(self.resampling.answers(batch, {placement: node}), batch.base_label)
