@@ -12,12 +12,13 @@ from torch import Tensor
 
 from itrain.data import CounterfactualDataModule, collate
 from itrain.interventions.blocks import FixedBlocks
+from itrain.interventions.das import DAS
 from itrain.networks.hooks import HookedNetwork
 from itrain.objectives.cross_entropy import CrossEntropy
 from itrain.objectives.distributions import KL
 from itrain.tasks.base import Pair
 from itrain.training.iit import InterchangeInterventionTraining
-from tests.test_iit import by_hand, fp64, training
+from tests.test_iit import HIDDEN, SITE, by_hand, data_for, fp64, training
 from tests.test_interchange import QUIET, spelled
 
 # --- objectives
@@ -93,10 +94,39 @@ def test_answers_of_several_tokens_are_co_trained_and_scored() -> None:
     data = CounterfactualDataModule(
         task=task, network=module.network, train_pairs=48, validation_pairs=8, test_pairs=16, batch_size=8
     )
-    runner = lightning.Trainer(max_epochs=3, **QUIET)
+    runner = lightning.Trainer(max_epochs=3, limit_val_batches=0, **QUIET)
     before = runner.test(module, data, verbose=False)[0]
     runner.fit(module, data)
     after = runner.test(module, data, verbose=False)[0]
     assert before["test/task_accuracy"] == 1 and before["test/iia_changing_argmax"] < 0.5
     assert after["test/iia_changing_argmax"] > 0.9 and after["test/task_accuracy"] == 1
     assert {"test/strict_accuracy", "test/odds"} <= set(after)
+
+
+# --- variables at sites of their own
+
+
+def test_variables_are_put_at_sites_of_their_own() -> None:
+    """Each at a layer of its own, by its own kind of intervention; a pair may interchange both."""
+    places = {
+        "left": {"site": SITE, "intervention": partial(FixedBlocks, blocks=3)},
+        "right": {"site": "module:top.output", "intervention": partial(DAS, rank=3)},
+    }
+    model = training().network.model
+    module = InterchangeInterventionTraining(
+        network=HookedNetwork(model, trainable=True),
+        sites=places,
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        hidden_sizes=[HIDDEN, HIDDEN],
+    )
+    runner = lightning.Trainer(max_epochs=12, limit_val_batches=0, **QUIET)
+    data = data_for(module)
+    before = runner.test(module, data, verbose=False)[0]
+    runner.fit(module, data)
+    after = runner.test(module, data, verbose=False)[0]
+    for group in ("left", "right", "left+right"):
+        assert before[f"test/{group}/iia_changing_argmax"] < 0.8
+        assert after[f"test/{group}/iia_changing_argmax"] > 0.95
+    assert after["test/task_accuracy"] == 1
+    # What is right passes through the rest of the lower site, which is no node that strictness could resample.
+    assert after["test/strict_accuracy"] < 0.8

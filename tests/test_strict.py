@@ -17,12 +17,14 @@ from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.metrics import UNUSED, StrictAccuracy, strict_accuracy
 from itrain.placements import Placement
+from itrain.sites import Site
 from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.strict import Outside
 from tests.test_iit import HIDDEN, SITE, data_for, fp64, training
 from tests.test_interchange import QUIET
 
 TOP = "module:top.output"
+NODES = [SITE, TOP]
 REST = Placement(write=SITE)
 
 
@@ -65,7 +67,7 @@ def test_what_is_outside_comes_from_the_source_and_the_blocks_from_the_base(kind
 
 @pytest.mark.parametrize("node", ["rest", "top"])
 def test_the_strict_loss_is_that_of_the_formula(node: str) -> None:
-    module, batch = fp64(strict_weight=0.5, strict_sites=[TOP], siit_sampling="all")
+    module, batch = fp64(strict_weight=0.5, strict_sites=NODES, siit_sampling="all")
     nodes = module.resampling.nodes(module.trained)
     chosen = {at: each for at, each in nodes.items() if (at == REST) == (node == "rest")}
     assert len(chosen) == 1 and len(nodes) == 2
@@ -86,13 +88,14 @@ def test_strict_gradients_flow_through_the_sources_unless_they_are_detached() ->
     for detach in (False, True):
         module, batch = fp64(task_weight=0.0, interchange_weights=0.0, strict_weight=1.0, detach_source=detach)
         module.training_step(batch, 0).backward()
-        found[detach] = module.network.model.hidden[0].weight.grad
+        model: Any = module.network.model
+        found[detach] = model.hidden[0].weight.grad
     assert bool(found[False][5:].any()) and not bool(found[True][5:].any()), "of the neurons that are resampled"
 
 
 def test_a_step_draws_its_nodes_by_its_number_alone() -> None:
     def draws(sampling: Any) -> list[list[str]]:
-        module = training(strict_sites=[TOP, "module:act.output"], siit_sampling=sampling)
+        module = training(strict_sites=[*NODES, "module:act.output"], siit_sampling=sampling)
         return [[str(each) for each in module.resampling.drawn(step)] for step in range(64)]
 
     assert {len(each) for each in draws("individual")} == {1}
@@ -104,7 +107,7 @@ def test_a_step_draws_its_nodes_by_its_number_alone() -> None:
 
 def test_a_site_of_one_variable_of_its_intervention_leaves_the_block_of_the_other() -> None:
     """Each variable at a site of its own, by an intervention with blocks for both."""
-    places = [Placement(write=SITE, variables=("left",)), Placement(write=TOP, variables=("right",))]
+    places = [Placement(write=SITE, variables=("left",)), Placement(write=Site.parse(TOP), variables=("right",))]
     module = InterchangeInterventionTraining(
         network=training().network,
         sites=places,
@@ -133,7 +136,7 @@ def test_there_is_no_node_where_nothing_is_left() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strict_sites": [SITE]}, f"strict_sites: interventions are placed at '{SITE}'"),
+        ({"strict_sites": [SITE], "intervention": FullVector}, f"the interventions at '{SITE}' leave none"),
         ({"strict_sites": [TOP, TOP]}, "is listed twice"),
         ({"siit_sampling": "each"}, "siit_sampling: 'each' is none of individual, sample_all, all"),
         ({"strict_weight": -1.0}, "strict_weight"),
@@ -145,6 +148,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
 
 
 def test_a_node_that_the_model_lacks_is_refused_before_the_fit() -> None:
+    assert set(training(strict_sites=[TOP]).resampling.nodes({})) == {Placement(write=Site.parse(TOP))}
     module = training(strict_sites=["module:nowhere.output"])
     with pytest.raises(ValueError, match="nowhere"):
         lightning.Trainer(max_epochs=1, **QUIET).fit(module, data_for(module))
@@ -181,7 +185,7 @@ def test_bases_whose_answer_is_not_known_do_not_count() -> None:
 
 
 def test_figures_of_a_test_are_those_of_each_node_alone() -> None:
-    module, batch = fp64(strict_sites=[TOP])
+    module, batch = fp64(strict_sites=NODES)
     batch = replace(batch, base_label=batch.base_label.roll(3))  # some right, some wrong
     module.begin("validation")
     for rows in (torch.arange(10), torch.arange(10, 24)):
@@ -198,7 +202,7 @@ def test_strict_training_raises_strict_accuracy_and_keeps_the_task() -> None:
     for weight in (0.0, 1.0):
         module = training(strict_weight=weight, interchange_weights=0.0)
         data = data_for(module)
-        runner = lightning.Trainer(max_epochs=6, **QUIET)
+        runner = lightning.Trainer(max_epochs=6, limit_val_batches=0, **QUIET)
         runner.fit(module, data)
         found[weight] = runner.test(module, data, verbose=False)[0]
     assert found[0.0]["test/strict_accuracy"] < 0.9 and found[1.0]["test/strict_accuracy"] > 0.98

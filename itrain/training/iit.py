@@ -68,7 +68,7 @@ class InterchangeInterventionTraining(Training):
         objectives: build the losses of counterfactual answers, by name, as in
             :class:`~itrain.training.alignment.AlignmentSearch`; None: cross entropy alone.
         strict_weight: weight of the loss on the bases' answers while nodes are resampled.
-        strict_sites: sites of which nothing is aligned, which are nodes beside the other coordinates of ``sites``.
+        strict_sites: the nodes; None: at each of ``sites``, the coordinates that no intervention swaps.
         siit_sampling: the nodes of a step: ``individual`` one at random, ``sample_all`` each with a chance of one half,
             ``all`` all of them together.
         source_weight: weight of the loss on the sources' answers.
@@ -107,7 +107,7 @@ class InterchangeInterventionTraining(Training):
         interchange_weights: Mapping[str, float] | float = 1.0,
         objectives: Mapping[str, ObjectiveFactory] | None = None,
         strict_weight: float = 0.0,
-        strict_sites: Sequence[SiteLike] = (),
+        strict_sites: Sequence[SiteLike] | None = None,
         siit_sampling: Sampling = "individual",
         source_weight: float = 0.0,
         readout_weight: float = 0.0,
@@ -348,7 +348,7 @@ class InterchangeInterventionTraining(Training):
     @property
     def groups(self) -> Sequence[Sequence[Site]]:
         """The sites that are edited together: those of the interventions, and those that are resampled."""
-        return [self.edited, *([self.resampling.sites] if self.resampling.sites else [])]
+        return [self.edited, *([self.resampling.sites] if set(self.resampling.sites) - set(self.sites) else [])]
 
     def export_arguments(self) -> dict[str, Any]:
         return {name: value for name, value in super().export_arguments().items() if name != "objectives"}

@@ -52,46 +52,45 @@ class Outside(Intervention):
 class Resampling:
     """The nodes of a model that an alignment leaves to no variable, and the runs in which they are resampled.
 
-    A node is the rest of an activation that interventions are placed at, all but the coordinates that they swap for any
-    of the variables; or one of the sites that are named, as a whole. A node is resampled from the pair's own source:
-    that of its first variable, as it is before anything edits it. What is resampled thus depends neither on the batch
-    that a pair is in nor on the number of processes.
+    A node is a site: as a whole or, where interventions are placed there, the rest of it, all but the coordinates that
+    they swap for any of the variables. By default the nodes are the rests of all the sites of the interventions. The
+    rest of a low layer is no node where variables that are placed higher up pass through it: name the others then.
+
+    A node is resampled from the pair's own source: that of its first variable, as it is before anything edits it. What
+    is resampled thus depends neither on the batch that a pair is in nor on the number of processes.
 
     Args:
         interchange: holds the aligned interventions.
-        sites: further sites, of which nothing is aligned.
+        sites: the nodes; None: the rests that the interventions leave.
         sampling: the nodes that a training step resamples.
 
     Raises:
-        ValueError: a site is listed twice, interventions are placed there, or there is no such sampling.
+        ValueError: a site is listed twice, interventions leave nothing of it, or there is no such sampling.
     """
 
-    def __init__(self, interchange: Interchange, *, sites: Sequence[SiteLike], sampling: Sampling) -> None:
+    def __init__(
+        self, interchange: Interchange, *, sites: Sequence[SiteLike] | None = None, sampling: Sampling = "individual"
+    ) -> None:
         if sampling not in get_args(Sampling):
             raise ValueError(f"siit_sampling: '{sampling}' is none of {', '.join(get_args(Sampling))}")
         self.interchange, self.sampling = interchange, sampling
-        named = plain_sites(sites, who="strict_sites")
-        for site in named:
-            if site in interchange.sites:
-                raise ValueError(
-                    f"strict_sites: interventions are placed at '{site}', whose other coordinates are resampled "
-                    "anyway; leave it out"
-                )
-        placements = [Placement(write=site) for site in named]
+        self.sites = interchange.sites if sites is None else plain_sites(sites, who="strict_sites")
+        whole = [Placement(write=site) for site in self.sites if site not in interchange.sites]
         joined = interchange.join_positions
         # Whole activations are swapped whatever their size, which only joined positions are held against.
-        sizes = known_features(interchange.network, placements, join_positions=True) if joined else [1] * len(named)
-        self.whole = {each: Outside(size) for each, size in zip(placements, sizes, strict=True)}
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The sites that are named."""
-        return tuple(each.write for each in self.whole)
+        sizes = known_features(interchange.network, whole, join_positions=True) if joined else [1] * len(whole)
+        self._whole = {each.write: Outside(size) for each, size in zip(whole, sizes, strict=True)}
+        left = {at.write for at in self.nodes(interchange.trained)}
+        if sites is not None and (full := [site for site in self.sites if site not in left]):
+            raise ValueError(
+                f"strict_sites: the interventions at '{full[0]}' leave none of its coordinates, or take no source; "
+                "leave it out, or give the variables fewer coordinates"
+            )
 
     def nodes(self, interventions: Interventions) -> dict[Placement, Outside]:
         """What resamples each node, given the aligned interventions as they act."""
-        rests = {Placement(write=site): _rest(site, interventions) for site in self.interchange.sites}
-        return {at: rest for at, rest in rests.items() if rest is not None} | self.whole
+        found = {site: self._whole.get(site) or _rest(site, interventions) for site in self.sites}
+        return {Placement(write=site): each for site, each in found.items() if each is not None}
 
     def drawn(self, step: int) -> dict[Placement, Outside]:
         """The nodes of a training step, the same in all processes and in a fit that is resumed."""
