@@ -141,6 +141,9 @@ def test_indirect_objects_follow_the_linear_model_of_the_logits(tmp_path: Path) 
         ("s1_ioi_flip_s2_ioi_flip", "output_position"): ("Bob", 3.16),
         ("s1_ioi_flip_s2_ioi_flip", "output_token"): ("Bob", 1.9),
     }
+    differences = [task.difference(pair) for pair in task.pairs("train")]
+    assert [round(each.value, 3) for each in differences] == [difference for _, difference in found.values()]
+    assert {(each.more, each.less) for each in differences} == {("Bob", "Ann")}
 
 
 def test_ravel_causes_what_is_asked_and_isolates_the_rest(tmp_path: Path) -> None:

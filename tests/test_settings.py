@@ -62,6 +62,7 @@ GIVEN: Mapping[str, Any] = {
     "detectors": {"a": {"_target_": "itrain.detectors.DirectionDetector", "_partial_": True}},
     "judge": {"_target_": "itrain.training.judges.WordJudge"},
     "of": {"_target_": "itrain.tasks.gender.Gender"},
+    "objectives": {"kl": {"_target_": "itrain.objectives.distributions.KL", "_partial_": True}},
     "corrupted": "layer1.block_input@name",
     "file": "rows.jsonl",
     "concept": [[1, 2]],

@@ -219,6 +219,7 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         for new, pair in zip(counterfactuals, pairs, strict=True)
     ]
     sources = _sources(task, pairs)
+    difference, compared = _differences(task, pairs)
     asked = [task.question(pair.base) for pair in pairs]
     questions = () if None in asked else tuple(sorted({each for each in asked if each is not None}))
     places = {question: place for place, question in enumerate(questions)}
@@ -239,7 +240,8 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         candidates=labels(task, task.outputs).unique() if _answers(task) == 1 else None,
         questions=questions,
         question=torch.tensor([places[each] for each in asked if each is not None]) if questions else None,
-        **_differences(task, pairs),
+        difference=difference,
+        compared=compared,
         **(_answered(task, pairs, list(sources.sources)) if counterfactual_label.ndim > 1 else {}),
     )
 
@@ -260,13 +262,15 @@ def _answered(task: Task, pairs: Sequence[Pair], variables: Sequence[str]) -> di
     }
 
 
-def _differences(task: Task, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+def _differences(
+    task: Task, pairs: Sequence[Pair]
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, "batch 2 ..."]] | tuple[None, None]:
     """By how much the logits of which outputs should lie apart, where the task says so of all pairs."""
     found = [each for each in map(task.difference, pairs) if each is not None]
     if len(found) < len(pairs):
-        return {}
+        return None, None
     compared = [labels(task, outputs) for outputs in zip(*((each.more, each.less) for each in found), strict=True)]
-    return {"difference": torch.tensor([each.value for each in found]), "compared": torch.stack(compared, 1)}
+    return torch.tensor([each.value for each in found]), torch.stack(compared, 1)
 
 
 def _sources(task: Task, pairs: Sequence[Pair]) -> Sources:

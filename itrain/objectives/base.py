@@ -161,10 +161,8 @@ class Objectives(nn.Module):
         if not any(each.weight for each in built.values()):
             raise ValueError("objectives: all weights are 0, so that nothing is trained; give one a weight above 0")
         self.parts: Mapping[str, Objective] = nn.ModuleDict(built)  # type: ignore[assignment]
-
-    @property
-    def needs_edited(self) -> bool:
-        return any(each.needs_edited and each.weight for each in self.parts.values())
+        self.counted = {name: each for name, each in built.items() if each.weight}
+        self.needs_edited = any(each.needs_edited for each in self.counted.values())
 
     def require(self, batch: CounterfactualBatch) -> None:
         """Refuse training pairs that lack what an objective needs; raises as :meth:`Objective.require` does."""
@@ -174,10 +172,7 @@ class Objectives(nn.Module):
             except ValueError as error:
                 raise ValueError(f"objectives.{name}: {error}") from error
 
-    def losses(self, outcome: Outcome) -> dict[str, Float[Tensor, " batch"]]:
-        """The loss of each pair by each objective, without the weights."""
-        return {name: each(outcome) for name, each in self.parts.items() if each.weight}
-
-    def total(self, losses: Mapping[str, Float[Tensor, " batch"]]) -> Float[Tensor, " batch"]:
-        """The weighted sum."""
-        return sum(self.parts[name].weight * each for name, each in losses.items())  # type: ignore[return-value]
+    def forward(self, outcome: Outcome) -> tuple[Float[Tensor, " batch"], dict[str, Float[Tensor, " batch"]]]:
+        """The weighted sum for each pair, and its terms without their weights."""
+        losses = {name: each(outcome) for name, each in self.counted.items()}
+        return sum(self.counted[name].weight * each for name, each in losses.items()), losses  # type: ignore[return-value]

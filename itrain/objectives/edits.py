@@ -11,7 +11,7 @@ from itrain.objectives.base import Objective, Outcome
 
 
 class EditSize(Objective):
-    """How far edits move activations, relative to their length: the mean over placements of |new - h|_p / |h|_2.
+    """How far edits move activations: the mean over placements of |new - h|_p, in the activations' own unit.
 
     Args:
         norm: p, 1 for edits of few features, 2 for short ones.
@@ -30,9 +30,5 @@ class EditSize(Objective):
         self.norm = norm
 
     def forward(self, outcome: Outcome) -> Float[Tensor, " batch"]:
-        sizes = []
-        for before, after in outcome.edited.values():
-            moved, there = (each.flatten(1) for each in (after - before, before))
-            length = there.detach().norm(dim=1)
-            sizes.append(moved.norm(p=self.norm, dim=1) / length.clamp(min=1e-12))
+        sizes = [(after - before).flatten(1).norm(p=self.norm, dim=1) for before, after in outcome.edited.values()]
         return sum(sizes) / len(sizes)  # type: ignore[return-value]

@@ -94,10 +94,10 @@ class AlignmentSearch(Training):
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self.trained_on(batch)
-        losses = self.objectives.losses(self.outcome(batch, self.interchange.trained))
+        losses, terms = self.objectives(self.outcome(batch, self.interchange.trained))
         if self.objectives.named:
-            self.log_dict({f"train/{name}_loss": each.mean() for name, each in losses.items()}, batch_size=len(batch))
-        loss = self._mean(losses, batch)
+            self.log_dict({f"train/{name}_loss": each.mean() for name, each in terms.items()}, batch_size=len(batch))
+        loss = self.mean(losses, batch)
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         return loss * batch.weight + self.interchange.penalty(batch)
 
@@ -113,13 +113,13 @@ class AlignmentSearch(Training):
 
     def loss(self, outcome: Outcome) -> Float[Tensor, ""]:
         """The mean of the pairs' losses, objectives and isolate pairs weighted."""
-        return self._mean(self.objectives.losses(outcome), outcome.batch)
+        return self.mean(self.objectives(outcome)[0], outcome.batch)
 
-    def _mean(self, losses: Mapping[str, Float[Tensor, " batch"]], batch: CounterfactualBatch) -> Float[Tensor, ""]:
-        total = self.objectives.total(losses)
+    def mean(self, losses: Float[Tensor, " batch"], batch: CounterfactualBatch) -> Float[Tensor, ""]:
+        """The mean of the pairs' losses, isolate pairs weighted."""
         if self.isolate_weight != 1:
-            total = total.where(~batch.isolates.to(total.device, non_blocking=True), self.isolate_weight * total)
-        return total.mean()
+            losses = losses.where(~batch.isolates.to(losses.device, non_blocking=True), self.isolate_weight * losses)
+        return losses.mean()
 
     def check(self, data: SplitDataModule) -> None:
         super().check(data)

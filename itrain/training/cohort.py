@@ -123,7 +123,8 @@ class Cohort(Training):
         """What each member's interventions lead to, as its objectives see it; unedited answers are shared."""
         searches = {name: self._search(name) for name in interventions}
         edited = {name: {} for name, each in searches.items() if each.objectives.needs_edited}
-        logits, known = self.interchange(batch, interventions, edited), {}
+        known: dict[str, Tensor] = {}
+        logits = self.interchange(batch, interventions, edited)
         return {
             name: Outcome(logits=each, batch=batch, network=self.network, edited=edited.get(name, {}), known=known)
             for name, each in logits.items()
@@ -171,11 +172,8 @@ class Cohort(Training):
         searches = [each for each in self.members.values() if isinstance(each, AlignmentSearch)]
         clean = searches[0].scores.unedited(batch) if split == "test" and searches else None
         hard = {name: self.members[name].interchange.hardened() for name in self.watched}
-        if split == "validation":
-            outcomes = self.outcomes(batch, hard) if hard else {}
-            answers = {name: each.logits for name, each in outcomes.items()}
-        else:
-            answers = self.interchange(batch, hard) if hard else {}
+        outcomes = self.outcomes(batch, hard) if hard and split == "validation" else {}
+        answers = {name: each.logits for name, each in outcomes.items()} or self.predict_step(batch, 0)
         for name, logits in answers.items():
             self.members[name].scores.update(split, logits, batch)
             if clean is not None:

@@ -218,7 +218,8 @@ class InterchangeInterventionTraining(Training):
         """The loss of each counterfactual answer by each objective."""
         edited: dict[Placement, Edited] | None = {} if self.objectives.needs_edited else None
         logits = self.interchange(batch, self.trained, edited)
-        return self.objectives.losses(Outcome(logits=logits, batch=batch, network=self.network, edited=edited or {}))
+        outcome = Outcome(logits=logits, batch=batch, network=self.network, edited=edited or {})
+        return self.objectives(outcome)[1]
 
     def strict_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each base's own answer while nodes of this step are resampled."""
