@@ -34,6 +34,7 @@ FLIP = "iia_flip"
 """The share of label-changing pairs whose preference of two answers is right in the base and reversed afterwards."""
 PROBE_ACCURACY, CONTROL_ACCURACY, MAJORITY_ACCURACY = "probe_accuracy", "control_accuracy", "majority_accuracy"
 SELECTIVITY, ANSWER_PROBABILITY = "selectivity", "answer_probability"
+EXACT_MATCH, PERPLEXITY = "exact_match", "perplexity"
 GAP, RANK_FOUND, SECONDS, FLAG = "gap", "rank_found", "seconds", "flag"
 PAIRS_CHANGING, PAIRS_PRESERVING = "pairs_changing", "pairs_preserving"
 TOKENS = ("raises", "lowers")
@@ -82,6 +83,7 @@ FIGURES: Mapping[str, str] = {
     ANSWER_PROBABILITY: "probability of the answer",
     ODDS: "odds, label-changing pairs",
     ODDS_SELECTIVITY: "odds above the control task's",
+    EXACT_MATCH: "exact match of responses",
 }
 """The figures that have heat maps, with their titles."""
 UNBOUNDED = frozenset({ODDS, ODDS_SELECTIVITY, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE})
@@ -112,11 +114,13 @@ restores nothing has the probability of the corrupted run.
 
 TEST, BEFORE = "test", "before"
 MODEL_ACCURACY, TASK_ACCURACY, TEST_RANK = "model/accuracy", "task_accuracy", "test/rank"
+STRICT_ACCURACY = "strict_accuracy"
+"""The share of answers that stay right where what an alignment leaves to no variable is resampled."""
 TEST_STRENGTH, STRENGTH = "test/strength", "strength_"
 """The strength of steering that a run has chosen, and what the names of all strengths begin with."""
 UNSTEERED, RANDOM_VECTOR = "unsteered", "random_vector"
 """What a steered model is compared with: strength 0, and a random direction of equal size."""
-EXACT_MATCH, PERPLEXITY, L2 = "exact_match", "perplexity", "l2"
+L2 = "l2"
 TRAIN_LOSS = "train/loss"
 
 ATTRIBUTES = ("cause", "isolate", "disentangle")
@@ -128,7 +132,7 @@ _SHARES = (
 KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
-    | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
+    | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, STRICT_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE}
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
     | {*JUDGED, *WIN_RATES}

@@ -35,6 +35,7 @@ from itrain.results.columns import (
     ROW_SHARE,
     RUNS,
     SELECTIVITY,
+    STRICT_ACCURACY,
     SUBSPACE_PARTS,
     TASK_ACCURACY,
     TEST,
@@ -64,8 +65,10 @@ OF_DATA = {
     DATA + BASES_DISTINCT: "different test bases",
     DATA + BASES_TRAINED_ON: "test bases that are bases of training pairs too",
 }
+OF_ANSWERS = (TASK_ACCURACY, STRICT_ACCURACY)
 IN_LINES = frozenset(
-    {MODEL_ACCURACY, TEST_RANK, TEST_STRENGTH, f"{TEST}/{TASK_ACCURACY}", f"{BEFORE}/{TASK_ACCURACY}", *OF_DATA}
+    {MODEL_ACCURACY, TEST_RANK, TEST_STRENGTH, *OF_DATA}
+    | {f"{place}/{figure}" for place in (TEST, BEFORE) for figure in OF_ANSWERS}
 )
 """The figures that have lines of their own."""
 
@@ -342,10 +345,10 @@ def _lines(results: Results) -> list[str]:
     full, random = (f"{TEST}/{control}/{IIA}" in results for control in (FULL_VECTOR, RANDOM_SUBSPACE))
     if full and not random:
         lines.append("random subspace: none; one of full rank swaps the whole activation and is no control")
-    if f"{TEST}/{TASK_ACCURACY}" in results:
-        start = results.get(f"{BEFORE}/{TASK_ACCURACY}")
+    for figure in (figure for figure in OF_ANSWERS if f"{TEST}/{figure}" in results):
+        start = results.get(f"{BEFORE}/{figure}")
         before = "" if start is None else f" (before training: {start:.3f})"
-        lines.append(f"task accuracy: {results[f'{TEST}/{TASK_ACCURACY}']:.3f}{before}")
+        lines.append(f"{spoken(figure)}: {results[f'{TEST}/{figure}']:.3f}{before}")
     if (share := results.get(f"{TEST}/{ROW_SHARE}")) is not None:
         lines.append(
             f"the subspace's squared norm in the row space of the next linear map: {share:.3f}, in its null space: "
