@@ -1,7 +1,8 @@
-"""Two towers that choose between texts: their inputs, the task of descriptions and captions, and how they are trained."""
+"""Two towers that choose between texts: their inputs, the task of captions, and how they are trained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from random import Random
 from typing import Any
@@ -93,14 +94,16 @@ def test_rows_are_taken_of_both_texts_and_the_images(task: Captions) -> None:
     swapped = ComparedTexts.of(given.of_others, given.of_texts, given.of_images)
     assert not torch.isin(swapped.keys, given.keys).any(), "which text is first is part of an example"
     torch.testing.assert_close(network(swapped), network(given).flip(1))
-    assert torch.equal(given.to("cpu").other_tokens, given.other_tokens) and given.padding == (False, True)
+    moved = given.to("cpu")
+    assert isinstance(moved, ComparedTexts) and moved.of_others.tokens is not None
+    assert torch.equal(moved.of_others.keys, given.of_others.keys) and given.padding == (False, True)
 
 
 def test_what_is_no_pair_of_texts_for_images_is_refused(task: Captions) -> None:
     arguments = inputs(task).arguments
     with pytest.raises(ValueError, match="the second text is missing; give other_input_ids"):
         ComparedTexts(arguments={name: each for name, each in arguments.items() if "other" not in name})
-    with pytest.raises(ValueError, match="give as many of one as of the other: there are .* 5 of other_input_ids"):
+    with pytest.raises(ValueError, match=r"give as many of one as of the other: there are .* 5 of other_input_ids"):
         ComparedTexts(arguments=dict(arguments) | {"other_input_ids": arguments["other_input_ids"][:5]})
     short = Site.parse("module:towers.text_model.blocks.1.output.step1@30")
     with pytest.raises(PositionError, match="30"):
@@ -132,7 +135,9 @@ def test_modules_that_are_no_towers_are_refused() -> None:
         ChoiceOfText(towers=nn.Linear(2, 2))
     with pytest.raises(ModelError, match="num_heads=3: each of them has an equal share of hidden_size=16"):
         TwoTowers(words=4, features=4, hidden_size=16, num_heads=3)
-    with pytest.raises(ModelError, match="texts about images, and Gender has none; choose task=captions"):
+    with pytest.raises(
+        ModelError, match="Gender has no texts about images, by which towers are taught; choose task=captions"
+    ):
         trained_towers(task=Gender())  # type: ignore[arg-type]
 
 
@@ -188,7 +193,7 @@ def test_transfer_is_high_where_texts_mean_what_images_show_and_chance_where_not
     assert task.abilities(Sums(task))["transfer"] > 0.95
     chance = sum(1 / len(words) for words in SEEN.values()) / len(SEEN)
     assert task.abilities(ChoiceOfText(towers=own(task)))["transfer"] == pytest.approx(chance, abs=0.06)
-    with pytest.raises(TaskError, match="Linear embeds neither by itself; wrap its towers in itrain.models.Choice"):
+    with pytest.raises(TaskError, match=r"Linear embeds neither by itself; wrap its towers in itrain\.models\.Choice"):
         task.abilities(nn.Linear(2, 2))
 
 
@@ -196,7 +201,8 @@ def test_transfer_is_high_where_texts_mean_what_images_show_and_chance_where_not
 
 
 def test_edited_logits_are_compared_with_unedited_ones(task: Captions) -> None:
-    network = HookedNetwork(ChoiceOfText(towers=own(task).double()), trainable=True)
+    towers = own(task).double()
+    network = HookedNetwork(ChoiceOfText(towers=towers), trainable=True)
     batch = collate(task, pairs(task, 12))
     batch.base.arguments = dict(batch.base.arguments) | {"pixel_values": batch.base.arguments["pixel_values"].double()}
     edited = torch.randn(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -213,17 +219,18 @@ def test_edited_logits_are_compared_with_unedited_ones(task: Captions) -> None:
     assert bool(batch.changes.any()) and not bool(batch.changes.all())
     losses.sum().backward()
     assert edited.grad is not None and bool(edited.grad.any())
-    assert bool(network.model.towers.text_projection.weight.grad.any()), "gradients flow through the unedited run"
+    through = towers.text_projection.weight.grad
+    assert through is not None and bool(through.any()), "gradients flow through the unedited run"
 
 
 # --- training
 
 
-def trained(task: Captions, model: nn.Module, path: str, **given: Any) -> tuple[Any, dict[str, float]]:
+def trained(task: Captions, model: nn.Module, path: str, **given: Any) -> tuple[Any, Mapping[str, float]]:
     """A fit of a few steps, and the figures after it."""
     lightning.seed_everything(0, verbose=False)
     network = itrain.make_network(model, trainable=True)
-    sizes = {"train_pairs": 64, "validation_pairs": 8, "test_pairs": 32, "batch_size": 16}
+    sizes: dict[str, Any] = {"train_pairs": 64, "validation_pairs": 8, "test_pairs": 32, "batch_size": 16}
     data = CounterfactualDataModule(task=task, network=network, keep="all", **sizes)
     data.setup("fit")
     places = [f"{path}.step{call}@last" for call in (0, 1)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, normalize, scaled_dot_product_attention
 
 from itrain.bounds import require_at_least
+from itrain.inputs import ModelInputs
 from itrain.models.base import ModelError
 from itrain.tasks.captions import Captions
 
@@ -211,36 +212,42 @@ def trained_towers(
     """
     if not isinstance(task, Captions):
         raise ModelError(
-            f"these towers are taught texts about images, and {type(task).__name__} has none; choose task=captions"
+            f"{type(task).__name__} has no texts about images, by which towers are taught; choose task=captions"
         )
     require_at_least(2, texts=texts, batch_size=batch_size)
     require_at_least(1, steps=steps)
     require_at_least(0, learning_rate=learning_rate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        features = task.images[0].numel()
         made = TwoTowers(
             words=len(task.vocabulary),
-            features=features,
+            features=task.images[0].numel(),
             hidden_size=hidden_size,
             num_layers=num_layers,
             num_heads=num_heads,
             embedding_size=embedding_size,
         )
-    model = ChoiceOfText(towers=made)
-    random, generator = Random(f"towers {seed}"), torch.Generator().manual_seed(seed)
-    scenes = torch.tensor(random.choices(task.of_split("train"), k=texts))
-    given = task.encode([task.any_text(random, scene) for scene in scenes.tolist()]).arguments
+    model, random = ChoiceOfText(towers=made), Random(f"towers {seed}")
+    scenes = random.choices(task.of_split("train"), k=texts)
+    given = task.encode([task.any_text(random, scene) for scene in scenes])
+    images, generator = task.images[torch.tensor(scenes)], torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    labels = torch.arange(batch_size)
     with torch.enable_grad():
         for _ in range(steps):
             rows = torch.randint(texts, (batch_size,), generator=generator)
-            embedded = model.embed_texts(**{name: each[rows] for name, each in given.items()})
-            scores = model.scale * embedded @ model.embed_images(task.images[scenes[rows]]).T
             optimizer.zero_grad()
-            ((cross_entropy(scores, labels) + cross_entropy(scores.T, labels)) / 2).backward()
+            _contrast(model, given, images, rows).backward()
             optimizer.step()
             schedule.step()
     return model.eval()
+
+
+def _contrast(
+    model: ChoiceOfText, texts: ModelInputs, images: Float[Tensor, "texts ..."], rows: Int[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """The loss of telling some of the texts' images apart, and of telling the images' texts apart."""
+    embedded = model.embed_texts(**{name: each[rows] for name, each in texts.arguments.items()})
+    scores = model.scale * embedded @ model.embed_images(images[rows]).T
+    own = torch.arange(len(rows))
+    return (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2

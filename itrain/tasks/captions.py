@@ -133,7 +133,7 @@ class Captions(Task):
     def texts(self, setting: Setting) -> tuple[str, str]:
         """The first and the second text of a setting."""
         seen = self.scenes[setting["scene"]]
-        one, other = (self.written[style][setting[style]].format(**seen) for style in FRAMES)
+        one, other = (self.written[style][int(setting[style])].format(**seen) for style in FRAMES)
         return (one, other) if setting["first"] == "description" else (other, one)
 
     def encode(self, texts: Sequence[str]) -> ModelInputs:
