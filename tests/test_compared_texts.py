@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from random import Random
 from typing import Any
@@ -17,6 +18,7 @@ import itrain
 from itrain.adapters import add_lora
 from itrain.data import CounterfactualDataModule, collate
 from itrain.inputs import ComparedTexts, PositionError
+from itrain.interventions.controls import RandomSubspace
 from itrain.interventions.das import FullRotationDAS
 from itrain.models import ChoiceOfText, ModelError, TwoTowers, trained_towers
 from itrain.networks.hooks import HookedNetwork
@@ -226,21 +228,28 @@ def test_edited_logits_are_compared_with_unedited_ones(task: Captions) -> None:
 # --- training
 
 
-def trained(task: Captions, model: nn.Module, path: str, **given: Any) -> tuple[Any, Mapping[str, float]]:
-    """A fit of a few steps, and the figures after it."""
+LEARNED = partial(FullRotationDAS, blocks={"style": 4})
+
+
+def trained(
+    task: Captions, model: nn.Module, path: str, *, intervention: Any = LEARNED, train_pairs: int = 64, **given: Any
+) -> tuple[Any, Mapping[str, float]]:
+    """A fit of three epochs, and the figures after it."""
     lightning.seed_everything(0, verbose=False)
     network = itrain.make_network(model, trainable=True)
-    sizes: dict[str, Any] = {"train_pairs": 64, "validation_pairs": 8, "test_pairs": 32, "batch_size": 16}
-    data = CounterfactualDataModule(task=task, network=network, keep="all", **sizes)
+    sizes: dict[str, Any] = {"train_pairs": train_pairs, "validation_pairs": 8, "test_pairs": train_pairs // 2}
+    data = CounterfactualDataModule(
+        task=task, network=network, keep="all", batch_size=max(8, train_pairs // 32), **sizes
+    )
     data.setup("fit")
     places = [f"{path}.step{call}@last" for call in (0, 1)]
     training = InterchangeInterventionTraining(
         network=network,
         sites=places,
         hidden_sizes=itrain.count_features(network, places, data.example()),
-        intervention=partial(FullRotationDAS, blocks={"style": 4}),
+        intervention=intervention,
         shared=True,
-        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        optimizer=partial(torch.optim.Adam, lr=2e-3),
         **given,
     )
     quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
@@ -269,6 +278,25 @@ def test_clip_of_transformers_is_trained_by_adapters_of_its_texts_alone(task: Ca
     share = (8 * 2 * 32 + 256) / sum(each.numel() for each in before.values())
     assert trained_share(training) == pytest.approx(share) == figures["test/trained_share"]
     assert 0 < figures["test/transfer"] < 0.5 and "test/iia_argmax" in figures and "test/task_accuracy" in figures
+
+
+@pytest.mark.slow
+def test_iit_teaches_a_learned_rotation_and_neither_finetuning_nor_a_random_one_passes() -> None:
+    task = Captions()
+    model = trained_towers(task=task, steps=300)
+    lora: dict[str, Any] = {"lora_rank": 8, "lora_targets": ["q_proj", "k_proj", "v_proj", "out_proj"]}
+    path, learned = "module:towers.text_model.blocks.1.output", partial(FullRotationDAS, blocks={"style": 16})
+    _, taught = trained(task, deepcopy(model), path, train_pairs=2048, intervention=learned, **lora)
+    assert taught["test/iia_changing_argmax"] > 0.95 and taught["test/iia_preserving_argmax"] > 0.95
+    assert taught["test/random_subspace/iia_changing_argmax"] < 0.9
+    untaught = partial(RandomSubspace, rank=16)
+    _, plain = trained(
+        task, deepcopy(model), path, train_pairs=2048, intervention=untaught, interchange_weights=0, **lora
+    )
+    assert plain["test/iia_changing_argmax"] < 0.5
+    for figures in (taught, plain):
+        assert figures["test/task_accuracy"] > 0.95
+        assert figures["test/transfer"] > task.abilities(model)["transfer"] - 0.1
 
 
 def test_a_task_without_abilities_is_refused(task: Captions, monkeypatch: pytest.MonkeyPatch) -> None:
