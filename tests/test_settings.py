@@ -32,7 +32,7 @@ from tests.test_config import DECLARED
 
 CORRUPTED = "training.corrupted=layer0.block_input@name"
 NEEDS = {"hf": ["model.name=x"], "tracing": [CORRUPTED, "intervention=full_vector"]}
-NEEDS |= {"pooled": ["model.name=x", "task=sentences"], "minilm": ["task=sentences"]}
+NEEDS |= {"pooled": ["model.name=x", "task=sentences"], "minilm": ["task=sentences"], "towers": ["task=captions"]}
 NEEDS |= {"untrained": ["model.words=a"], "table": ["task.pairs=x.jsonl"], "declared": DECLARED}
 NEEDS |= {"monitoring": ["data=labelled"], "labelled": ["training=monitoring"]}
 INSTALLED = {"joblib"}
