@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from itrain.interventions.featurizers import Rotation as Rotation
     from itrain.interventions.featurizers import Subspace as Subspace
     from itrain.interventions.fixed import AddVector as AddVector
+    from itrain.interventions.fixed import Clamp as Clamp
     from itrain.interventions.fixed import Neurons as Neurons
     from itrain.interventions.fixed import Noise as Noise
     from itrain.interventions.fixed import Scale as Scale
+    from itrain.interventions.fixed import Subtract as Subtract
     from itrain.interventions.masking import HardConcreteGate as HardConcreteGate
     from itrain.interventions.masking import Mask as Mask
     from itrain.interventions.masking import SigmoidGate as SigmoidGate
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from itrain.interventions.reft import DiReFT as DiReFT
     from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.interventions.reft import NoReFT as NoReFT
+    from itrain.interventions.rescaling import RED as RED
     from itrain.interventions.steering import SteeringDirection as SteeringDirection
     from itrain.interventions.steering import SteeringVector as SteeringVector
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
@@ -130,6 +133,9 @@ _HOMES = {
     "Activations": "runs.activations",
     "Run": "runs.run",
     "Scale": "interventions.fixed",
+    "Clamp": "interventions.fixed",
+    "Subtract": "interventions.fixed",
+    "RED": "interventions.rescaling",
     "Noise": "interventions.fixed",
     "Neurons": "interventions.fixed",
     "AddVector": "interventions.fixed",
