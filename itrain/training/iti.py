@@ -35,7 +35,7 @@ HELD_OUT = 0.2
 STRENGTHS = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0)
 STEPS = 200
 """The most steps of the probes' optimizer; a few dozen do."""
-Direction = Literal["mass_mean", "probe"]
+Along = Literal["mass_mean", "probe"]
 
 
 class Heads(NamedTuple):
@@ -66,7 +66,7 @@ class InferenceTimeIntervention(Steering):
         sites: the ``attention_value_output`` of each layer whose heads are candidates.
         concept, end, acts, max_perplexity_ratio, judge, reference, max_new_tokens, applied: as in :class:`Steering`.
         heads: how many are edited, K.
-        direction: ``mass_mean`` or ``probe``.
+        along: theta, ``mass_mean`` or ``probe``.
         strengths: the alphas that are measured.
         seed: of the texts that probes do not learn from, of the random heads and of the draws in texts.
         hidden_sizes: features at each site; None asks the network.
@@ -84,7 +84,7 @@ class InferenceTimeIntervention(Steering):
         sites: Placements,
         concept: Sequence[Sequence[int]],
         heads: int = 4,
-        direction: Direction = "mass_mean",
+        along: Along = "mass_mean",
         end: int | None = None,
         acts: Literal["prompt", "all", "generated"] | Sequence[int] = "all",
         strengths: Sequence[float] = STRENGTHS,
@@ -112,15 +112,15 @@ class InferenceTimeIntervention(Steering):
             hidden_sizes=hidden_sizes,
             applied=applied,
         )
-        if direction not in get_args(Direction):
-            raise ValueError(f"direction={direction!r}: use {', '.join(get_args(Direction))}")
+        if along not in get_args(Along):
+            raise ValueError(f"along={along!r}: use {', '.join(get_args(Along))}")
         self.counts = [_count_heads(network, placement.write) for placement in self.placements]
         if not 1 <= heads < sum(self.counts):
             raise ValueError(f"heads={heads}: the sites have {sum(self.counts)}; choose 1 to {sum(self.counts) - 1}")
-        self.heads, self.direction = heads, direction
+        self.heads, self.along = heads, along
         for name in ("intervention", "optimizer", "scale", "shared", "warmup"):
             del self.arguments[name]  # which are not this class's
-        self.arguments.update(heads=heads, direction=direction)
+        self.arguments.update(heads=heads, along=along)
         sizes = self.interchange.hidden_sizes
         self.random_heads = Interchange(network, sites=self.placements, intervention=AddVector, hidden_sizes=sizes)
         self.accuracies: Float[Tensor, " heads"] | None = None
@@ -208,11 +208,11 @@ class InferenceTimeIntervention(Steering):
         weights, bias = regressed(by_head[learned], concept[learned])
         scores = torch.einsum("nhd,hd->nh", by_head[~learned], weights) + bias
         accuracy = ((scores > 0) == concept[~learned, None]).double().mean(0)
-        theta = by_head[concept].mean(0) - by_head[~concept].mean(0) if self.direction == "mass_mean" else weights
+        theta = by_head[concept].mean(0) - by_head[~concept].mean(0) if self.along == "mass_mean" else weights
         length = theta.norm(dim=1, keepdim=True)
         theta = theta / length.where(length > 0, 1)
-        along = torch.einsum("nhd,hd->nh", by_head, theta)
-        return Heads(accuracy, along.std(0)[:, None] * theta)
+        sigma = torch.einsum("nhd,hd->nh", by_head, theta).std(0)
+        return Heads(accuracy, sigma[:, None] * theta)
 
     def _shift(self, interchange: Interchange, every: Sequence[Heads], heads: Sequence[int]) -> None:
         """Have the interventions shift these heads, counted over all sites, and no others."""
