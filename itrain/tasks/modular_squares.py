@@ -33,8 +33,9 @@ class ModularSquares(Task):
     """a^2 - b^2 mod p = (a - b) (a + b) mod p, two ways to the same answer that have no variable in common.
 
     A network that adds what it reads at a to what it reads at b has a^2 and -b^2 as variables, and neither a - b nor
-    a + b: those are controls which an alignment must not find. Pairs interchange the hypothesis's variable. An input
-    is in one split alone, and :func:`trained_transformer` never sees the test's. Lepori et al. 2023, "Uncovering
+    a + b: those are controls which an alignment must not find. Pairs interchange the hypothesis's variable, which has
+    the same value in base and source of half of them, so that about half of the labels change. An input is in one split
+    alone, and :func:`trained_transformer` never sees the test's. Lepori et al. 2023, "Uncovering
     Intermediate Variables in Transformers using Circuit Probing".
 
     The model sees the tokens a, b and p, which asks; a position names them ``a``, ``b`` and ``last``.
@@ -78,8 +79,11 @@ class ModularSquares(Task):
 
     def sample(self, random: Random, split: Split) -> Pair:
         start, stop = (round(share * self.modulus**2) for share in SHARES[split])
-        base, source = (self._setting(random.randrange(start, stop)) for _ in range(2))
-        return Pair(base=base, sources={self.variables[0]: source})
+        base, others = random.randrange(start, stop), range(start, stop)
+        if random.random() < 0.5:
+            others = [place for place in others if self._values[place] == self._values[base]]
+        source = random.choice(others)
+        return Pair(base=self._settings[base], sources={self.variables[0]: self._settings[source]})
 
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
         tokens = torch.tensor([[setting["a"], setting["b"], self.modulus] for setting in settings])
@@ -87,12 +91,14 @@ class ModularSquares(Task):
         return ModelInputs(arguments={"input_ids": tokens}, answer=torch.full((len(settings),), 2), spans=at)
 
     @cached_property
-    def _order(self) -> list[list[int]]:
-        return ordered(self.modulus).tolist()
+    def _settings(self) -> list[dict[str, int]]:
+        """All inputs, in their order."""
+        return [{"a": a, "b": b} for a, b in ordered(self.modulus).tolist()]
 
-    def _setting(self, place: int) -> dict[str, int]:
-        a, b = self._order[place]
-        return {"a": a, "b": b}
+    @cached_property
+    def _values(self) -> list[int]:
+        """The value that the variable has for each input."""
+        return [self.causal_model.run(setting)[self.variables[0]] for setting in self._settings]
 
 
 def trained_transformer(
