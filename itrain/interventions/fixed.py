@@ -76,7 +76,7 @@ class Scale(Intervention):
         return base * self.factor.to(base.dtype)
 
     def affine(self) -> Affine:
-        return Affine(self.factor.double() * torch.eye(self.hidden_size, dtype=torch.float64, device=self.factor.device))
+        return Affine(self.factor.double().repeat(self.hidden_size).diag())
 
 
 class Clamp(Intervention):

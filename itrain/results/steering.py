@@ -67,7 +67,8 @@ def judged_lines(results: Results) -> list[str]:
     if not is_judged(results) or TEST_STRENGTH not in results:
         return []
     score, random = (results[f"{place}/{STEERING_SCORE}"] for place in _sides(results).values())
-    lines = [f"steering score at the chosen strength: {score:.3f} ({_control(results).replace('_', ' ')}: {random:.3f})"]
+    control = _control(results).replace("_", " ")
+    lines = [f"steering score at the chosen strength: {score:.3f} ({control}: {random:.3f})"]
     if all(f"{TEST}/{name}" in results for name in WIN_RATES):
         win, loss, tie = (results[f"{TEST}/{name}"] for name in WIN_RATES)
         lines.append(f"against the reference: {win:.3f} won, {tie:.3f} tied, {loss:.3f} lost")

@@ -144,9 +144,7 @@ def trained_transformer(
     return model.eval()
 
 
-def transformer(
-    *, modulus: int = 59, hidden_size: int = 128, num_heads: int = 2, seed: int = 0
-) -> GPT2LMHeadModel:
+def transformer(*, modulus: int = 59, hidden_size: int = 128, num_heads: int = 2, seed: int = 0) -> GPT2LMHeadModel:
     """An untrained GPT-2 of one layer with ReLU and without dropout, of the tokens 0 to p."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
