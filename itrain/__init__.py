@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from itrain.tasks.instructions import Instructions as Instructions
     from itrain.tasks.labelled import LabelledTask as LabelledTask
     from itrain.tasks.labelled_texts import LabelledTexts as LabelledTexts
+    from itrain.tasks.modular_squares import ModularSquares as ModularSquares
     from itrain.tasks.price_tagging import PriceTagging as PriceTagging
     from itrain.tasks.response_style import ResponseStyle as ResponseStyle
     from itrain.tasks.responses import ResponseTask as ResponseTask
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from itrain.training.finite import FirstStepCheck as FirstStepCheck
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.interchange import Interchange as Interchange
+    from itrain.training.iti import InferenceTimeIntervention as InferenceTimeIntervention
     from itrain.training.monitor import Monitor as Monitor
     from itrain.training.monitor import Reading as Reading
     from itrain.training.monitoring import Monitoring as Monitoring
@@ -220,6 +222,7 @@ _HOMES = {
     "EntityAttributes": "tasks.entity_attributes",
     "Gender": "tasks.gender",
     "HierarchicalEquality": "tasks.hierarchical_equality",
+    "ModularSquares": "tasks.modular_squares",
     "Instructions": "tasks.instructions",
     "PriceTagging": "tasks.price_tagging",
     "ResponseStyle": "tasks.response_style",
@@ -236,6 +239,7 @@ _HOMES = {
     "RepresentationFinetuning": "training.finetuning",
     "InterchangeInterventionTraining": "training.iit",
     "Interchange": "training.interchange",
+    "InferenceTimeIntervention": "training.iti",
     "count_features": "training.building",
     "ProbeTraining": "training.probing",
     "Steering": "training.steering",
