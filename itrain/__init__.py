@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from itrain.interventions.featurizers import Rotation as Rotation
     from itrain.interventions.featurizers import Subspace as Subspace
     from itrain.interventions.fixed import AddVector as AddVector
+    from itrain.interventions.fixed import Clamp as Clamp
     from itrain.interventions.fixed import Neurons as Neurons
     from itrain.interventions.fixed import Noise as Noise
     from itrain.interventions.fixed import Scale as Scale
+    from itrain.interventions.fixed import Subtract as Subtract
     from itrain.interventions.masking import HardConcreteGate as HardConcreteGate
     from itrain.interventions.masking import Mask as Mask
     from itrain.interventions.masking import SigmoidGate as SigmoidGate
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from itrain.interventions.reft import DiReFT as DiReFT
     from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.interventions.reft import NoReFT as NoReFT
+    from itrain.interventions.rescaling import RED as RED
     from itrain.interventions.steering import SteeringDirection as SteeringDirection
     from itrain.interventions.steering import SteeringVector as SteeringVector
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     from itrain.tasks.instructions import Instructions as Instructions
     from itrain.tasks.labelled import LabelledTask as LabelledTask
     from itrain.tasks.labelled_texts import LabelledTexts as LabelledTexts
+    from itrain.tasks.modular_squares import ModularSquares as ModularSquares
     from itrain.tasks.price_tagging import PriceTagging as PriceTagging
     from itrain.tasks.response_style import ResponseStyle as ResponseStyle
     from itrain.tasks.responses import ResponseTask as ResponseTask
@@ -108,6 +112,7 @@ if TYPE_CHECKING:
     from itrain.training.finite import FirstStepCheck as FirstStepCheck
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.interchange import Interchange as Interchange
+    from itrain.training.iti import InferenceTimeIntervention as InferenceTimeIntervention
     from itrain.training.monitor import Monitor as Monitor
     from itrain.training.monitor import Reading as Reading
     from itrain.training.monitoring import Monitoring as Monitoring
@@ -130,6 +135,9 @@ _HOMES = {
     "Activations": "runs.activations",
     "Run": "runs.run",
     "Scale": "interventions.fixed",
+    "Clamp": "interventions.fixed",
+    "Subtract": "interventions.fixed",
+    "RED": "interventions.rescaling",
     "Noise": "interventions.fixed",
     "Neurons": "interventions.fixed",
     "AddVector": "interventions.fixed",
@@ -214,6 +222,7 @@ _HOMES = {
     "EntityAttributes": "tasks.entity_attributes",
     "Gender": "tasks.gender",
     "HierarchicalEquality": "tasks.hierarchical_equality",
+    "ModularSquares": "tasks.modular_squares",
     "Instructions": "tasks.instructions",
     "PriceTagging": "tasks.price_tagging",
     "ResponseStyle": "tasks.response_style",
@@ -230,6 +239,7 @@ _HOMES = {
     "RepresentationFinetuning": "training.finetuning",
     "InterchangeInterventionTraining": "training.iit",
     "Interchange": "training.interchange",
+    "InferenceTimeIntervention": "training.iti",
     "count_features": "training.building",
     "ProbeTraining": "training.probing",
     "Steering": "training.steering",

@@ -41,7 +41,6 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """What a trained edit is multiplied by, where nothing else is said."""
 FACTORS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0)
 """AxBench's strengths, of which each is multiplied by the largest activation."""
-RANDOM = "random_vector/"
 
 
 class Steering(RepresentationFinetuning):
@@ -85,6 +84,8 @@ class Steering(RepresentationFinetuning):
 
     shows_start: ClassVar[bool] = False  # it is the strength 0
     settles_in_test: ClassVar[bool] = True
+    control: ClassVar[str] = "random_vector"
+    """The name under which :meth:`random_edits` are measured."""
     judgements: Sequence[Judgement] = ()
     """Of the continuations of all processes, set by each test with a judge."""
 
@@ -210,7 +211,7 @@ class Steering(RepresentationFinetuning):
             self._measure(self.spoken, batch)
             for strength in self.strengths:
                 edits = self.random_edits(strength, batch.inputs.keys)
-                self._sample(self.spoken, f"{RANDOM}{_place(strength)}", batch, edits)
+                self._sample(self.spoken, f"{self.control}/{_place(strength)}", batch, edits)
 
     def figures(self, split: str) -> dict[str, Tensor]:
         found = super().figures(split)
@@ -219,7 +220,7 @@ class Steering(RepresentationFinetuning):
             found |= {f"test/{name}": value for name, value in self.spoken.compute().items()}
             if self.chosen is not None:
                 found["test/strength"] = torch.tensor(self.chosen)
-                for place in ("", RANDOM):
+                for place in ("", f"{self.control}/"):
                     at = f"test/{place}{_place(self.chosen)}/" if self.chosen else f"test/{UNSTEERED}/"
                     here = {name.removeprefix(at): value for name, value in found.items() if name.startswith(at)}
                     found |= {f"test/{place}{name}": value for name, value in here.items()}
