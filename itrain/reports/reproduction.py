@@ -62,7 +62,8 @@ def list_rows(outcomes: Sequence[Outcome]) -> None:
     lines = []
     for outcome in outcomes:
         row = outcome.row
-        how = [f"seeds {' '.join(map(str, row.seeds))}", f"{row.minutes:g} min a seed"] + ["quick"] * row.quick
+        minutes = [] if row.minutes is None else [f"{row.minutes:g} min a seed"]
+        how = [f"seeds {' '.join(map(str, row.seeds))}", *minutes, *(["quick"] * row.quick)]
         how = [f"not run, needs {outcome.needs}"] if outcome.needs is not None else how
         lines += [f"{row.name} ({', '.join(how)})", f"  {row.title}", f"  itrain {row.command}"]
     for line in lines:

@@ -1,3 +1,3 @@
-"""``itrain reproduce``: a table of published and planted figures beside our own, one row a file, resumed where it stopped."""
+"""``itrain reproduce``: published and planted figures beside our own, one row a file, resumed where it stopped."""
 
 from itrain.reproducing.verb import reproduce as reproduce

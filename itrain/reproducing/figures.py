@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,9 @@ def figures_of(folder: Path, names: Iterable[str], *, sweeps: bool) -> dict[str,
 
 def _of_fit(found: Mapping[str, float | None], name: str) -> float:
     if name not in found:
-        raise ConfigError(f"figures: the run has no figure '{name}'{nearest(name, found)}")
+        close = get_close_matches(name, found, 1)
+        remedy = f", did you mean '{close[0]}'?" if close else "; its metrics.json has them all"
+        raise ConfigError(f"figures: the run has no figure '{name}'{remedy}")
     value = found[name]
     return math.nan if value is None else float(value)
 

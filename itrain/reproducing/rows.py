@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +30,7 @@ def read_rows(folder: Path | None = None) -> dict[str, Row]:
     if not files:
         raise ConfigError(f"rows: there is no .yaml file of a row in '{folder}'")
     rows = [_row(file) for file in files]
-    return {row.name: row for row in sorted(rows, key=lambda row: (not row.quick, row.minutes, row.name))}
+    return {row.name: row for row in sorted(rows, key=_order)}
 
 
 def missing(row: Row) -> str | None:
@@ -40,6 +41,10 @@ def missing(row: Row) -> str | None:
         except PackageNotFoundError:
             return f"package {row.package}"
     return row.needs
+
+
+def _order(row: Row) -> tuple[bool, float, str]:
+    return not row.quick, math.inf if row.minutes is None else row.minutes, row.name
 
 
 def _row(file: Path) -> Row:
@@ -67,7 +72,7 @@ def _asked(
     command: str,
     seeds: Sequence[int],
     figures: Mapping[str, Mapping[str, float | None] | None],
-    minutes: float,
+    minutes: float | None,
     quick: bool = False,
     needs: str | None = None,
     package: str | None = None,

@@ -73,7 +73,7 @@ class Runs:
 
     def run(self, seed: int) -> Run | Failure:
         """Run one seed and keep it, or say in one line why that failed; the log has what it printed."""
-        log = self._home(seed) / LOG
+        log = self.log(seed)
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = torch.get_num_threads()
         try:
@@ -81,6 +81,10 @@ class Runs:
                 return attempt(self._kept_run, seed=seed)
         finally:
             torch.set_num_threads(threads)  # A run sets them by the size of its model.
+
+    def log(self, seed: int) -> Path:
+        """The file of what a seed's last run has printed."""
+        return self._home(seed) / LOG
 
     def _kept_run(self, seed: int) -> Run | Failure:
         configuration = self._configuration(seed)

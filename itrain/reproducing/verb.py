@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from itrain.reports.reproduction import PAGE, TABLE, list_rows, say, show_table, write_table
+from itrain.reports.reproduction import PAGE, TABLE, list_rows, say, show_table
 from itrain.reproducing.rows import chosen, missing, read_rows
-from itrain.results.reproduction import FAILED, MISSED, Outcome, Row
+from itrain.results.reproduction import FAILED, MISSED, Outcome
 from itrain.signatures import ConfigError, nearest
 from itrain.stops import Stop
 from itrain.telling import RunFailed
@@ -72,65 +72,17 @@ def reproduce(words: Sequence[str], stop: Stop) -> None:
     if request.lists:
         list_rows([Outcome(row=row, needs=missing(row)) for row in asked])
         return
+    from itrain.reproducing.progress import Reproduction
+
     home = request.output / HOME
-    table = {name: outcome for name, outcome in _known(rows, home)}
+    reproduction = Reproduction(rows, home)
     stop.advice = lambda: f"to go on: {shlex.join(['itrain', 'reproduce', *words])}"
     for row in asked:
-        for outcome in _run(table[row.name], home):
-            table[row.name] = outcome
-            write_table(list(table.values()), home)
-    write_table(list(table.values()), home)
-    shown = [table[row.name] for row in asked]
-    show_table(shown)
+        reproduction.run(row)
+    outcomes = [reproduction.outcomes[row.name] for row in asked]
+    show_table(outcomes)
     say(f"table: {home / TABLE}")
     say(f"page: {home / PAGE}")
-    wrong = {state: [each.row.name for each in shown if each.state == state] for state in (MISSED, FAILED)}
+    wrong = {state: [each.row.name for each in outcomes if each.state == state] for state in (MISSED, FAILED)}
     if any(wrong.values()):
         raise RunFailed("; ".join(f"{state}: {', '.join(names)}" for state, names in wrong.items() if names))
-
-
-def _known(rows: Mapping[str, Row], home: Path) -> Iterator[tuple[str, Outcome]]:
-    """Each row with its runs of earlier calls."""
-    from itrain.reproducing.runs import Runs
-
-    for name, row in rows.items():
-        outcome = Outcome(row=row, needs=missing(row))
-        if outcome.needs is None and (home / name).is_dir():
-            try:
-                outcome = replace(outcome, runs=Runs(row, home).kept())
-            except ConfigError as error:
-                outcome = replace(outcome, error=str(error))
-        yield name, outcome
-
-
-def _run(outcome: Outcome, home: Path) -> Iterator[Outcome]:
-    """Run the seeds of a row that are not there; the row after each of them, up to the first that fails."""
-    from itrain.reproducing.runs import LOG, Runs
-    from itrain.sweeps.launching import Failure
-
-    row = outcome.row
-    if outcome.needs is not None:
-        say(f"{row.name}: not run, needs {outcome.needs}")
-        return
-    if outcome.error is not None:
-        return
-    try:
-        runs = Runs(row, home)
-    except ConfigError as error:
-        yield replace(outcome, error=str(error))
-        return
-    there = {run.seed for run in outcome.runs}
-    for seed in row.seeds:
-        if seed in there:
-            continue
-        say(f"{row.name}, seed {seed} (about {row.minutes:g} min): itrain {row.command_of(seed)}")
-        run = runs.run(seed)
-        if isinstance(run, Failure):
-            say(f"{row.name}, seed {seed}: failed: {run.message}; log: {runs.folder / f'seed{seed}' / LOG}")
-            yield replace(outcome, error=f"seed {seed}: {run.message}")
-            return
-        found = ", ".join(f"{name} {value:.3f}" for name, value in run.figures.items())
-        say(f"{row.name}, seed {seed}: {found}; {run.seconds / 60:.1f} min")
-        order = list(row.seeds).index
-        outcome = replace(outcome, runs=sorted([*outcome.runs, run], key=lambda each: order(each.seed)))
-        yield outcome

@@ -49,7 +49,7 @@ class Row:
         seeds: one run each.
         figures: of a fit, the keys of its metrics.json; of a sweep, ``<method>/<site>/<figure>`` of its table, where a
             site is ``best``, ``mean_over_layers`` or as ``layer2.block_output@name``.
-        minutes: of one seed on two cores, as measured.
+        minutes: of one seed on two cores, as measured; None: it has not been.
         quick: whether a seed takes less than 20 seconds.
         needs: what is missing here, such as weights; such a row is listed and not run.
         package: a package that must be installed for the row to be run.
@@ -61,7 +61,7 @@ class Row:
     command: str
     seeds: Sequence[int]
     figures: Mapping[str, Expected]
-    minutes: float
+    minutes: float | None
     quick: bool = False
     needs: str | None = None
     package: str | None = None
@@ -113,8 +113,8 @@ class Found:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over seeds; None of fewer than two."""
-        return stdev(self.values) if len(self.values) > 1 else None
+        """The standard deviation over seeds; None of fewer than two, or where one is no number."""
+        return stdev(self.values) if len(self.values) > 1 and all(map(math.isfinite, self.values)) else None
 
     @property
     def holds(self) -> bool:
