@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from itrain import __version__, config, experiment
 from itrain.config.overrides import quoted
+from itrain.config.tables import fill_in_fingerprint
 from itrain.files import write_json
 from itrain.owned import runs_on_all_devices
 from itrain.reproducing.figures import figures_of
@@ -32,7 +33,7 @@ from itrain.telling import RunFailed, one_line
 
 RECORD, LOG = "reproduction.json", "log.txt"
 """What a finished run leaves in its folder besides what every run does, and where a seed's last run has printed."""
-_FREE = ("versions", "commit", "output", "name", "logger")
+_FREE = ("output", "name", "logger")
 """Keys of a configuration that change no figure."""
 
 
@@ -51,7 +52,11 @@ class Runs:
         self.row, self.folder = row, home / row.name
         self._sweeps = words_of(row.command)[0] == "sweep"
         # One seed stands for all, whichever the row lists.
-        asked: Any = OmegaConf.to_container(self._configuration(0), resolve=not self._sweeps)
+        composed = config.compose(self._words(0), sweeps=self._sweeps)
+        fill_in_fingerprint(composed)
+        if runs_on_all_devices(composed.trainer) or composed.trainer.get("devices", 1) != 1:
+            raise ConfigError("command: a row runs in one process, on one device: leave trainer.devices=1")
+        asked: Any = OmegaConf.to_container(composed, resolve=not self._sweeps)
         decides = {key: value for key, value in asked.items() if key not in _FREE}
         written = json.dumps([__version__, row.command, decides], sort_keys=True)
         self.identity = sha256(written.encode()).hexdigest()
@@ -87,8 +92,8 @@ class Runs:
         return self._home(seed) / LOG
 
     def _kept_run(self, seed: int) -> Run | Failure:
-        configuration = self._configuration(seed)
         try:
+            configuration = config.request(self._words(seed), sweeps=self._sweeps)
             with run_folder(configuration) as folder, one_line(configuration):
                 start = time.perf_counter()
                 (sweep if self._sweeps else experiment.fit)(configuration, folder)
@@ -105,18 +110,10 @@ class Runs:
             traceback.print_exc(file=sys.stdout)
             raise
 
-    def _configuration(self, seed: int) -> DictConfig:
-        """The checked configuration of one seed.
-
-        Raises:
-            ConfigError: the command is wrong, or asks for several processes, which would run all rows.
-        """
+    def _words(self, seed: int) -> list[str]:
+        """What follows the verb in the command of one seed, with the place of its run."""
         words = words_of(self.row.command_of(seed))[1:]
-        place = [f"output={quoted(str(self.folder))}", f"name=seed{seed}", "trainer.enable_progress_bar=false"]
-        configuration = config.request([*words, *place], sweeps=self._sweeps)
-        if runs_on_all_devices(configuration.trainer) or configuration.trainer.get("devices", 1) != 1:
-            raise ConfigError("command: a row runs in one process, on one device: leave trainer.devices=1")
-        return configuration
+        return [*words, f"output={quoted(str(self.folder))}", f"name=seed{seed}", "trainer.enable_progress_bar=false"]
 
     def _run(self, seed: int, folder: Path, record: Mapping[str, Any]) -> Run:
         return Run(
