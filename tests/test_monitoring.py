@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 import itrain
-from itrain.data import LabelledDataModule
+from itrain.data import LabelledBatch, LabelledDataModule
 from itrain.detectors import Detector, DirectionDetector, Pooling, ProbeDetector, RandomDirection, pooled
+from itrain.inputs import ModelInputs
 from itrain.interventions.directions import LinearDiscriminant, PrincipalDirections
 from itrain.metrics import exact_interval, threshold_at
 from itrain.models import load_embedded
@@ -26,6 +27,7 @@ from itrain.results.detection import _interval
 from itrain.results.run import summarise_run
 from itrain.sharing import export, load
 from itrain.tasks.gender import Gender
+from itrain.training.detection import Detected
 from itrain.training.monitor import Reading
 from itrain.training.monitoring import Monitoring
 
@@ -346,3 +348,16 @@ def test_a_shift_without_positives_has_an_accuracy_and_an_interval_of_its_false_
     figures = {"false_positive_rate": 0.25, "true_positive_rate": float("nan"), "positives": 0.0, "negatives": 8.0}
     assert _interval(figures, "false_positive_rate") == exact_interval(0.25, 8)
     assert _interval(figures, "true_positive_rate") is None
+
+
+def test_a_concept_that_a_shift_lacks_leaves_the_means_over_concepts_to_the_others() -> None:
+    detected = Detected(detectors=["{} probe"], concepts=["one", "two"], controls=[], positive_rate=0.01)
+    scores = torch.randn(40, 1, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.stack([torch.arange(40) % 2, torch.zeros(40).long()], 1)
+    empty = ModelInputs(arguments={"input_ids": torch.zeros(40, 1).long()})
+    detected.update(scores, LabelledBatch(inputs=empty, labels=labels, sets=("test",), of=torch.zeros(40).long()))
+    found = detected.tested([ProbeDetector(3, concepts=2)])
+    assert found["test/auroc/two probe"].isnan()
+    assert found["test/auroc/all concepts probe"] == found["test/auroc/one probe"]
+    both = [float(found[f"test/false_positive_rate/{name} probe"]) for name in ("one", "two")]
+    assert float(found["test/false_positive_rate/all concepts probe"]) == pytest.approx(sum(both) / 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import nan
+from math import isnan, nan
 from statistics import fmean
 from typing import TypeAlias
 
@@ -120,5 +120,7 @@ def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if len(several) == 1:
         return dict(several[0])
     shared = [figure for figure in several[0] if not figure.startswith("threshold")]
-    means = {figure: fmean(each[figure] for each in several) for figure in shared}
-    return means | {"auroc_spread": float(torch.tensor([each["auroc"] for each in several]).std())}
+    # A concept that a shifted set lacks has no AUROC there.
+    known = {figure: [each[figure] for each in several if not isnan(each[figure])] for figure in shared}
+    means = {figure: fmean(values) if values else nan for figure, values in known.items()}
+    return means | {"auroc_spread": float(torch.tensor(known["auroc"]).std()) if len(known["auroc"]) > 1 else nan}
