@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from itrain import tiny_world
 from itrain.causal_model import CausalModel, Setting
@@ -122,6 +122,8 @@ class AxBench(ResponseTask):
         TaskError: the data are not there or not in AxBench's schema, naming row and column.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("source", "instructions")
+
     def __init__(
         self,
         *,
@@ -227,6 +229,8 @@ class AxBenchTexts(LabelledTask):
     Raises:
         TaskError: as :class:`AxBench`, or no training responses are without the concept.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("source",)
 
     def __init__(
         self,

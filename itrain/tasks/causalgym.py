@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
@@ -81,6 +81,7 @@ class CausalGym(ListedTask):
         TaskError: naming the row or template and what is wrong with it.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("source", "templates")
     variables = ("type",)
     separator = ""
 

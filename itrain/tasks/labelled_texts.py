@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
@@ -67,6 +67,8 @@ class LabelledTexts(LabelledTask):
     Raises:
         TaskError: a column, a text, a label or a split is missing, or a text is in two splits; naming row and column.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("texts", "shifts")
 
     def __init__(
         self,

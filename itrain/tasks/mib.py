@@ -40,6 +40,7 @@ class MIBTask(ListedTask):
         TaskError: naming the row and the column that is missing or says something else than the causal model.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("source", "private_test")
     types: ClassVar[tuple[str, ...]]
     """The types of counterfactuals of the published baselines."""
     published: ClassVar[tuple[str, ...]]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks import TaskError
@@ -51,6 +51,8 @@ class SaeRavel(ListedTask):
     Raises:
         TaskError: a file is missing or a row is no pair; naming file, row and remedy.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("data",)
 
     def __init__(self, *, data: str = "utils/data", variable: Attribute = "country", seed: int = 0) -> None:
         if variable not in ATTRIBUTES:

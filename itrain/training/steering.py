@@ -85,6 +85,7 @@ class Steering(RepresentationFinetuning):
         ValueError: no word is named, or a number is out of its bounds.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("reference",)
     shows_start: ClassVar[bool] = False  # it is the strength 0
     settles_in_test: ClassVar[bool] = True
     judgements: Sequence[Judgement] = ()
