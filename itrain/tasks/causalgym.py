@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from itrain.sites import RESERVED
 from itrain.tasks import TaskError
 from itrain.tasks.base import SPLITS, ListedTask, Pair, Split
 from itrain.tasks.rows import SPLIT_NAMES, Row, all_made, read_rows
+from itrain.tasks.schema import read_json
 from itrain.tasks.tokens import Range
 
 if TYPE_CHECKING:
@@ -195,13 +195,7 @@ class _Template:
     def of(cls, templates: str | Mapping[str, Any] | None, name: str) -> _Template:
         place = f"'{templates}'" if isinstance(templates, str) else "task.templates"
         if isinstance(templates, str):
-            path = Path(templates).expanduser()
-            if not path.is_file():
-                raise TaskError(f"there is no file {place}")
-            try:
-                templates = json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise TaskError(f"{place} is no JSON: {error}") from error
+            templates = read_json(Path(templates).expanduser(), "name the authors' file of templates")
         if not isinstance(templates, Mapping) or name not in templates:
             raise TaskError(f"{place} has no task '{name}'{nearest(name, list(templates or ()))}")
         return cls(f"{place}, task '{name}'", templates[name])
