@@ -279,6 +279,16 @@ def test_settings_that_make_no_sense_are_refused(network, embedded) -> None:
         monitoring(network, embedded, sites=["layer1.block_output", "layer2.block_output@last"], join_sites=True)
 
 
+def test_names_that_no_figure_can_have_and_controls_without_end_are_refused(network) -> None:
+    for settings, message in (
+        ({"concepts": ["a\x1b[31m"]}, r"concepts: 'a\\x1b\[31m' is no name"),
+        ({"concepts": [["a"]]}, "concepts: .* is no name"),
+        ({"concepts": ["a"], "random_directions": 10**6}, "random_directions=1000000: up to 1000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Monitoring(network=network, sites=SITE, **settings)
+
+
 def test_detectors_are_final_and_buildable_from_a_size_alone() -> None:
     for cls in Detector.__subclasses__():
         built = cls(6)

@@ -26,6 +26,12 @@ CROWD = 256
 PARTIAL = ("network", "data", "intervention", "training", "trainer")
 """The groups whose parts the run completes."""
 
+PUBLISHED = {
+    "aryaman/causalgym", "pyvene/axbench-concept500", "mib-bench/arithmetic_addition", "mib-bench/arc_easy",
+    "mib-bench/copycolors_mcqa", "mib-bench/ioi", "mib-bench/ravel",
+}  # fmt: skip
+"""The data sets that itrain's own recipes and tasks name."""
+
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -85,8 +91,9 @@ def _require_asked(plain: Mapping[str, Any], place: str, typed: Collection[str])
             usual = inspect.signature(made).parameters[name].default
             if node.get(name) in (None, usual) or node.get("fingerprint"):  # which is that of a file that is here
                 continue
-            for path, value in _named(node[name], f"{key}.{name}"):
-                if value is not None and not any(path == word or path.startswith(f"{word}.") for word in typed):
+            for path, value in _sources(node[name], f"{key}.{name}"):
+                asked = any(path == word or path.startswith(f"{word}.") for word in typed)
+                if not asked and value not in PUBLISHED:
                     raise TrustError(
                         f"{place} names what would be read here ({path}: {shown(value)}), which no file may; if you "
                         f"want it, repeat it: {path}=..."
@@ -223,6 +230,13 @@ def _nodes(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     elif isinstance(value, list):
         for each in value:
             yield from _nodes(each, key)
+
+
+def _sources(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The file or data set that an argument names, or those for each split; anything else is said in full."""
+    for name, each in value.items() if isinstance(value, Mapping) else [("", value)]:
+        if isinstance(each, str):
+            yield f"{key}.{name}" if name else key, each
 
 
 def _named(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -15,11 +15,15 @@ from itrain.data import LabelledBatch
 from itrain.detectors import Detector
 from itrain.metrics import Scored, auroc, rates_above
 from itrain.metrics.detection import Column
+from itrain.trust import shown
 
 SHIFT = "shift"
 """What stands before the name of a shifted test set in the names of its figures."""
 LISTED = 20
 """Up to how many concepts each has figures of its own, beside those of all."""
+
+MOST_CONTROLS = 1000
+"""How many random directions a run can have."""
 
 MEANS = ("auroc", "true_positive_rate", "false_positive_rate", "f1", "f1_rare")
 ALL = "all concepts"
@@ -27,6 +31,18 @@ ALL = "all concepts"
 
 Told: TypeAlias = tuple[int, int]
 """A detector and a concept, by number."""
+
+
+def require_countable(concepts: Sequence[str], random_directions: int) -> None:
+    """Refuse concepts that cannot name figures, and more controls than tell a spread.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if wrong := next((each for each in concepts if not isinstance(each, str) or not each.isprintable()), None):
+        raise ValueError(f"concepts: {shown(wrong)} is no name; write a text without control characters")
+    if random_directions > MOST_CONTROLS:
+        raise ValueError(f"random_directions={random_directions}: up to {MOST_CONTROLS} can be asked for")
 
 
 class Detected:
