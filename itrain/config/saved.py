@@ -168,8 +168,9 @@ def require_inside(name: str) -> None:
 def _lies_there(found: Mapping[str, Any], run: Path) -> bool:
     """Whether a run's folder is one of those that its configuration says it was put into."""
     output, name = found.get("output"), found.get("name")
-    told = isinstance(output, str) and isinstance(name, str)
-    return told and Path(output, name).resolve() == run.resolve().parent
+    if not isinstance(output, str) or not isinstance(name, str):
+        return False
+    return Path(output, name).resolve() == run.resolve().parent
 
 
 def _of_export(folder: Path) -> tuple[str, dict[str, Any], bool]:

@@ -33,8 +33,8 @@ Told: TypeAlias = tuple[int, int]
 """A detector and a concept, by number."""
 
 
-def require_countable(concepts: Sequence[str], random_directions: int) -> None:
-    """Refuse concepts that cannot name figures, and more controls than tell a spread.
+def countable(concepts: Sequence[str], random_directions: int) -> list[str]:
+    """The concepts, where they can name figures and there are no more controls than tell a spread.
 
     Raises:
         ValueError: naming them.
@@ -43,6 +43,7 @@ def require_countable(concepts: Sequence[str], random_directions: int) -> None:
         raise ValueError(f"concepts: {shown(wrong)} is no name; write a text without control characters")
     if random_directions > MOST_CONTROLS:
         raise ValueError(f"random_directions={random_directions}: up to {MOST_CONTROLS} can be asked for")
+    return list(concepts)
 
 
 class Detected:
