@@ -280,11 +280,12 @@ def test_settings_that_make_no_sense_are_refused(network, embedded) -> None:
 
 
 def test_names_that_no_figure_can_have_and_controls_without_end_are_refused(network) -> None:
-    for settings, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"concepts": ["a\x1b[31m"]}, r"concepts: 'a\\x1b\[31m' is no name"),
         ({"concepts": [["a"]]}, "concepts: .* is no name"),
         ({"concepts": ["a"], "random_directions": 10**6}, "random_directions=1000000: up to 1000"),
-    ):
+    ]
+    for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
             Monitoring(network=network, sites=SITE, **settings)
 
