@@ -173,8 +173,11 @@ def test_the_private_test_takes_the_place_of_the_public_one(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answerKey": 7}, r"train.jsonl' line 2: the columns cannot be read"),
-        ({"choices": None}, "the columns cannot be read: 'NoneType'"),
+        (
+            {"answerKey": 7},
+            r"train.jsonl' line 2: the columns cannot be read: answerKey is '7', and there are 4 choices",
+        ),
+        ({"choices": None}, r"line 2, column 'choices': 'None' is a NoneType; write an object"),
         ({"prompt": "Q: B is right"}, "no line of the prompt begins with the right choice, 'B'"),
     ],
 )

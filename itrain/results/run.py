@@ -356,7 +356,7 @@ def _lines(results: Results) -> list[str]:
         )
     lines += divergence_lines(results)
     if MODEL_ACCURACY in results:
-        lines.append(f"base model accuracy on sampled test inputs: {results[MODEL_ACCURACY]:.3f}")
+        lines.append(f"base model accuracy on test inputs before any filter: {results[MODEL_ACCURACY]:.3f}")
     return lines + [f"{title}: {results[figure]:.0f}" for figure, title in OF_DATA.items() if figure in results]
 
 

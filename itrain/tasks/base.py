@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Int
@@ -96,6 +96,8 @@ class Task(ABC):
     """The pairs of each split, where somebody else has listed them; None: they are sampled."""
     notes: Mapping[str, str] = MappingProxyType({})
     """What the user should be told of the task's data, as lines by name."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """The arguments that name files or data sets, which a saved run of somebody else does not choose."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:

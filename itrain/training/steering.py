@@ -22,6 +22,7 @@ from itrain.metrics import best_factor
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit, EditAt, scaled
 from itrain.placements import Factory, Placements
+from itrain.tasks.base import Split
 from itrain.training.continuations import (
     CONCEPT_RATE,
     PERPLEXITY_RATIO,
@@ -36,6 +37,7 @@ from itrain.training.judgements import SCORE, Judged, Judgement, gathered, refer
 from itrain.training.judges import Judge, require_ready
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.sizes import Scale, Sizes, require_scale, require_vector
+from itrain.trust import shown
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """What a trained edit is multiplied by, where nothing else is said."""
@@ -82,6 +84,7 @@ class Steering(RepresentationFinetuning):
         ValueError: no word is named, or a number is out of its bounds.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("reference",)
     shows_start: ClassVar[bool] = False  # it is the strength 0
     settles_in_test: ClassVar[bool] = True
     control: ClassVar[str] = "random_vector"
@@ -156,6 +159,7 @@ class Steering(RepresentationFinetuning):
             if not isinstance(data, ResponseDataModule):
                 raise ValueError(f"judge: continuations are judged as text, which {type(data).__name__} does not give")
             require_ready(self.judge)
+            _require_different(data)
             if self.reference is not None:
                 reference_scores(self.reference, self.judge)
         if self.scale != "trained":
@@ -320,6 +324,17 @@ def _require(
             raise ValueError(f"strengths: {strength} is no strength; give numbers above 0, as 0 is measured anyway")
     if reference is not None and judge is None:
         raise ValueError(f"reference '{reference}' is compared by a judge's scores; add training.judge")
+
+
+def _require_different(data: ResponseDataModule) -> None:
+    """Refuse a prompt that a split has twice: judgements are told apart by it."""
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
+        known: set[str] = set()
+        for text in data.datasets[split].examples.inputs.texts or ():
+            if text in known:
+                raise ValueError(f"judge: the {split} split has the prompt {shown(text)} twice; leave one of them out")
+            known.add(text)
 
 
 def _place(strength: float) -> str:
