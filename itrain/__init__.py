@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from itrain.interventions.masking import SigmoidGate as SigmoidGate
     from itrain.interventions.parts import GivenSubspace as GivenSubspace
     from itrain.interventions.parts import parts_of_subspace as parts_of_subspace
+    from itrain.interventions.reft import ConsReFT as ConsReFT
     from itrain.interventions.reft import DiReFT as DiReFT
+    from itrain.interventions.reft import LobiReFT as LobiReFT
     from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.interventions.reft import NoReFT as NoReFT
     from itrain.interventions.rescaling import RED as RED
@@ -168,7 +170,9 @@ _HOMES = {
     "HardConcreteGate": "interventions.masking",
     "Mask": "interventions.masking",
     "SigmoidGate": "interventions.masking",
+    "ConsReFT": "interventions.reft",
     "DiReFT": "interventions.reft",
+    "LobiReFT": "interventions.reft",
     "LoReFT": "interventions.reft",
     "NoReFT": "interventions.reft",
     "SteeringDirection": "interventions.steering",

@@ -108,11 +108,15 @@ class Finetuning(Training):
         return 0.0
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
-        loss = answer_loss(self.respond(batch), batch.label).mean()
+        loss = self.losses(batch).mean()
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         loss = loss * batch.weight + self.penalty()
         # Edits of the tokens that a later step is given act in none of a batch of short responses.
         return loss if loss.requires_grad else loss + at_rest(self.exported.parameters())
+
+    def losses(self, batch: ResponseBatch) -> Float[Tensor, " batch"]:
+        """The training loss of each example."""
+        return answer_loss(self.respond(batch), batch.label)
 
     def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
         super().test_step(batch, batch_idx)

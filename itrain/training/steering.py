@@ -5,7 +5,7 @@ Tensor letters: B batch, S sequence, T generated tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
 
 from itrain.bounds import require_at_least, require_some
 from itrain.data.responses import ResponseBatch, ResponseDataModule
@@ -21,6 +22,7 @@ from itrain.inputs import ModelInputs
 from itrain.metrics import best_factor
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit, EditAt, scaled
+from itrain.objectives.cross_entropy import answer_loss
 from itrain.placements import Factory, Placements
 from itrain.tasks.base import Split
 from itrain.training.continuations import (
@@ -35,7 +37,9 @@ from itrain.training.continuations import (
 from itrain.training.finetuning import RepresentationFinetuning
 from itrain.training.judgements import SCORE, Judged, Judgement, gathered, reference_scores, win_rates
 from itrain.training.judges import Judge, require_ready
+from itrain.training.magnitudes import TopLatents, lengthened
 from itrain.training.optimization import OptimizerFactory
+from itrain.training.preferences import Preference
 from itrain.training.sizes import Scale, Sizes, require_scale, require_vector
 from itrain.trust import shown
 
@@ -72,6 +76,9 @@ class Steering(RepresentationFinetuning):
             average at the site, so that methods are compared at matched norm; or ``max_activation``, one as long as the
             largest activation along the vector, as in AxBench. The last two are of the training texts.
         max_perplexity_ratio: how much less fluent than the unsteered model is still fluent; unused with a judge.
+        magnitude: builds what says how long vectors are in each training text; None: as long as they are trained.
+        preference: builds the loss of pairs of responses, for tasks whose prompts have a response without the concept
+            too; None: the cross entropy of the responses with it.
         judge: scores the continuations; None: none does.
         reference: the file of judgements of another run, for win rates.
         max_new_tokens: the most tokens that a continuation has.
@@ -104,6 +111,8 @@ class Steering(RepresentationFinetuning):
         strengths: Sequence[float] = STRENGTHS,
         scale: Scale = "trained",
         max_perplexity_ratio: float = 1.5,
+        magnitude: Callable[[], TopLatents] | None = None,
+        preference: Callable[[], Preference] | None = None,
         judge: Judge | None = None,
         reference: str | None = None,
         max_new_tokens: int = 16,
@@ -131,6 +140,8 @@ class Steering(RepresentationFinetuning):
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.scale: Scale = require_scale(scale)
         self.judge, self.reference = judge, reference
+        self.magnitude = None if magnitude is None else magnitude()
+        self.preference = None if preference is None else preference()
         self.arguments.update(
             concept=self.concept,
             end=end,
@@ -139,6 +150,8 @@ class Steering(RepresentationFinetuning):
             max_perplexity_ratio=max_perplexity_ratio,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            magnitude=magnitude,
+            preference=preference,
             judge=None,  # no part of what is exported
             reference=None,
         )
@@ -151,7 +164,29 @@ class Steering(RepresentationFinetuning):
         self._heard: Judged | None = None
 
     def export_arguments(self) -> dict[str, Any]:
-        return {**super().export_arguments(), "applied": self.interchange.applied}
+        trained = ("magnitude", "preference")
+        kept = {name: value for name, value in super().export_arguments().items() if name not in trained}
+        return {**kept, "applied": self.interchange.applied}
+
+    def losses(self, batch: ResponseBatch) -> Float[Tensor, " batch"]:
+        """The training loss of each example: of its response, or of that against the one without the concept."""
+        with parametrize.cached():
+            if self.preference is not None:
+                return self.preference(self, batch)
+            if self.magnitude is None:
+                return super().losses(batch)
+            lengths = self.magnitude(self.interchange, self._texts(batch))
+            edits = [
+                each._replace(edit=partial(lengthened, each.edit, lengths.factors[placement]))
+                for each, placement in zip(self.edits(), self.trained, strict=True)
+            ]
+            return answer_loss(self.network.edit(batch.inputs, edits), batch.label) + lengths.penalty
+
+    def anneal(self, progress: float) -> None:
+        super().anneal(progress)
+        for each in (self.magnitude, self.preference):
+            if each is not None:
+                each.anneal(progress)
 
     def check(self, data: SplitDataModule) -> None:
         super().check(data)
@@ -162,7 +197,9 @@ class Steering(RepresentationFinetuning):
             _require_different(data)
             if self.reference is not None:
                 reference_scores(self.reference, self.judge)
-        if self.scale != "trained":
+        if self.preference is not None:
+            self.preference.require(data)
+        if self.scale != "trained" or self.magnitude is not None or self.preference is not None:
             for placement, each in self.trained.items():
                 require_vector(placement, each, self.scale)
 
