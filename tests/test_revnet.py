@@ -18,10 +18,9 @@ def couplings(revnet: RevNet) -> list[tuple[list[Tensor], list[Tensor]]]:
 
 
 def mlp(weights: list[Tensor], given: Tensor) -> Tensor:
-    one, bias_one, two, bias_two = weights
-    return torch.einsum("oi,...i->...o", two, (torch.einsum("oi,...i->...o", one, given) + bias_one).clamp(min=0)) + (
-        bias_two
-    )
+    one, bias, two, *last = weights
+    inside = (torch.einsum("oi,...i->...o", one, given) + bias).clamp(min=0)
+    return torch.einsum("oi,...i->...o", two, inside) + (last[0] if last else 0)
 
 
 def forwards(revnet: RevNet, hidden: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ class RevNet(Featurizer):
     """Coordinates under a learned bijection: features = f(h), with no error; f is a chain of additive couplings.
 
     A coupling of the halves (a, b) of its input is a := a + F(b), then b := b + G(a), with F and G networks of one
-    hidden ReLU layer. Its inverse is b := b - G(a), then a := a - F(b), and needs no inverse of F or G. Of an odd number
-    of features, a has one more. Gomez et al. 2017, "The Reversible Residual Network", section 3.1.
+    hidden ReLU layer. Its inverse is b := b - G(a), then a := a - F(b), and needs no inverse of F or G. Of an odd
+    number of features, a has one more. Gomez et al. 2017, "The Reversible Residual Network", section 3.1.
 
     Rounding is what h loses by f and back. It grows with the slopes of F and G, so that ``double`` computes both ways
     in fp64, with the weights in fp32.
@@ -40,6 +40,9 @@ class RevNet(Featurizer):
         """F of each coupling."""
         self.to_second = nn.ModuleList(_mlp(self.halves[0], width, self.halves[1]) for _ in range(num_blocks))
         """G of each coupling."""
+        # A shift of all features changes no interchange, so that it would never have a gradient.
+        (*_, last) = self.to_second[-1].children()
+        last.register_parameter("bias", None)
 
     def encode(
         self, activation: Float[Tensor, "*batch hidden"]
@@ -120,8 +123,10 @@ def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
 
 def _applied(mlp: nn.Module, given: Tensor) -> Tensor:
     """The network on an input of any precision, in that precision."""
-    one, activate, two = mlp.children()
-    assert isinstance(one, nn.Linear) and isinstance(two, nn.Linear), "as _mlp makes them"
-    like = given.dtype
-    inside = activate(nn.functional.linear(given, one.weight.to(like), one.bias.to(like)))
-    return nn.functional.linear(inside, two.weight.to(like), two.bias.to(like))
+    for part in mlp.children():
+        if isinstance(part, nn.Linear):
+            bias = None if part.bias is None else part.bias.to(given.dtype)
+            given = nn.functional.linear(given, part.weight.to(given.dtype), bias)
+        else:
+            given = part(given)
+    return given
