@@ -51,12 +51,8 @@ class Intervention(nn.Module, ABC):
     """Whether :meth:`fit` must see activations before the first run."""
     needs_classes: ClassVar[bool] = False
     """Whether :meth:`fit` must also be given the examples' classes."""
-    trains_nonlinear_map: ClassVar[bool] = False
-    """Whether it aligns variables by a trained map that is not linear, which may align anything with anything: a run
-    fits such a map to controls too."""
     capacity: ClassVar[str | None] = None
-    """The setting whose number bounds what the map can express, of which controls try lower ones; None: there is
-    none."""
+    """The setting that bounds what the map to features can express, of which controls try lower values; None: none."""
 
     @classmethod
     def of(cls, **settings: Any) -> Callable[[int], Self]:

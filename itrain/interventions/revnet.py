@@ -28,12 +28,15 @@ class RevNet(Featurizer):
         ValueError: the activation has a single feature, which has no halves.
     """
 
+    trains_nonlinear_map: ClassVar[bool] = True
+    capacity: ClassVar[str | None] = "num_blocks"
+
     def __init__(self, hidden_size: int, *, num_blocks: int = 10, width: int = 16, double: bool = False) -> None:
         super().__init__()
         require_at_least(1, num_blocks=num_blocks, width=width)
         if hidden_size < 2:
             raise ValueError(f"an activation of {hidden_size} features has no halves for a RevNet to couple; use DAS")
-        self.num_features, self.double_precision = hidden_size, double
+        self.num_features, self.num_blocks, self.double_precision = hidden_size, num_blocks, double
         second = hidden_size // 2
         self.halves = (hidden_size - second, second)
         self.to_first = nn.ModuleList(_mlp(self.halves[1], width, self.halves[0]) for _ in range(num_blocks))
@@ -85,7 +88,6 @@ class RevNetDAS(Blocks):
         double: compute the bijection in fp64, for large activations and many blocks.
     """
 
-    trains_nonlinear_map: ClassVar[bool] = True
     capacity: ClassVar[str | None] = "num_blocks"
 
     def __init__(
