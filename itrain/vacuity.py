@@ -2,11 +2,12 @@
 
 A map that is free enough aligns any algorithm with any network whose activations hold the information (Sutter et al.
 2025, "The Non-Linear Representation Dilemma"). So its fit is repeated on a false variable, on a randomly initialised
-model, and with less capacity, and their figures stand beside its own.
+model, and with less capacity down to a linear map, and their figures stand beside its own.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,17 @@ from itrain.interventions.featurizers import Featurizer
 from itrain.models import ModelError
 from itrain.placements import Placement
 from itrain.results.columns import TEST
-from itrain.results.vacuity import CHECKED, FALSE_VARIABLE, LABELS, LABELS_BY_HEART, MODEL, VACUITY, VACUOUS, is_vacuous
+from itrain.results.vacuity import (
+    CHECKED,
+    FALSE_VARIABLE,
+    LABELS,
+    LABELS_BY_HEART,
+    LINEAR,
+    MODEL,
+    VACUITY,
+    VACUOUS,
+    is_vacuous,
+)
 from itrain.sites import Site
 from itrain.tasks.arbitrary import with_arbitrary_labels
 from itrain.tasks.base import Task
@@ -107,6 +118,8 @@ def _controls(task: Task, module: Training) -> Iterator[Control]:
         yield Control(FALSE_VARIABLE, task=false)
     yield Control(MODEL, random_model=True)
     parts = [part for each in module.trained_parts.values() for part in each.modules()]
+    if any(isinstance(each, Featurizer) and each.linear is not None for each in parts):
+        yield Control(LINEAR, change=_linear)
     for name in dict.fromkeys(each.capacity for each in parts if isinstance(each, Featurizer) and each.capacity):
         most = max(getattr(each, name) for each in parts if getattr(each, "capacity", None) == name)
         for value in lower(most):
@@ -135,6 +148,16 @@ def _weakened(factory: Any, *, name: str, value: int) -> Any:
     if getattr(getattr(factory, "func", factory), "capacity", None) == name:
         changed[name] = min(value, given.get(name, value))
     return partial(factory, **changed) if changed else factory
+
+
+def _linear(factory: Any) -> Any:
+    """The factory of the linear map of the same use, where its class has one, or that of a factory given to it."""
+    made, given = getattr(factory, "func", factory), getattr(factory, "keywords", {})
+    changed = {key: _linear(each) for key, each in given.items() if callable(each)}
+    if (other := getattr(made, "linear", None)) is None:
+        return partial(factory, **changed) if changed else factory
+    asked = inspect.signature(other).parameters
+    return partial(other, **{key: each for key, each in {**given, **changed}.items() if key in asked})
 
 
 def _is_nonlinear(module: Training) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from itrain.cli import main
-from itrain.interventions.das import DAS
+from itrain.interventions.das import DAS, FullRotationDAS
+from itrain.interventions.featurizers import Rotation
 from itrain.interventions.masking import Mask
 from itrain.interventions.revnet import RevNet, RevNetDAS
 from itrain.placements import Placement
@@ -21,7 +22,7 @@ from itrain.results.vacuity import is_vacuous, passing, vacuity_lines
 from itrain.tasks.arbitrary import with_arbitrary_labels
 from itrain.tasks.contract import check_task
 from itrain.tasks.hierarchical_equality import HierarchicalEquality
-from itrain.vacuity import _weakened, lower, sites_changed
+from itrain.vacuity import _linear, _weakened, lower, sites_changed
 from tests.commands import SMALL
 
 FIT = [
@@ -41,11 +42,11 @@ def test_a_nonlinear_map_has_controls_unless_they_are_left_out(
 ) -> None:
     found = run(tmp_path / "with", *FIT)
     said = capfd.readouterr().out
-    for name in ("false_variable", "random_model", "num_blocks_1", "num_blocks_3"):
+    for name in ("false_variable", "random_model", "linear_map", "num_blocks_1", "num_blocks_3"):
         assert 0 <= found[f"vacuity/{name}/iia_argmax"] <= 1
         assert name.replace("_", " ") in said
     assert found["vacuity/checked"] == 1 and "vacuity/vacuous" in found
-    assert "the fit is repeated 4 times as a control" in said
+    assert "the fit is repeated 5 times as a control" in said
     without = run(tmp_path / "without", *FIT, "vacuity=false")
     assert [key for key in without if key.startswith("vacuity")] == ["vacuity/checked"]
     assert "vacuity not checked" in capfd.readouterr().out
@@ -85,12 +86,15 @@ def figures(own: float, **controls: float) -> dict[str, float]:
         (figures(0.51, false_variable=0.51, random_model=0.51), [], "no alignment, so that controls say nothing"),
         (figures(0.99, arbitrary_labels=0.5, labels_by_heart=1.0, num_blocks_1=0.99, random_model=0.5), [], "not vac"),
         (figures(0.99, false_variable=0.51), [], "not vacuous by these controls"),
+        (figures(0.99, random_model=0.51, linear_map=0.91), ["linear_map"], "not vacuous by these controls"),
+        (figures(0.99, random_model=0.51, linear_map=0.5), [], "vacuous: a linear map does not align"),
+        (figures(0.51, random_model=0.51, linear_map=0.5), [], "no alignment, so that controls say nothing"),
     ],
 )
 def test_a_control_that_aligns_halfway_speaks_against_the_map(
     results: Mapping[str, float], vacuous: list[str], line: str
 ) -> None:
-    assert passing(results) == vacuous and is_vacuous(results) == bool(vacuous)
+    assert passing(results) == vacuous and is_vacuous(results) == line.startswith("vacuous")
     lines = vacuity_lines(results)
     assert lines[0].startswith(line)
     no_twin = not any("random_model" in key for key in results)
@@ -142,6 +146,10 @@ def test_lower_capacities_reach_the_class_that_has_them() -> None:
     assert weaken(partial(Mask, featurizer=partial(RevNet, num_blocks=5)))(8).featurizer.num_blocks == 2
     das = partial(DAS, rank=2)
     assert weaken(das) is das
+    rotation = _linear(partial(RevNetDAS, blocks={"a": 2}, num_blocks=3))(8)
+    assert isinstance(rotation, FullRotationDAS) and rotation.blocks == {"a": 2}
+    masked = _linear(partial(Mask, featurizer=partial(RevNet, num_blocks=5), sparsity=0.5))(8)
+    assert isinstance(masked.featurizer, Rotation) and masked.sparsity == 0.5 and _linear(das) is das
     (own, plain) = sites_changed(
         [Placement(write="layer0.mlp_output", intervention=RevNetDAS), "layer1.mlp_output"],  # type: ignore[arg-type]
         weaken,

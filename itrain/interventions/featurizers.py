@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -25,6 +26,8 @@ class Featurizer(nn.Module, ABC):
     beside it."""
     capacity: ClassVar[str | None] = None
     """The setting that bounds what it can express, of which controls try lower values; None: there is none."""
+    linear: ClassVar[Callable[..., Featurizer] | None] = None
+    """The linear map of the same use, which controls try; None: there is none."""
 
     def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
         """Learn closed-form statistics from base activations, where ``fits_activations`` says so."""

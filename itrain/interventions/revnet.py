@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from itrain.bounds import require_at_least
+from itrain.interventions.base import Intervention
 from itrain.interventions.blocks import Blocks
-from itrain.interventions.featurizers import Featurizer
+from itrain.interventions.das import FullRotationDAS
+from itrain.interventions.featurizers import Featurizer, Rotation
 
 
 class RevNet(Featurizer):
@@ -30,6 +32,7 @@ class RevNet(Featurizer):
 
     trains_nonlinear_map: ClassVar[bool] = True
     capacity: ClassVar[str | None] = "num_blocks"
+    linear: ClassVar[Callable[..., Featurizer] | None] = Rotation
 
     def __init__(self, hidden_size: int, *, num_blocks: int = 10, width: int = 16, double: bool = False) -> None:
         super().__init__()
@@ -89,6 +92,7 @@ class RevNetDAS(Blocks):
     """
 
     capacity: ClassVar[str | None] = "num_blocks"
+    linear: ClassVar[Callable[..., Intervention] | None] = FullRotationDAS
 
     def __init__(
         self,
