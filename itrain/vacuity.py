@@ -40,6 +40,7 @@ from itrain.tasks.base import Task
 from itrain.trainers import RunError, list_callbacks, trainer_factory
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
+from itrain.training.divergence import is_nonlinear
 
 Change = Callable[[Any], Any]
 """Changes what builds an intervention."""
@@ -161,8 +162,7 @@ def _linear(factory: Any) -> Any:
 
 
 def _is_nonlinear(module: Training) -> bool:
-    parts = [part for each in module.trained_parts.values() for part in each.modules()]
-    return any(isinstance(each, Featurizer) and each.trains_nonlinear_map for each in parts)
+    return any(is_nonlinear(each) for each in module.trained_parts.values())
 
 
 def _at(place: str, figures: Mapping[str, float]) -> dict[str, float]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from itrain.interventions.revnet import RevNet, RevNetDAS
+from itrain.training.finite import NotFiniteError
+from tests.test_not_finite import pairs, search, trainer
 
 
 def couplings(revnet: RevNet) -> list[tuple[list[Tensor], list[Tensor]]]:
@@ -86,6 +90,22 @@ def test_double_keeps_large_activations_where_fp32_loses_them() -> None:
     assert lost[0] > 1e-3 and lost[1] < 1e-6
     assert double.decode(*double.encode(given)).dtype == given.dtype
     assert all(each.dtype == torch.float32 for each in double.parameters())
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_a_map_that_rounding_has_spoiled_has_no_figures(double: bool) -> None:
+    module = search(intervention=partial(RevNetDAS, blocks=2, num_blocks=20, double=double))
+    data, quiet = pairs(module.network), trainer()
+    quiet.test(module, datamodule=data, verbose=False)
+    assert quiet.callback_metrics["test/round_trip_error"] < 1e-4
+    for each in module.exported.parameters():
+        each.data.mul_(2.2)
+    if double:
+        quiet.test(module, datamodule=data, verbose=False)
+        assert quiet.callback_metrics["test/round_trip_error"] < 1e-4
+    else:
+        with pytest.raises(NotFiniteError, match=r"embed.output: the map's inverse loses .*double=true"):
+            quiet.test(module, datamodule=data, verbose=False)
 
 
 def test_one_feature_has_no_halves() -> None:
