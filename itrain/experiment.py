@@ -39,6 +39,7 @@ from itrain.shards import end_together, has_shards
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
+from itrain.tasks.arbitrary import with_arbitrary_labels
 from itrain.tasks.base import Task
 from itrain.tasks.contract import count_classes
 from itrain.tasks.responses import ResponseTask
@@ -90,10 +91,14 @@ class Opened:
             raise RunError(f"sweep.control_task: task {type(self.task).__name__} has no control task")
         if getattr(self.data, "keep", "all") != "all":
             raise RunError("sweep.control_task needs all pairs, since no model answers arbitrary labels: data.keep=all")
-        return self.with_task(task)
+        return self._with_task(task)
 
-    def with_task(self, task: Task) -> Opened:
-        """The same with another task of the same inputs."""
+    @cached_property
+    def false_twin(self) -> Opened:
+        """The same with variables that the model need not have, or with arbitrary labels where the task has none."""
+        return self._with_task(self.task.false_task() or with_arbitrary_labels(self.task))
+
+    def _with_task(self, task: Task) -> Opened:
         data = self.open_data(task)
         data.setup("fit")
         return replace(self, task=task, data=data)
@@ -303,8 +308,8 @@ def _control(cfg: DictConfig, opened: Opened, control: vacuity.Control) -> tuple
     """The run's training as a control, which starts as the run did, and its data."""
     if control.random_model:
         opened = opened.random_twin
-    elif control.task is not None:
-        opened = opened.with_task(control.task)
+    elif control.false_task:
+        opened = opened.false_twin
     lightning.seed_everything(cfg.seed, verbose=False)
     training, intervention = (instantiate(each, _convert_="all") for each in (cfg.training, cfg.intervention))
     sites = vacuity.sites_changed(placements_of(cfg.site), control.change)

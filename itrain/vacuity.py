@@ -35,7 +35,6 @@ from itrain.results.vacuity import (
     is_vacuous,
 )
 from itrain.sites import Site
-from itrain.tasks.arbitrary import with_arbitrary_labels
 from itrain.tasks.base import Task
 from itrain.trainers import RunError, list_callbacks, trainer_factory
 from itrain.training.alignment import AlignmentSearch
@@ -50,8 +49,8 @@ class Control(NamedTuple):
     """A fit that is to find nothing, or less."""
 
     name: str
-    task: Task | None = None
-    """The task that it is fitted to; None: the run's own."""
+    false_task: bool = False
+    """Whether it is fitted to variables that the model need not have."""
     random_model: bool = False
     """Whether it is fitted to a randomly initialised model."""
     change: Change = lambda factory: factory
@@ -112,11 +111,7 @@ def check(cfg: DictConfig, controls: Sequence[Control], build: Build, results: M
 
 
 def _controls(task: Task, module: Training) -> Iterator[Control]:
-    false = task.false_task()
-    if false is None:
-        yield Control(LABELS, task=with_arbitrary_labels(task))
-    else:
-        yield Control(FALSE_VARIABLE, task=false)
+    yield Control(LABELS if task.false_task() is None else FALSE_VARIABLE, false_task=True)
     yield Control(MODEL, random_model=True)
     parts = [part for each in module.trained_parts.values() for part in each.modules()]
     if any(isinstance(each, Featurizer) and each.linear is not None for each in parts):

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pandas
 import pytest
 
 from itrain.cli import main
@@ -17,6 +18,7 @@ from itrain.interventions.featurizers import Rotation
 from itrain.interventions.masking import Mask
 from itrain.interventions.revnet import RevNet, RevNetDAS
 from itrain.placements import Placement
+from itrain.results.flags import flagged
 from itrain.results.run import summarise_run
 from itrain.results.vacuity import is_vacuous, passing, vacuity_lines
 from itrain.tasks.arbitrary import with_arbitrary_labels
@@ -156,3 +158,18 @@ def test_lower_capacities_reach_the_class_that_has_them() -> None:
     )
     assert isinstance(own, Placement) and own.intervention(8).num_blocks == 2  # type: ignore[misc]
     assert plain == "layer1.mlp_output"
+
+
+def test_a_sweep_fits_a_nonlinear_map_to_the_false_variable_too(tmp_path: Path) -> None:
+    words = ["sweep.methods=[revnet,das]", "sweep.layers=[1]", "sweep.positions=[name]", "sweep.random_model=false"]
+    assert main(["sweep", "recipe=das_gender", *SMALL, *words, f"output={tmp_path}"]) == 0
+    (file,) = tmp_path.rglob("results.parquet")
+    figures = pandas.read_parquet(file).set_index("method")["false_variable/iia_changing_pairwise"]
+    assert 0 <= figures["revnet"] <= 1 and figures.isna()["das"]
+
+
+def test_a_fit_whose_false_variable_passes_is_flagged() -> None:
+    place = {"layer": 1, "component": "block_output", "position": "last", "seed": 0, "method": "revnet", "rank": 2}
+    column = "iia_changing_pairwise"
+    rows = [{**place, column: 0.99, f"false_variable/{column}": each} for each in (0.9, 0.5)]
+    assert list(flagged(pandas.DataFrame(rows))["flag"]) == ["false variable passes", ""]

@@ -69,6 +69,8 @@ THRESHOLDS = ("threshold", "threshold_low", "threshold_high")
 """Above which a score is an alarm, and the ends of its interval."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
+FALSE_VARIABLE = "false_variable/"
+"""Prefix of the figures of the same fit to variables that the model need not have, beside maps that are not linear."""
 CONTROL_TASK = "control_task/"
 """Prefix of the figures of the same fit to a task of the same inputs with arbitrary labels."""
 RUNS = ("corrupted", "clean")

@@ -25,6 +25,7 @@ from itrain.results.columns import (
     CONTROL_TASK,
     DATA,
     DIVERGED,
+    FALSE_VARIABLE,
     FEATURES,
     IIA,
     ODDS,
@@ -40,6 +41,7 @@ from itrain.training.alignment import AlignmentSearch
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
 from itrain.training.describing import can_describe, directions_of, in_a_row
+from itrain.training.divergence import is_nonlinear
 from itrain.training.finite import NotFiniteError
 from itrain.training.probing import ProbeTraining
 from itrain.training.safeguards import safeguard
@@ -69,10 +71,14 @@ class CohortJob:
         # Made before anything is trained: not every model can be initialised anew.
         twin = opened.random_twin if grid.random_model and from_model else None
         control = opened.control_twin if grid.control_task else None
+        free = [fit for fit in self.fits if is_nonlinear(members[fit.name].exported)]
         found = _fitted(cfg, opened, grid, members)
         if twin is not None:
             again = {fit.name: _member(cfg, twin, grid, fit) for fit in from_model}
             _set_beside(found, _fitted(cfg, twin, grid, again), RANDOM_MODEL)
+        if free:
+            again = {fit.name: _member(cfg, opened.false_twin, grid, fit) for fit in free}
+            _set_beside(found, _fitted(cfg, opened.false_twin, grid, again), FALSE_VARIABLE)
         if control is not None:
             again = {fit.name: _member(cfg, control, grid, fit) for fit in self.fits}
             _set_beside(found, _fitted(cfg, control, grid, again), CONTROL_TASK)
