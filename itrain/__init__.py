@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.interventions.reft import NoReFT as NoReFT
     from itrain.interventions.rescaling import RED as RED
+    from itrain.interventions.revnet import RevNet as RevNet
+    from itrain.interventions.revnet import RevNetDAS as RevNetDAS
     from itrain.interventions.steering import SteeringDirection as SteeringDirection
     from itrain.interventions.steering import SteeringVector as SteeringVector
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
@@ -175,6 +177,8 @@ _HOMES = {
     "LobiReFT": "interventions.reft",
     "LoReFT": "interventions.reft",
     "NoReFT": "interventions.reft",
+    "RevNet": "interventions.revnet",
+    "RevNetDAS": "interventions.revnet",
     "SteeringDirection": "interventions.steering",
     "SteeringVector": "interventions.steering",
     "InterchangeAccuracy": "metrics",

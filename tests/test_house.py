@@ -59,6 +59,7 @@ ROOMS = [
     {"itrain.reports"},
     {"itrain.trainers"},
     {"itrain.leaving"},
+    {"itrain.vacuity"},
     {"itrain.experiment", "itrain.once"},
     {"itrain.generating", "itrain.planning", "itrain.describing"},
     {"itrain.sweeps"},

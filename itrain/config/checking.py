@@ -53,6 +53,7 @@ class Configuration:
     launcher: Node | None = None
     sweep: Node | None = None
     threads: int | None = None
+    vacuity: bool | None = None
     ckpt: str | None = None
     export: str | None = None
     trust: Sequence[str] = ()

@@ -51,6 +51,10 @@ class Intervention(nn.Module, ABC):
     """Whether :meth:`fit` must see activations before the first run."""
     needs_classes: ClassVar[bool] = False
     """Whether :meth:`fit` must also be given the examples' classes."""
+    capacity: ClassVar[str | None] = None
+    """The setting that bounds what the map to features can express, of which controls try lower values; None: none."""
+    linear: ClassVar[Callable[..., Intervention] | None] = None
+    """The intervention of the same use by a linear map, which controls try; None: there is none."""
 
     @classmethod
     def of(cls, **settings: Any) -> Callable[[int], Self]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,6 +27,13 @@ class Featurizer(nn.Module, ABC):
     """Whether decode(encode(h)) = h."""
     fits_activations: bool = False
     """Whether :meth:`fit` must see activations before the first run."""
+    trains_nonlinear_map: ClassVar[bool] = False
+    """Whether it is trained and not linear: such a map may align anything with anything, so that a run fits controls
+    beside it."""
+    capacity: ClassVar[str | None] = None
+    """The setting that bounds what it can express, of which controls try lower values; None: there is none."""
+    linear: ClassVar[Callable[..., Featurizer] | None] = None
+    """The linear map of the same use, which controls try; None: there is none."""
 
     def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
         """Learn closed-form statistics from base activations, where ``fits_activations`` says so."""

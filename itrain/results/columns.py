@@ -51,6 +51,8 @@ FEATURES = "features"
 ROW_PART, NULL_PART, ROW_SHARE = "row_part", "null_part", "row_share"
 """The parts of a subspace that the next linear map reads and does not read, and the former's share of the norm."""
 SUBSPACE_PARTS = (ROW_PART, NULL_PART)
+ROUND_TRIP = "round_trip_error"
+"""The largest share of an activation that a non-linear map and its inverse lose to rounding."""
 DIVERGENCE, NATURAL_DIVERGENCE = "divergence", "natural_divergence"
 """How far intervened activations lie from natural ones, and natural ones from each other, in samples of one size."""
 CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
@@ -68,6 +70,8 @@ THRESHOLDS = ("threshold", "threshold_low", "threshold_high")
 """Above which a score is an alarm, and the ends of its interval."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
+FALSE_VARIABLE = "false_variable/"
+"""Prefix of the figures of the same fit to variables that the model need not have, beside maps that are not linear."""
 CONTROL_TASK = "control_task/"
 """Prefix of the figures of the same fit to a task of the same inputs with arbitrary labels."""
 RUNS = ("corrupted", "clean")
@@ -133,7 +137,7 @@ KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, STRICT_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
-    | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE}
+    | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE, ROUND_TRIP}
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
     | {*JUDGED, *WIN_RATES}
     | {AUROC, TRUE_POSITIVES, FALSE_POSITIVES, F1, F1_RARE, ACCURACY, AUROC_SPREAD, POSITIVES, NEGATIVES, *THRESHOLDS}

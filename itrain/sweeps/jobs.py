@@ -20,6 +20,7 @@ from itrain.experiment import Opened
 from itrain.results.columns import (
     CONTROL_TASK,
     DIVERGED,
+    FALSE_VARIABLE,
     FEATURES,
     IIA,
     ODDS,
@@ -37,6 +38,7 @@ from itrain.training.base import Training
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
 from itrain.training.describing import can_describe, directions_of, in_a_row
+from itrain.training.divergence import is_nonlinear
 from itrain.training.finite import NotFiniteError
 from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
@@ -56,10 +58,14 @@ class CohortJob:
         # Made before anything is trained: not every model can be initialised anew.
         twin = opened.random_twin if grid.random_model and from_model else None
         control = opened.control_twin if grid.control_task else None
+        free = [fit for fit in self.fits if is_nonlinear(members[fit.name].exported)]
         found = _fitted(cfg, opened, grid, members)
         if twin is not None:
             again = {fit.name: _member(cfg, twin, grid, fit) for fit in from_model}
             set_beside(found, _fitted(cfg, twin, grid, again), RANDOM_MODEL)
+        if free:
+            again = {fit.name: _member(cfg, opened.false_twin, grid, fit) for fit in free}
+            set_beside(found, _fitted(cfg, opened.false_twin, grid, again), FALSE_VARIABLE)
         if control is not None:
             again = {fit.name: _member(cfg, control, grid, fit) for fit in self.fits}
             set_beside(found, _fitted(cfg, control, grid, again), CONTROL_TASK)

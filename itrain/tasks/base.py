@@ -129,6 +129,14 @@ class Task(ABC):
         """
         return None
 
+    def false_task(self) -> Task | None:
+        """The same inputs under a causal model that the base model need not follow, bound as this task is.
+
+        Its pairs interchange variables of the same names, so that the same interventions can be trained. What aligns
+        with it too aligns with anything. None: there is none, and arbitrary labels stand in.
+        """
+        return None
+
     def counterfactual(self, pair: Pair) -> Any:
         """The output after the interchange: the pair's own, or the causal model's."""
         if pair.output is not None:

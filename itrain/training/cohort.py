@@ -22,7 +22,7 @@ from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
-from itrain.training.divergence import Divergences
+from itrain.training.divergence import ROUND_TRIP, Divergences, require_invertible
 from itrain.training.finite import DIVERGED, FiniteCheck, FirstStepCheck, NotFiniteError
 from itrain.training.interchange import Interventions
 from itrain.training.optimization import OptimizerFactory, at_rest
@@ -193,6 +193,10 @@ class Cohort(Training):
             except NotFiniteError as error:
                 self.give_up({name: error})
         for name, each in self.divergences.compute().items():
+            try:
+                require_invertible(float(each.get(ROUND_TRIP, 0.0)), name)
+            except NotFiniteError as error:
+                self.give_up({name: error})
             found |= {f"{name}/test/{key}": value for key, value in each.items() if name in self.watched}
         losses = {name: loss.compute() for name, loss in self.losses.items()}
         found |= {f"{name}/validation/loss": loss for name, loss in losses.items() if name in self.watched}
