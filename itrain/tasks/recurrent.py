@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import Parameter, Signature
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -42,7 +44,7 @@ class GRU(nn.Module):
             state = self.cell(symbol, state)
         state = self.between(self.state(state), input)
         last, found = torch.full_like(input[:, 0], self.symbols), []
-        for step in range(self.length):
+        for step in range(self.length if told is None else told.shape[1]):
             state = self.cell(self.embedding(last), state)
             found.append(self.scores(state))
             last = found[-1].argmax(-1) if told is None else told[:, step]
@@ -68,8 +70,8 @@ def teach(
     loss: Callable[[], Float[Tensor, ""]],
     *,
     steps: int,
-    learning_rate: float,
-    weight_decay: float = 0.0,
+    rate: float,
+    decay: float = 0.0,
 ) -> None:
     """Minimise a loss of new examples in each step by AdamW, whose rate falls linearly to 0.
 
@@ -77,11 +79,22 @@ def teach(
         ValueError: a setting has a value that trains nothing.
     """
     require_at_least(1, steps=steps)
-    require_at_least(0, learning_rate=learning_rate, weight_decay=weight_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    require_at_least(0, learning_rate=rate, weight_decay=decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(steps):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
         schedule.step()
+
+
+def mechanism(parents: Sequence[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a causal model's mechanism of these parents, of which there are as many as there are steps."""
+
+    def of_parents(*values: Any) -> Any:
+        return function(*values)
+
+    names = [Parameter(each, Parameter.POSITIONAL_OR_KEYWORD) for each in parents]
+    of_parents.__signature__ = Signature(names)  # type: ignore[attr-defined]
+    return of_parents
