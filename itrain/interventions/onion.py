@@ -19,7 +19,7 @@ DECAY = 0.9
 class Onion(Intervention):
     """Adds to a state what a new symbol at a place brings, and takes away what the old one has brought.
 
-    h' = h + (tanh(E)[new] - tanh(E)[old]) * (g * gamma^p + p * lin + b), for the place p from 0; E (symbols, state) and
+    h' = h + (tanh(E)[new] - tanh(E)[old]) * (g * gamma^p + p * lin + b), for the place p from 1; E (symbols, state) and
     gamma, g, lin and b (state,) are learned. No linear subspace is swapped: the places share all directions, and differ
     in magnitude.
 
@@ -55,7 +55,7 @@ class Onion(Intervention):
         self.gamma, self.gain = nn.Parameter(torch.full((size,), DECAY)), nn.Parameter(torch.ones(size))
         self.slope, self.bias = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.zeros(size))
         # Not saved, and so not public: the arguments determine it.
-        self.register_buffer("_place", torch.arange(self.places).float()[:, None], persistent=False)
+        self.register_buffer("_place", torch.arange(1.0, self.places + 1)[:, None], persistent=False)
 
     _place: Float[Tensor, "places 1"]
 
@@ -73,7 +73,7 @@ class Onion(Intervention):
             return self
         if variable not in self.variables:
             raise ValueError(f"no place for variable '{variable}'; there are places for {', '.join(self.variables)}")
-        own = torch.arange(self.places, device=self._place.device)[:, None] == self.variables.index(variable)
+        own = self._place == 1 + self.variables.index(variable)
         return partial(self._exchange, own=own.to(self._place))
 
     def _exchange(
@@ -86,7 +86,7 @@ class Onion(Intervention):
         state, old = base[..., : self.rank], base[..., self.rank :].unflatten(-1, (self.places, self.symbols))
         new = source[..., self.rank :].unflatten(-1, (self.places, self.symbols))
         change = own * (new - old)
-        added = (change @ self.embedding.tanh() * self.scale()).sum(-2)
+        added = (change @ self.embedding.tanh().to(change) * self.scale()).sum(-2)
         return torch.cat([state + added, (old + change).flatten(-2)], -1)
 
     def untrained(self) -> Onion:

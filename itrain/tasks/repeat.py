@@ -32,7 +32,7 @@ class Repeat(Task):
         symbols: how many there are.
         length: of a sequence.
         swaps: ``one`` interchanges the symbol at one place, each equally often; ``some`` that of each place with a
-            probability of 1/2, and at least one, from one source.
+            probability of 1/2, and at least one, from one source. The new symbols are others than the old.
     """
 
     def __init__(self, *, symbols: int = 10, length: int = 6, swaps: Literal["one", "some"] = "one") -> None:
@@ -55,7 +55,10 @@ class Repeat(Task):
     def sample(self, random: Random, split: Split) -> Pair:
         base, source = (self.causal_model.sample(random) for _ in range(2))
         some = [each for each in self.variables if random.random() < 0.5] if self.swaps == "some" else []
-        return Pair(base=base, sources=dict.fromkeys(some or [random.choice(self.variables)], source))
+        swapped = some or [random.choice(self.variables)]
+        for each in swapped:  # another symbol than the base's
+            source[each] = (base[each] + random.randrange(1, self.symbols)) % self.symbols
+        return Pair(base=base, sources=dict.fromkeys(swapped, source))
 
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
         symbols = torch.tensor([[setting[name] for name in self.variables] for setting in settings])
@@ -72,7 +75,7 @@ class RepeatGRU(GRU):
     place, (hidden_size + length * symbols): it goes on from the state alone.
     """
 
-    def __init__(self, *, symbols: int = 10, hidden_size: int = 32, length: int = 6) -> None:
+    def __init__(self, *, symbols: int = 10, hidden_size: int = 48, length: int = 6) -> None:
         super().__init__(symbols=symbols, hidden_size=hidden_size, length=length)
         self.memory = nn.Identity()
 
@@ -86,10 +89,10 @@ class RepeatGRU(GRU):
 def trained_repeater(
     *,
     symbols: int = 10,
-    hidden_size: int = 32,
+    hidden_size: int = 48,
     length: int = 6,
     seed: int = 0,
-    steps: int = 8000,
+    steps: int = 6000,
     batch_size: int = 256,
     learning_rate: float = 5e-3,
     weight_decay: float = 0.1,
