@@ -29,7 +29,8 @@ class BinaryAddition(Task):
     The answer is the bits of the sum, the last carry among them. Pairs interchange one carry, all equally often; base
     and source are sums of one split, which has none of another's.
 
-    Sutter et al. 2026, "PLOT", and its code for a GRU of 8 neurons that adds numbers of 4 bits.
+    "PLOT: Progressive Localization via Optimal Transport" (arXiv 2605.06979), 4-bit binary addition; its sources are
+    drawn from all sums, of which those of a test are held out here too.
 
     Args:
         bits: of each number.

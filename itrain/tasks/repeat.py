@@ -32,7 +32,7 @@ class Repeat(Task):
         symbols: how many there are.
         length: of a sequence.
         swaps: ``one`` interchanges the symbol at one place, each equally often; ``some`` that of each place with a
-            probability of 1/2, and at least one, from one source. The new symbols are others than the old.
+            probability of 1/2, and at least one, from one source.
     """
 
     def __init__(self, *, symbols: int = 10, length: int = 6, swaps: Literal["one", "some"] = "one") -> None:
@@ -55,10 +55,7 @@ class Repeat(Task):
     def sample(self, random: Random, split: Split) -> Pair:
         base, source = (self.causal_model.sample(random) for _ in range(2))
         some = [each for each in self.variables if random.random() < 0.5] if self.swaps == "some" else []
-        swapped = some or [random.choice(self.variables)]
-        for each in swapped:  # another symbol than the base's
-            source[each] = (base[each] + random.randrange(1, self.symbols)) % self.symbols
-        return Pair(base=base, sources=dict.fromkeys(swapped, source))
+        return Pair(base=base, sources=dict.fromkeys(some or [random.choice(self.variables)], source))
 
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
         symbols = torch.tensor([[setting[name] for name in self.variables] for setting in settings])
