@@ -135,6 +135,8 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _describe(words)
     if verb == "task":
         return _task(words)
+    if verb == "reproduce":
+        return _reproduce(stop, words)
     words = _fetched(words)
     configuration = config.request(words, tests=verb == "test")
     if verb == "show":
@@ -265,6 +267,13 @@ def _task(words: Sequence[str]) -> int:
     for fault in found.faults:
         _say(fault, 2)
     return 2 if found.faults else 0
+
+
+def _reproduce(stop: Stop, words: Sequence[str]) -> int:
+    from itrain.reproducing import reproduce
+
+    reproduce(words, stop)
+    return 0
 
 
 def _fetched(words: Sequence[str]) -> list[str]:

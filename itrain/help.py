@@ -27,6 +27,7 @@ verbs
   plan      say what a fit would take of memory and operations, without loading the model
   sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps and controls
   report    one page for one or several finished sweeps: report <folder> [<folder> ...] [output=<file>]
+  reproduce run the table of published and planted figures: reproduce [<row> ...] [quick] [--list]
   dashboard lay out finished sweeps in W&B: dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>]
   test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
   export    write the portable weights of a checkpoint, merge them into the model, or share them: to=hub
@@ -123,6 +124,27 @@ Writes one page for one or several finished sweeps: report.html in the folder of
 
 example
   itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00 output=both.html
+""",
+    "reproduce": """\
+usage: itrain reproduce [<row> ...] [quick] [rows=<folder>] [output=<folder>]
+       itrain reproduce --list [<row> ...] [rows=<folder>]
+
+Runs the rows of a table of published and planted figures, quick ones first, and shows ours beside them: mean and spread
+over seeds, minutes, hardware. Writes table.json and report.html to <output>/reproduce/, and each seed's run to
+<output>/reproduce/<row>/seed<n>/. What has run is kept: after Ctrl-C the same command goes on where it stopped, and a
+row is run again only where its command, the configuration that it asks for, or itrain's version has changed. A row that
+misses its bounds or fails is said so, and the exit code is 1.
+
+keys
+  quick      only the rows that take less than 20 seconds a seed
+  --list     what rows there are, with their commands, and what those need that are not run here; or list
+  rows       a folder with rows of your own, in place of those that ship with itrain: docs/reproduce.md
+  output     the folder of all runs: outputs
+
+examples
+  itrain reproduce --list
+  itrain reproduce quick
+  itrain reproduce das_gender boundless_das_price
 """,
     "dashboard": """\
 usage: itrain dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>] [output=<file>]
@@ -266,6 +288,7 @@ VERBS = (
     "plan",
     "sweep",
     "report",
+    "reproduce",
     "dashboard",
     "test",
     "export",

@@ -95,7 +95,7 @@ def test_nothing_asked_for_prints_the_help_and_fails(capsys: pytest.CaptureFixtu
         (["fti", "recipe=mine"], "there is no verb 'fti', did you mean 'fit'?"),
         (
             ["recipe=mine"],
-            "there is no verb 'recipe=mine'; there is fit, plan, sweep, report, dashboard, test, export, describe, ",
+            "there is no verb 'recipe=mine'; there is fit, plan, sweep, report, reproduce, dashboard, test, export, ",
         ),
         (["list", "models"], "there is no part 'models', did you mean 'model'?"),
         (["fit", "recipe=mien"], "there is no recipe 'mien', did you mean 'mine'?"),

@@ -64,7 +64,7 @@ ROOMS = [
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},
-    {"itrain.exporting", "itrain.checking"},
+    {"itrain.exporting", "itrain.checking", "itrain.reproducing"},
     {"itrain.cli", "itrain.verbs"},
     {"itrain.__main__"},
 ]

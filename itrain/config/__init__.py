@@ -8,4 +8,5 @@ from itrain.config.composition import group_files as group_files
 from itrain.config.composition import of_folder as of_folder
 from itrain.config.composition import recipe_files as recipe_files
 from itrain.config.composition import request as request
+from itrain.config.composition import shipped_rows as shipped_rows
 from itrain.signatures import ConfigError as ConfigError

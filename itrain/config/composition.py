@@ -30,12 +30,19 @@ from itrain.versions import versions
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
 """The methods that a sweep compares by default."""
+ROWS = "reproduce"
+"""The folder beside those of the groups that holds no choices, but the rows of ``itrain reproduce``."""
 
 
 def recipe_files() -> dict[str, Path]:
     """Recipes by name: those that ship with itrain and those in ./recipes, which take precedence."""
     folders = (_shipped("recipes"), Path("recipes").resolve())
     return {_name(file, folder): file for folder in folders for file in sorted(folder.rglob("*.yaml"))}
+
+
+def shipped_rows() -> list[Path]:
+    """The files of the rows of ``itrain reproduce`` that ship with itrain."""
+    return sorted((_shipped("configs") / ROWS).glob("*.yaml"))
 
 
 def group_choices() -> dict[str, list[str]]:
@@ -45,7 +52,7 @@ def group_choices() -> dict[str, list[str]]:
 
 def group_files() -> dict[str, dict[str, Path]]:
     """The groups of the configuration, and in each its choices by name, without recipes."""
-    folders = sorted(path for path in _shipped("configs").iterdir() if path.is_dir())
+    folders = sorted(path for path in _shipped("configs").iterdir() if path.is_dir() and path.name != ROWS)
     return {folder.name: {_name(file, folder): file for file in sorted(folder.rglob("*.yaml"))} for folder in folders}
 
 
