@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from itrain.interventions.masking import HardConcreteGate as HardConcreteGate
     from itrain.interventions.masking import Mask as Mask
     from itrain.interventions.masking import SigmoidGate as SigmoidGate
+    from itrain.interventions.onion import Onion as Onion
     from itrain.interventions.parts import GivenSubspace as GivenSubspace
     from itrain.interventions.parts import parts_of_subspace as parts_of_subspace
     from itrain.interventions.reft import ConsReFT as ConsReFT
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from itrain.tasks.response_style import ResponseStyle as ResponseStyle
     from itrain.tasks.responses import ResponseTask as ResponseTask
     from itrain.tasks.sentences import Sentences as Sentences
+    from itrain.tasks.sequences import Sequences as Sequences
     from itrain.training.alignment import AlignmentSearch as AlignmentSearch
     from itrain.training.base import Training as Training
     from itrain.training.building import count_features as count_features
@@ -167,6 +169,7 @@ _HOMES = {
     "Identity": "interventions.featurizers",
     "Rotation": "interventions.featurizers",
     "Subspace": "interventions.featurizers",
+    "Onion": "interventions.onion",
     "GivenSubspace": "interventions.parts",
     "parts_of_subspace": "interventions.parts",
     "HardConcreteGate": "interventions.masking",
@@ -236,6 +239,7 @@ _HOMES = {
     "ResponseStyle": "tasks.response_style",
     "ResponseTask": "tasks.responses",
     "Sentences": "tasks.sentences",
+    "Sequences": "tasks.sequences",
     "AlignmentSearch": "training.alignment",
     "Training": "training.base",
     "FirstStepCheck": "training.finite",

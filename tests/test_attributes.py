@@ -54,7 +54,9 @@ CHANGED: dict[str, Any] = {
     "shrinkage": 0.1,
     "sparsity": 0.5,
     "start": 0.7,
+    "symbols": 3,
     "temperature": (3.0, 0.3),
+    "variables": ("left", "right"),
     "width": 5,
     "vector": [float(place) for place in range(HIDDEN)],
 }

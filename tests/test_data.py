@@ -23,10 +23,12 @@ from itrain.models import load_embedded
 from itrain.models.stand_in import stand_in_tokenizer
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import ClassTask, ListedTask, Split, Task
+from itrain.tasks.contract import label_tokens
 from itrain.tasks.declared import DeclaredTask
 from itrain.tasks.gender import Gender
 from itrain.tasks.labelled import LabelledTask
 from itrain.tasks.responses import ResponseTask
+from itrain.tasks.sequences import listable
 from itrain.tasks.table import Table
 from tests.planted import Bits, Planted
 
@@ -85,16 +87,18 @@ def test_pairs_have_sources_for_the_variables_and_labels_of_the_causal_model(cls
     for row, pair in enumerate(pairs):
         assert set(pair.sources) <= set(task.causal_model.variables)
         expected = task.causal_model.interchange(pair.base, pair.sources)[task.causal_model.output]
-        assert int(batch.counterfactual_label[row]) == task.label(expected)
-        assert int(batch.base_label[row]) == task.label(task.causal_model.run(pair.base)[task.causal_model.output])
-    assert (batch.contrast_label != batch.counterfactual_label).all()
+        of_base = task.causal_model.run(pair.base)[task.causal_model.output]
+        assert tuple(batch.counterfactual_label[row].view(-1).tolist()) == label_tokens(task, expected)
+        assert tuple(batch.base_label[row].view(-1).tolist()) == label_tokens(task, of_base)
+    assert (batch.contrast_label != batch.counterfactual_label).view(len(batch), -1).any(1).all()
     assert torch.equal(batch.contrast_label[batch.changes], batch.base_label[batch.changes])
 
 
 @each_task
 def test_outputs_are_told_apart_and_variables_have_values(cls: type[Task], embedded) -> None:
     task = bound(cls, embedded)
-    assert len({task.label(output) for output in task.outputs}) == len(task.outputs)
+    outputs = listable(task.outputs)
+    assert len({task.label(output) for output in outputs}) == len(outputs)
     for variable in task.variables:
         seen = {task.causal_model.run(task.sample(Random(seed), "train").base)[variable] for seed in range(50)}
         assert seen <= set(task.values(variable))
@@ -264,9 +268,9 @@ def test_zero_pairs_are_an_error() -> None:
 @each_task
 def test_half_of_balanced_pairs_change_the_label(cls: type[Task], embedded) -> None:
     task, random = bound(cls, embedded), Random(1)
-    pairs = [task.sample(random, "train") for _ in range(400)]
+    pairs = [task.sample(random, "train") for _ in range(800)]
     chosen = balance(task, pairs)
-    assert len(chosen) == 400 and all(any(pair is each for each in pairs) for pair in chosen)
+    assert len(chosen) == 800 and all(any(pair is each for each in pairs) for pair in chosen)
     assert int(collate(task, chosen[:100]).changes.sum()) == 50
 
 

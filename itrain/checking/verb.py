@@ -27,6 +27,7 @@ from itrain.tasks.contract import check_task
 from itrain.tasks.declaration import Problem
 from itrain.tasks.examining import examine_table
 from itrain.tasks.operations import written
+from itrain.tasks.sequences import listable
 from itrain.tasks.table import table
 from itrain.tasks.tokens import encode, unknown_words
 from itrain.telling import one_line
@@ -126,7 +127,7 @@ def _faults(task: Task, pairs: Mapping[Split, Sequence[Pair]]) -> Iterator[Probl
     found = list(_unknown(task, settings)) if isinstance(task, TextTask) else []
     if not found:
         found = [
-            *_refused("output", task.label, task.outputs),
+            *_refused("output", task.label, listable(task.outputs)),
             *_refused("template", lambda s: task.inputs([s]), settings),
         ]
     yield from found
@@ -186,4 +187,4 @@ def _stand_in(task: Task) -> Any:
     texts = [
         str(task.identity(setting)) for split in SPLITS for pair in _pairs(task, split) for setting in pair.settings()
     ]
-    return stand_in_tokenizer([*texts, *map(str, task.outputs)])
+    return stand_in_tokenizer([*texts, *map(str, listable(task.outputs))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Question, Task, TextTask
-from itrain.tasks.contract import label_tokens
+from itrain.tasks.contract import answer_length, label_tokens
 
 
 class PairError(ValueError):
@@ -89,7 +90,7 @@ class Sources(NamedTuple):
 class CounterfactualBatch(Batch, Interchanging):
     """Pairs of base and source with the causal model's labels.
 
-    Labels are one token or class, (B,), or several tokens, (B, A); a base label is cut or padded to the tokens of its
+    Labels are one token or class, (B,), or several, (B, A); a base label is cut or padded to the tokens of its
     counterfactual label. The source of a variable that a pair does not interchange is the base.
 
     Args:
@@ -237,7 +238,7 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         variables={name: torch.tensor([_place(task, name, base[name]) for base in bases]) for name in names},
         isolates=torch.tensor([pair.isolates for pair in pairs]),
         types=None if task.control is None else torch.tensor([_hash(base[task.control]) for base in bases]),
-        candidates=labels(task, task.outputs).unique() if _answers(task) == 1 else None,
+        candidates=labels(task, task.outputs).unique() if answer_length(task) == 1 else None,
         questions=questions,
         question=torch.tensor([places[each] for each in asked if each is not None]) if questions else None,
         difference=difference,
@@ -300,7 +301,7 @@ def _pair(source: Setting | Pair) -> Pair:
 
 def labels(task: Task, outputs: Sequence[Any]) -> Int[Tensor, "outputs ..."]:
     """The outputs as classes or tokens, (N,), or (N, A) if one of the task's is several tokens; None is padding."""
-    width = _answers(task)
+    width = answer_length(task)
     rows = [[] if output is None else list(label_tokens(task, output)) for output in outputs]
     for output, row in zip(outputs, rows, strict=True):
         if len(row) > width:
@@ -310,13 +311,14 @@ def labels(task: Task, outputs: Sequence[Any]) -> Int[Tensor, "outputs ..."]:
 
 
 def answerable(task: Task, settings: Sequence[Setting], outputs: Sequence[Any]) -> ModelInputs:
-    """The settings as inputs of the model, with the tokens of these outputs to predict."""
-    width = _answers(task)
+    """The settings as inputs of the model, with the tokens or classes of these outputs to predict."""
+    width = answer_length(task)
     if width == 1:
         return task.inputs(settings)
+    answers = [label_tokens(task, output) for output in outputs]
     if not isinstance(task, TextTask):
-        raise PairError(f"{type(task).__name__}: only tasks in text can have answers of several tokens")
-    inputs = task.inputs(settings, [label_tokens(task, output) for output in outputs])
+        return task.told(settings, answers)
+    inputs = task.inputs(settings, answers)
     assert inputs.answer is not None
     first, count = inputs.answer[:, :1], inputs.answer.shape[1]
     return replace(inputs, answer=torch.cat([inputs.answer, first.expand(-1, width - count)], 1))
@@ -324,7 +326,7 @@ def answerable(task: Task, settings: Sequence[Setting], outputs: Sequence[Any]) 
 
 def _contrast(task: Task, answers: Sequence[Any], new: Any) -> Any:
     """The first of the pair's answers, or of the task's outputs, that is another than the new one."""
-    for other in (*answers, *task.outputs):
+    for other in chain(answers, task.outputs):
         if other is not None and other != new:
             return other
     raise TaskError(f"task {type(task).__name__}: outputs has no other value than {new!r}; list two or more")
@@ -333,11 +335,6 @@ def _contrast(task: Task, answers: Sequence[Any], new: Any) -> Any:
 def _hash(value: Any) -> int:
     """64 bits of a value's text; Python's own hash differs between processes."""
     return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "big", signed=True)
-
-
-def _answers(task: Task) -> int:
-    """The number of tokens of the task's longest answer."""
-    return max(len(label_tokens(task, output)) for output in task.outputs)
 
 
 def _place(task: Task, variable: str, value: Any) -> int:

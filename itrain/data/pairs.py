@@ -31,6 +31,7 @@ from itrain.placements import Placement, require_served
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split, Task, TextTask
 from itrain.tasks.contract import at_fault, check_task, pair_identity
+from itrain.tasks.sequences import Sequences
 from itrain.tasks.tokens import shown
 from itrain.weights import without_values
 
@@ -305,7 +306,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             return [True] * len(pairs)
         of_pairs = [self._asked(pair) for pair in pairs]
         settings = [setting for of_pair in of_pairs for setting in of_pair]
-        others = labels(self.task, self.task.outputs)
+        outputs = self.task.outputs
+        others = None if isinstance(outputs, Sequences) else labels(self.task, outputs)
         rights: dict[str, list[Tensor]] = {"argmax": [], "pairwise": []}
         for start in range(0, len(settings), self.eval_batch_size):
             chunk = settings[start : start + self.eval_batch_size]
@@ -313,9 +315,12 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             label = labels(self.task, answers)
             device = device_of(self.network)
             logits = self.network(answerable(self.task, chunk, answers).to(device)).cpu()
-            self._require_classes(others, logits.shape[-1])
-            same = (label[:, None] == others).view(len(label), len(others), -1).all(2)
+            self._require_classes(label if others is None else others, logits.shape)
             rights["argmax"].append(is_right(logits, label))
+            if others is None:  # a sequence beats all others where it does at each place
+                rights["pairwise"].append(rights["argmax"][-1])
+                continue
+            same = (label[:, None] == others).view(len(label), len(others), -1).all(2)
             rights["pairwise"].append((beats(logits, label, others) | same).all(1))
         right = {rule: torch.cat(parts) for rule, parts in rights.items()}
         self.model_accuracy.setdefault(
@@ -330,12 +335,19 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         model = self.task.causal_model
         return [each for each in (*pair.settings(), *pair.known) if model.run(each)[model.output] is not None]
 
-    def _require_classes(self, labels: Tensor, classes: int) -> None:
-        """Refuse labels that the model has no logits for."""
-        if int(labels.max()) >= classes:
+    def _require_classes(self, labels: Tensor, logits: Sequence[int]) -> None:
+        """Refuse labels that the model has no logits for, of the shape that its answers have."""
+        name = f"task {type(self.task).__name__}"
+        if tuple(logits[1:-1]) != tuple(labels.shape[1:]):
+            places = labels.shape[1] if labels.ndim > 1 else 1
             raise TaskError(
-                f"task {type(self.task).__name__}: the largest label is {int(labels.max())}, and the model gives "
-                f"{classes} logits, counted from 0; check label(), or take a model of this task"
+                f"{name}: answers are {places} class{'es' * (places > 1)}, and the model's output has shape "
+                f"{tuple(logits)}; let it be (examples, {f'{places}, ' * (places > 1)}classes)"
+            )
+        if int(labels.max()) >= logits[-1]:
+            raise TaskError(
+                f"{name}: the largest label is {int(labels.max())}, and the model gives {logits[-1]} logits, counted "
+                "from 0; check label(), or take a model of this task"
             )
 
 

@@ -151,14 +151,22 @@ class Task(ABC):
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
         """The settings as the base model sees them."""
 
+    def told(self, settings: Sequence[Setting], answers: Sequence[Sequence[int]]) -> ModelInputs:
+        """The settings as the base model sees them where it is to give these answers, each of one class or several.
+
+        A model that goes on from its own answers takes them from here, so that each place is answered after right ones.
+        """
+        return self.inputs(settings)
+
     @abstractmethod
     def label(self, output: Any) -> Label:
-        """The class index, token or tokens that stand for a value of the causal model's output."""
+        """The class or token that stands for a value of the causal model's output, or the several of a sequence."""
 
     @property
     @abstractmethod
     def outputs(self) -> Sequence[Any]:
-        """The values that the output can take, in a fixed order."""
+        """The values that the output can take, in a fixed order; :class:`~itrain.tasks.sequences.Sequences` where they
+        are too many to list."""
 
     def question(self, setting: Setting) -> Question | None:
         """What the setting asks, over which cause and isolate are averaged; None: they are not."""

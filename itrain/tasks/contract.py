@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral
 from random import Random
@@ -17,6 +17,7 @@ from itrain.signatures import nearest
 from itrain.tasks import TaskError
 from itrain.tasks.base import SPLITS, Pair, Split, Task, TextTask
 from itrain.tasks.responses import ResponseTask
+from itrain.tasks.sequences import Sequences, listable
 
 SAMPLES = 16
 """Pairs of each split that are looked at."""
@@ -36,6 +37,13 @@ def label_tokens(task: Task, output: Any) -> tuple[int, ...]:
     if min(tokens) < 0:
         raise TaskError(f"{_name(task)}: label({output!r}) is {label!r}; classes and tokens count from 0")
     return tuple(int(each) for each in tokens)
+
+
+def answer_length(task: Task) -> int:
+    """The number of tokens or classes of the task's longest answer."""
+    if isinstance(task.outputs, Sequences):
+        return task.outputs.length
+    return max(len(label_tokens(task, output)) for output in task.outputs)
 
 
 def count_classes(task: Task, variable: str) -> int:
@@ -188,8 +196,9 @@ def _check_variables(task: Task) -> None:
         )
 
 
-def _check_outputs(task: Task) -> set[Hashable]:
-    listed = _asked(task, "outputs", lambda: task.outputs)
+def _check_outputs(task: Task) -> Container[Any]:
+    every = _asked(task, "outputs", lambda: task.outputs)
+    listed = listable(every)
     if isinstance(listed, str) or not isinstance(listed, Sequence):
         raise TaskError(f"{_name(task)}: outputs is a {type(listed).__name__}; list them in a fixed order")
     for output in listed:
@@ -200,7 +209,11 @@ def _check_outputs(task: Task) -> set[Hashable]:
         has = f"has {twice!r} twice" if len(listed) > 1 else f"has {len(listed)} value"
         raise TaskError(f"{_name(task)}: outputs {has}; list two or more, each once")
     _check_told_apart(task, listed)
-    return set(listed)
+    if not isinstance(every, Sequences):
+        return set(listed)
+    if other := next((each for each in listed if label_tokens(task, each) != each), None):
+        raise TaskError(f"{_name(task)}: label({other!r}) is {task.label(other)!r}; a sequence is its own label")
+    return every
 
 
 def _check_told_apart(task: Task, listed: Sequence[Any]) -> None:
@@ -321,7 +334,7 @@ def _check_setting(task: Task, setting: Setting, place: str) -> dict[str, Any]:
 
 
 def _check_labels(
-    task: Task, pair: Pair, place: str, outputs: set[Hashable], values: Mapping[str, Sequence[Any]]
+    task: Task, pair: Pair, place: str, outputs: Container[Any], values: Mapping[str, Sequence[Any]]
 ) -> None:
     """Refuse outputs and values that the task does not list, and isolate pairs whose label changes."""
     model = task.causal_model
