@@ -18,6 +18,7 @@ from itrain.bounds import require_at_least
 from itrain.inputs import ModelInputs
 from itrain.models.base import ModelError
 from itrain.tasks.captions import Captions
+from itrain.tasks.teaching import seeded, teach
 
 PARTS = ("text_model", "vision_model", "logit_scale")
 """What two towers have."""
@@ -215,10 +216,7 @@ def trained_towers(
             f"{type(task).__name__} has no texts about images, by which towers are taught; choose task=captions"
         )
     require_at_least(2, texts=texts, batch_size=batch_size)
-    require_at_least(1, steps=steps)
-    require_at_least(0, learning_rate=learning_rate)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed) as generator:
         made = TwoTowers(
             words=len(task.vocabulary),
             features=task.images[0].numel(),
@@ -227,19 +225,15 @@ def trained_towers(
             num_heads=num_heads,
             embedding_size=embedding_size,
         )
-    model, random = ChoiceOfText(towers=made), Random(f"towers {seed}")
-    scenes = random.choices(task.of_split("train"), k=texts)
-    given = task.encode([task.any_text(random, scene) for scene in scenes])
-    images, generator = task.images[torch.tensor(scenes)], torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    with torch.enable_grad():
-        for _ in range(steps):
-            rows = torch.randint(texts, (batch_size,), generator=generator)
-            optimizer.zero_grad()
-            _contrast(model, given, images, rows).backward()
-            optimizer.step()
-            schedule.step()
+        model, random = ChoiceOfText(towers=made), Random(f"towers {seed}")
+        scenes = random.choices(task.of_split("train"), k=texts)
+        given = task.encode([task.any_text(random, scene) for scene in scenes])
+        images = task.images[torch.tensor(scenes)]
+
+        def loss() -> Float[Tensor, ""]:
+            return _contrast(model, given, images, torch.randint(texts, (batch_size,), generator=generator))
+
+        teach(model, loss, steps=steps, rate=learning_rate)
     return model.eval()
 
 

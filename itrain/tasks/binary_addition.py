@@ -16,8 +16,9 @@ from itrain.bounds import require_at_least
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, Task
-from itrain.tasks.recurrent import mechanism, seeded, teach
+from itrain.tasks.recurrent import mechanism
 from itrain.tasks.sequences import Sequences
+from itrain.tasks.teaching import seeded, teach
 
 SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 """The part of the shuffled sums that each split draws from."""

@@ -18,6 +18,7 @@ from itrain.bounds import require_at_least
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, Task
+from itrain.tasks.teaching import seeded, teach
 
 OBJECT = 4
 """Numbers that describe an object."""
@@ -145,21 +146,15 @@ def trained_mlp(
         seed: of its start and of the objects.
         steps, batch_size, learning_rate: of Adam, whose rate falls linearly to 0.
     """
-    require_at_least(1, steps=steps, batch_size=batch_size)
-    require_at_least(0, learning_rate=learning_rate)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    require_at_least(1, batch_size=batch_size)
+    with seeded(seed) as generator:
         model = mlp(hidden_size=hidden_size, num_layers=num_layers)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    with torch.enable_grad():
-        for _ in range(steps):
+
+        def loss() -> Float[Tensor, ""]:
             inputs, same = _examples(batch_size, generator)
-            optimizer.zero_grad()
-            cross_entropy(model(inputs), same.long()).backward()
-            optimizer.step()
-            schedule.step()
+            return cross_entropy(model(inputs), same.long())
+
+        teach(model, loss, steps=steps, rate=learning_rate)
     return model
 
 

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -16,6 +16,7 @@ from itrain.bounds import require_at_least
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, Task
+from itrain.tasks.teaching import seeded, teach
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -124,24 +125,18 @@ def trained_transformer(
             to 0. Weight decay makes one head read a and the other b; after fewer steps the two share directions, which
             no orthogonal subspace takes apart.
     """
-    require_at_least(1, steps=steps, batch_size=batch_size)
-    require_at_least(0, learning_rate=learning_rate, weight_decay=weight_decay)
+    require_at_least(1, batch_size=batch_size)
     model = transformer(modulus=modulus, hidden_size=hidden_size, num_heads=num_heads, seed=seed)
     taught = ordered(modulus)[: round(HELD_OUT * modulus**2)]
     tokens = torch.cat([taught, torch.full_like(taught[:, :1], modulus)], 1)
     answers = (taught[:, 0] ** 2 - taught[:, 1] ** 2) % modulus
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * (1 - step / steps))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad():
-        for _ in range(steps):
+    with seeded(seed) as generator:
+
+        def loss() -> Float[Tensor, ""]:
             rows = torch.randint(len(taught), (batch_size,), generator=generator)
-            optimizer.zero_grad()
-            cross_entropy(model(tokens[rows], logits_to_keep=1).logits[:, 0], answers[rows]).backward()
-            optimizer.step()
-            schedule.step()
+            return cross_entropy(model(tokens[rows], logits_to_keep=1).logits[:, 0], answers[rows])
+
+        teach(model, loss, steps=steps, rate=learning_rate, decay=weight_decay, betas=(0.9, 0.98), rise=50)
     return model.eval()
 
 

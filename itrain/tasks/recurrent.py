@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -55,38 +54,6 @@ class GRU(nn.Module):
     ) -> Float[Tensor, "batch hidden"]:
         """The state from which it writes, given that which it has read into."""
         return state
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[torch.Generator]:
-    """Draws weights from a seed and leaves torch's own generator as it was; yields a generator for the examples."""
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
-
-
-def teach(
-    model: nn.Module,
-    loss: Callable[[], Float[Tensor, ""]],
-    *,
-    steps: int,
-    rate: float,
-    decay: float = 0.0,
-) -> None:
-    """Minimise a loss of new examples in each step by AdamW, whose rate falls linearly to 0.
-
-    Raises:
-        ValueError: a setting has a value that trains nothing.
-    """
-    require_at_least(1, steps=steps)
-    require_at_least(0, learning_rate=rate, weight_decay=decay)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-        schedule.step()
 
 
 def mechanism(parents: Sequence[str], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,8 +15,9 @@ from itrain.bounds import require_at_least
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, Task
-from itrain.tasks.recurrent import GRU, mechanism, seeded, teach
+from itrain.tasks.recurrent import GRU, mechanism
 from itrain.tasks.sequences import Sequences
+from itrain.tasks.teaching import seeded, teach
 
 
 class Repeat(Task):
