@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 @pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A stand-in for fits: the figure is 0.6 and a tenth of the seed; returns the folders of those that ran."""
     ran: list[str] = []
 
@@ -64,7 +64,10 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (folder / "metrics.json").write_text(json.dumps({"test/iia_argmax": 0.6 + configuration.seed / 10, "x": None}))
 
     monkeypatch.setattr(experiment, "fit", fit)
-    return ran
+    # A shell has its background commands ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield ran
+    signal.signal(signal.SIGINT, before)
 
 
 def reproduce(*words: str) -> int:

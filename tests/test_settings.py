@@ -63,6 +63,8 @@ GIVEN: Mapping[str, Any] = {
     "judge": {"_target_": "itrain.training.judges.WordJudge"},
     "of": {"_target_": "itrain.tasks.gender.Gender"},
     "objectives": {"kl": {"_target_": "itrain.objectives.distributions.KL", "_partial_": True}},
+    "magnitude": {"_target_": "itrain.training.magnitudes.TopLatents", "_partial_": True},
+    "preference": {"_target_": "itrain.training.preferences.Preference", "_partial_": True},
     "corrupted": "layer1.block_input@name",
     "file": "rows.jsonl",
     "concept": [[1, 2]],
