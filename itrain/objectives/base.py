@@ -93,7 +93,7 @@ def require_one_source(batch: CounterfactualBatch) -> None:
     if several := ["+".join(group) for group in batch.groups if len(group) > 1]:
         raise ValueError(
             f"pairs that interchange {several[0]} have several sources, and so no one distribution to come near to; "
-            "take pairs of one variable, or the base's distribution"
+            "take pairs of one variable, or target=base"
         )
     if any(isinstance(source, IntervenedInputs) for source in batch.sources.values()):
         raise ValueError("sources that are edited themselves have no unedited distribution to come near to")
