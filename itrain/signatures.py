@@ -219,7 +219,10 @@ def _check_finite(value: Any, place: str) -> None:
 
 def _check_values(call: Call) -> None:
     for key in call.accepts:
-        if key in call.node and "_target_" in (call.node[key] if isinstance(call.node[key], dict) else ()):
+        given = call.node.get(key)
+        if isinstance(given, dict) and (factory := _named_factory(call, key)):
+            _check_named_parts(call, key, given, *factory)
+        elif isinstance(given, dict) and "_target_" in given:
             _check_part(call, key)
     for key, message in misfits(call):
         raise ConfigError(f"{call.at(key)}: {message}")
@@ -254,6 +257,30 @@ def _check_part(call: Call, key: str) -> None:
             check_kind(part, kind)
     elif len(classes) == len(options) - (NoneType in options) == 1 and get_origin(classes[0]) is None:
         check_kind(part, classes[0])
+
+
+def _named_factory(call: Call, key: str) -> tuple[Any, ...]:
+    """What the factories take and build that an argument is annotated to hold by name; () for other arguments."""
+    for option in _options(call.annotation(key)):
+        if get_origin(option) is Mapping and get_origin(get_args(option)[-1]) is Callable:
+            return get_args(get_args(option)[-1])
+    return ()
+
+
+def _check_named_parts(call: Call, key: str, given: Mapping[str, Any], takes: Any, kind: Any) -> None:
+    """Check factories by name, in place of which what they build may stand."""
+    if "_target_" in given:
+        raise ConfigError(f"{call.at(key)}: name each: {call.at(key)}.<name>._target_={given['_target_']}")
+    for name, node in given.items():
+        place = f"{call.at(key)}.{name}"
+        if not (isinstance(node, dict) and "_target_" in node):
+            raise ConfigError(f"{place}: needs _target_, the path of a class")
+        (part, *_) = calls_in(node, place)
+        if inspect.isclass(kind):
+            check_kind(part, kind)
+        missing = [each for each in part.required if each not in node] if takes == [] else []
+        if missing:
+            raise ConfigError(f"{part.at(missing[0])} has no value; add {part.at(missing[0])}=<value>")
 
 
 def _holds_target(value: Any) -> bool:

@@ -112,8 +112,10 @@ def test_a_fit_is_measured_beside_random_heads_and_its_export_shifts_the_same_he
     export(module, tmp_path / "export", base_model=load_embedded())
     again = load(tmp_path / "export", load_embedded().model)
     assert isinstance(again, InferenceTimeIntervention) and again.chosen_heads == module.chosen_heads
-    with pytest.raises(ValueError, match="the other heads' directions are not exported: fit again"):
-        again.random_edits(1.0, torch.zeros(1, dtype=torch.long))
+    assert module.has_control and not again.has_control
+    (alone,) = trainer(1).test(again, data, verbose=False)
+    assert alone["test/strength_2/concept_rate"] == figures["test/strength_2/concept_rate"]
+    assert not [name for name in alone if "random_heads" in name] and "no control" in str(summarise_run(alone))
 
 
 @pytest.mark.parametrize(

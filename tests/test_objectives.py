@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import itrain.objectives
+from itrain import config
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.interventions.das import DAS
 from itrain.metrics import UNUSED
@@ -239,11 +240,68 @@ def test_what_an_objective_lacks_is_said_before_the_run() -> None:
 
 
 def test_what_is_no_objective_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"objectives\.a: DAS is none"):
-        search(objectives={"a": partial(DAS, 8)})
+    for make in (partial(DAS, 8), DAS, DAS(8), int):
+        with pytest.raises(TypeError, match=r"objectives\.a: (DAS|int) is none"):
+            search(objectives={"a": make})
+    with pytest.raises(ValueError, match="there is none"):
+        search(objectives={})
+    for name in ("", "a.b", "keys"):
+        with pytest.raises(ValueError, match=f"'{name}' cannot name one"):
+            search(objectives={name: CrossEntropy})
     with pytest.raises(ValueError, match="all weights are 0"):
         search(objectives={"a": partial(CrossEntropy, weight=0)})
     with pytest.raises(ValueError, match="weight=-1"):
         search(objectives={"a": partial(CrossEntropy, weight=-1)})
     with pytest.raises(ValueError, match="target='both'"):
         search(objectives={"a": partial(KL, target="both")})
+
+
+class Mean(Objective):
+    """One loss for all pairs."""
+
+    def forward(self, outcome: Outcome) -> Tensor:
+        return outcome.logits.mean()
+
+
+class Column(Objective):
+    """Losses that would broadcast against those of others."""
+
+    def forward(self, outcome: Outcome) -> Tensor:
+        return outcome.logits[:, :1]
+
+
+@pytest.mark.parametrize("make", [Mean, Column])
+def test_an_objective_that_gives_no_loss_of_each_pair_is_refused(make: ObjectiveFactory) -> None:
+    module, data = search(objectives={"good": CrossEntropy, "own": make})
+    with pytest.raises(ValueError, match=rf"objectives\.own: {make.__name__} gives a loss of shape \(.*32 pairs need"):
+        trainer(max_epochs=1).fit(module, datamodule=data)
+
+
+DISTRIBUTIONS = "itrain.objectives.distributions"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{a:{_target_:itrain.interventions.das.DAS,_partial_:true}}", r"a\._target_: DAS makes no Objective"),
+        (f"{{_target_:{DISTRIBUTIONS}.KL}}", r"name each: training\.objectives\.<name>\._target_=itrain"),
+        ("{a:{weight:0.5}}", r"a: needs _target_"),
+        ("{a:null}", r"a: needs _target_"),
+        (f"{{a:{{_target_:{DISTRIBUTIONS}.KLD}}}}", r"cannot import .*KLD', did you mean .*\.KL'"),
+        (f"{{a:{{_target_:{DISTRIBUTIONS}.KL,wieght:1}}}}", r"did you mean 'training\.objectives\.a\.weight'"),
+        ("{a:{_target_:tests.test_objectives.Given,_partial_:true}}", r"a\._target_: Given makes no Objective"),
+        ("{a:{_target_:tests.test_objectives.Needy,_partial_:true}}", r"a\.size has no value; add training\."),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["das_gender", "iit_lora_gender"])
+def test_a_configuration_s_objectives_are_checked_before_the_run(recipe: str, given: str, message: str) -> None:
+    with pytest.raises(config.ConfigError, match=rf"^training\.objectives.*{message}|^{message}"):
+        config.request([f"recipe={recipe}", f"+training.objectives={given}"])
+
+
+class Needy(CrossEntropy):
+    """An objective that cannot be built without an argument."""
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__()
+        self.size = size

@@ -104,11 +104,12 @@ def test_a_row_is_run_once_and_shown_with_its_spread(
     found = table()["mine"]
     assert found["state"] == "holds" and found["figures"][0]["published"] == 0.9
     assert found["figures"][0]["values"] == [0.6, 0.7]
-    assert found["runs"][1]["command"].endswith("seed=1") and found["runs"][1]["folder"] == fits[1]
+    assert found["runs"][1]["command"].endswith("seed=1") and Path(found["runs"][1]["folder"]).samefile(fits[1])
     assert {"cpu", "cores", "gpu", "torch", "itrain"} <= set(found["runs"][0]["made_with"])
     page = (HOME / "report.html").read_text()
-    assert "0.650 ± 0.071" in page and "A row." in page and fits[0] in page
+    assert "0.650 ± 0.071" in page and "A row." in page and found["runs"][0]["folder"] in page
     assert reproduce() == 0 and len(fits) == 2
+    assert table()["mine"] == found
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,15 @@ def test_rows_are_chosen_by_name_or_as_quick(write: Callable[..., None], fits: l
     assert [row["state"] for row in table().values()] == ["holds", "holds"] and len(fits) == 2
 
 
+def test_quick_of_slow_rows_alone_is_refused_and_not_an_empty_table(
+    write: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("slow", quick=False)
+    for words in (["quick"], ["quick", "slow"]):
+        assert reproduce(*words) == 2
+        assert "leave quick out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -234,6 +244,7 @@ def test_a_wrong_word_is_refused(
         ({"seeds": [1, 1]}, "seeds: one is listed twice"),
         ({"minutes": "few"}, 'minutes: expected a number or null, not "few"'),
         ({"figures": {"a": {"atleast": 1}}}, "figures.a: atleast: no such key, did you mean 'at_least'?"),
+        ({"figures": {"a": {"at_least": 1, "at_most": 0}}}, "figures.a: nothing is >= 1, <= 0; swap the bounds"),
         ({"command": "fit recipe=das_gender", "seeds": [0, 1]}, "so that all seeds would be one run; add seed={seed}"),
         ({"command": "test ckpt=x seed={seed}"}, "command: it begins with fit or sweep, not with 'test'"),
         ({"command": "fit 'recipe={seed}"}, "command: no closing quotation"),

@@ -56,7 +56,8 @@ class SteeringVector(Intervention):
 class UnitVector(Intervention):
     """Adds a learned vector of length 1: h + w, |w| = 1. w starts in a random direction.
 
-    How long the vector is where it steers says a strength; in training :class:`~itrain.training.reft_r1.ReFTR1` does.
+    How long the vector is where it steers says a strength; in training
+    :class:`~itrain.training.magnitudes.TopLatents` does.
 
     The w of ReFT-r1: Wu et al. 2025, "AxBench: Steering LLMs? Even Simple Baselines Outperform Sparse Autoencoders".
     """

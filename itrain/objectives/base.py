@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ def require_one_source(batch: CounterfactualBatch) -> None:
     if several := ["+".join(group) for group in batch.groups if len(group) > 1]:
         raise ValueError(
             f"pairs that interchange {several[0]} have several sources, and so no one distribution to come near to; "
-            "take pairs of one variable, or the base's distribution"
+            "take pairs of one variable, or target=base"
         )
     if any(isinstance(source, IntervenedInputs) for source in batch.sources.values()):
         raise ValueError("sources that are edited themselves have no unedited distribution to come near to")
@@ -143,21 +144,20 @@ class Objectives(nn.Module):
 
     Raises:
         TypeError: something does not build an objective.
-        ValueError: all weights are 0.
+        ValueError: there is none, all weights are 0, or a name is taken.
     """
 
     def __init__(self, factories: Mapping[str, ObjectiveFactory] | None, *, default: type[Objective]) -> None:
         super().__init__()
         self.named = factories is not None
         """Whether the training was given its objectives, so that their losses are logged apart."""
+        if factories is not None and not factories:
+            raise ValueError("objectives: there is none; give one, or leave objectives out")
         built = {}
-        for name, make in (factories or {"default": default}).items():
-            built[name] = each = make() if callable(make) and not isinstance(make, nn.Module) else make
-            if not isinstance(each, Objective):
-                raise TypeError(
-                    f"objectives.{name}: {type(each).__name__} is none; give a class of itrain.objectives or "
-                    "functools.partial(class, weight=0.5)"
-                )
+        for name, make in ({"default": default} if factories is None else factories).items():
+            if not name or "." in name or hasattr(nn.ModuleDict, name):
+                raise ValueError(f"objectives: '{name}' cannot name one; choose another name, without a dot")
+            built[name] = _built(name, make)
         if not any(each.weight for each in built.values()):
             raise ValueError("objectives: all weights are 0, so that nothing is trained; give one a weight above 0")
         self.parts: Mapping[str, Objective] = nn.ModuleDict(built)  # type: ignore[assignment]
@@ -175,4 +175,24 @@ class Objectives(nn.Module):
     def forward(self, outcome: Outcome) -> tuple[Float[Tensor, " batch"], dict[str, Float[Tensor, " batch"]]]:
         """The weighted sum for each pair, and its terms without their weights."""
         losses = {name: each(outcome) for name, each in self.counted.items()}
+        for name, each in losses.items():
+            # Others would broadcast, or weigh pairs otherwise, without a word.
+            if each.shape != outcome.logits.shape[:1]:
+                raise ValueError(
+                    f"objectives.{name}: {type(self.parts[name]).__name__} gives a loss of shape {tuple(each.shape)}, "
+                    f"and {len(outcome.logits)} pairs need one each; do not average over pairs"
+                )
         return sum(self.counted[name].weight * each for name, each in losses.items()), losses  # type: ignore[return-value]
+
+
+def _built(name: str, make: ObjectiveFactory) -> Objective:
+    kind = getattr(make, "func", make)
+    other = inspect.isclass(kind) and not issubclass(kind, Objective)
+    made = make() if callable(make) and not isinstance(make, nn.Module) and not other else make
+    if not isinstance(made, Objective):
+        what = kind.__name__ if other else type(made).__name__
+        raise TypeError(
+            f"objectives.{name}: {what} is none; give a class of itrain.objectives or "
+            "functools.partial(class, weight=0.5)"
+        )
+    return made

@@ -57,7 +57,9 @@ def _row(file: Path) -> Row:
                 check_calls(Expected, each or {})
             except ConfigError as error:
                 raise ConfigError(f"figures.{name}: {error}") from error
-            figures[name] = Expected(**(each or {}))
+            figures[name] = found = Expected(**(each or {}))
+            if None not in (found.at_least, found.at_most) and found.at_least > found.at_most:  # type: ignore[operator]
+                raise ConfigError(f"figures.{name}: nothing is {found.bounds}; swap the bounds, or leave one out")
         row = Row(name=file.stem, **{**node, "figures": figures})
         _require_command(row)
     except ConfigError as error:
@@ -115,10 +117,13 @@ def chosen(rows: Mapping[str, Row], names: Sequence[str], *, quick: bool) -> lis
     """The rows that are asked for by name, or all, in the order of the table; with ``quick`` only those that are.
 
     Raises:
-        ConfigError: there is no such row.
+        ConfigError: there is no such row, or none is left.
     """
     for name in names:
         if name not in rows:
             raise ConfigError(f"there is no row '{name}'{nearest(name, rows)}")
-    found = [row for row in rows.values() if not names or row.name in names]
-    return [row for row in found if row.quick or not quick]
+    asked = [row for row in rows.values() if not names or row.name in names]
+    found = [row for row in asked if row.quick or not quick]
+    if not found:
+        raise ConfigError(f"quick: {', '.join(names) or 'no row'} takes less than 20 seconds a seed; leave quick out")
+    return found

@@ -103,7 +103,7 @@ class Runs:
                     "made_with": {**_machine(), **configuration.versions, "commit": configuration.commit},
                 }
                 write_json(folder / RECORD, record)
-                return self._run(seed, folder, record)
+                return self._run(seed, self._home(seed) / folder.name, record)
         except (ConfigError, RunFailed) as error:
             return Failure(str(error))
         except Exception:

@@ -30,15 +30,16 @@ TOP = 3.0
 """The highest perplexity ratio that is drawn: far above 1 there is no text left to tell apart."""
 
 
-def _control(results: Results) -> str:
-    """The name of what the steered model is compared with, beside the unsteered one."""
-    return RANDOM_HEADS if any(name.startswith(f"{TEST}/{RANDOM_HEADS}/") for name in results) else RANDOM_VECTOR
+def _control(results: Results) -> str | None:
+    """The name of what the steered model is compared with, beside the unsteered one; None: an export had none."""
+    there = [each for each in (RANDOM_HEADS, RANDOM_VECTOR) if any(n.startswith(f"{TEST}/{each}/") for n in results)]
+    return there[0] if there else None
 
 
 def _sides(results: Results) -> dict[str, str]:
     """The lines of a plot, and where their figures are."""
     control = _control(results)
-    return {"steered": TEST, control.replace("_", " "): f"{TEST}/{control}"}
+    return {"steered": TEST} | ({control.replace("_", " "): f"{TEST}/{control}"} if control else {})
 
 
 def _is_of_steering(results: Results) -> bool:
@@ -66,9 +67,9 @@ def judged_lines(results: Results) -> list[str]:
     """The scores at the chosen strength, and the win rates."""
     if not is_judged(results) or TEST_STRENGTH not in results:
         return []
-    score, random = (results[f"{place}/{STEERING_SCORE}"] for place in _sides(results).values())
-    control = _control(results).replace("_", " ")
-    lines = [f"steering score at the chosen strength: {score:.3f} ({control}: {random:.3f})"]
+    score, *beside = (f"{name}: {results[f'{at}/{STEERING_SCORE}']:.3f}" for name, at in _sides(results).items())
+    compared = f" ({', '.join(beside)})" if beside else ""
+    lines = [f"steering score at the chosen strength: {score.removeprefix('steered: ')}{compared}"]
     if all(f"{TEST}/{name}" in results for name in WIN_RATES):
         win, loss, tie = (results[f"{TEST}/{name}"] for name in WIN_RATES)
         lines.append(f"against the reference: {win:.3f} won, {tie:.3f} tied, {loss:.3f} lost")
@@ -79,12 +80,12 @@ def _table(results: Results) -> Table:
     """The mentions over strength; a judge's scores in place of their intervals, where there are some."""
     if is_judged(results):
         return _judged_table(results)
-    start = f"{TEST}/{UNSTEERED}"
+    start, control = f"{TEST}/{UNSTEERED}", _control(results)
     rows = {UNSTEERED: [*_cells(results, start), "", ""]}
     for name in _strengths(results).values():
-        random = _cells(results, f"{TEST}/{_control(results)}/{name}")
+        random = _cells(results, f"{TEST}/{control}/{name}") if control else ["", "", ""]
         rows[name.replace("_", " ")] = [*_cells(results, f"{TEST}/{name}"), random[0], random[2]]
-    uppers = ["steered", "", "", _control(results).replace("_", " "), ""]
+    uppers = ["steered", "", "", (control or "no control").replace("_", " "), ""]
     lowers = ["concept", "95%", "perplexity", "concept", "perplexity"]
     return Table(
         title=f"mentions of the concept on {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts, perplexity as a ratio",
@@ -94,11 +95,12 @@ def _table(results: Results) -> Table:
 
 
 def _judged_table(results: Results) -> Table:
+    control = _control(results)
     rows = {UNSTEERED: [*_judged_cells(results, f"{TEST}/{UNSTEERED}"), ""]}
     for name in _strengths(results).values():
-        random = _judged_cells(results, f"{TEST}/{_control(results)}/{name}")
-        rows[name.replace("_", " ")] = [*_judged_cells(results, f"{TEST}/{name}"), random[2]]
-    uppers = ["steered", *[""] * 5, "random"]
+        random = _judged_cells(results, f"{TEST}/{control}/{name}")[2] if control else ""
+        rows[name.replace("_", " ")] = [*_judged_cells(results, f"{TEST}/{name}"), random]
+    uppers = ["steered", *[""] * 5, "random" if control else "no control"]
     lowers = ["rate", "ratio", "score", *(name.removesuffix("_score") for name in JUDGED[1:]), "score"]
     return Table(
         title=f"steering score on {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts (0 to {HIGHEST:g}), "
@@ -125,8 +127,8 @@ def _ratio(results: Results, place: str) -> str:
 def _bars(results: Results) -> Bars:
     places = {UNSTEERED: f"{TEST}/{UNSTEERED}"}
     if TEST_STRENGTH in results:
-        (steered, at), (random, control) = _sides(results).items()
-        places = {random: control, **places, steered: at}
+        (steered, at), *beside = _sides(results).items()
+        places = {**dict(beside), **places, steered: at}
     names = list(places)
     return Bars(
         axis=f"concept rate, {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts",

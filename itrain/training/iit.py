@@ -141,7 +141,9 @@ class InterchangeInterventionTraining(Training):
         )
         self.sites = self.interchange.sites
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
-        self.objectives = Objectives(objectives or {"interchange": CrossEntropy}, default=CrossEntropy)
+        self.objectives = Objectives(
+            {"interchange": CrossEntropy} if objectives is None else objectives, default=CrossEntropy
+        )
         if clash := TERMS & self.objectives.parts.keys():
             raise ValueError(f"objectives: '{min(clash)}' names another term of the loss; choose another name")
         self.scores = InterchangeScores(self.interchange)

@@ -171,14 +171,13 @@ class InferenceTimeIntervention(Steering):
         self._shift(self.interchange, every, chosen)
         self._shift(self.random_heads, every, Random(self.seed).sample(rest, min(self.heads, len(rest))))
 
-    def random_edits(self, strength: float, keys: Int[Tensor, " batch"]) -> list[EditAt]:
-        """Edits of as many other heads.
+    @property
+    def has_control(self) -> bool:
+        """Whether the other heads' directions are known: no export holds them."""
+        return any(bool(_vector(self.random_heads, placement).any()) for placement in self.placements)
 
-        Raises:
-            ValueError: they are not known, since no export holds them.
-        """
-        if not any(bool(_vector(self.random_heads, placement).any()) for placement in self.placements):
-            raise ValueError("the other heads' directions are not exported: fit again, to test beside random heads")
+    def random_edits(self, strength: float, keys: Int[Tensor, " batch"]) -> list[EditAt]:
+        """Edits of as many other heads."""
         found = self.edits_of(self.random_heads.trained)
         return [each._replace(edit=scaled(each.edit, strength)) for each in found]
 

@@ -220,6 +220,11 @@ class Steering(RepresentationFinetuning):
             each._replace(edit=scaled(each.edit, strength * size)) for each, size in zip(found, self.sizes, strict=True)
         ]
 
+    @property
+    def has_control(self) -> bool:
+        """Whether a test can measure :meth:`random_edits`."""
+        return True
+
     def random_edits(self, strength: float, keys: Int[Tensor, " batch"]) -> list[EditAt]:
         """Edits that move each activation as far as the trained ones do, in a random direction of each example."""
         draws, trained = self._draws(keys), self.trained.values()
@@ -250,7 +255,7 @@ class Steering(RepresentationFinetuning):
         super().score(split, batch)
         if split == "test":
             self._measure(self.spoken, batch)
-            for strength in self.strengths:
+            for strength in self.strengths if self.has_control else ():
                 edits = self.random_edits(strength, batch.inputs.keys)
                 self._sample(self.spoken, f"{self.control}/{_place(strength)}", batch, edits)
 
