@@ -111,6 +111,8 @@ class CounterfactualBatch(Batch, Interchanging):
         question: which of the questions a pair's base asks, on the CPU.
         difference: by how much the logit of the first of the two labels ``compared`` should be above that of the second
             after the interchange; None: the task does not say.
+        natural: inputs whose unedited runs have the variables of each pair's counterfactual run, in several draws;
+            empty unless a training asks for them.
     """
 
     base: ModelInputs
@@ -129,6 +131,7 @@ class CounterfactualBatch(Batch, Interchanging):
     question: Int[Tensor, " batch"] | None = None
     difference: Float[Tensor, " batch"] | None = None
     compared: Int[Tensor, "batch 2 ..."] | None = None
+    natural: tuple[ModelInputs, ...] = ()
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:
@@ -178,6 +181,7 @@ class CounterfactualBatch(Batch, Interchanging):
             self,
             base=change(self.base),
             sources={variable: change(source) for variable, source in self.sources.items()},
+            natural=tuple(change(inputs) for inputs in self.natural),
             base_label=change_tensor(self.base_label),
             counterfactual_label=change_tensor(self.counterfactual_label),
             contrast_label=change_tensor(self.contrast_label),

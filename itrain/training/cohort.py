@@ -86,7 +86,9 @@ class Cohort(Training):
         """Why the members that diverged did."""
         self.losses: dict[str, MeanMetric] = {}
         searches = {name: each.interchange for name, each in members.items() if isinstance(each, AlignmentSearch)}
-        self.divergences = Divergences(searches)
+        asked = {name: members[name].scores.row_features for name in searches}
+        rows = {name: features for name, features in asked.items() if features is not None}
+        self.divergences = Divergences(searches, row_features=rows)
         self._fitted_here: set[str] = set()
         self._of_step: tuple[Sequence[str], Tensor] = ((), torch.empty(0))
         self.found: dict[str, float] = {}
@@ -126,7 +128,14 @@ class Cohort(Training):
         known: dict[str, Tensor] = {}
         logits = self.interchange(batch, interventions, edited)
         return {
-            name: Outcome(logits=each, batch=batch, network=self.network, edited=edited.get(name, {}), known=known)
+            name: Outcome(
+                logits=each,
+                batch=batch,
+                network=self.network,
+                edited=edited.get(name, {}),
+                interventions=interventions[name],
+                known=known,
+            )
             for name, each in logits.items()
         }
 
