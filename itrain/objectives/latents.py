@@ -31,7 +31,7 @@ class CounterfactualLatent(Objective):
         form: ``sum`` is the paper's loss; ``mean`` that of the authors' code, |h - n|^2 / D + 1 - cos(h, n), whose
             size does not grow with the D features.
         within: ``activation`` compares all of h; ``subspaces`` compares what the intervention swaps of it, and sums
-            over the variables: h and n are replaced by A^-1 M A h and A^-1 M A n, with M the variable's features.
+            over the task's variables: h and n are replaced by A^-1 M A h and A^-1 M A n, with M a variable's features.
         naturals: over how many natural inputs n is averaged.
         weight: as in :class:`~itrain.objectives.base.Objective`.
 
@@ -102,7 +102,7 @@ def _projections(placement: Placement, outcome: Outcome) -> Iterator[Projection]
             f"site '{placement}': {type(intervention).__name__} swaps no features of a source, so that within="
             "'subspaces' has none to compare; use within='activation'"
         )
-    served = [variable for variable in outcome.batch.sources if placement.serves(variable)]
+    served = [variable for variable in outcome.batch.variables if placement.serves(variable)]
     for edit in dict.fromkeys(intervention.edit_for(variable) for variable in served):
         yield lambda activation, edit=edit: _swapped(edit, intervention, activation)
 

@@ -32,11 +32,11 @@ PARTS: dict[Part, tuple[int, ...]] = {"all": Y, "sparse": (0, 3), "dense": (1, 2
 class NoisyVariables(Task):
     """The class of a vector with features x + 0.2 y and y, each with noise, and further features of noise alone.
 
-    x is -1 or 1 and y 0 to 4, which makes ten classes. Pairs interchange either variable equally often, and each
-    class is equally often what the interchange leads to. Train, validation and test have disjoint vectors. Grant et al.
+    x is -1 or 1 and y 0 to 4, which makes ten classes. Each class is equally often what an interchange leads to. Train, validation and test have disjoint vectors. Grant et al.
     2025, "Addressing divergent representations from causal interventions on neural networks", section 5.
 
     Args:
+        interchanged: the variables of which each pair interchanges one: ``x``, as in the paper, or either.
         trained: the classes of training and validation: ``all``, ``sparse`` (y is 0 or 3) or ``dense`` (1 or 2).
         tested: the classes of the test; None: those of training. Others ask whether an alignment holds for them too.
         noise_features: the features of noise.
@@ -49,6 +49,7 @@ class NoisyVariables(Task):
     def __init__(
         self,
         *,
+        interchanged: Sequence[Literal["x", "y"]] = ("x",),
         trained: Part = "all",
         tested: Part | None = None,
         noise_features: int = 16,
@@ -59,8 +60,11 @@ class NoisyVariables(Task):
         for part in (trained, tested):
             if part not in get_args(Part):
                 raise ValueError(f"task: there is no part '{part}' of the classes; there are {', '.join(PARTS)}")
+        if not interchanged or not set(interchanged) <= set(self.variables):
+            raise ValueError(f"task.interchanged={list(interchanged)}: name x, y, or both")
         require_at_least(10, vectors=vectors)  # so that each split has two of a class
         require_at_least(0, noise_features=noise_features)
+        self.interchanged = tuple(interchanged)
         self.parts: dict[Split, Part] = {"train": trained, "validation": trained, "test": tested}
         self.causal_model = CausalModel(
             inputs={"x_value": X, "y_value": Y, "drawn": range(vectors)},
@@ -86,7 +90,8 @@ class NoisyVariables(Task):
         return self.outputs.index(output)
 
     def sample(self, random: Random, split: Split) -> Pair:
-        wanted, swapped = {"x": random.choice(X), "y": random.choice(PARTS[self.parts[split]])}, random.choice("xy")
+        wanted = {"x": random.choice(X), "y": random.choice(PARTS[self.parts[split]])}
+        swapped = random.choice(self.interchanged)
         base, source = self._drawn(random, split), self._drawn(random, split)
         for name, value in wanted.items():
             (source if name == swapped else base)[f"{name}_value"] = value
