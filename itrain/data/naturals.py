@@ -12,11 +12,11 @@ from itrain.data.pairs import CounterfactualDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.placements import Placement
-from itrain.tasks.base import Pair, Split, Task
+from itrain.tasks.base import SPLITS, Pair, Split, Task
 
 
 def add_naturals(data: SplitDataModule, placements: Sequence[Placement], *, draws: int) -> None:
-    """Give training and validation pairs natural inputs, unless they have as many draws already.
+    """Give the pairs of each split natural inputs, unless they have as many draws already.
 
     They are among the bases and sources of the split's own pairs, the same in every process; see
     :attr:`~itrain.tasks.base.Task.latent` for the variables whose values they share with the counterfactual run.
@@ -30,8 +30,7 @@ def add_naturals(data: SplitDataModule, placements: Sequence[Placement], *, draw
             f"{type(data).__name__} knows no natural inputs for counterfactual runs; take an itrain data module of "
             "pairs, or leave out the objective that compares edits with natural activations"
         )
-    splits: tuple[Split, ...] = ("train", "validation")
-    for split in splits:
+    for split in SPLITS:
         dataset = data.datasets[split]
         if len(dataset.examples.natural) < draws:
             made = tuple(natural_inputs(data.task, data.pairs[split], split, draws=draws, seed=data.seed))

@@ -111,11 +111,15 @@ class Divergence(Metric):
             ("first", natural.of(False)),
             ("second", natural.of(True)),
         ):
-            keys = points.keys.to(points.values.device, non_blocking=True)
-            values = [*getattr(self, name), points.values.detach().float()]
-            kept = _smallest(torch.cat(values), torch.cat([*getattr(self, f"{name}_keys"), keys]), self.points)
-            setattr(self, name, [kept[0]])
-            setattr(self, f"{name}_keys", [kept[1]])
+            self._keep(name, points)
+
+    def _keep(self, name: str, points: Points) -> None:
+        """Take up activations in a state."""
+        keys = points.keys.to(points.values.device, non_blocking=True)
+        values = [*getattr(self, name), points.values.detach().float()]
+        kept = _smallest(torch.cat(values), torch.cat([*getattr(self, f"{name}_keys"), keys]), self.points)
+        setattr(self, name, [kept[0]])
+        setattr(self, f"{name}_keys", [kept[1]])
 
     def compute(self) -> dict[str, Tensor]:
         """``divergence`` and ``natural_divergence``."""
@@ -141,8 +145,9 @@ class RowDivergence(Divergence):
     """The same of chosen features in their own unit: what a causal model's variables are read from.
 
     ``row_divergence`` is the debiased Sinkhorn divergence with cost |x - y|^2 / 2 and blur 0.05, which the paper calls
-    row-space EMD, and ``natural_row_divergence`` its baseline. It has no statistics of the natural activations in it,
-    so that figures of different models cannot be compared.
+    row-space EMD, of intervened activations from natural ones of the values that the pairs' interchanges lead to.
+    ``natural_row_divergence``, its baseline, is that of other natural ones of these values. Values are as frequent on
+    both sides, because moving them between clusters would outweigh all else.
 
     Args:
         features: which features of an activation are compared.
@@ -158,11 +163,12 @@ class RowDivergence(Divergence):
             raise ValueError(f"row_features={list(features)}: name features of the activation, counted from 0")
         self.features = list(features)
 
-    def update(self, intervened: Points, natural: Points) -> None:
+    def update(self, intervened: Points, natural: Points, other: Points) -> None:  # type: ignore[override]
+        """Take up, of each pair, the intervened activation and two natural ones of its counterfactual values."""
         if (count := intervened.values.shape[-1]) <= max(self.features):
             raise ValueError(f"row_features={self.features}: the activation has {count} features, counted from 0")
-        chosen = [Points(each.values[:, self.features], each.keys, each.second) for each in (intervened, natural)]
-        super().update(*chosen)
+        for name, each in (("intervened", intervened), ("second", natural), ("first", other)):
+            self._keep(name, each._replace(values=each.values[:, self.features]))
 
     def compute(self) -> dict[str, Tensor]:
         """``row_divergence`` and ``natural_row_divergence``."""

@@ -55,10 +55,12 @@ class CounterfactualLatent(Objective):
         self.naturals = naturals
 
     def forward(self, outcome: Outcome) -> Float[Tensor, " batch"]:
-        # Of the placements of one site, the last one's activation has the edits of all.
-        final = {placement.write: placement for placement in outcome.edited}
-        compared = outcome.edited if self.within == "subspaces" else final.values()
-        losses = [self._at(placement, outcome) for placement in compared]
+        # Of several placements of one site, the last one's activation has the edits of all.
+        final = {placement.write: (placement, each.after) for placement, each in outcome.edited.items()}
+        if self.within == "activation":
+            losses = [self._whole(placement, edited, outcome) for placement, edited in final.values()]
+        else:
+            losses = [self._parts(each, final[each.write][1], outcome) for each in outcome.edited]
         return sum(losses) / len(losses)  # type: ignore[return-value]
 
     def require(self, batch: CounterfactualBatch) -> None:
@@ -68,23 +70,19 @@ class CounterfactualLatent(Objective):
                 "take the pairs from a CounterfactualDataModule, and let the training prepare them"
             )
 
-    def _at(self, placement: Placement, outcome: Outcome) -> Float[Tensor, " batch"]:
-        """The loss of each pair at a placement, the mean over its tokens."""
-        edited = next(each.after for other, each in reversed(outcome.edited.items()) if other.write == placement.write)
+    def _whole(self, placement: Placement, edited: Tensor, outcome: Outcome) -> Float[Tensor, " batch"]:
+        edited, natural = self._compared(placement, edited, outcome)
+        return _over_tokens(self.distance(edited, natural), placement, edited, outcome)
+
+    def _parts(self, placement: Placement, edited: Tensor, outcome: Outcome) -> Float[Tensor, " batch"]:
+        edited, natural = self._compared(placement, edited, outcome)
+        losses = [self.distance(of(edited), of(natural).detach()) for of in _projections(placement, outcome)]
+        return _over_tokens(torch.stack(losses).sum(0), placement, edited, outcome)
+
+    def _compared(self, placement: Placement, edited: Tensor, outcome: Outcome) -> tuple[Tensor, Tensor]:
+        """The edited activation and the natural one, in fp32 or more."""
         exact = torch.promote_types(edited.dtype, torch.float32)
-        edited, natural = edited.to(exact), outcome.natural(placement.write, self.naturals).to(exact)
-        if self.within == "activation":
-            losses = self.distance(edited, natural)
-        else:
-            projections = list(_projections(placement, outcome))
-            losses = torch.stack([self.distance(of(edited), of(natural).detach()) for of in projections]).sum(0)
-        if losses.ndim == 1:
-            return losses
-        inputs, at = outcome.batch.base, placement.write
-        if inputs.tokens is None or not inputs.are_tokens(at, edited):
-            return losses.flatten(1).mean(1)
-        present = inputs.present(at).to(losses.device, non_blocking=True)
-        return losses.where(present, 0).sum(1) / present.sum(1)
+        return edited.to(exact), outcome.natural(placement.write, self.naturals).to(exact)
 
     def distance(
         self, edited: Float[Tensor, "*batch features"], natural: Float[Tensor, "*batch features"]
@@ -92,6 +90,17 @@ class CounterfactualLatent(Objective):
         """The loss of each activation."""
         squares, cosine = (edited - natural).square(), cosine_similarity(edited, natural, dim=-1)
         return (squares.sum(-1) - cosine) / 2 if self.form == "sum" else squares.mean(-1) + 1 - cosine
+
+
+def _over_tokens(
+    losses: Float[Tensor, "batch ..."], placement: Placement, edited: Tensor, outcome: Outcome
+) -> Float[Tensor, " batch"]:
+    """The mean over the tokens that each example has."""
+    inputs, at = outcome.batch.base, placement.write
+    if losses.ndim == 1 or inputs.tokens is None or not inputs.are_tokens(at, edited):
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    present = inputs.present(at).to(losses.device, non_blocking=True)
+    return losses.where(present, 0).sum(1) / present.sum(1)
 
 
 def _projections(placement: Placement, outcome: Outcome) -> Iterator[Projection]:

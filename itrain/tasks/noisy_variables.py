@@ -32,8 +32,9 @@ PARTS: dict[Part, tuple[int, ...]] = {"all": Y, "sparse": (0, 3), "dense": (1, 2
 class NoisyVariables(Task):
     """The class of a vector with features x + 0.2 y and y, each with noise, and further features of noise alone.
 
-    x is -1 or 1 and y 0 to 4, which makes ten classes. Each class is equally often what an interchange leads to. Train, validation and test have disjoint vectors. Grant et al.
-    2025, "Addressing divergent representations from causal interventions on neural networks", section 5.
+    x is -1 or 1 and y 0 to 4, which makes ten classes. Each class is equally often what an interchange leads to.
+    Train, validation and test have disjoint vectors. Grant et al. 2025, "Addressing divergent representations from
+    causal interventions on neural networks", section 5.
 
     Args:
         interchanged: the variables of which each pair interchanges one: ``x``, as in the paper, or either.

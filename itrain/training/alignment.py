@@ -129,8 +129,8 @@ class AlignmentSearch(Training):
 
     def check(self, data: SplitDataModule) -> None:
         super().check(data)
-        if self.objectives.naturals:
-            add_naturals(data, self.placements, draws=self.objectives.naturals)
+        if draws := max(self.objectives.naturals, 0 if self.scores.row_features is None else 2):
+            add_naturals(data, self.placements, draws=draws)
         self.objectives.require(data.datasets["train"].examples)
 
     def export_arguments(self) -> dict[str, Any]:

@@ -85,10 +85,12 @@ class Cohort(Training):
         self.diverged: dict[str, str] = {}
         """Why the members that diverged did."""
         self.losses: dict[str, MeanMetric] = {}
-        searches = {name: each.interchange for name, each in members.items() if isinstance(each, AlignmentSearch)}
-        asked = {name: members[name].scores.row_features for name in searches}
-        rows = {name: features for name, features in asked.items() if features is not None}
-        self.divergences = Divergences(searches, row_features=rows)
+        searches = {name: each for name, each in members.items() if isinstance(each, AlignmentSearch)}
+        features = {name: each.scores.row_features for name, each in searches.items()}
+        self.divergences = Divergences(
+            {name: each.interchange for name, each in searches.items()},
+            row_features={name: each for name, each in features.items() if each is not None},
+        )
         self._fitted_here: set[str] = set()
         self._of_step: tuple[Sequence[str], Tensor] = ((), torch.empty(0))
         self.found: dict[str, float] = {}

@@ -117,14 +117,15 @@ class Divergences:
             parts.append(_points(member, activation, inputs, site, of, variable))
         if (name, site) not in self.metrics:
             made = [Divergence(points=POINTS)]
-            if name in self.row_features:
+            if name in self.row_features and len(batch.natural) > 1:
                 made.append(RowDivergence(features=self.row_features[name], points=POINTS))
             self.metrics[name, site] = [each.to(edited.device) for each in made]
-        for metric in self.metrics[name, site]:
-            metric.update(
-                _points(member, edited, batch.base, site, keys, BASE),
-                Points(*(torch.cat([getattr(part, field) for part in parts]) for field in Points._fields)),
-            )
+        whole, *rows = self.metrics[name, site]
+        intervened = _points(member, edited, batch.base, site, keys, BASE)
+        whole.update(intervened, Points(*(torch.cat([getattr(part, of) for part in parts]) for of in Points._fields)))
+        for metric in rows:
+            read = [(each, member.network.read(each, [site])[site]) for each in batch.natural[:2]]
+            metric.update(intervened, *(_points(member, found, each, site, keys, BASE) for each, found in read))
 
 
 def _edited(
