@@ -19,7 +19,8 @@ class LinearMap(Featurizer):
     """Coordinates under a learned symmetric map: features = A h, with no error; A = M M^T + 0.1 I is positive definite.
 
     It starts near the identity, and so near the activation's own first features: where these carry the variables, a
-    good start is no finding. Grant 2025, "Model Alignment Search", whose signs of columns change no interchange and are left out.
+    good start is no finding. Grant 2025, "Model Alignment Search", whose signs of columns change no interchange and are
+    left out.
     """
 
     def __init__(self, hidden_size: int) -> None:
