@@ -25,6 +25,7 @@ from itrain.objectives.base import Edited, Objective, ObjectiveFactory, Outcome
 from itrain.objectives.cross_entropy import CrossEntropy
 from itrain.objectives.distributions import KL, JensenShannon
 from itrain.objectives.edits import EditSize
+from itrain.objectives.latents import CounterfactualLatent
 from itrain.objectives.logit_difference import LogitDifferenceError, LogitMargin
 from itrain.placements import Placement
 from itrain.training.alignment import AlignmentSearch
@@ -77,11 +78,14 @@ def outcome(answers: int | None = None) -> tuple[Outcome, dict[str, np.ndarray]]
         difference=torch.linspace(-1, 1, 5, dtype=torch.float64),
         compared=labels[1:].transpose(0, 1),
     )
-    before, after = (torch.randn(5, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    shape = (5, 2, 3)
+    before, after, natural = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     network = Given({id(inputs[0]): base, id(inputs[1]): source})
     edited = {Placement(write=EMBED): Edited(before, after)}
     arrays = {"logits": logits, "base": base, "source": source, "labels": labels, "before": before, "after": after}
-    made = Outcome(logits=logits, batch=batch, network=network, edited=edited)
+    arrays["natural"] = natural
+    known = {f"natural 1 {EMBED}": natural}
+    made = Outcome(logits=logits, batch=batch, network=network, edited=edited, known=known)
     return made, {name: each.numpy() for name, each in arrays.items()}
 
 
@@ -104,6 +108,12 @@ def expected(objective: Objective, at: dict[str, np.ndarray]) -> np.ndarray:
     if isinstance(objective, EditSize):
         moved = (at["after"] - at["before"]).reshape(5, -1)
         return np.abs(moved).sum(1) if objective.norm == 1 else np.sqrt((moved**2).sum(1))
+    if isinstance(objective, CounterfactualLatent):
+        h, n = at["after"], at["natural"]
+        squares = ((h - n) ** 2).sum(-1)
+        cosines = (h * n).sum(-1) / np.sqrt((h**2).sum(-1) * (n**2).sum(-1))
+        each = squares / 2 - cosines / 2 if objective.form == "sum" else squares / 3 + 1 - cosines
+        return each.mean(1)
     p = softmax(at[objective.target])
     if isinstance(objective, KL):
         return (p * (np.log(p) - np.log(q))).sum(-1)
@@ -114,7 +124,13 @@ def expected(objective: Objective, at: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "make",
-    [*FINAL, partial(LogitMargin, margin=1.0), partial(KL, target="base"), partial(EditSize, norm=1)],
+    [
+        *FINAL,
+        partial(LogitMargin, margin=1.0),
+        partial(KL, target="base"),
+        partial(EditSize, norm=1),
+        partial(CounterfactualLatent, form="mean"),
+    ],
     ids=lambda make: getattr(make, "__name__", str(getattr(make, "keywords", make))),
 )
 def test_an_objective_equals_its_formula(make: ObjectiveFactory) -> None:

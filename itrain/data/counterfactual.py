@@ -114,6 +114,8 @@ class CounterfactualBatch(Batch, Interchanging):
             after the interchange; None: the task does not say.
         answered, answered_sources: the bases and the sources, unedited and each with the tokens of its own answer;
             where answers are of one token these are ``base`` and ``sources``.
+        natural: inputs whose unedited runs have the variables of each pair's counterfactual run, in several draws;
+            empty unless a training asks for them.
     """
 
     base: ModelInputs
@@ -143,6 +145,7 @@ class CounterfactualBatch(Batch, Interchanging):
     def own_source(self, variable: str) -> ModelInputs:
         """The sources of a variable as they answer themselves, for ``source_labels``."""
         return self.answered_sources.get(variable, self.sources[variable])
+    natural: tuple[ModelInputs, ...] = ()
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:
@@ -194,6 +197,7 @@ class CounterfactualBatch(Batch, Interchanging):
             sources={variable: change(source) for variable, source in self.sources.items()},
             answered=None if self.answered is None else change(self.answered),
             answered_sources={variable: change(source) for variable, source in self.answered_sources.items()},
+            natural=tuple(change(inputs) for inputs in self.natural),
             base_label=change_tensor(self.base_label),
             counterfactual_label=change_tensor(self.counterfactual_label),
             contrast_label=change_tensor(self.contrast_label),

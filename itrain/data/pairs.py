@@ -102,6 +102,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         self.model_accuracy: dict[str, float] = {}
         self._known: dict[Split, list[tuple[Hashable, ...]]] = {}
         """The identities of each split's pairs."""
+        self.pairs: dict[Split, Sequence[Pair]] = {}
         self._control: SplitDataset[CounterfactualBatch] | None = None
 
     def example(self) -> ModelInputs:
@@ -113,7 +114,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     def read(self) -> list[ModelInputs]:
         found = []
         for dataset in self.datasets.values():
-            found += _untouched(dataset.examples)
+            found += [*_untouched(dataset.examples), *dataset.examples.natural]
         return found
 
     def describe(self) -> dict[str, str]:
@@ -182,7 +183,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         else:
             random, balanced = Random(f"{self.seed} {split}"), self.balanced and split != "train"
             pairs = self._sample(split, self.sizes[split], random, balanced=balanced, without=known)
-        self._known[split] = [pair_identity(self.task, pair) for pair in pairs]
+        self._known[split], self.pairs[split] = [pair_identity(self.task, pair) for pair in pairs], pairs
         return self._collated(split, pairs)
 
     def control_dataloader(self) -> DataLoader[CounterfactualBatch]:

@@ -20,6 +20,7 @@ from itrain.metrics.differences import fldd as fldd
 from itrain.metrics.differences import logit_difference as logit_difference
 from itrain.metrics.divergence import Divergence as Divergence
 from itrain.metrics.divergence import Points as Points
+from itrain.metrics.divergence import RowDivergence as RowDivergence
 from itrain.metrics.divergence import divergence as divergence
 from itrain.metrics.gathering import count_among as count_among
 from itrain.metrics.gathering import gather_counts as gather_counts

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch, IntervenedInputs
 from itrain.inputs import ModelInputs
+from itrain.interventions.base import Intervention
 from itrain.networks.base import Network
 from itrain.placements import Placement
+from itrain.sites import Site
 
 
 class Edited(NamedTuple):
@@ -35,6 +37,7 @@ class Outcome:
         batch: the pairs.
         network: the base model, for further runs of it.
         edited: the activations that were edited, where an objective ``needs_edited``.
+        interventions: what edited them.
         known: the unedited answers that have been asked for; members of a cohort share them.
     """
 
@@ -42,6 +45,7 @@ class Outcome:
     batch: CounterfactualBatch
     network: Network
     edited: Mapping[Placement, Edited] = field(default_factory=dict)
+    interventions: Mapping[Placement, Intervention] = field(default_factory=dict)
     known: dict[str, Tensor] = field(default_factory=dict)
 
     def base_logits(self) -> Float[Tensor, "batch ... vocabulary"]:
@@ -59,6 +63,15 @@ class Outcome:
         if "source" not in self.known:
             self.known["source"] = self._of_sources()
         return self.known["source"]
+
+    def natural(self, site: Site, draws: int) -> Float[Tensor, "batch *places features"]:
+        """The mean activation at a site in the first draws of natural inputs for each pair, without a gradient."""
+        name = f"natural {draws} {site}"
+        if name not in self.known:
+            with torch.no_grad(), self.network.unchanged():
+                found = [self.network.read(inputs, [site])[site] for inputs in self.batch.natural[:draws]]
+            self.known[name] = torch.stack(found).mean(0)
+        return self.known[name]
 
     def _of_sources(self) -> Tensor:
         require_one_source(self.batch)
@@ -113,6 +126,8 @@ class Objective(nn.Module, ABC):
 
     needs_edited: ClassVar[bool] = False
     """Whether the loss depends on the activations that were edited."""
+    naturals: int = 0
+    """How many natural inputs of each pair's counterfactual variables the loss needs."""
 
     def __init__(self, *, weight: float = 1.0) -> None:
         super().__init__()
@@ -163,6 +178,7 @@ class Objectives(nn.Module):
         self.parts: Mapping[str, Objective] = nn.ModuleDict(built)  # type: ignore[assignment]
         self.counted = {name: each for name, each in built.items() if each.weight}
         self.needs_edited = any(each.needs_edited for each in self.counted.values())
+        self.naturals = max(each.naturals for each in built.values())
 
     def require(self, batch: CounterfactualBatch) -> None:
         """Refuse training pairs that lack what an objective needs; raises as :meth:`Objective.require` does."""

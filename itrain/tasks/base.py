@@ -94,6 +94,9 @@ class Task(ABC):
     """Whether the splits may have pairs in common, in a task of so few that none can be held out."""
     listed: Mapping[Split, Sequence[Pair]] | None = None
     """The pairs of each split, where somebody else has listed them; None: they are sampled."""
+    latent: tuple[str, ...] = ()
+    """The variables that decide which natural activations stand for a counterfactual run: what has their values in it
+    has them in an unedited one. Empty: those that pairs interchange, and the output."""
     notes: Mapping[str, str] = MappingProxyType({})
     """What the user should be told of the task's data, as lines by name."""
     reads: ClassVar[tuple[str, ...]] = ()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
+from itrain.data.naturals import add_naturals
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.networks.attached import Attached
@@ -48,6 +49,8 @@ class AlignmentSearch(Training):
             these tokens to win against the rest of the vocabulary; validation and test still do.
         next_map: the path of the linear module that reads the sites' features; a test scores the subspaces' parts in
             its row space and in its null space. None: the module whose input a site is, where that is linear.
+        row_features: the features of the sites that carry the variables, where they are known, counted from 0: a test
+            measures the divergence of these by itself; see :class:`~itrain.metrics.divergence.RowDivergence`.
 
     Raises:
         ValueError: ``next_map`` names no linear module, or none by which the sites' subspaces can be split.
@@ -70,6 +73,7 @@ class AlignmentSearch(Training):
         join_positions: bool = False,
         hidden_sizes: Sequence[int] | None = None,
         next_map: str | None = None,
+        row_features: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.remember(locals())
@@ -89,7 +93,7 @@ class AlignmentSearch(Training):
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
         if next_map is not None:
             require_next_map(self.interchange, next_map)
-        self.scores = InterchangeScores(self.interchange, next_map=next_map)
+        self.scores = InterchangeScores(self.interchange, next_map=next_map, row_features=row_features)
         self.network = network
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
@@ -105,7 +109,9 @@ class AlignmentSearch(Training):
         """What the interventions lead to, as the objectives see it."""
         edited: dict[Placement, Edited] | None = {} if self.objectives.needs_edited else None
         logits = self.interchange(batch, interventions, edited)
-        return Outcome(logits=logits, batch=batch, network=self.network, edited=edited or {})
+        return Outcome(
+            logits=logits, batch=batch, network=self.network, edited=edited or {}, interventions=interventions
+        )
 
     def trained_on(self, batch: CounterfactualBatch) -> CounterfactualBatch:
         """The batch as the training loss sees it."""
@@ -123,6 +129,8 @@ class AlignmentSearch(Training):
 
     def check(self, data: SplitDataModule) -> None:
         super().check(data)
+        if draws := max(self.objectives.naturals, 0 if self.scores.row_features is None else 2):
+            add_naturals(data, self.placements, draws=draws)
         self.objectives.require(data.datasets["train"].examples)
 
     def export_arguments(self) -> dict[str, Any]:

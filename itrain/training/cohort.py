@@ -85,8 +85,12 @@ class Cohort(Training):
         self.diverged: dict[str, str] = {}
         """Why the members that diverged did."""
         self.losses: dict[str, MeanMetric] = {}
-        searches = {name: each.interchange for name, each in members.items() if isinstance(each, AlignmentSearch)}
-        self.divergences = Divergences(searches)
+        searches = {name: each for name, each in members.items() if isinstance(each, AlignmentSearch)}
+        features = {name: each.scores.row_features for name, each in searches.items()}
+        self.divergences = Divergences(
+            {name: each.interchange for name, each in searches.items()},
+            row_features={name: each for name, each in features.items() if each is not None},
+        )
         self._fitted_here: set[str] = set()
         self._of_step: tuple[Sequence[str], Tensor] = ((), torch.empty(0))
         self.found: dict[str, float] = {}
@@ -126,7 +130,14 @@ class Cohort(Training):
         known: dict[str, Tensor] = {}
         logits = self.interchange(batch, interventions, edited)
         return {
-            name: Outcome(logits=each, batch=batch, network=self.network, edited=edited.get(name, {}), known=known)
+            name: Outcome(
+                logits=each,
+                batch=batch,
+                network=self.network,
+                edited=edited.get(name, {}),
+                interventions=interventions[name],
+                known=known,
+            )
             for name, each in logits.items()
         }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Int
@@ -14,7 +15,7 @@ from itrain.inputs import ModelInputs
 from itrain.inputs.keys import mixed, salt
 from itrain.interventions.base import Intervention
 from itrain.interventions.featurizers import Featurizer
-from itrain.metrics.divergence import Divergence, Points
+from itrain.metrics.divergence import Divergence, Points, RowDivergence
 from itrain.sites import Site
 from itrain.training.finite import NotFiniteError
 from itrain.training.interchange import Activations, Interchange, Interventions
@@ -41,11 +42,14 @@ class Divergences:
 
     Args:
         members: interchanges of one network by name; what they read is read once for all.
+        row_features: of some members, the features that :class:`~itrain.metrics.divergence.RowDivergence` compares.
     """
 
-    def __init__(self, members: Mapping[str, Interchange]) -> None:
-        self.members = members
-        self.metrics: dict[tuple[str, Site], Divergence] = {}
+    def __init__(
+        self, members: Mapping[str, Interchange], *, row_features: Mapping[str, Sequence[int]] = MappingProxyType({})
+    ) -> None:
+        self.members, self.row_features = members, row_features
+        self.metrics: dict[tuple[str, Site], list[Divergence]] = {}
         self.smallest = torch.empty(0, dtype=torch.long)
         self.lost: dict[str, Tensor] = {}
         """The largest share of an activation that each member's non-linear maps lose on the way there and back."""
@@ -85,15 +89,19 @@ class Divergences:
                     self._take(name, site, edited[site], {BASE: natural[site], **known}, batch, keys)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
-        """``divergence`` and ``natural_divergence`` of each member, the means over its sites.
+        """``divergence`` and ``natural_divergence`` of each member, the means over its sites; of rows the same.
 
         Several sites have their own after a slash: ``divergence/layer1.block_output@last``.
         """
         found: dict[str, dict[str, Tensor]] = {name: {ROUND_TRIP: lost} for name, lost in self.lost.items()}
         for member in dict.fromkeys(name for name, _ in self.metrics):
             of = found.setdefault(member, {})
-            sites = {site: metric.compute() for (name, site), metric in self.metrics.items() if name == member}
-            for figure in ("divergence", "natural_divergence"):
+            sites = {
+                site: {figure: value for each in metrics for figure, value in each.compute().items()}
+                for (name, site), metrics in self.metrics.items()
+                if name == member
+            }
+            for figure in next(iter(sites.values())):
                 of[figure] = torch.stack([each[figure] for each in sites.values()]).mean().float()
                 if len(sites) > 1:
                     of |= {f"{figure}/{site}": each[figure].float() for site, each in sites.items()}
@@ -121,11 +129,17 @@ class Divergences:
             inputs = batch.base if variable == BASE else batch.sources[variable]
             inputs, of = (inputs, keys) if rows is None else (inputs.take(rows), keys[rows])
             parts.append(_points(member, activation, inputs, site, of, variable))
-        metric = self.metrics.setdefault((name, site), Divergence(points=POINTS).to(edited.device))
-        metric.update(
-            _points(member, edited, batch.base, site, keys, BASE),
-            Points(*(torch.cat([getattr(part, field) for part in parts]) for field in Points._fields)),
-        )
+        if (name, site) not in self.metrics:
+            made = [Divergence(points=POINTS)]
+            if name in self.row_features and len(batch.natural) > 1:
+                made.append(RowDivergence(features=self.row_features[name], points=POINTS))
+            self.metrics[name, site] = [each.to(edited.device) for each in made]
+        whole, *rows = self.metrics[name, site]
+        intervened = _points(member, edited, batch.base, site, keys, BASE)
+        whole.update(intervened, Points(*(torch.cat([getattr(part, of) for part in parts]) for of in Points._fields)))
+        for metric in rows:
+            read = [(each, member.network.read(each, [site])[site]) for each in batch.natural[:2]]
+            metric.update(intervened, *(_points(member, found, each, site, keys, BASE) for each, found in read))
 
 
 def is_nonlinear(part: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,9 +35,12 @@ class InterchangeScores:
     Args:
         interchange: runs the pairs.
         next_map: the path of the linear module that follows the sites; None: what the architecture tells.
+        row_features: features of the sites whose divergence a test measures by itself; None: none.
     """
 
-    def __init__(self, interchange: Interchange, *, next_map: str | None = None) -> None:
+    def __init__(
+        self, interchange: Interchange, *, next_map: str | None = None, row_features: Sequence[int] | None = None
+    ) -> None:
         self.interchange, self.next_map = interchange, next_map
         self.row_share: float | None = None
         self.evaluated: dict[str, Interventions] = {}
@@ -47,7 +51,9 @@ class InterchangeScores:
         self.averaged: dict[str, Disentanglement] = {}
         """Cause and isolate averaged over what is asked, where the task says it."""
         self.answers = FiniteAnswers(interchange.network)
-        self.divergences = Divergences({"": interchange})
+        self.row_features = row_features
+        rows = {} if row_features is None else {"": row_features}
+        self.divergences = Divergences({"": interchange}, row_features=rows)
 
     def begin(self, split: str) -> None:
         """Choose what is scored: the trained interventions and, in a test, their controls."""
