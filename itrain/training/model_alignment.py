@@ -1,0 +1,288 @@
+"""ModelAlignment: trains maps of two models into one space, through which each can be given the other's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from itrain.bounds import require_some
+from itrain.data import CounterfactualBatch
+from itrain.data.splits import SplitDataModule
+from itrain.inputs import ModelInputs
+from itrain.interventions.base import Intervention
+from itrain.interventions.controls import FullVector
+from itrain.interventions.das import DAS
+from itrain.models import BaseModel
+from itrain.networks.attached import Attached
+from itrain.networks.base import Network
+from itrain.networks.choose import plain_network
+from itrain.placements import Factory, Placement, Placements
+from itrain.signatures import nearest
+from itrain.training.attaching import Attaching, attach_interchange
+from itrain.training.base import Training
+from itrain.training.building import count_features
+from itrain.training.interchange import Activations, Interchange, Interventions, answer_loss
+from itrain.training.optimization import OptimizerFactory
+from itrain.training.scores import InterchangeScores
+
+SIDES = MODEL, PARTNER = "model", "partner"
+"""The names of the two models in figures, directions and exports."""
+DIRECTIONS: Mapping[str, tuple[str, str]] = {
+    f"{source}_to_{target}": (source, target) for source, target in product(SIDES, SIDES)
+}
+"""The model that a source is read in, and the one that is edited."""
+
+
+class ModelAlignment(Training):
+    """Trains a subspace in each of two frozen models, so that a value read in one has its effect in the other too.
+
+    h_t' = h_t + R_t^T (R_s h_s - R_t h_t) with orthonormal rows R_s and R_t of one rank, which is
+    W_t^-1 (M W_s h_s + (1 - M) W_t h_t) for rotations W of all of a model's features of which M shares the first ones.
+    The loss is the mean of the directions' cross entropies of the counterfactual labels, a model to itself among them.
+    The models may have different sizes and kinds; they take the same inputs and give the same answers.
+
+    Grant 2025, "Model Alignment Search" (arXiv 2501.06164).
+
+    Figures are named after directions: ``test/model_to_partner/iia_argmax`` is of sources that are read in the model
+    and bases that run in its partner; ``test/iia_argmax`` is of all directions. A test scores the controls in each: a
+    random subspace in either model, and, where these have one size, the whole activation with its axes as they are.
+
+    Args:
+        network: the first model, frozen.
+        sites: where it is read and edited, and its partner too unless ``partner_sites`` says otherwise.
+        partner: the second model.
+        partner_sites: where the second model is read and edited, in the order of the sites that correspond.
+        intervention: DAS, for its rank, which is that of the space that the models share.
+        directions: those that are trained; None: all four. All are scored.
+        optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
+        warmup: share of the steps in which the learning rate rises.
+        hidden_sizes, partner_hidden_sizes: features at the sites of either model; None: what their modules tell.
+
+    Raises:
+        ValueError: the sites of the models do not correspond, or the intervention is none with a subspace.
+    """
+
+    retracts: ClassVar[bool] = True
+    partner_digest: UInt8[Tensor, " bytes"]
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        sites: Placements,
+        partner: nn.Module | BaseModel,
+        partner_sites: Placements | None = None,
+        intervention: Factory | None = None,
+        directions: Sequence[str] | None = None,
+        optimizer: OptimizerFactory | None = None,
+        warmup: float = 0.1,
+        hidden_sizes: Sequence[int] | None = None,
+        partner_hidden_sizes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.remember(locals())
+        self.optimizer, self.warmup = optimizer, warmup
+        self.directions = tuple(DIRECTIONS if directions is None else directions)
+        _require_directions(self.directions)
+        self.partner = partner if isinstance(partner, BaseModel) else BaseModel(model=partner)
+        other = plain_network(self.partner.model)
+        theirs = sites if partner_sites is None else partner_sites
+        sizes = partner_hidden_sizes
+        ours = Interchange(network, sites=sites, intervention=intervention, hidden_sizes=hidden_sizes)
+        self.sides = nn.ModuleDict(
+            {
+                MODEL: ours,
+                PARTNER: Interchange(other, sites=theirs, intervention=intervention, hidden_sizes=sizes),
+            }
+        )
+        _require_correspondence(self.side(MODEL), self.side(PARTNER))
+        self.sites = ours.sites
+        self.arguments.update(
+            sites=ours.placements,
+            partner=self.partner.model,
+            partner_sites=[each.short for each in self.side(PARTNER).placements],
+            hidden_sizes=ours.hidden_sizes,
+            partner_hidden_sizes=self.side(PARTNER).hidden_sizes,
+        )
+        self.scores = InterchangeScores(ours)
+        self.evaluated: dict[str, Mapping[str, Interventions]] = {}
+        """What is scored, of each side, by the suffix in the figures' names."""
+        self.register_buffer("partner_digest", _digest(self.partner.fingerprint))
+        self.register_load_state_dict_pre_hook(_require_partner)
+        self.partner_network = other
+        self.network = network
+
+    def side(self, name: str) -> Interchange:
+        """The interventions in one of the models."""
+        found = self.sides[name]
+        assert isinstance(found, Interchange)
+        return found
+
+    def answers(
+        self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions], directions: Sequence[str]
+    ) -> Iterator[tuple[str, Float[Tensor, "batch ... vocabulary"]]]:
+        """The edited model's answers on the bases in each direction; each model reads the sources once."""
+        read: dict[str, Activations] = {}
+        networks = self.network, self.partner_network
+        with networks[0].unchanged(), networks[1].unchanged(), parametrize.cached():
+            for direction in directions:
+                source, target = DIRECTIONS[direction]
+                if source not in read:
+                    read[source] = self.side(source).read(batch, interventions[source])
+                values = read[source]
+                if source != target:
+                    values = _moved(values, interventions[source], interventions[target])
+                part = self.side(target)
+                yield direction, part.network.edit(batch.base, part.edits(batch, interventions[target], values))
+
+    def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
+        answers = self.answers(batch, self.trained, self.directions)
+        losses = [answer_loss(logits, batch.counterfactual_label).mean() for _, logits in answers]
+        loss = torch.stack(losses).mean()
+        self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
+        return loss * batch.weight
+
+    def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
+        """Have the first model's subspace act in it, with sources that are read in it too."""
+        return attach_interchange(self.side(MODEL), model, sources, how)
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        return self.side(MODEL).placements
+
+    @property
+    def trained_parts(self) -> dict[str, nn.Module]:
+        return {f"{name}, {place}": part for name in SIDES for place, part in self.side(name).parts.items()}
+
+    @property
+    def exported(self) -> nn.Module:
+        return nn.ModuleDict({name: self.side(name).interventions for name in SIDES})
+
+    def export_arguments(self) -> dict[str, Any]:
+        """The same; of the partner what an export says of a base model."""
+        return super().export_arguments() | {"partner": self.partner.described()}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [group for name in SIDES for group in self.side(name).parameter_groups()]
+
+    def check(self, data: SplitDataModule) -> None:
+        for name in SIDES:
+            data.require(self.side(name).placements)
+        _require_vocabulary(self.partner, getattr(getattr(data, "task", None), "tokenizer", None))
+
+    def begin(self, split: str) -> None:
+        """Choose what is scored: the trained subspaces and, in a test, their controls."""
+        self.scores.reset()
+        trained = self.trained
+        self.evaluated = {"": trained}
+        if split == "test":
+            self.evaluated["/random_subspace"] = {
+                name: _random(trained[name], seed) for seed, name in enumerate(SIDES)
+            }
+            sizes = [[each.hidden_size for each in trained[name].values()] for name in SIDES]
+            if sizes[0] == sizes[1]:
+                self.evaluated["/full_vector"] = {
+                    name: {place: FullVector(each.hidden_size) for place, each in trained[name].items()}
+                    for name in SIDES
+                }
+
+    def score(self, split: str, batch: CounterfactualBatch) -> None:
+        for control, interventions in self.evaluated.items():
+            for direction, logits in self.answers(batch, interventions, list(DIRECTIONS)):
+                self.scores.update(f"{split}{control}", logits, batch)
+                self.scores.update(f"{split}{control}/{direction}", logits, batch)
+
+    def figures(self, split: str) -> dict[str, Tensor]:
+        return self.scores.compute()
+
+    @property
+    def trained(self) -> dict[str, Interventions]:
+        """The interventions of each placement in either model."""
+        return {name: self.side(name).trained for name in SIDES}
+
+
+def partner_sizes(
+    partner: nn.Module | BaseModel, sites: Placements, partner_sites: Placements | None, example: ModelInputs
+) -> list[int]:
+    """The number of features at each site of the second model, found by running the example where modules do not tell."""
+    model = partner.model if isinstance(partner, BaseModel) else partner
+    return count_features(plain_network(model), sites if partner_sites is None else partner_sites, example)
+
+
+def _moved(read: Activations, one: Interventions, other: Interventions) -> Activations:
+    """What was read in one model, as activations of the other with the same features in its subspaces."""
+    found: Activations = {variable: {} for variable in read}
+    for variable, activations in read.items():
+        for (here, intervention), (there, its) in zip(one.items(), other.items(), strict=True):
+            if here.serves(variable) and here.read in activations:
+                value = activations[here.read]
+                if isinstance(intervention, DAS) and isinstance(its, DAS):
+                    features, _ = intervention.subspace.encode(value)
+                    value = its.subspace.decode(features, features.new_zeros(()))
+                found[variable][there.read] = value
+    return found
+
+
+def _random(interventions: Interventions, seed: int) -> Interventions:
+    """Subspaces of equal rank that are not trained, those of each model from a seed of its own."""
+    found: dict[Placement, Intervention] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for place, each in interventions.items():
+            made = DAS(each.hidden_size, rank=each.rank)
+            found[place] = made.to(next(each.parameters()))
+    return found
+
+
+def _require_directions(directions: Sequence[str]) -> None:
+    require_some(directions=directions)
+    for each in directions:
+        if each not in DIRECTIONS:
+            raise ValueError(f"directions: there is no '{each}'{nearest(each, DIRECTIONS)}")
+    if {name for each in directions for name in DIRECTIONS[each]} != set(SIDES):
+        raise ValueError(f"directions: {', '.join(directions)} leaves a model out; add {MODEL}_to_{PARTNER}")
+
+
+def _require_correspondence(ours: Interchange, theirs: Interchange) -> None:
+    """Refuse sites of the two models of which one cannot be given what the other has."""
+    if len(ours.placements) != len(theirs.placements):
+        counts = f"{len(ours.placements)} of the model and {len(theirs.placements)} of its partner"
+        raise ValueError(f"partner_sites: there are sites, {counts}; give each of them one that corresponds")
+    for (here, one), (there, other) in zip(ours.trained.items(), theirs.trained.items(), strict=True):
+        for place, each in ((here, one), (there, other)):
+            if not isinstance(each, DAS):
+                name = type(each).__name__
+                raise ValueError(f"site '{place}': {name} learns no subspace to share; choose intervention=das")
+        if here.variables != there.variables:
+            raise ValueError(f"partner_sites: '{there}' serves other variables than '{here}', to which it corresponds")
+        if one.rank != other.rank:
+            raise ValueError(f"site '{there}': rank {other.rank}, and {one.rank} at '{here}', to which it corresponds")
+
+
+def _require_vocabulary(partner: BaseModel, tokenizer: Any) -> None:
+    """Refuse a partner whose tokens are others than those of the inputs."""
+    theirs = partner.tokenizer
+    if tokenizer is not None and theirs is not None and tokenizer.get_vocab() != theirs.get_vocab():
+        raise ValueError(
+            f"partner: {partner.name} has another vocabulary than the model, so that the same tokens mean something "
+            "else to it; choose models with one tokenizer"
+        )
+
+
+def _digest(fingerprint: str) -> UInt8[Tensor, " bytes"]:
+    return torch.tensor(list(fingerprint.encode()), dtype=torch.uint8)
+
+
+def _require_partner(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse a checkpoint that was trained with another second model."""
+    saved = state.get(f"{prefix}partner_digest")
+    own = getattr(module, "partner_digest")
+    if saved is not None and not torch.equal(saved.to(own.device), own):
+        then, now = (bytes(each.tolist()).decode() for each in (saved, own))
+        raise ValueError(f"the checkpoint was trained with another partner: fingerprint {then} -> {now}")
