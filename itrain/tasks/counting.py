@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -33,17 +33,19 @@ class Counting(Task):
     """As many responses as objects were shown, and then the end: how far a run has counted is a variable, ``count``.
 
     A run is looked at after ``at`` of its symbols. While objects are shown, ``count`` is how many were; from the
-    trigger on, how many responses are to come. It is interchanged between any two moments, and the run goes on: with
-    the objects that it still shows, the trigger, and the answer, whose end is said again up to the longest one's length.
+    trigger on, how many responses are to come. It is interchanged between two moments, and the run goes on: with the
+    objects that it still shows, the trigger, and the answer, whose end is said again up to the longest one's length.
 
     Base, source and counterfactual of training and validation pairs have none of the held-out numbers of objects; base
     and source of test pairs have no others.
 
-    Grant 2025, "Model Alignment Search" (arXiv 2501.06164), task MultiObject; there the phase is interchanged too.
+    Grant 2025, "Model Alignment Search" (arXiv 2501.06164), task MultiObject; there the phase, whether objects are shown
+    or responses given, is interchanged together with the count.
 
     Args:
         max_count: the most objects.
         held_out: numbers of objects in test pairs.
+        phases: ``same`` interchanges counts of one phase, ``any`` of either, so that the count alone must move.
 
     Raises:
         ValueError: numbers that are held out are not among those of objects, or leave none.
@@ -51,7 +53,14 @@ class Counting(Task):
 
     variables = ("count",)
 
-    def __init__(self, *, max_count: int = 20, held_out: Sequence[int] = HELD_OUT) -> None:
+    def __init__(
+        self,
+        *,
+        max_count: int = 20,
+        held_out: Sequence[int] = HELD_OUT,
+        phases: Literal["same", "any"] = "same",
+    ) -> None:
+        self.phases = phases
         self.max_count, self.held_out, self.seen = max_count, tuple(held_out), numbers_of(max_count, held_out)
         if not held_out:
             raise ValueError("held_out is empty; name the numbers of objects in test pairs")
@@ -84,9 +93,11 @@ class Counting(Task):
         allowed = range(1, self.max_count + 1) if split == "test" else self.seen
         while True:
             base, source = self._run(random, drawn), self._run(random, drawn)
+            if self.phases == "same" and _answers(base) != _answers(source):
+                continue
             objects, at = base["objects"], base["at"]
             # What the base has shown or answered, or has yet to show, comes to what the source has counted.
-            other = objects - at if at <= objects else at - objects - 1
+            other = at - objects - 1 if _answers(base) else objects - at
             if self.causal_model.run(source)["count"] + other in allowed:
                 return Pair(base=base, sources={"count": source})
 
@@ -118,6 +129,11 @@ class Counting(Task):
         read, at = [*shown, TRIGGER], min(setting["at"], 2 * objects + 1)
         answered = [RESPONSE] * (at - len(read))
         return [BEGIN, *read[:at], *answered], read[at:]
+
+
+def _answers(setting: Setting) -> bool:
+    """Whether the trigger has been read."""
+    return setting["at"] > setting["objects"]
 
 
 class Counter(nn.Module):

@@ -182,9 +182,7 @@ class ModelAlignment(Training):
         trained = self.trained
         self.evaluated = {"": trained}
         if split == "test":
-            self.evaluated["/random_subspace"] = {
-                name: _random(trained[name], seed) for seed, name in enumerate(SIDES)
-            }
+            self.evaluated["/random_subspace"] = {name: _random(trained[name], seed) for seed, name in enumerate(SIDES)}
             sizes = [[each.hidden_size for each in trained[name].values()] for name in SIDES]
             if sizes[0] == sizes[1]:
                 self.evaluated["/full_vector"] = {
@@ -210,7 +208,7 @@ class ModelAlignment(Training):
 def partner_sizes(
     partner: nn.Module | BaseModel, sites: Placements, partner_sites: Placements | None, example: ModelInputs
 ) -> list[int]:
-    """The number of features at each site of the second model, found by running the example where modules do not tell."""
+    """The number of features at each site of the second model, found by running the example where that is needed."""
     model = partner.model if isinstance(partner, BaseModel) else partner
     return count_features(plain_network(model), sites if partner_sites is None else partner_sites, example)
 
@@ -279,10 +277,10 @@ def _digest(fingerprint: str) -> UInt8[Tensor, " bytes"]:
     return torch.tensor(list(fingerprint.encode()), dtype=torch.uint8)
 
 
-def _require_partner(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+def _require_partner(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Refuse a checkpoint that was trained with another second model."""
     saved = state.get(f"{prefix}partner_digest")
-    own = getattr(module, "partner_digest")
+    own = module.partner_digest
     if saved is not None and not torch.equal(saved.to(own.device), own):
         then, now = (bytes(each.tolist()).decode() for each in (saved, own))
         raise ValueError(f"the checkpoint was trained with another partner: fingerprint {then} -> {now}")
