@@ -35,18 +35,25 @@ if TYPE_CHECKING:
     from itrain.interventions.featurizers import Rotation as Rotation
     from itrain.interventions.featurizers import Subspace as Subspace
     from itrain.interventions.fixed import AddVector as AddVector
+    from itrain.interventions.fixed import Clamp as Clamp
     from itrain.interventions.fixed import Neurons as Neurons
     from itrain.interventions.fixed import Noise as Noise
     from itrain.interventions.fixed import Scale as Scale
+    from itrain.interventions.fixed import Subtract as Subtract
     from itrain.interventions.masking import HardConcreteGate as HardConcreteGate
     from itrain.interventions.masking import Mask as Mask
     from itrain.interventions.masking import SigmoidGate as SigmoidGate
     from itrain.interventions.onion import Onion as Onion
     from itrain.interventions.parts import GivenSubspace as GivenSubspace
     from itrain.interventions.parts import parts_of_subspace as parts_of_subspace
+    from itrain.interventions.reft import ConsReFT as ConsReFT
     from itrain.interventions.reft import DiReFT as DiReFT
+    from itrain.interventions.reft import LobiReFT as LobiReFT
     from itrain.interventions.reft import LoReFT as LoReFT
     from itrain.interventions.reft import NoReFT as NoReFT
+    from itrain.interventions.rescaling import RED as RED
+    from itrain.interventions.revnet import RevNet as RevNet
+    from itrain.interventions.revnet import RevNetDAS as RevNetDAS
     from itrain.interventions.steering import SteeringDirection as SteeringDirection
     from itrain.interventions.steering import SteeringVector as SteeringVector
     from itrain.metrics import InterchangeAccuracy as InterchangeAccuracy
@@ -93,6 +100,7 @@ if TYPE_CHECKING:
     from itrain.tasks.instructions import Instructions as Instructions
     from itrain.tasks.labelled import LabelledTask as LabelledTask
     from itrain.tasks.labelled_texts import LabelledTexts as LabelledTexts
+    from itrain.tasks.modular_squares import ModularSquares as ModularSquares
     from itrain.tasks.price_tagging import PriceTagging as PriceTagging
     from itrain.tasks.response_style import ResponseStyle as ResponseStyle
     from itrain.tasks.responses import ResponseTask as ResponseTask
@@ -110,6 +118,7 @@ if TYPE_CHECKING:
     from itrain.training.finite import FirstStepCheck as FirstStepCheck
     from itrain.training.iit import InterchangeInterventionTraining as InterchangeInterventionTraining
     from itrain.training.interchange import Interchange as Interchange
+    from itrain.training.iti import InferenceTimeIntervention as InferenceTimeIntervention
     from itrain.training.monitor import Monitor as Monitor
     from itrain.training.monitor import Reading as Reading
     from itrain.training.monitoring import Monitoring as Monitoring
@@ -132,6 +141,9 @@ _HOMES = {
     "Activations": "runs.activations",
     "Run": "runs.run",
     "Scale": "interventions.fixed",
+    "Clamp": "interventions.fixed",
+    "Subtract": "interventions.fixed",
+    "RED": "interventions.rescaling",
     "Noise": "interventions.fixed",
     "Neurons": "interventions.fixed",
     "AddVector": "interventions.fixed",
@@ -163,9 +175,13 @@ _HOMES = {
     "HardConcreteGate": "interventions.masking",
     "Mask": "interventions.masking",
     "SigmoidGate": "interventions.masking",
+    "ConsReFT": "interventions.reft",
     "DiReFT": "interventions.reft",
+    "LobiReFT": "interventions.reft",
     "LoReFT": "interventions.reft",
     "NoReFT": "interventions.reft",
+    "RevNet": "interventions.revnet",
+    "RevNetDAS": "interventions.revnet",
     "SteeringDirection": "interventions.steering",
     "SteeringVector": "interventions.steering",
     "InterchangeAccuracy": "metrics",
@@ -217,6 +233,7 @@ _HOMES = {
     "EntityAttributes": "tasks.entity_attributes",
     "Gender": "tasks.gender",
     "HierarchicalEquality": "tasks.hierarchical_equality",
+    "ModularSquares": "tasks.modular_squares",
     "Instructions": "tasks.instructions",
     "PriceTagging": "tasks.price_tagging",
     "ResponseStyle": "tasks.response_style",
@@ -234,6 +251,7 @@ _HOMES = {
     "RepresentationFinetuning": "training.finetuning",
     "InterchangeInterventionTraining": "training.iit",
     "Interchange": "training.interchange",
+    "InferenceTimeIntervention": "training.iti",
     "count_features": "training.building",
     "ProbeTraining": "training.probing",
     "Steering": "training.steering",

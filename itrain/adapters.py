@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import cast
 
 from torch import nn
@@ -26,7 +27,8 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         model: changed in place.
         rank: of the added maps.
         alpha: their scale.
-        targets: ends of the modules' paths: ``query_key_value`` of all layers, or ``layers.2.mlp.dense_h_to_4h``.
+        targets: ends of the modules' paths, with ``*`` for any text: ``query_key_value`` of all layers,
+            ``layers.2.mlp.dense_h_to_4h``, or of one of two towers ``text_model.*.q_proj``.
 
     Returns:
         The modules that now hold adapters, by path.
@@ -47,9 +49,9 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
     if not targets:
         raise ValueError(f"LoRA: no targets are given; choose linear modules of {known}")
     for target in targets:
-        if not any(f".{path}".endswith(f".{target}") for path in linear):
+        if not any(_ends_in(path, target) for path in linear):
             raise ValueError(f"LoRA: '{target}' is no linear module of {known}")
-    paths = [path for path in linear if any(f".{path}".endswith(f".{target}") for target in targets)]
+    paths = [path for path in linear if any(_ends_in(path, target) for target in targets)]
     if split := next((path for path in paths if hasattr(linear[path], WHOLE_ENDS)), None):
         raise ValueError(
             f"LoRA: tensor parallelism leaves each process a part of '{split}', to which no adapter can be added; use "
@@ -109,6 +111,10 @@ def scaled(adapted: Iterable[nn.Module], strength: float) -> Iterator[None]:
             module.enable_adapters(False)
         for module, own in zip(layers, scaling, strict=True):
             module.scaling.update(own)
+
+
+def _ends_in(path: str, target: str) -> bool:
+    return fnmatchcase(f".{path}", f"*.{target}")
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from itrain import vacuity
 from itrain.checkpoints import read_checkpoint, require_origin
 from itrain.data.labelled import concepts_of
 from itrain.data.splits import SplitDataModule
@@ -32,12 +33,13 @@ from itrain.owned import additions
 from itrain.placements import Placement, Placements
 from itrain.reports.figures import save_run_figure
 from itrain.reports.silence import silence_others
-from itrain.reports.terminal import announce, announce_best
+from itrain.reports.terminal import announce, announce_best, announce_controls
 from itrain.sharding import ShardedStrategy, load_sharded, shard
 from itrain.shards import end_together, has_shards
 from itrain.sharing import export as write_export
 from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
+from itrain.tasks.arbitrary import with_arbitrary_labels
 from itrain.tasks.base import Task
 from itrain.tasks.contract import count_classes
 from itrain.tasks.responses import ResponseTask
@@ -90,6 +92,14 @@ class Opened:
             raise RunError(f"sweep.control_task: task {type(self.task).__name__} has no control task")
         if getattr(self.data, "keep", "all") != "all":
             raise RunError("sweep.control_task needs all pairs, since no model answers arbitrary labels: data.keep=all")
+        return self._with_task(task)
+
+    @cached_property
+    def false_twin(self) -> Opened:
+        """The same with variables that the model need not have, or with arbitrary labels where the task has none."""
+        return self._with_task(self.task.false_task() or with_arbitrary_labels(self.task))
+
+    def _with_task(self, task: Task) -> Opened:
         data = self.open_data(task)
         data.setup("fit")
         return replace(self, task=task, data=data)
@@ -124,6 +134,7 @@ class Opened:
 class Parts:
     """The parts that a configuration describes."""
 
+    opened: Opened
     base_model: BaseModel
     data: SplitDataModule
     module: Training
@@ -139,9 +150,11 @@ def fit(cfg: DictConfig, folder: Path) -> Mapping[str, float]:
 def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
     """The same; returns the parts too, as the fit has left them."""
     parts = _build(cfg, folder)
+    controls = vacuity.planned(cfg, parts.opened.task, parts.module, parts.trainer)
     former = former_metrics(cfg.ckpt) or []
     how = parts.module.prepare(parts.data, uses=epochs_of(parts.trainer))
     announce(parts.base_model, parts.data, parts.module, folder, how=how, threads=parts.threads)
+    announce_controls([each.name for each in controls])
     begin_run(parts.trainer.loggers[1:], _plain(cfg), FIT)
     before = {}
     if parts.module.shows_start:
@@ -156,6 +169,9 @@ def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
             raise RunError("no step was taken: a limit of the trainer (max_steps, max_time, limit_train_batches) is 0")
         _keep_best(parts)
     results = _test(parts, folder, before)
+    if controls:
+        results = {**results, **vacuity.check(cfg, controls, partial(_control, cfg, parts.opened), results)}
+        leave_results(parts.module, parts.data, results, folder)
     _export(cfg, folder, parts, results)
     end_together()
     _draw(folder, results)
@@ -288,7 +304,21 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
     # As the fit will run them, so that statistics and room are worked out for its precision.
     opened.data.trainer = trainer
     trainer.precision_plugin.convert_module(module)
-    return Parts(base_model=opened.base_model, data=opened.data, module=module, trainer=trainer, threads=opened.threads)
+    given = {"base_model": opened.base_model, "data": opened.data, "threads": opened.threads}
+    return Parts(opened=opened, **given, module=module, trainer=trainer)
+
+
+def _control(cfg: DictConfig, opened: Opened, control: vacuity.Control) -> tuple[Training, SplitDataModule]:
+    """The run's training as a control, which starts as the run did, and its data."""
+    if control.random_model:
+        opened = opened.random_twin
+    elif control.false_task:
+        opened = opened.false_twin
+    lightning.seed_everything(cfg.seed, verbose=False)
+    training, intervention = (instantiate(each, _convert_="all") for each in (cfg.training, cfg.intervention))
+    sites = vacuity.sites_changed(placements_of(cfg.site), control.change)
+    changed = None if intervention is None else control.change(intervention)
+    return opened.module(training, sites, intervention=changed), opened.data
 
 
 def _limits(cfg: DictConfig) -> AbstractContextManager[object]:
@@ -324,7 +354,7 @@ def _figures(parts: Parts) -> Mapping[str, float]:
 
 def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None) -> Mapping[str, float]:
     start = {key.replace("test/", "before/", 1): value for key, value in (before or {}).items()}
-    results = {**parts.data.figures(), **start, **_figures(parts)}
+    results = {**parts.data.figures(), **start, **_figures(parts), **vacuity.unchecked(parts.module)}
     leave_results(parts.module, parts.data, results, folder)
     return results
 

@@ -70,6 +70,7 @@ keys
   output     the folder of all runs: outputs
   seed       of the data, their order and the start
   threads    of the CPU
+  vacuity    repeats the fit on a false variable, a random model and with weaker maps; non-linear maps do unless false
 trainer.callbacks are Lightning's or your own, by name; trainer=early_stopping is an example. If one of them is a
 ModelCheckpoint with a monitor, the best checkpoint's weights are tested and exported, else the last ones.
 

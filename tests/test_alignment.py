@@ -163,7 +163,8 @@ def test_the_base_model_stays_frozen_and_in_eval_mode() -> None:
 def test_interventions_are_registered_before_the_network() -> None:
     """Optimizer state is matched by position when a checkpoint changes strategy."""
     module, _ = search()
-    assert [name for name, _ in module.named_children()][:2] == ["interchange", "network"]
+    first, *_, last = (name for name, _ in module.named_children())
+    assert (first, last) == ("interchange", "network")
 
 
 def test_a_fit_that_cannot_learn_ends_at_its_first_step() -> None:

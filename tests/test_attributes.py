@@ -15,6 +15,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.directions import PrincipalDirections
 from itrain.interventions.featurizers import PrincipalComponents, Rotation, Subspace
 from itrain.interventions.masking import FixedMask, HardConcreteGate, Mask, SigmoidGate
+from itrain.interventions.revnet import RevNet
 from itrain.interventions.steering import SteeringVector
 from itrain.models import BaseModel
 from itrain.networks.choose import make_network
@@ -35,12 +36,17 @@ CHANGED: dict[str, Any] = {
     "boundary_weight": 0.25,
     "deviation": 0.5,
     "dims": (1, 3),
+    "double": True,
     "direction": PrincipalDirections,
     "directions": {"left": [[1.0] * HIDDEN], "right": [[0.0, 1.0] * (HIDDEN // 2)]},
     "factor": 0.5,
     "featurizer": Rotation,
     "gate": partial(SigmoidGate, temperature=(3.0, 0.3)),
+    "high": 0.75,
     "inverse_strength": 0.1,
+    "low": -0.5,
+    "num_blocks": 2,
+    "random_seed": 5,
     "rank": 3,
     "restarts": 3,
     "scale": 2.0,
@@ -51,12 +57,13 @@ CHANGED: dict[str, Any] = {
     "symbols": 3,
     "temperature": (3.0, 0.3),
     "variables": ("left", "right"),
+    "width": 5,
     "vector": [float(place) for place in range(HIDDEN)],
 }
 """Values that differ from the defaults; an argument of a new intervention without one here fails."""
 SETTINGS: dict[type[Intervention], list[dict[str, Any]]] = {
     FixedMask: [{"gate": [1, 0] * (HIDDEN // 2)}, {"featurizer": partial(Subspace, rank=4), "gate": [1, 0, 0, 1]}],
-    Mask: [{"gate": HardConcreteGate}, {"featurizer": PrincipalComponents}],
+    Mask: [{"gate": HardConcreteGate}, {"featurizer": PrincipalComponents}, {"featurizer": RevNet}],
 }
 STRUCTURE = ("hidden_size", "rank", "num_features", "training")
 

@@ -168,7 +168,7 @@ def without(*columns: str) -> Any:
 @pytest.mark.parametrize(
     ("split", "change_row", "message"),
     [
-        ("train", without("category"), r"train/data\.jsonl' line 5 has no column 'category'; AxBench's have input"),
+        ("train", without("category"), r"train/data\.jsonl' line 5 has no column 'category'"),
         ("test", without("output"), r"test/data\.jsonl' line 5 has no column 'output'"),
         ("train", lambda n, row: {**row, "output": " "}, r"line 7, column 'output': ' ' is no text; leave the row out"),
         ("test", lambda n, row: {**row, "category": "hard negative"}, "concept 0 .* has no positive test rows"),
@@ -190,7 +190,7 @@ def test_what_is_not_in_the_schema_is_named_by_row_and_column(
 
 def test_what_is_not_there_is_said_in_one_line(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        TaskError, match=r"there is no '7' in the training rows; they have 0 \(references to red things\)"
+        TaskError, match=r"there is no '7' in the training rows; they have 0 \('references to red things'\)"
     ):
         AxBench(source=str(lines), concept=7)
     (lines / "test" / "data.jsonl").unlink()

@@ -229,7 +229,7 @@ generate prompt=x                       | generate needs export=<folder>
 sweep resume=nowhere                    | there is no config.yaml in 'nowhere'
 sweep site=layer1.block_output@name     | a sweep takes no site; set sweep.layers and sweep.positions
 sweep intervention.rank=2               | a sweep takes no intervention; set sweep.methods and sweep.ranks
-sweep training=lora                     | training: a sweep runs AlignmentSearch or CausalTracing, not LoRAFinetuning
+sweep training=lora                     | training: a sweep compares interventions, and LoRAFinetuning takes none
 sweep sweep.words=[a]                   | sweep.words: a run writes it down itself
 sweep sweep.methods=3                   | sweep.methods: expected names in brackets
 sweep sweep.methods=[das,das]           | sweep.methods: das is listed twice

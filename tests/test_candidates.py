@@ -133,7 +133,7 @@ def test_the_candidates_of_a_task_are_its_labels_and_the_loss_is_that_over_them(
     logits = module.interchange(batch, module.trained)[:, batch.candidates]
     label = (batch.counterfactual_label[:, None] == batch.candidates).long().argmax(1)
     asked = module.trained_on(batch)
-    found = module.loss(module.interchange(asked, module.trained), asked)
+    found = module.loss(module.outcome(asked, module.trained))
     torch.testing.assert_close(found, cross_entropy(logits, label))
     assert torch.equal(asked.changes, batch.changes)
 
@@ -155,7 +155,7 @@ def test_a_label_that_is_no_candidate_is_an_error() -> None:
     module = search(network, loss_over="candidates")
     asked = module.trained_on(replace(batch, candidates=batch.candidates[:1]))
     with pytest.raises(IndexError, match="-1 is out of bounds"):
-        module.loss(module.interchange(asked, module.trained), asked)
+        module.loss(module.outcome(asked, module.trained))
 
 
 def test_answers_of_several_tokens_are_refused() -> None:

@@ -76,6 +76,7 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
         "hf": ["model.name=x"],
         "pooled": ["model.name=x", "task=sentences"],
         "minilm": ["task=sentences"],
+        "towers": ["task=captions"],
         "tracing": ["training.corrupted=layer0.block_input@name"],
         "untrained": ["model.words=a"],
         "table": ["task.pairs=x.jsonl"],

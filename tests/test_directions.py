@@ -12,7 +12,12 @@ from torch import Tensor
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.clusters import ClusterDifference
 from itrain.interventions.controls import RandomSubspace
-from itrain.interventions.directions import LinearDiscriminant, MeanDifference, PrincipalDirections
+from itrain.interventions.directions import (
+    LinearDiscriminant,
+    MeanDifference,
+    PairDifferences,
+    PrincipalDirections,
+)
 from itrain.interventions.probed import ProbeDirections
 from itrain.networks.choose import make_network
 from itrain.tasks.base import Pair, Split, Task
@@ -54,6 +59,22 @@ def test_principal_directions_are_scikit_learn_s() -> None:
     ours = PrincipalDirections(HIDDEN, rank=3)
     ours.fit(activations)
     same_span(ours.rows, torch.from_numpy(decomposition.fit(activations.numpy()).components_))
+
+
+def test_directions_of_pairs_are_scikit_learn_s() -> None:
+    decomposition = pytest.importorskip("sklearn.decomposition").PCA(2)
+    activations, _ = clusters(2)
+    ours = PairDifferences(HIDDEN, rank=2, seed=3)
+    ours.fit(activations)
+    order = torch.randperm(240, generator=torch.Generator().manual_seed(3)).tolist()
+    pairs = [activations[one] - activations[two] for one, two in zip(order[:120], order[120:], strict=True)]
+    unit = torch.stack([pair / pair.norm() for pair in pairs])
+    same_span(ours.rows, torch.from_numpy(decomposition.fit(unit.numpy()).components_))
+
+
+def test_pairs_that_are_equal_have_no_direction() -> None:
+    with pytest.raises(ValueError, match="no two activations that it pairs differ"):
+        PairDifferences(HIDDEN).fit(torch.ones(6, HIDDEN))
 
 
 @pytest.mark.parametrize("count", [2, 4])

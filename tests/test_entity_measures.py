@@ -134,6 +134,23 @@ def test_pairs_that_never_isolate_have_no_such_figures() -> None:
     assert metric.compute() == {}
 
 
+def test_a_set_of_all_attributes_has_a_cause_and_leaves_the_means_to_the_others() -> None:
+    metric, alone = (
+        Disentanglement(groups=groups, asked=ASKED[:4], rule="argmax")
+        for groups in ([("Country",), ("Country", "Language")], [("Country",)])
+    )
+    batch = examples(4, 90)
+    batch["question"] %= 4
+    metric.update(**batch)
+    first = batch["group"] == 0
+    alone.update(**{name: value[first] for name, value in batch.items()})
+    found = metric.compute()
+    assert {name: found[name] for name in ("cause", "isolate", "disentangle")} == alone.compute()
+    assert 0 < found["Country+Language/cause"] < 1 and not any(map(isnan, found.values()))
+    own = {f"Country/{name}" for name in alone.compute()}
+    assert found.keys() == {*alone.compute(), *own, "Country+Language/cause"}
+
+
 @pytest.fixture(scope="module")
 def embedded():
     return load_embedded()

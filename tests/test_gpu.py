@@ -120,10 +120,10 @@ def test_a_step_does_not_wait(ways: str, place: str, monkeypatch: pytest.MonkeyP
     def step() -> None:
         there = batch.take(torch.tensor([2, 0, 1])).pin_memory().to(DEVICE)
         if ways == "replay":
-            answers = [member.interchange(there, member.trained) for member in list(members.values())[:1]]
+            outcomes = [member.outcome(there, member.trained) for member in list(members.values())[:1]]
         else:
-            answers = list(cohort.interchange(there, {name: each.trained for name, each in members.items()}).values())
-        loss = torch.stack([members["2"].loss(each, there) for each in answers]).sum()
+            outcomes = cohort.outcomes(there, {name: each.trained for name, each in members.items()}).values()
+        loss = torch.stack([members["2"].loss(each) for each in outcomes]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -39,7 +39,7 @@ def gradients(
     if trainable:
         training = InterchangeInterventionTraining(**common, optimizer=torch.optim.Adam)
         network.train()
-        loss = training.interchange_loss(batch).sum() + training.task_loss(batch).sum()
+        loss = training.interchange_losses(batch)["interchange"].sum() + training.task_loss(batch).sum()
     else:
         training = AlignmentSearch(**common)
         loss = training.interchange(batch, training.trained).square().sum()

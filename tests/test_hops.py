@@ -9,7 +9,7 @@ from types import CodeType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BOUNDS = {"off": (46, 15), "on": (81, 22)}
+BOUNDS = {"off": (49, 17), "on": (84, 24)}
 """With plain hooks and with replay: functions of the package that a step calls, and the files that they lie in."""
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from itrain import tasks
 from itrain.config import ConfigError, compose
 from itrain.config.foreign import require_harmless
 from itrain.config.tasks import read_task
+from itrain.tasks.base import Task
+from itrain.tasks.table import Table
 from itrain.trust import TrustError
 from tests.canary import CANARY, watched
 
@@ -97,7 +103,7 @@ def test_a_task_without_these_is_read() -> None:
     assert not read_task(Path("t.yaml")).problems
 
 
-TABLE = {"_target_": "itrain.tasks.table.table", "pairs": "p.csv"}
+TABLE = {"_target_": "itrain.tasks.table.table", "pairs": "p.csv", "fingerprint": "0123456789abcdef"}
 GENDER = {"_target_": "itrain.tasks.gender.Gender"}
 
 
@@ -108,3 +114,52 @@ def test_a_saved_run_may_name_the_task_of_a_table_and_nothing_else() -> None:
             require_harmless({"task": {**TABLE, "of": {"_target_": path}}}, "'f'", trust=())
         with pytest.raises(TrustError, match=path):
             require_harmless({"task": {**GENDER, "tables": {"t": {"_target_": path}}}}, "'f'", trust=())
+
+
+READING = {
+    "task.pairs": {"task": {**TABLE, "fingerprint": None}},
+    "task.pairs.test": {"task": {**TABLE, "pairs": {"test": "somebody/data"}, "fingerprint": None}},
+    "task.texts": {"task": {"_target_": "itrain.tasks.labelled_texts.LabelledTexts", "texts": "/home/me/mails.jsonl"}},
+    "task.shifts.one": {"task": {"_target_": "itrain.tasks.labelled_texts.LabelledTexts", "shifts": {"one": "s.csv"}}},
+    "task.source": {"task": {"_target_": "itrain.tasks.mib.MIBAddition", "source": "somebody/data"}},
+    "task.instructions": {"task": {"_target_": "itrain.tasks.axbench.AxBench", "instructions": "~/chats.json"}},
+    "task.of.data": {"task": {**TABLE, "of": {"_target_": "itrain.tasks.ravel.Ravel", "data": "somebody/data"}}},
+    "data.task.file": {
+        "data": {
+            "_target_": "itrain.data.LabelledDataModule",
+            "_partial_": True,
+            "task": {"_target_": "itrain.tasks.instructions.Instructions", "file": "x.jsonl"},
+        }
+    },
+    "training.reference": {
+        "training": {
+            "_target_": "itrain.training.steering.Steering",
+            "_partial_": True,
+            "reference": "/home/me/j.json",
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("key", READING)
+def test_a_saved_run_of_somebody_else_does_not_choose_what_is_read(key: str) -> None:
+    with pytest.raises(TrustError, match=rf"'f' names what would be read here \({key}: '.*repeat it: {key}=\.\.\."):
+        require_harmless(READING[key], "'f'", trust=())
+    require_harmless(READING[key], "'f'", trust=(), typed=[key])
+    require_harmless(READING[key], "'f'", trust=(), typed=[key.split(".")[0]])
+    require_harmless(READING[key], "'f'", trust=(), own=True)
+
+
+def test_what_a_task_reads_unasked_is_its_own() -> None:
+    require_harmless({"task": {"_target_": "itrain.tasks.ravel.Ravel", "data": "hij/ravel"}}, "'f'", trust=())
+
+
+def test_every_task_that_reads_files_says_by_which_arguments() -> None:
+    for file in sorted(Path(tasks.__file__).parent.glob("*.py")):
+        module = import_module(f"itrain.tasks.{file.stem}")
+        reading = {"read_rows", "read_groups", "expanduser"} & {*re.findall(r"\w+", file.read_text(encoding="utf-8"))}
+        for made in vars(module).values():
+            if not isinstance(made, type) or not issubclass(made, Task) or made.__module__ != module.__name__:
+                continue
+            assert {*made.reads} <= {*inspect.signature(made).parameters}, made
+            assert made.reads or not reading or made is Table, f"{made.__name__}: say in reads which arguments it reads"

@@ -22,11 +22,11 @@ from itrain.metrics import UNUSED, InterchangeAccuracy, is_right
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
+from itrain.objectives.cross_entropy import answer_loss
 from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.tasks.base import Pair, Split, Task, TextTask
 from itrain.training.alignment import AlignmentSearch
-from itrain.training.interchange import answer_loss
 from tests.planted import HIDDEN, Planted
 
 EMBED = Site.parse("module:embed.output")

@@ -102,7 +102,7 @@ def test_labels_of_several_columns_lists_and_unknown_ones(tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"text": ""}, r"line 3, column 'text': '' is no text"),
-        ({"text": 7}, r"line 3, column 'text': 7 is no text"),
+        ({"text": 7}, r"line 3, column 'text': '7' is no text"),
         ({"split": None}, r"line 3, column 'split': it names no split"),
         ({"split": "test", "text": "Lisa walked because"}, r"line 3: its text is in test and, at .* line 1, in train"),
         ({"text": "Lisa frobnicated because"}, r"line 3, column 'text': 'frobnicated' is not in the model's vocab"),
@@ -117,7 +117,7 @@ def test_a_wrong_row_is_named_with_its_column(tmp_path: Path, embedded, change: 
 
 
 def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"line 1 has no column 'lable'; it has .*did you mean 'label'"):
+    with pytest.raises(TaskError, match=r"line 1 has no column 'lable'.*did you mean 'label'"):
         LabelledTexts(texts=write(tmp_path / "a.jsonl", rows()), label="lable")
     with pytest.raises(TaskError, match=r"no row has the label 'femal', did you mean 'female'"):
         LabelledTexts(texts=write(tmp_path / "a.jsonl", rows()), positive="femal")

@@ -141,6 +141,9 @@ def test_indirect_objects_follow_the_linear_model_of_the_logits(tmp_path: Path) 
         ("s1_ioi_flip_s2_ioi_flip", "output_position"): ("Bob", 3.16),
         ("s1_ioi_flip_s2_ioi_flip", "output_token"): ("Bob", 1.9),
     }
+    differences = [task.difference(pair) for pair in task.pairs("train")]
+    assert [round(each.value, 3) for each in differences] == [difference for _, difference in found.values()]
+    assert {(each.more, each.less) for each in differences} == {("Bob", "Ann")}
 
 
 def test_ravel_causes_what_is_asked_and_isolates_the_rest(tmp_path: Path) -> None:
@@ -170,8 +173,11 @@ def test_the_private_test_takes_the_place_of_the_public_one(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answerKey": 7}, r"train.jsonl' line 2: the columns cannot be read"),
-        ({"choices": None}, "the columns cannot be read: 'NoneType'"),
+        (
+            {"answerKey": 7},
+            r"train.jsonl' line 2: the columns cannot be read: answerKey is '7', and there are 4 choices",
+        ),
+        ({"choices": None}, r"line 2, column 'choices': 'None' is a NoneType; write an object"),
         ({"prompt": "Q: B is right"}, "no line of the prompt begins with the right choice, 'B'"),
     ],
 )

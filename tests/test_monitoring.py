@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 import itrain
-from itrain.data import LabelledDataModule
+from itrain.data import LabelledBatch, LabelledDataModule
 from itrain.detectors import Detector, DirectionDetector, Pooling, ProbeDetector, RandomDirection, pooled
+from itrain.inputs import ModelInputs
 from itrain.interventions.directions import LinearDiscriminant, PrincipalDirections
 from itrain.metrics import exact_interval, threshold_at
 from itrain.models import load_embedded
@@ -26,6 +27,7 @@ from itrain.results.detection import _interval
 from itrain.results.run import summarise_run
 from itrain.sharing import export, load
 from itrain.tasks.gender import Gender
+from itrain.training.detection import Detected
 from itrain.training.monitor import Reading
 from itrain.training.monitoring import Monitoring
 
@@ -277,6 +279,17 @@ def test_settings_that_make_no_sense_are_refused(network, embedded) -> None:
         monitoring(network, embedded, sites=["layer1.block_output", "layer2.block_output@last"], join_sites=True)
 
 
+def test_names_that_no_figure_can_have_and_controls_without_end_are_refused(network) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"concepts": ["a\x1b[31m"]}, r"concepts: 'a\\x1b\[31m' is no name"),
+        ({"concepts": [["a"]]}, "concepts: .* is no name"),
+        ({"concepts": ["a"], "random_directions": 10**6}, "random_directions=1000000: up to 1000"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            Monitoring(network=network, sites=SITE, **settings)
+
+
 def test_detectors_are_final_and_buildable_from_a_size_alone() -> None:
     for cls in Detector.__subclasses__():
         built = cls(6)
@@ -346,3 +359,16 @@ def test_a_shift_without_positives_has_an_accuracy_and_an_interval_of_its_false_
     figures = {"false_positive_rate": 0.25, "true_positive_rate": float("nan"), "positives": 0.0, "negatives": 8.0}
     assert _interval(figures, "false_positive_rate") == exact_interval(0.25, 8)
     assert _interval(figures, "true_positive_rate") is None
+
+
+def test_a_concept_that_a_shift_lacks_leaves_the_means_over_concepts_to_the_others() -> None:
+    detected = Detected(detectors=["{} probe"], concepts=["one", "two"], controls=[], positive_rate=0.01)
+    scores = torch.randn(40, 1, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.stack([torch.arange(40) % 2, torch.zeros(40).long()], 1)
+    empty = ModelInputs(arguments={"input_ids": torch.zeros(40, 1).long()})
+    detected.update(scores, LabelledBatch(inputs=empty, labels=labels, sets=("test",), of=torch.zeros(40).long()))
+    found = detected.tested([ProbeDetector(3, concepts=2)])
+    assert found["test/auroc/two probe"].isnan()
+    assert found["test/auroc/all concepts probe"] == found["test/auroc/one probe"]
+    both = [float(found[f"test/false_positive_rate/{name} probe"]) for name in ("one", "two")]
+    assert float(found["test/false_positive_rate/all concepts probe"]) == pytest.approx(sum(both) / 2)

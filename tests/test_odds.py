@@ -83,6 +83,18 @@ def test_half_precision_logits_are_subtracted_exactly() -> None:
     assert found.dtype == torch.float64 and float(found) == 1000 - 0.125
 
 
+def test_a_pair_of_which_one_label_begins_the_other_is_left_out_of_the_figures() -> None:
+    logits = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    base = torch.tensor([[2, 3, UNUSED], [2, 3, 1]])
+    label = torch.tensor([[2, 1, 0], [2, 3, UNUSED]])
+    for kind in (Odds, LogitDifference):
+        both, one = kind(), kind()
+        both.update(*logits, base, label)
+        one.update(*logits[:, :1], base[:1], label[:1])
+        assert {name: float(value) for name, value in both.compute().items()} == one.compute(), kind
+        assert not any(math.isnan(value) for value in both.compute().values())
+
+
 @pytest.mark.parametrize("kind", [Odds, LogitDifference])
 def test_processes_and_uneven_batches_change_nothing(kind: type[Metric]) -> None:
     torch.manual_seed(0)

@@ -13,12 +13,12 @@ import torch
 from itrain.data import collate
 from itrain.metrics import UNUSED
 from itrain.models import load_embedded
+from itrain.objectives.cross_entropy import answer_loss
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split
 from itrain.tasks.contract import check_task
 from itrain.tasks.ravel import Ravel, answer_after
 from itrain.tasks.ravel_files import EntityType, read_facts
-from itrain.training.interchange import answer_loss
 from tests.ravel_files import WIKIPEDIA, instance, objects, write_ravel
 
 HELD_OUT: tuple[Split, ...] = ("validation", "test")

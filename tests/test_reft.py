@@ -24,8 +24,8 @@ from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.interventions.das import DAS
-from itrain.interventions.reft import DiReFT, LoReFT, NoReFT
-from itrain.interventions.steering import SteeringVector
+from itrain.interventions.reft import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT
+from itrain.interventions.steering import FactoredVector, SteeringVector
 from itrain.metrics import UNUSED
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
@@ -41,7 +41,7 @@ SITES = ("layer0.block_output@first2+last2", "layer1.block_output@last")
 
 def free(intervention: nn.Module) -> nn.Module:
     """The same function with every matrix free, away from its start, in fp64."""
-    if isinstance(intervention, LoReFT):
+    if hasattr(intervention, "subspace"):
         parametrize.remove_parametrizations(intervention.subspace, "rows", leave_parametrized=True)
     generator = torch.Generator().manual_seed(3)
     for parameter in intervention.parameters():
@@ -51,6 +51,9 @@ def free(intervention: nn.Module) -> nn.Module:
 
 
 # --- the formulas
+
+STILL = [LoReFT, DiReFT, NoReFT, LobiReFT, SteeringVector, FactoredVector]
+"""Those that change nothing at first."""
 
 FORMULAS = {
     LoReFT: lambda h, R, W, b: h + torch.einsum("kd,...k->...d", R, torch.einsum("kd,...d->...k", W - R, h) + b),
@@ -75,10 +78,62 @@ def test_value_and_gradient_are_the_formulas_in_fp64(cls: type) -> None:
         torch.testing.assert_close(mine.grad, other.grad, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("cls", [LoReFT, DiReFT, NoReFT, SteeringVector], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", [LoReFT, DiReFT, NoReFT, LobiReFT, SteeringVector, FactoredVector], ids=lambda cls: cls.__name__
+)
 def test_at_first_nothing_changes(cls: type) -> None:
     base = torch.randn(4, 2, HIDDEN)
     assert torch.equal(cls(HIDDEN)(base, None), base)
+
+
+@pytest.mark.parametrize("cls", [ConsReFT, LobiReFT], ids=lambda cls: cls.__name__)
+def test_constants_in_a_subspace_are_the_formulas_in_fp64(cls: type) -> None:
+    torch.manual_seed(0)
+    intervention = free(cls(HIDDEN, rank=RANK))
+    ours = [intervention.subspace.rows, intervention.bias]
+    rows, bias = (parameter.detach().clone().requires_grad_(True) for parameter in ours)
+    base, target = torch.randn(2, 5, 2, HIDDEN, dtype=torch.float64)
+    kept = torch.einsum("kd,...d->...k", rows, base) if cls is ConsReFT else 0.0
+    found, expected = intervention(base), base + torch.einsum("kd,...k->...d", rows, (bias - kept).expand(5, 2, -1))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    for new in (found, expected):
+        ((new - target) ** 2).sum().backward()
+    for mine, other in zip(ours, (rows, bias), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, atol=1e-10, rtol=1e-10)
+
+
+def test_at_first_the_coordinates_of_consreft_are_erased() -> None:
+    intervention, base = ConsReFT(HIDDEN, rank=RANK), torch.randn(3, HIDDEN)
+    erased = intervention(base) @ intervention.subspace.rows.T
+    torch.testing.assert_close(erased, torch.zeros(3, RANK), atol=1e-6, rtol=0)
+
+
+def test_direft_of_orthonormal_rows_keeps_them() -> None:
+    torch.manual_seed(0)
+    intervention = DiReFT(HIDDEN, rank=RANK, orthonormal=True)
+    base, target = torch.randn(2, 32, HIDDEN)
+    optimizer = torch.optim.AdamW(intervention.parameters(), lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        ((intervention(base) - target) ** 2).mean().backward()
+        optimizer.step()
+    rows = intervention.projection
+    torch.testing.assert_close(rows @ rows.T, torch.eye(RANK), atol=1e-5, rtol=0)
+    torch.testing.assert_close(intervention(base), base + (base @ intervention.weight.T + intervention.bias) @ rows)
+
+
+def test_a_factor_is_learned_at_its_own_rate() -> None:
+    intervention, base = FactoredVector(HIDDEN, factor=2.0, factor_lr=0.5), torch.randn(3, HIDDEN)
+    assert torch.equal(intervention(base), base)
+    intervention.vector.data.copy_(torch.arange(HIDDEN))
+    torch.testing.assert_close(intervention(base), base + 2 * torch.arange(HIDDEN))
+    (intervention(base) ** 2).sum().backward()
+    before = intervention.factor.item()
+    torch.optim.SGD(intervention.parameter_groups(), lr=0.0).step()
+    assert intervention.factor.item() == pytest.approx(before - 0.5 * intervention.factor.grad.item())
+    assert torch.equal(intervention.vector, torch.arange(HIDDEN).float())
+    with pytest.raises(ValueError, match="factor=0"):
+        FactoredVector(HIDDEN, factor=0.0)
 
 
 def test_the_rows_of_loreft_stay_orthonormal_and_those_of_the_others_are_free() -> None:

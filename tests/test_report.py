@@ -289,9 +289,13 @@ def test_what_is_no_finished_sweep_is_told_in_one_line(tmp_path: Path, capsys: p
     broken, other = finished(tmp_path / "broken", table()), finished(tmp_path / "other", table().drop(columns="flag"))
     (broken / "results.parquet").write_bytes(b"no parquet")
     good = finished(tmp_path / "good", table())
+    (fit := tmp_path / "fit").mkdir()
+    for name in ("metrics.json", "tokens.html"):
+        (fit / name).touch()
     for words, message in {
         (): "takes the folders of finished sweeps",
         (str(tmp_path / "nowhere"),): "not the folder of a finished sweep",
+        (str(fit),): "it is the folder of a fit, which is shown by metrics.json, tokens.html",
         (str(unfinished),): "there is no results.parquet in it",
         (str(broken),): "cannot be read",
         (str(other),): "has no column 'flag'",

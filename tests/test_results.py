@@ -120,7 +120,7 @@ def test_own_figures_of_a_run_are_a_table_and_bars(
     told = capsys.readouterr().out
     lines = [line.split() for line in told.splitlines()]
     assert ["my", "error", "12.5"] in lines and ["my", "count", "30000"] in lines
-    assert "base model accuracy on sampled test inputs: 1.000" in told
+    assert "base model accuracy on test inputs before any filter: 1.000" in told
     drawn = (folder / "figure.svg").read_text()
     assert all(
         f"<!-- {text} -->" in drawn for text in ("my_error", "12.5", "my_count", "val my error", "training loss")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from itrain import config
 from itrain.sites import Site
 from itrain.sweeps.grid import Fit
-from itrain.sweeps.jobs import _described
+from itrain.sweeps.rows import described
 
 OWN = "{_target_:itrain.interventions.boundless_das.BoundlessDAS,boundary_lr:0.5,temperature:[9.0,1.0]}"
 PROBE = "{_target_:itrain.training.probing.ProbeTraining,l2:[0.5],optimizer:{_target_:torch.optim.SGD,_partial_:true}}"
@@ -36,7 +36,7 @@ def test_a_row_s_command_asks_for_its_method_with_all_settings(case: str) -> Non
     swept = config.request([*words, "+sweep.layers=[2]", "logger=tensorboard", "++seed=3"], sweeps=True)
     grid, site = instantiate(swept.sweep, _convert_="all"), Site.parse("layer2.block_output@name")
     fit = Fit(group=group, method=method, site=site, sites=[site], rank=None, seed=0)
-    command = shlex.split(_described(fit, grid, swept)["command"])
+    command = shlex.split(described(fit, grid, swept)["command"])
     assert command[:4] == ["python", "-m", "itrain", "fit"]
     alone = config.request(command[4:])
     swept.seed = 0

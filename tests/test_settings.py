@@ -32,7 +32,7 @@ from tests.test_config import DECLARED
 
 CORRUPTED = "training.corrupted=layer0.block_input@name"
 NEEDS = {"hf": ["model.name=x"], "tracing": [CORRUPTED, "intervention=full_vector"]}
-NEEDS |= {"pooled": ["model.name=x", "task=sentences"], "minilm": ["task=sentences"]}
+NEEDS |= {"pooled": ["model.name=x", "task=sentences"], "minilm": ["task=sentences"], "towers": ["task=captions"]}
 NEEDS |= {"untrained": ["model.words=a"], "table": ["task.pairs=x.jsonl"], "declared": DECLARED}
 NEEDS |= {"monitoring": ["data=labelled"], "labelled": ["training=monitoring"]}
 INSTALLED = {"joblib"}
@@ -62,6 +62,7 @@ GIVEN: Mapping[str, Any] = {
     "detectors": {"a": {"_target_": "itrain.detectors.DirectionDetector", "_partial_": True}},
     "judge": {"_target_": "itrain.training.judges.WordJudge"},
     "of": {"_target_": "itrain.tasks.gender.Gender"},
+    "objectives": {"kl": {"_target_": "itrain.objectives.distributions.KL", "_partial_": True}},
     "corrupted": "layer1.block_input@name",
     "file": "rows.jsonl",
     "concept": [[1, 2]],

@@ -279,6 +279,17 @@ def test_a_judge_that_cannot_work_ends_the_run_before_its_first_step() -> None:
         data_and_module(judge=None, reference="x.jsonl")
 
 
+def test_a_prompt_that_a_split_has_twice_is_refused_where_judgements_are_told_apart_by_it() -> None:
+    data, module = data_and_module(examples=24)
+    data.setup("fit")
+    tested = data.datasets["test"]
+    tested.examples = tested.examples.take(torch.tensor([0, 1, 0]))
+    with pytest.raises(ValueError, match=r"judge: the test split has the prompt '.+' twice; leave one of them out"):
+        module.check(data)
+    module.judge = None
+    module.check(data)
+
+
 @quiet
 def test_a_run_writes_judgements_and_an_export_that_acts_as_strong_as_it_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

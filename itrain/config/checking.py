@@ -31,8 +31,6 @@ _KINDS = {
     "sweep": "itrain.sweeps.grid.Grid",
 }
 _CALLBACK = "lightning.pytorch.Callback"
-_SWEPT = ("itrain.training.alignment.AlignmentSearch", "itrain.training.tracing.CausalTracing")
-"""The trainings whose interventions a sweep compares."""
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -55,6 +53,7 @@ class Configuration:
     launcher: Node | None = None
     sweep: Node | None = None
     threads: int | None = None
+    vacuity: bool | None = None
     ckpt: str | None = None
     export: str | None = None
     trust: Sequence[str] = ()
@@ -163,7 +162,6 @@ def _check_sweep(sweep: Node, training: Call) -> None:
         (call, *_) = calls_in(method, place)
         if not (inspect.isclass(call.target) and issubclass(call.target, kinds)):
             raise ConfigError(f"{place}: {call.target.__name__} is neither an intervention nor a training")
-    known = [get_object(path) for path in _SWEPT]
-    if training.target not in known:
-        names = " or ".join(each.__name__ for each in known)
-        raise ConfigError(f"training: a sweep runs {names}, not {training.target.__name__}; training=alignment")
+    if not {"sites", "intervention"} <= set(training.accepts):
+        name = training.target.__name__
+        raise ConfigError(f"training: a sweep compares interventions, and {name} takes none; training=alignment")

@@ -30,6 +30,8 @@ from itrain.versions import versions
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
 """The methods that a sweep compares by default."""
+SEARCHES = ("itrain.training.alignment.AlignmentSearch", "itrain.training.tracing.CausalTracing")
+"""The trainings for which these are."""
 ROWS = "reproduce"
 """The folder beside those of the groups that holds no choices, but the rows of ``itrain reproduce``."""
 
@@ -103,6 +105,8 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
             # A single fit ignores the grid and the launcher of a recipe.
             config.launcher = config.launcher if sweeps else None
             grid = config.get("sweep") or OmegaConf.create()
+            if sweeps and "methods" not in grid:
+                grid.methods = _methods(config, groups)
             config.sweep = _grid(grid, groups, typed, config.get("intervention") or {}) if sweeps else None
         # In a sweep, values that refer to the seed stay unresolved: they follow each fit's own.
         OmegaConf.resolve(config.copy() if sweeps else config)
@@ -271,6 +275,15 @@ def _require_plugin(launcher: Node) -> None:
                 ) from error
 
 
+def _methods(config: DictConfig, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """The methods of a sweep that names none: those of a training of another objective are its own intervention."""
+    target, folder = (config.get("intervention") or {}).get("_target_"), _shipped("configs") / "intervention"
+    if target is None or config.training._target_ in SEARCHES:
+        return METHODS
+    own = [name for name in groups["intervention"] if read_yaml(folder / f"{name}.yaml")["_target_"] == target]
+    return own[:1] or METHODS
+
+
 def _grid(
     grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -281,7 +294,7 @@ def _grid(
     given: Any = OmegaConf.to_container(grid)
     # A launcher changes no result, so the printed commands leave it out.
     words = [text for text in words if not launches(text)]
-    node = {"_target_": "itrain.sweeps.grid.Grid", "methods": METHODS, **given, "words": words}
+    node = {"_target_": "itrain.sweeps.grid.Grid", **given, "words": words}
     homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
     node["named"] = not isinstance(node["methods"], dict)
     if isinstance(node["methods"], dict):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,11 +26,17 @@ CROWD = 256
 PARTIAL = ("network", "data", "intervention", "training", "trainer")
 """The groups whose parts the run completes."""
 
+PUBLISHED = {
+    "aryaman/causalgym", "pyvene/axbench-concept500", "mib-bench/arithmetic_addition", "mib-bench/arc_easy",
+    "mib-bench/copycolors_mcqa", "mib-bench/ioi", "mib-bench/ravel",
+}  # fmt: skip
+"""The data sets that itrain's own recipes and tasks name."""
+
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 def require_harmless(
-    taken: Mapping[str, Any], place: str, *, trust: Sequence[str], typed: Collection[str] = ()
+    taken: Mapping[str, Any], place: str, *, trust: Sequence[str], typed: Collection[str] = (), own: bool = False
 ) -> None:
     """Refuse a configuration that names what is not trusted or does not fit where it stands, or asks for too much.
 
@@ -37,6 +45,7 @@ def require_harmless(
         place: how messages speak of the file.
         trust: packages that are trusted besides itrain, and besides the parts of torch and Lightning that it needs.
         typed: keys that the command line sets anyway.
+        own: whether it lies where it says that it was written, so that what it reads was named here.
 
     Raises:
         TrustError: naming the file, the key and the remedy.
@@ -66,10 +75,29 @@ def require_harmless(
         packages = sorted({str(path).split(".")[0] for _, path in untrusted})
         raise TrustError(f"{place} names {shown(path)} ({key}), {not_trusted(packages)}")
     _require_fitting(plain, place, trust)
+    if not own:
+        _require_asked(plain, place, typed)
     for key, node in own_interventions(plain.get("site")):
         if not isinstance(node, Mapping) or node.get("_partial_") is not True:
             raise TrustError(f"{place}: {key} is no _partial_ call, which the run would complete")
     _require_methods(plain.get("sweep"), place)
+
+
+def _require_asked(plain: Mapping[str, Any], place: str, typed: Collection[str]) -> None:
+    """Refuse files and data sets that nobody has asked for here: a stranger's choice of what is read or fetched."""
+    for key, node in _nodes(plain, ""):
+        made = get_object(str(node["_target_"]))
+        for name in getattr(made, "reads", ()):
+            usual = inspect.signature(made).parameters[name].default
+            if node.get(name) in (None, usual) or node.get("fingerprint"):  # which is that of a file that is here
+                continue
+            for path, value in _sources(node[name], f"{key}.{name}"):
+                asked = any(path == word or path.startswith(f"{word}.") for word in typed)
+                if not asked and value not in PUBLISHED:
+                    raise TrustError(
+                        f"{place} names what would be read here ({path}: {shown(value)}), which no file may; if you "
+                        f"want it, repeat it: {path}=..."
+                    )
 
 
 def _require_methods(grid: Mapping[str, Any] | None, place: str) -> None:
@@ -190,6 +218,25 @@ def _written(value: Any, key: str) -> Iterator[str]:
         is_path = isinstance(each, str) and (each.startswith(("/", "~", "\\")) or ".." in Path(each).parts)
         if each is not None and (is_path or name.split(".")[-1] in PLACES):
             yield name
+
+
+def _nodes(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All mappings that name a class or a function, each with its key."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield key, value
+        for name, each in value.items():
+            yield from _nodes(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _nodes(each, key)
+
+
+def _sources(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The file or data set that an argument names, or those for each split; anything else is said in full."""
+    for name, each in value.items() if isinstance(value, Mapping) else [("", value)]:
+        if isinstance(each, str):
+            yield f"{key}.{name}" if name else key, each
 
 
 def _named(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -87,10 +87,10 @@ def configuration_of_run(
         return {}
     try:
         if export := asked.get("export"):
-            place, found = _of_export(Path(export))
+            place, found, own = _of_export(Path(export))
             kept = TESTED
         else:
-            place, found = _of_checkpoint(find_checkpoint(Path(asked["ckpt"])))
+            place, found, own = _of_checkpoint(find_checkpoint(Path(asked["ckpt"])))
             left = ("ckpt", "export", "trust", "launcher", "sweep")
             kept = (*TESTED, "name") if tests else tuple(key for key in found if key not in left)
         taken = {key: value for key, value in found.items() if key in kept}
@@ -101,7 +101,7 @@ def configuration_of_run(
         for group in (group for group in picked if group in taken):
             together = settled(taken.pop(group), picked[group], group)
             taken |= {} if together is None else {group: together}
-        require_harmless(taken, place, trust=trust, typed={str(o.key_or_group) for o in overrides})
+        require_harmless(taken, place, trust=trust, typed={str(o.key_or_group) for o in overrides}, own=own)
         return taken
     except TrustError as error:
         raise ConfigError(str(error)) from error
@@ -121,6 +121,7 @@ def configuration_of_sweep(folder: Path, typed: Collection[str], trust: Sequence
             if path.is_symlink():
                 raise TrustError(f"resume: '{path}' is a link; a sweep writes into its own folder only")
         found = _read(file)
+        own = _lies_there(found, folder)
         if not found.get("sweep"):
             raise TrustError(f"resume: '{folder}' is the folder of a fit; to go on: itrain fit ckpt={folder}")
         found = {key: value for key, value in found.items() if key not in (*typed, "trust", "ckpt", "export")}
@@ -132,7 +133,7 @@ def configuration_of_sweep(folder: Path, typed: Collection[str], trust: Sequence
                 "resume: a launcher can run any command, so it is not taken from a file; add the sweep's own "
                 "(launcher=slurm ...), or launcher=null"
             )
-        require_harmless(found, f"'{file}'", trust=trust, typed=typed)
+        require_harmless(found, f"'{file}'", trust=trust, typed=typed, own=own)
         return found
     except TrustError as error:
         raise ConfigError(str(error)) from error
@@ -164,7 +165,15 @@ def require_inside(name: str) -> None:
         raise ConfigError(f"name: {shown(name)} leaves the output folder; runs are put below output=<folder>")
 
 
-def _of_export(folder: Path) -> tuple[str, dict[str, Any]]:
+def _lies_there(found: Mapping[str, Any], run: Path) -> bool:
+    """Whether a run's folder is one of those that its configuration says it was put into."""
+    output, name = found.get("output"), found.get("name")
+    if not isinstance(output, str) or not isinstance(name, str):
+        return False
+    return Path(output, name).resolve() == run.resolve().parent
+
+
+def _of_export(folder: Path) -> tuple[str, dict[str, Any], bool]:
     file = folder / EXPORT_CONFIGURATION
     if not file.is_file():
         inside = folder / "export"  # of a run
@@ -179,10 +188,10 @@ def _of_export(folder: Path) -> tuple[str, dict[str, Any]]:
     if isinstance(base, dict) and base.get("folder") and isinstance(name, str) and not Path(name).expanduser().is_dir():
         # Or a stranger's model of that name would be fetched from the hub.
         found["model"]["name"] = "???"
-    return f"'{file}'", found
+    return f"'{file}'", found, _lies_there(found, folder.resolve().parent)
 
 
-def _of_checkpoint(file: Path) -> tuple[str, dict[str, Any]]:
+def _of_checkpoint(file: Path) -> tuple[str, dict[str, Any], bool]:
     """Its own configuration, which it keeps wherever it is moved, or that of the folder that it lies in."""
     from itrain.checkpoints import ORIGIN, read_checkpoint
 
@@ -197,14 +206,9 @@ def _of_checkpoint(file: Path) -> tuple[str, dict[str, Any]]:
                 f"ckpt: '{file}' does not say how it was trained; add recipe=<the recipe it was trained with>"
             )
         place, found = f"'{there}'", _read(there)
-    output, name = found.get("output"), found.get("name")
     # A run that goes on is put beside the one that it continues, and nowhere else that a file says.
-    beside = (
-        isinstance(output, str)
-        and isinstance(name, str)
-        and Path(output, name).resolve() in [home.parent for home in homes]
-    )
-    return place, found if beside else {key: value for key, value in found.items() if key != "output"}
+    own = any(_lies_there(found, home) for home in homes)
+    return place, found if own else {key: value for key, value in found.items() if key != "output"}, own
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from itrain.causal_model import Setting
@@ -94,7 +94,7 @@ class CounterfactualBatch(Batch, Interchanging):
     counterfactual label. The source of a variable that a pair does not interchange is the base.
 
     Args:
-        base: the runs that are edited.
+        base: the runs that are edited; of answers of several tokens, with those of the counterfactual answer.
         sources: for each variable, the runs its value is taken from; :class:`IntervenedInputs` where some of them are
             intervened themselves.
         base_label: the causal model's answer for the base.
@@ -110,6 +110,10 @@ class CounterfactualBatch(Batch, Interchanging):
         candidates: the labels of the task's outputs, ascending, on the CPU; None: unknown, or of several tokens.
         questions: what the bases of a split ask, in order; empty where the task does not say.
         question: which of the questions a pair's base asks, on the CPU.
+        difference: by how much the logit of the first of the two labels ``compared`` should be above that of the second
+            after the interchange; None: the task does not say.
+        answered, answered_sources: the bases and the sources, unedited and each with the tokens of its own answer;
+            where answers are of one token these are ``base`` and ``sources``.
     """
 
     base: ModelInputs
@@ -126,6 +130,19 @@ class CounterfactualBatch(Batch, Interchanging):
     candidates: Int[Tensor, " candidates"] | None = None
     questions: tuple[Question, ...] = ()
     question: Int[Tensor, " batch"] | None = None
+    difference: Float[Tensor, " batch"] | None = None
+    compared: Int[Tensor, "batch 2 ..."] | None = None
+    answered: ModelInputs | None = None
+    answered_sources: Mapping[str, ModelInputs] = field(default_factory=dict)
+
+    @property
+    def own(self) -> ModelInputs:
+        """The bases as they answer themselves, for ``base_label``."""
+        return self.base if self.answered is None else self.answered
+
+    def own_source(self, variable: str) -> ModelInputs:
+        """The sources of a variable as they answer themselves, for ``source_labels``."""
+        return self.answered_sources.get(variable, self.sources[variable])
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:
@@ -159,6 +176,7 @@ class CounterfactualBatch(Batch, Interchanging):
             contrast_label=places(self.contrast_label),
             source_labels={variable: places(label) for variable, label in self.source_labels.items()},
             candidates=None,
+            compared=None if self.compared is None else places(self.compared),
         )
 
     def take(self, rows: Int[Tensor, " rows"]) -> CounterfactualBatch:
@@ -174,12 +192,16 @@ class CounterfactualBatch(Batch, Interchanging):
             self,
             base=change(self.base),
             sources={variable: change(source) for variable, source in self.sources.items()},
+            answered=None if self.answered is None else change(self.answered),
+            answered_sources={variable: change(source) for variable, source in self.answered_sources.items()},
             base_label=change_tensor(self.base_label),
             counterfactual_label=change_tensor(self.counterfactual_label),
             contrast_label=change_tensor(self.contrast_label),
             source_labels={variable: change_tensor(labels) for variable, labels in self.source_labels.items()},
             variables={variable: change_tensor(values) for variable, values in self.variables.items()},
             types=None if self.types is None else change_tensor(self.types),
+            difference=None if self.difference is None else change_tensor(self.difference),
+            compared=None if self.compared is None else change_tensor(self.compared),
         )
 
 
@@ -198,14 +220,16 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         for new, pair in zip(counterfactuals, pairs, strict=True)
     ]
     sources = _sources(task, pairs)
+    difference, compared = _differences(task, pairs)
     asked = [task.question(pair.base) for pair in pairs]
     questions = () if None in asked else tuple(sorted({each for each in asked if each is not None}))
     places = {question: place for place, question in enumerate(questions)}
+    counterfactual_label = labels(task, counterfactuals)
     return CounterfactualBatch(
         base=answerable(task, [pair.base for pair in pairs], counterfactuals),
         **sources._asdict(),
         base_label=labels(task, outputs),
-        counterfactual_label=labels(task, counterfactuals),
+        counterfactual_label=counterfactual_label,
         contrast_label=labels(task, contrasts),
         source_labels={
             variable: labels(task, [model.run(_pair(each).base)[model.output] for each in _runs(pairs, variable)])
@@ -217,7 +241,37 @@ def collate(task: Task, pairs: Sequence[Pair]) -> CounterfactualBatch:
         candidates=labels(task, task.outputs).unique() if answer_length(task) == 1 else None,
         questions=questions,
         question=torch.tensor([places[each] for each in asked if each is not None]) if questions else None,
+        difference=difference,
+        compared=compared,
+        **(_answered(task, pairs, list(sources.sources)) if counterfactual_label.ndim > 1 else {}),
     )
+
+
+def _answered(task: Task, pairs: Sequence[Pair], variables: Sequence[str]) -> dict[str, Any]:
+    """The bases and each variable's sources, as they are before anything edits them, followed by their own answers."""
+
+    def answering(settings: Sequence[Setting]) -> ModelInputs:
+        answers = [task.causal_model.run(setting)[task.causal_model.output] for setting in settings]
+        # Where the answer is not known nothing counts, whatever follows.
+        some = next(iter(task.outputs))
+        return answerable(task, settings, [some if answer is None else answer for answer in answers])
+
+    of_variables = {name: [_pair(each).base for each in _runs(pairs, name)] for name in variables}
+    return {
+        "answered": answering([pair.base for pair in pairs]),
+        "answered_sources": {name: answering(settings) for name, settings in of_variables.items()},
+    }
+
+
+def _differences(
+    task: Task, pairs: Sequence[Pair]
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, "batch 2 ..."]] | tuple[None, None]:
+    """By how much the logits of which outputs should lie apart, where the task says so of all pairs."""
+    found = [each for each in map(task.difference, pairs) if each is not None]
+    if len(found) < len(pairs):
+        return None, None
+    compared = [labels(task, outputs) for outputs in zip(*((each.more, each.less) for each in found), strict=True)]
+    return torch.tensor([each.value for each in found]), torch.stack(compared, 1)
 
 
 def _sources(task: Task, pairs: Sequence[Pair]) -> Sources:

@@ -140,7 +140,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
     def figures(self) -> dict[str, float]:
         """Figures about the test data, for a run's results.
 
-        ``model/accuracy``: the base model's accuracy on the sampled inputs, before the filter. ``data/pairs_distinct``
+        ``model/accuracy``: the base model's accuracy on the inputs, before the filter. ``data/pairs_distinct``
         and ``data/bases_distinct``: how many of the pairs, and of their bases, are different ones.
         ``data/bases_trained_on``: how many of the bases are bases of training pairs too.
         """
@@ -293,7 +293,8 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         if not bool(batch.changes.any()):
             raise PairError(
                 f"the label changes in none of the {len(batch)} {split} pairs, so there is nothing to learn; "
-                f"base model accuracy on sampled inputs: {self.model_accuracy[split]:.2f} (data.keep={self.keep})"
+                f"base model accuracy on the inputs before any filter: {self.model_accuracy[split]:.2f} "
+                f"(data.keep={self.keep})"
             )
         return batch
 

@@ -37,6 +37,8 @@ class ResponseBatch(Batch):
     label: Int[Tensor, "batch response"]
     has_concept: Int[Tensor, " batch"] | None = None
     """1 where the response has the task's concept, 0 where it is one without, for directions between the two."""
+    rejected: ResponseBatch | None = None
+    """The same prompts, each followed by a response without the concept; None: the task has none."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -44,20 +46,35 @@ class ResponseBatch(Batch):
     def take(self, rows: Int[Tensor, " rows"]) -> ResponseBatch:
         """Some of the examples, as a batch of its own."""
         has_concept = None if self.has_concept is None else self.has_concept[rows]
-        return ResponseBatch(inputs=self.inputs.take(rows), label=self.label[rows], has_concept=has_concept)
+        rejected = None if self.rejected is None else self.rejected.take(rows)
+        return ResponseBatch(
+            inputs=self.inputs.take(rows), label=self.label[rows], has_concept=has_concept, rejected=rejected
+        )
 
     def each(
         self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
     ) -> ResponseBatch:
         has_concept = None if self.has_concept is None else change_tensor(self.has_concept)
-        return replace(self, inputs=change(self.inputs), label=change_tensor(self.label), has_concept=has_concept)
+        return replace(
+            self,
+            inputs=change(self.inputs),
+            label=change_tensor(self.label),
+            has_concept=has_concept,
+            rejected=None if self.rejected is None else self.rejected.each(change, change_tensor),
+        )
 
 
 def collate(task: ResponseTask, settings: Sequence[Setting]) -> ResponseBatch:
-    """The settings as tensors, each prompt followed by its response."""
-    responses = [task.response(setting) for setting in settings]
+    """The settings as tensors, each prompt followed by its response, and by one to reject where all have one."""
+    made = _collated(task, settings, [task.response(setting) for setting in settings])
+    others = [task.rejected(setting) for setting in settings]
+    without = [each for each in others if each is not None]
+    return made if len(without) < len(others) else replace(made, rejected=_collated(task, settings, without))
+
+
+def _collated(task: ResponseTask, settings: Sequence[Setting], responses: Sequence[Sequence[int]]) -> ResponseBatch:
     width = max(map(len, responses))
-    label = torch.tensor([response + [UNUSED] * (width - len(response)) for response in responses])
+    label = torch.tensor([[*response] + [UNUSED] * (width - len(response)) for response in responses])
     has_concept = torch.tensor([int(task.has_concept(setting)) for setting in settings])
     return ResponseBatch(inputs=task.inputs(settings, responses), label=label, has_concept=has_concept)
 

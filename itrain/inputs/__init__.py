@@ -2,6 +2,7 @@
 
 from itrain.inputs.batch import ModelInputs as ModelInputs
 from itrain.inputs.batch import needs_no_wait as needs_no_wait
+from itrain.inputs.compared_texts import ComparedTexts as ComparedTexts
 from itrain.inputs.positions import Acts as Acts
 from itrain.inputs.positions import PositionError as PositionError
 from itrain.inputs.positions import TokenIndices as TokenIndices

@@ -51,6 +51,10 @@ class Intervention(nn.Module, ABC):
     """Whether :meth:`fit` must see activations before the first run."""
     needs_classes: ClassVar[bool] = False
     """Whether :meth:`fit` must also be given the examples' classes."""
+    capacity: ClassVar[str | None] = None
+    """The setting that bounds what the map to features can express, of which controls try lower values; None: none."""
+    linear: ClassVar[Callable[..., Intervention] | None] = None
+    """The intervention of the same use by a linear map, which controls try; None: there is none."""
 
     @classmethod
     def of(cls, **settings: Any) -> Callable[[int], Self]:
@@ -131,6 +135,32 @@ def saved_lately(module: nn.Module, *names: str) -> None:
 def _keep(names: tuple[str, ...], module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for name in names:
         state_dict.setdefault(prefix + name, getattr(module, name))
+
+
+def verified(module: nn.Module, name: str, what: str) -> None:
+    """Mark a buffer as the fingerprint of what is stored elsewhere; loading that of something else is refused.
+
+    ``what`` says in messages what that is. A module's marked names are its attribute ``verifies``.
+    """
+    module.verifies = {name: what}  # type: ignore[assignment]
+    module.register_load_state_dict_pre_hook(partial(_verify, name))
+
+
+def otherwise(module: nn.Module, name: str, saved: Tensor) -> str | None:
+    """How what a marked fingerprint stands for differs from what was saved; None where it does not, or none is marked.
+
+    ``name`` is the buffer's.
+    """
+    what, here = getattr(module, "verifies", {}).get(name), getattr(module, name)
+    if what is None or torch.equal(saved.cpu(), here.cpu()):
+        return None
+    was, now = (bytes(each.flatten().tolist()).hex()[:16] for each in (saved, here))
+    return f"{what} is another one than this was trained with (fingerprint {was} -> {now}); name the place of that one"
+
+
+def _verify(name: str, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    if (saved := state_dict.get(prefix + name)) is not None and (line := otherwise(module, name, saved)) is not None:
+        raise ValueError(line)
 
 
 def require_rank(rank: int, hidden_size: int) -> None:

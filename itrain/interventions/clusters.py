@@ -28,10 +28,17 @@ class ClusterDifference(Directions):
     def find(
         self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
     ) -> Float[Tensor, "directions hidden"]:
-        generator = torch.Generator().manual_seed(self.seed)
-        starts = [_start(activations, self.rank + 1, generator) for _ in range(self.restarts)]
-        centres, _ = min((_clustered(activations, start) for start in starts), key=lambda found: found[1])
+        centres = cluster_centres(activations, self.rank + 1, restarts=self.restarts, seed=self.seed)
         return leading(centres - centres.mean(0))
+
+
+def cluster_centres(
+    activations: Float[Tensor, "examples hidden"], count: int, *, restarts: int, seed: int
+) -> Float[Tensor, "clusters hidden"]:
+    """The centres of k-means' clusters of the lowest sum of squares from so many starts, each by k-means++."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = [_start(activations, count, generator) for _ in range(restarts)]
+    return min((_clustered(activations, start) for start in starts), key=lambda found: found[1])[0]
 
 
 def _start(

@@ -61,6 +61,30 @@ class PrincipalDirections(Directions):
         return leading(activations - activations.mean(0))
 
 
+class PairDifferences(Directions):
+    """The directions in which random pairs of activations differ most: principal directions of (h - h') / |h - h'|.
+
+    Examples are paired at random, each once, by the seed. Linear artificial tomography: Zou et al. 2023,
+    "Representation Engineering: A Top-Down Approach to AI Transparency", in the form of AxBench's LAT.
+    """
+
+    def __init__(self, hidden_size: int, *, rank: int = 1, seed: int = 0) -> None:
+        super().__init__(hidden_size, rank=rank)
+        self.seed = seed
+
+    def find(
+        self, activations: Float[Tensor, "examples hidden"], values: Int[Tensor, " examples"] | None
+    ) -> Float[Tensor, "directions hidden"]:
+        order = torch.randperm(len(activations), generator=torch.Generator().manual_seed(self.seed))
+        first, second = activations[order.to(activations.device)][: len(order) // 2 * 2].chunk(2)
+        differences = first - second
+        lengths = differences.norm(dim=1, keepdim=True)
+        unit = (differences / lengths.clamp(min=torch.finfo(lengths.dtype).tiny))[lengths[:, 0] > 0]
+        if not len(unit):
+            raise ValueError("PairDifferences finds no direction: no two activations that it pairs differ")
+        return leading(unit - unit.mean(0))
+
+
 class MeanDifference(Directions):
     """The directions in which the means of the variable's values differ; for two values mu_1 - mu_0.
 

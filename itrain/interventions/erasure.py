@@ -22,6 +22,15 @@ class Erasure(Intervention):
     probe does better on what is left of the training examples than the most frequent value. Belrose et al. 2023,
     "LEACE: Perfect linear concept erasure in closed form"; Elazar et al. 2021, "Amnesic Probing".
 
+    That a model does worse without a variable is no proof that it uses it: erasure takes along whatever else lies in
+    these directions, also of a variable that is computed and never used. Compare with ``random_seed``.
+
+    Args:
+        hidden_size: features of the activation.
+        shrinkage: share of the mean variance that is added to each feature's.
+        random_seed: erase as many random directions of the whitened activations instead, drawn from this seed, which is
+            Elazar et al.'s control; None: those of the variable.
+
     Raises:
         RuntimeError: it has not been fitted.
         ValueError: the shrinkage is not above 0, or the classes of the examples are needed but not given.
@@ -33,12 +42,12 @@ class Erasure(Intervention):
     mean: Float[Tensor, " hidden"]
     erased: Float[Tensor, "hidden hidden"]
 
-    def __init__(self, hidden_size: int, *, shrinkage: float = 1e-3) -> None:
+    def __init__(self, hidden_size: int, *, shrinkage: float = 1e-3, random_seed: int | None = None) -> None:
         super().__init__()
         if not 0 < shrinkage < torch.inf:
             raise ValueError(f"shrinkage is a share of the mean variance, above 0; got {shrinkage}")
         self.hidden_size = self.rank = hidden_size
-        self.shrinkage = shrinkage
+        self.shrinkage, self.random_seed = shrinkage, random_seed
         self.register_buffer("mean", torch.full((hidden_size,), torch.nan))
         self.register_buffer("erased", torch.full((hidden_size, hidden_size), torch.nan))
 
@@ -63,5 +72,8 @@ class Erasure(Intervention):
         means = torch.stack([centred[values == value].mean(0) for value in values.unique()])
         _, strengths, directions = torch.linalg.svd(means @ whiten, full_matrices=False)
         directions = directions[strengths > NOTHING]
+        if self.random_seed is not None:
+            drawn = torch.randn(directions.T.shape, generator=torch.Generator().manual_seed(self.random_seed))
+            directions = torch.linalg.qr(drawn.to(directions))[0].T
         self.mean.copy_(mean)
         self.erased.copy_(root @ directions.T @ directions @ whiten)

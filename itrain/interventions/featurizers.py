@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,11 +16,24 @@ from itrain.interventions.orthogonal import orthonormal_
 
 
 class Featurizer(nn.Module, ABC):
-    """Encodes an activation as features and an error, from which it decodes without loss: decode(encode(h)) = h."""
+    """Encodes an activation as features and an error, from which it decodes without loss: decode(encode(h)) = h.
+
+    One that is not ``exact`` drops a part of the error by its user's choice; an edit then changes the activation also
+    where it swaps no feature.
+    """
 
     num_features: int
+    exact: bool = True
+    """Whether decode(encode(h)) = h."""
     fits_activations: bool = False
     """Whether :meth:`fit` must see activations before the first run."""
+    trains_nonlinear_map: ClassVar[bool] = False
+    """Whether it is trained and not linear: such a map may align anything with anything, so that a run fits controls
+    beside it."""
+    capacity: ClassVar[str | None] = None
+    """The setting that bounds what it can express, of which controls try lower values; None: there is none."""
+    linear: ClassVar[Callable[..., Featurizer] | None] = None
+    """The linear map of the same use, which controls try; None: there is none."""
 
     def fit(self, activations: Float[Tensor, "examples hidden"]) -> None:
         """Learn closed-form statistics from base activations, where ``fits_activations`` says so."""

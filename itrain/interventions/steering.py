@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from itrain.bounds import require_at_least
 from itrain.interventions.base import Affine, Intervention, saved_lately
 from itrain.interventions.directions import Directions, MeanDifference
+from itrain.interventions.featurizers import Subspace
 
 
 class SteeringVector(Intervention):
@@ -49,6 +51,71 @@ class SteeringVector(Intervention):
 
     def affine(self) -> Affine:
         return Affine(constant=(self.strength * self.vector).detach().double())
+
+
+class UnitVector(Intervention):
+    """Adds a learned vector of length 1: h + w, |w| = 1. w starts in a random direction.
+
+    How long the vector is where it steers says a strength; in training :class:`~itrain.training.reft_r1.ReFTR1` does.
+
+    The w of ReFT-r1: Wu et al. 2025, "AxBench: Steering LLMs? Even Simple Baselines Outperform Sparse Autoencoders".
+    """
+
+    takes_source: ClassVar[bool] = False
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size, self.rank = hidden_size, 1
+        self.subspace = Subspace(hidden_size, rank=1)
+
+    @property
+    def vector(self) -> Float[Tensor, " hidden"]:
+        return self.subspace.rows[0]
+
+    def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
+        return base + self.vector.to(base.dtype)
+
+    def affine(self) -> Affine:
+        return Affine(constant=self.vector.detach().double())
+
+
+class FactoredVector(Intervention):
+    """Adds a vector that is learned with its factor: h + a w. w starts as 0, so that at first nothing changes.
+
+    A factor of its own learns how long the vector is as fast as where it points, so that none is chosen afterwards.
+
+    Bao et al. 2026, "Towards Steering without Sacrifice: Principled Training of Steering Vectors for Prompt-only
+    Interventions" (arXiv 2605.05983), which edits a few tokens of the prompt alone: PrOSV.
+
+    Args:
+        hidden_size: features of the activation.
+        factor: what a starts from.
+        factor_lr: the learning rate of a; None: that of the optimizer.
+
+    Raises:
+        ValueError: the factor is 0 or not finite, or the learning rate is negative.
+    """
+
+    takes_source: ClassVar[bool] = False
+
+    def __init__(self, hidden_size: int, *, factor: float = 4.0, factor_lr: float | None = None) -> None:
+        super().__init__()
+        if not factor or not math.isfinite(factor):
+            raise ValueError(f"factor={factor}: give a finite number other than 0, or nothing is learned")
+        require_at_least(0, factor_lr=factor_lr)
+        self.hidden_size, self.rank, self.factor_lr = hidden_size, 1, factor_lr
+        self.factor = nn.Parameter(torch.tensor(float(factor)))
+        self.vector = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
+        return base + (self.factor * self.vector).to(base.dtype)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        own = {} if self.factor_lr is None else {"lr": self.factor_lr}
+        return [{"params": [self.vector]}, {"params": [self.factor], **own}]
+
+    def affine(self) -> Affine:
+        return Affine(constant=(self.factor * self.vector).detach().double())
 
 
 class SteeringDirection(Intervention):

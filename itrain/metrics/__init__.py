@@ -40,3 +40,5 @@ from itrain.metrics.steering import best_factor as best_factor
 from itrain.metrics.steering import held_out_score as held_out_score
 from itrain.metrics.steering import overall_score as overall_score
 from itrain.metrics.steering import win_rate as win_rate
+from itrain.metrics.strict import StrictAccuracy as StrictAccuracy
+from itrain.metrics.strict import strict_accuracy as strict_accuracy

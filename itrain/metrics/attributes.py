@@ -110,20 +110,23 @@ class Disentanglement(Metric):
     def compute(self) -> dict[str, Tensor]:
         """``cause``, ``isolate`` and ``disentangle``; of several sets also of each, as ``color/cause``.
 
-        Nothing where no pair asks for another attribute than those that are swapped.
+        A set of which no pair asks for another attribute, as one of all attributes, or none for its own, has the figure
+        that is known, and does not count in the means. Nothing where no set has both.
         """
         right, pairs = self.right.cpu(), self.pairs.cpu()
         found = [disentangled(right[place], pairs[place], self.asked, group) for place, group in enumerate(self.groups)]
-        if all(isnan(each.isolate) for each in found):
+        whole = [each for each in found if not isnan(each.disentangle)]
+        if not whole:
             return {}
-        every = Disentangled(_mean([each.cause for each in found]), _mean([each.isolate for each in found]))
+        every = Disentangled(_mean([each.cause for each in whole]), _mean([each.isolate for each in whole]))
         places = {"": every}
         if len(self.groups) > 1:
             places |= {f"{'+'.join(group)}/": each for group, each in zip(self.groups, found, strict=True)}
         return {
-            f"{place}{name}": torch.tensor(getattr(each, name), dtype=torch.float64)
+            f"{place}{name}": torch.tensor(value, dtype=torch.float64)
             for place, each in places.items()
             for name in ("cause", "isolate", "disentangle")
+            if not isnan(value := getattr(each, name))
         }
 
 

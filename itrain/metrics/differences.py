@@ -25,13 +25,18 @@ def logit_difference(
     tokens before it. NaN where there is no such place: the labels are equal, or one begins the other.
     """
     label, other = label.view(len(label), -1), other.view(len(other), -1)
-    apart = (label != other) & (label != UNUSED) & (other != UNUSED)
+    apart = _apart(label, other)
     fork = apart.long().argmax(1, keepdim=True)
     logits = logits.view(len(logits), -1, logits.shape[-1]).take_along_dim(fork[..., None], 1)[:, 0]
     upper, lower = (
         logits.take_along_dim(each.take_along_dim(fork, 1).clamp(min=0), 1)[:, 0].to(dtype) for each in (label, other)
     )
     return (upper - lower).where(apart.any(1), torch.nan)
+
+
+def _apart(label: Int[Tensor, "batch tokens"], other: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+    """Where both labels have tokens and these differ."""
+    return (label != other) & (label != UNUSED) & (other != UNUSED)
 
 
 def fldd(clean: Float[Tensor, " *figures"], intervened: Float[Tensor, " *figures"]) -> Float[Tensor, " *figures"]:
@@ -46,6 +51,8 @@ def fldd(clean: Float[Tensor, " *figures"], intervened: Float[Tensor, " *figures
 
 class OfChanging(Metric):
     """What becomes of the preferences of label-changing pairs, from the clean run to the intervened one.
+
+    A pair of which one label begins the other has no preference, and is left out.
 
     Sums are kept in ``dtype`` over all processes: in fp64 how pairs are divided changes the last of 16 digits at most.
     """
@@ -66,7 +73,7 @@ class OfChanging(Metric):
         label: Int[Tensor, "batch ..."],
     ) -> None:
         """Add pairs, given the base model's own logits on the bases and those under the intervention."""
-        changes = (base_label != label).view(len(label), -1).any(1)
+        changes = _apart(base_label.view(len(label), -1), label.view(len(label), -1)).any(1)
         before, after = (logit_difference(each, base_label, label, self.kept_in) for each in (clean, logits))
         self.add(before, after, changes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,6 +82,15 @@ def announce_best(file: Path, monitor: str, score: float) -> None:
     if not is_quiet():
         line = f"the best checkpoint's are tested and exported, {monitor} {score:.4g}: {file}"
         Console().print(plain(f"{'weights':8}{line}"), soft_wrap=True)
+
+
+@rank_zero_only
+def announce_controls(names: Sequence[str]) -> None:
+    """Print which controls a fit is followed by, and what leaves them out."""
+    if names and not is_quiet():
+        spoken = ", ".join(name.replace("_", " ") for name in names)
+        line = f"the fit is repeated {len(names)} times as a control: {spoken}; vacuity=false leaves these out"
+        Console().print(plain(f"{'vacuity':8}{line}"), soft_wrap=True)
 
 
 def _state(base_model: BaseModel) -> str:

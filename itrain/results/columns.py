@@ -34,6 +34,7 @@ FLIP = "iia_flip"
 """The share of label-changing pairs whose preference of two answers is right in the base and reversed afterwards."""
 PROBE_ACCURACY, CONTROL_ACCURACY, MAJORITY_ACCURACY = "probe_accuracy", "control_accuracy", "majority_accuracy"
 SELECTIVITY, ANSWER_PROBABILITY = "selectivity", "answer_probability"
+EXACT_MATCH, PERPLEXITY = "exact_match", "perplexity"
 GAP, RANK_FOUND, SECONDS, FLAG = "gap", "rank_found", "seconds", "flag"
 PAIRS_CHANGING, PAIRS_PRESERVING = "pairs_changing", "pairs_preserving"
 TOKENS = ("raises", "lowers")
@@ -50,6 +51,8 @@ FEATURES = "features"
 ROW_PART, NULL_PART, ROW_SHARE = "row_part", "null_part", "row_share"
 """The parts of a subspace that the next linear map reads and does not read, and the former's share of the norm."""
 SUBSPACE_PARTS = (ROW_PART, NULL_PART)
+ROUND_TRIP = "round_trip_error"
+"""The largest share of an activation that a non-linear map and its inverse lose to rounding."""
 DIVERGENCE, NATURAL_DIVERGENCE = "divergence", "natural_divergence"
 """How far intervened activations lie from natural ones, and natural ones from each other, in samples of one size."""
 CONCEPT_RATE, PERPLEXITY_RATIO = "concept_rate", "perplexity_ratio"
@@ -67,6 +70,8 @@ THRESHOLDS = ("threshold", "threshold_low", "threshold_high")
 """Above which a score is an alarm, and the ends of its interval."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
+FALSE_VARIABLE = "false_variable/"
+"""Prefix of the figures of the same fit to variables that the model need not have, beside maps that are not linear."""
 CONTROL_TASK = "control_task/"
 """Prefix of the figures of the same fit to a task of the same inputs with arbitrary labels."""
 RUNS = ("corrupted", "clean")
@@ -82,6 +87,7 @@ FIGURES: Mapping[str, str] = {
     ANSWER_PROBABILITY: "probability of the answer",
     ODDS: "odds, label-changing pairs",
     ODDS_SELECTIVITY: "odds above the control task's",
+    EXACT_MATCH: "exact match of responses",
 }
 """The figures that have heat maps, with their titles."""
 UNBOUNDED = frozenset({ODDS, ODDS_SELECTIVITY, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE})
@@ -112,11 +118,13 @@ restores nothing has the probability of the corrupted run.
 
 TEST, BEFORE = "test", "before"
 MODEL_ACCURACY, TASK_ACCURACY, TEST_RANK = "model/accuracy", "task_accuracy", "test/rank"
+STRICT_ACCURACY = "strict_accuracy"
+"""The share of answers that stay right where what an alignment leaves to no variable is resampled."""
 TEST_STRENGTH, STRENGTH = "test/strength", "strength_"
 """The strength of steering that a run has chosen, and what the names of all strengths begin with."""
-UNSTEERED, RANDOM_VECTOR = "unsteered", "random_vector"
-"""What a steered model is compared with: strength 0, and a random direction of equal size."""
-EXACT_MATCH, PERPLEXITY, L2 = "exact_match", "perplexity", "l2"
+UNSTEERED, RANDOM_VECTOR, RANDOM_HEADS = "unsteered", "random_vector", "random_heads"
+"""What a steered model is compared with: strength 0, a random direction of equal size, or other heads."""
+L2 = "l2"
 TRAIN_LOSS = "train/loss"
 
 ATTRIBUTES = ("cause", "isolate", "disentangle")
@@ -128,8 +136,8 @@ _SHARES = (
 KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
     | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
-    | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
-    | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE}
+    | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, STRICT_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
+    | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE, ROUND_TRIP}
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
     | {*JUDGED, *WIN_RATES}
     | {AUROC, TRUE_POSITIVES, FALSE_POSITIVES, F1, F1_RARE, ACCURACY, AUROC_SPREAD, POSITIVES, NEGATIVES, *THRESHOLDS}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import nan
 
-from itrain.results.columns import BEFORE, DIVERGENCE, NATURAL_DIVERGENCE, TEST
+from itrain.results.columns import BEFORE, DIVERGENCE, NATURAL_DIVERGENCE, ROUND_TRIP, TEST
 from itrain.results.parts import Results
 
-OF_DIVERGENCE = frozenset({DIVERGENCE, NATURAL_DIVERGENCE})
+OF_DIVERGENCE = frozenset({DIVERGENCE, NATURAL_DIVERGENCE, ROUND_TRIP})
 
 
 def _beside(intervened: float, natural: float) -> str:
@@ -27,4 +27,6 @@ def divergence_lines(results: Results) -> list[str]:
         where = f" at {site}" if site else ""
         before = "" if start is None else f"; before training: {start:.3g}"
         lines.append(f"divergence of intervened activations{where}: {said}{before}")
+    if (lost := results.get(f"{TEST}/{ROUND_TRIP}")) is not None:
+        lines.append(f"lost to rounding by the map and its inverse: {lost:.2g} of the largest feature")
     return lines

@@ -10,6 +10,7 @@ from itrain.results.columns import (
     CONTROLS,
     DIVERGED,
     EXAMPLES,
+    FALSE_VARIABLE,
     FLAG,
     FULL_VECTOR,
     IIA,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import pandas
 
 CONTROL_PASSES, RANDOM_MODEL_PASSES, ABOVE_VECTOR = "control passes", "random model passes", "above the whole vector"
-FULL_RANK = "full rank"
+FULL_RANK, FALSE_PASSES = "full rank", "false variable passes"
 REASONS: Mapping[str, str] = {
     DIVERGED: "loss, weights, activations or answers were not finite, so the fit has no figures: this is not a fit "
     "without effect",
@@ -38,6 +39,8 @@ REASONS: Mapping[str, str] = {
     "a random subspace of this rank is no control and is left out of maps and curves",
     RANDOM_MODEL_PASSES: "the same fit on a randomly initialised model scores about as high, so the result says "
     "nothing about what this model has learned",
+    FALSE_PASSES: "the same fit to a variable that the model need not have scores about as high, so the map is free "
+    "enough to align anything (Sutter et al. 2025)",
     CONTROL_PASSES: "a random subspace of equal rank changes the label too, so no learned direction is needed",
     ABOVE_VECTOR: "the fit scores far above swapping the whole vector, so it may use directions that the model itself "
     "does not use (Makelov et al. 2023)",
@@ -57,11 +60,13 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     ``diverged``: numbers were not finite, so that there are no figures.
     ``full rank``: the fit, or the control, swaps a subspace as large as the activation.
     ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
-    pairs or more. ``random model passes``: the same fit on a randomly initialised model does so on three quarters of
+    pairs or more. ``false variable passes``: the same fit to a variable that the model need not have does so on three
+    quarters of them. ``random model passes``: the same fit on a randomly initialised model does so on three quarters of
     them; or, of a probe that is better than the most frequent class, it comes into or above the 95% interval of the
     probe's accuracy. ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
     """
     needed = [IIA, PROBE_ACCURACY, RANDOM_MODEL + IIA, RANDOM_MODEL + PROBE_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, RANK]
+    needed.append(FALSE_VARIABLE + IIA)
     table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = [LAYER, COMPONENT, POSITION, SEED]
     genuine = without_void(table)
@@ -82,6 +87,8 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
             return RANDOM_MODEL_PASSES if row[RANDOM_MODEL + PROBE_ACCURACY] >= low > row[MAJORITY_ACCURACY] else ""
         if row[IIA] == row[IIA] and control.get((*here, row[RANK]), 0.0) >= SHOWN:
             return CONTROL_PASSES
+        if row[FALSE_VARIABLE + IIA] >= SHOWN_UNTRAINED:
+            return FALSE_PASSES
         if row[RANDOM_MODEL + IIA] >= SHOWN_UNTRAINED:
             return RANDOM_MODEL_PASSES
         return ABOVE_VECTOR if row[IIA] > ceiling.get(here, 1.0) + ABOVE else ""

@@ -35,6 +35,7 @@ from itrain.results.columns import (
     ROW_SHARE,
     RUNS,
     SELECTIVITY,
+    STRICT_ACCURACY,
     SUBSPACE_PARTS,
     TASK_ACCURACY,
     TEST,
@@ -51,6 +52,8 @@ from itrain.results.intervals import of_run
 from itrain.results.parts import Bars, Kind, Results, Table
 from itrain.results.shifts import OF_SHIFTS, shifts_table
 from itrain.results.steering import STEERING, judged_lines
+from itrain.results.vacuity import OF_VACUITY, vacuity_lines
+from itrain.results.vacuity import places as control_places
 
 INTERVALS = "95% intervals"
 PAIRS_TITLE = "interchange intervention accuracy on held-out pairs"
@@ -64,8 +67,10 @@ OF_DATA = {
     DATA + BASES_DISTINCT: "different test bases",
     DATA + BASES_TRAINED_ON: "test bases that are bases of training pairs too",
 }
+OF_ANSWERS = (TASK_ACCURACY, STRICT_ACCURACY)
 IN_LINES = frozenset(
-    {MODEL_ACCURACY, TEST_RANK, TEST_STRENGTH, f"{TEST}/{TASK_ACCURACY}", f"{BEFORE}/{TASK_ACCURACY}", *OF_DATA}
+    {MODEL_ACCURACY, TEST_RANK, TEST_STRENGTH, *OF_DATA, *OF_VACUITY}
+    | {f"{place}/{figure}" for place in (TEST, BEFORE) for figure in OF_ANSWERS}
 )
 """The figures that have lines of their own."""
 
@@ -149,11 +154,13 @@ def _pairs_table(results: Results) -> Table:
 def _places(results: Results) -> dict[str, str]:
     """The names of the rows, by the beginnings of their figures' names."""
     places = {key.rpartition("/")[0] for key in results if key.endswith("/iia_argmax")}
-    return {place: _row_name(place) for place in sorted(filter(_is_shown, places), key=_order)}
+    named = {place: _row_name(place) for place in sorted(filter(_is_shown, places), key=_order)}
+    return named | control_places(results)
 
 
 def _pairs_bars(results: Results) -> Bars:
-    places = {spoken(control): f"{TEST}/{control}" for control in reversed(CONTROLS)} | {"trained": TEST}
+    places = {name: place for place, name in reversed(control_places(results).items())}
+    places |= {spoken(control): f"{TEST}/{control}" for control in reversed(CONTROLS)} | {"trained": TEST}
     places = {name: place for name, place in places.items() if f"{place}/iia_changing_pairwise" in results}
     names = {rule: f"iia_changing_{rule}" for rule in RULES}
     found = [_at(results, place) for place in places.values()]
@@ -342,18 +349,18 @@ def _lines(results: Results) -> list[str]:
     full, random = (f"{TEST}/{control}/{IIA}" in results for control in (FULL_VECTOR, RANDOM_SUBSPACE))
     if full and not random:
         lines.append("random subspace: none; one of full rank swaps the whole activation and is no control")
-    if f"{TEST}/{TASK_ACCURACY}" in results:
-        start = results.get(f"{BEFORE}/{TASK_ACCURACY}")
+    for figure in (figure for figure in OF_ANSWERS if f"{TEST}/{figure}" in results):
+        start = results.get(f"{BEFORE}/{figure}")
         before = "" if start is None else f" (before training: {start:.3f})"
-        lines.append(f"task accuracy: {results[f'{TEST}/{TASK_ACCURACY}']:.3f}{before}")
+        lines.append(f"{spoken(figure)}: {results[f'{TEST}/{figure}']:.3f}{before}")
     if (share := results.get(f"{TEST}/{ROW_SHARE}")) is not None:
         lines.append(
             f"the subspace's squared norm in the row space of the next linear map: {share:.3f}, in its null space: "
             f"{1 - share:.3f}"
         )
-    lines += divergence_lines(results)
+    lines += vacuity_lines(results) + divergence_lines(results)
     if MODEL_ACCURACY in results:
-        lines.append(f"base model accuracy on sampled test inputs: {results[MODEL_ACCURACY]:.3f}")
+        lines.append(f"base model accuracy on test inputs before any filter: {results[MODEL_ACCURACY]:.3f}")
     return lines + [f"{title}: {results[figure]:.0f}" for figure, title in OF_DATA.items() if figure in results]
 
 

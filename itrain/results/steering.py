@@ -9,6 +9,7 @@ from itrain.results.columns import (
     EXAMPLES,
     JUDGED,
     PERPLEXITY_RATIO,
+    RANDOM_HEADS,
     RANDOM_VECTOR,
     STEERING_SCORE,
     STRENGTH,
@@ -27,8 +28,17 @@ HIGHEST = 2.0
 """The highest score that a judge gives."""
 TOP = 3.0
 """The highest perplexity ratio that is drawn: far above 1 there is no text left to tell apart."""
-SIDES = {"steered": TEST, RANDOM_VECTOR.replace("_", " "): f"{TEST}/{RANDOM_VECTOR}"}
-"""The lines of a plot, and where their figures are."""
+
+
+def _control(results: Results) -> str:
+    """The name of what the steered model is compared with, beside the unsteered one."""
+    return RANDOM_HEADS if any(name.startswith(f"{TEST}/{RANDOM_HEADS}/") for name in results) else RANDOM_VECTOR
+
+
+def _sides(results: Results) -> dict[str, str]:
+    """The lines of a plot, and where their figures are."""
+    control = _control(results)
+    return {"steered": TEST, control.replace("_", " "): f"{TEST}/{control}"}
 
 
 def _is_of_steering(results: Results) -> bool:
@@ -56,8 +66,9 @@ def judged_lines(results: Results) -> list[str]:
     """The scores at the chosen strength, and the win rates."""
     if not is_judged(results) or TEST_STRENGTH not in results:
         return []
-    score, random = (results[f"{place}/{STEERING_SCORE}"] for place in SIDES.values())
-    lines = [f"steering score at the chosen strength: {score:.3f} (random vector: {random:.3f})"]
+    score, random = (results[f"{place}/{STEERING_SCORE}"] for place in _sides(results).values())
+    control = _control(results).replace("_", " ")
+    lines = [f"steering score at the chosen strength: {score:.3f} ({control}: {random:.3f})"]
     if all(f"{TEST}/{name}" in results for name in WIN_RATES):
         win, loss, tie = (results[f"{TEST}/{name}"] for name in WIN_RATES)
         lines.append(f"against the reference: {win:.3f} won, {tie:.3f} tied, {loss:.3f} lost")
@@ -71,9 +82,9 @@ def _table(results: Results) -> Table:
     start = f"{TEST}/{UNSTEERED}"
     rows = {UNSTEERED: [*_cells(results, start), "", ""]}
     for name in _strengths(results).values():
-        random = _cells(results, f"{TEST}/{RANDOM_VECTOR}/{name}")
+        random = _cells(results, f"{TEST}/{_control(results)}/{name}")
         rows[name.replace("_", " ")] = [*_cells(results, f"{TEST}/{name}"), random[0], random[2]]
-    uppers = ["steered", "", "", "random vector", ""]
+    uppers = ["steered", "", "", _control(results).replace("_", " "), ""]
     lowers = ["concept", "95%", "perplexity", "concept", "perplexity"]
     return Table(
         title=f"mentions of the concept on {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts, perplexity as a ratio",
@@ -85,7 +96,7 @@ def _table(results: Results) -> Table:
 def _judged_table(results: Results) -> Table:
     rows = {UNSTEERED: [*_judged_cells(results, f"{TEST}/{UNSTEERED}"), ""]}
     for name in _strengths(results).values():
-        random = _judged_cells(results, f"{TEST}/{RANDOM_VECTOR}/{name}")
+        random = _judged_cells(results, f"{TEST}/{_control(results)}/{name}")
         rows[name.replace("_", " ")] = [*_judged_cells(results, f"{TEST}/{name}"), random[2]]
     uppers = ["steered", *[""] * 5, "random"]
     lowers = ["rate", "ratio", "score", *(name.removesuffix("_score") for name in JUDGED[1:]), "score"]
@@ -114,7 +125,7 @@ def _ratio(results: Results, place: str) -> str:
 def _bars(results: Results) -> Bars:
     places = {UNSTEERED: f"{TEST}/{UNSTEERED}"}
     if TEST_STRENGTH in results:
-        (steered, at), (random, control) = SIDES.items()
+        (steered, at), (random, control) = _sides(results).items()
         places = {random: control, **places, steered: at}
     names = list(places)
     return Bars(
@@ -149,7 +160,7 @@ def _plots(results: Results) -> Sequence[Plot]:
             top=top,
             lines=[
                 Line(name=name, stroke=stroke, points=_points(results, side, figure, strengths))
-                for stroke, (name, side) in enumerate(SIDES.items())
+                for stroke, (name, side) in enumerate(_sides(results).items())
             ],
         )
         for figure, (title, top) in drawn.items()

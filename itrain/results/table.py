@@ -21,6 +21,9 @@ JOBS = "jobs"
 """The folder of a sweep in which each finished job leaves its rows, so that none is run twice."""
 RESULTS, CURVES, CONFIGURATION = "results.parquet", "curves.parquet", "config.yaml"
 
+LEFT_BY_FITS = ("metrics.json", "figure.png", "tokens.html", "judgements.jsonl", "generations.jsonl")
+"""The files of a fit's folder that show its figures and texts; the first is always there."""
+
 LARGEST_TABLE = 100_000_000
 """Values of a table; 10,000 fits of 100 epochs have a tenth."""
 
@@ -94,7 +97,9 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     """
     missing = next((name for name in (RESULTS, CONFIGURATION) if not (folder / name).is_file()), None)
     if missing:
-        raise FileNotFoundError(f"'{folder}' is not the folder of a finished sweep: there is no {missing} in it")
+        left = [name for name in LEFT_BY_FITS if (folder / name).is_file()]
+        fit = f"; it is the folder of a fit, which is shown by {', '.join(left)}" if LEFT_BY_FITS[0] in left else ""
+        raise FileNotFoundError(f"'{folder}' is not the folder of a finished sweep: there is no {missing} in it{fit}")
     require_yaml(folder / CONFIGURATION)
     found = yaml.safe_load((folder / CONFIGURATION).read_text(encoding="utf-8"))
     if not isinstance(found, dict):

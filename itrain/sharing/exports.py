@@ -22,6 +22,7 @@ from itrain.architectures import otherwise_described, unwrap
 from itrain.factories import FactoryError, Limited, class_path, describe, find_class, limits_of_model, rebuild
 from itrain.files import finite, replacing, replacing_folder
 from itrain.identity import IdentityError, difference
+from itrain.interventions.base import otherwise
 from itrain.interventions.orthogonal import OrthonormalRows
 from itrain.models import BaseModel, load_pretrained
 from itrain.models.placing import otherwise_quantized
@@ -327,7 +328,8 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
     """Set weights of a module, parametrised ones by their values.
 
     Raises:
-        ExportError: a weight is not finite, or has rows that are not orthonormal where they must be.
+        ExportError: a weight is not finite, has rows that are not orthonormal where they must be, or is the fingerprint
+            of something else than what is here.
     """
     places = {name: _place(module, name) for name in weights}
     there = {name: getattr(*owned) for name, owned in places.items()}
@@ -336,6 +338,8 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
     for name, (owner, leaf) in places.items():
         if _is_orthonormal(owner, leaf):
             _require_orthonormal(weights[name], f"{place}: '{name}'")
+        if (other := otherwise(owner, leaf, weights[name])) is not None:
+            raise ExportError(f"{place}: {other}")
     with torch.no_grad():
         for name, (owner, leaf) in places.items():
             if parametrize.is_parametrized(owner, leaf):

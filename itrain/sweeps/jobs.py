@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import json
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from itrain.data.splits import SplitDataModule
 from itrain.experiment import Opened
-from itrain.owned import refuse_in_sweeps
 from itrain.results.columns import (
     CONTROL_TASK,
-    DATA,
     DIVERGED,
+    FALSE_VARIABLE,
     FEATURES,
     IIA,
     ODDS,
@@ -35,24 +31,17 @@ from itrain.results.columns import (
 )
 from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid, is_training, layers_with, reads_only
-from itrain.trainers import trainer_factory
+from itrain.sweeps.rows import Figures, described, make_trainer, of_data, set_beside
+from itrain.sweeps.separate import SeparateJob
 from itrain.training.alignment import AlignmentSearch
+from itrain.training.base import Training
 from itrain.training.callbacks import epochs_of
 from itrain.training.cohort import Cohort
 from itrain.training.describing import can_describe, directions_of, in_a_row
+from itrain.training.divergence import is_nonlinear
 from itrain.training.finite import NotFiniteError
 from itrain.training.probing import ProbeTraining
-from itrain.training.safeguards import safeguard
 from itrain.training.tracing import CausalTracing
-
-OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples", FEATURES)
-"""Figures that depend on the examples and the site alone, not on the model's weights."""
-
-_PLAIN = {"intervention": "full_vector", "training": "probing"}
-"""By group, the choice that has the fewest settings, with which a command names a class."""
-
-Figures = dict[str, Any]
-"""The figures of one fit, as in its row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +58,25 @@ class CohortJob:
         # Made before anything is trained: not every model can be initialised anew.
         twin = opened.random_twin if grid.random_model and from_model else None
         control = opened.control_twin if grid.control_task else None
+        free = [fit for fit in self.fits if is_nonlinear(members[fit.name].exported)]
         found = _fitted(cfg, opened, grid, members)
         if twin is not None:
             again = {fit.name: _member(cfg, twin, grid, fit) for fit in from_model}
-            _set_beside(found, _fitted(cfg, twin, grid, again), RANDOM_MODEL)
+            set_beside(found, _fitted(cfg, twin, grid, again), RANDOM_MODEL)
+        if free:
+            again = {fit.name: _member(cfg, opened.false_twin, grid, fit) for fit in free}
+            set_beside(found, _fitted(cfg, opened.false_twin, grid, again), FALSE_VARIABLE)
         if control is not None:
             again = {fit.name: _member(cfg, control, grid, fit) for fit in self.fits}
-            _set_beside(found, _fitted(cfg, control, grid, again), CONTROL_TASK)
+            set_beside(found, _fitted(cfg, control, grid, again), CONTROL_TASK)
             _set_selectivity(found)
         seconds = (time.perf_counter() - start) / len(members)
         sizes = {name: float(max(member.interchange.hidden_sizes)) for name, member in members.items()}
-        shared = {"seconds": seconds, **_of_data(opened.data)}
+        shared = {"seconds": seconds, **of_data(opened.data)}
         tokens = _tokens(members, found, opened)
         return [
             {
-                **_described(fit, grid, cfg),
+                **described(fit, grid, cfg),
                 **found[fit.name],
                 FEATURES: sizes[fit.name],
                 **tokens.get(fit.name, {}),
@@ -105,10 +98,10 @@ class ProbeJob:
         twin = opened.random_twin if grid.random_model else None
         found = self._fitted(cfg, opened, grid, self.fits)
         if twin is not None:
-            _set_beside(found, self._fitted(cfg, twin, grid, self.fits), RANDOM_MODEL)
+            set_beside(found, self._fitted(cfg, twin, grid, self.fits), RANDOM_MODEL)
         seconds = (time.perf_counter() - start) / len(self.fits)
-        shared = {"seconds": seconds, **_of_data(opened.data)}
-        return [{**_described(fit, grid, cfg), **found[fit.name], **shared} for fit in self.fits]
+        shared = {"seconds": seconds, **of_data(opened.data)}
+        return [{**described(fit, grid, cfg), **found[fit.name], **shared} for fit in self.fits]
 
     def _fitted(self, cfg: DictConfig, opened: Opened, grid: Grid, fits: Sequence[Fit]) -> dict[str, Figures]:
         """The figures of each probe; one that diverges is left out, and the others are fitted again without it."""
@@ -148,7 +141,14 @@ class ProbeJob:
         return found
 
 
-def jobs_of(grid: Grid, seed: int, opened: Opened) -> Iterator[CohortJob | ProbeJob]:
+Job: TypeAlias = CohortJob | SeparateJob | ProbeJob
+TOGETHER = (AlignmentSearch, CausalTracing)
+"""The trainings of which several share a run of the model."""
+
+
+def jobs_of(grid: Grid, seed: int, opened: Opened, training: type[Training] = AlignmentSearch) -> Iterator[Job]:
+    """The jobs of one seed; ``training`` is the configuration's."""
+    kind = CohortJob if training in TOGETHER else SeparateJob
     sites, model = grid.all_sites(opened), opened.network.model
     having = {site.component: [] if site.layer is None else layers_with(model, site.component) for site in sites}
     for layer in dict.fromkeys(map(_layer, sites)):
@@ -168,7 +168,7 @@ def jobs_of(grid: Grid, seed: int, opened: Opened) -> Iterator[CohortJob | Probe
             for rank in (grid.ranks if "rank" in inspect.signature(factory).parameters else [None])
         ]
         if fits:
-            yield CohortJob(name=f"seed{seed} {layer}", fits=fits)
+            yield kind(name=f"seed{seed} {layer}", fits=fits)
     for method, factory in grid.methods.items():
         if is_training(factory):
             fits = [
@@ -189,8 +189,6 @@ def _member(cfg: DictConfig, opened: Opened, grid: Grid, fit: Fit) -> AlignmentS
     # Each fit starts as it would alone.
     lightning.seed_everything(fit.seed, verbose=False)
     training = instantiate(cfg.training, _convert_="all")
-    if training.func not in (AlignmentSearch, CausalTracing):
-        raise ValueError(f"training: a sweep runs AlignmentSearch or CausalTracing, not {training.func.__name__}")
     member: Any = opened.module(training, fit.sites, intervention=intervention)
     return member
 
@@ -247,24 +245,9 @@ def _tokens(
     }
 
 
-def _of_data(data: SplitDataModule) -> dict[str, float]:
-    """The figures about the test data itself, such as how many of its pairs are different ones."""
-    return {figure: value for figure, value in data.figures().items() if figure.startswith(DATA)}
-
-
 def _training_pairs(data: SplitDataModule) -> DataLoader[Any]:
     """The training pairs, each once and in order, as a test has its own."""
     return data.loader(data.datasets["train"], data.eval_batch_size)
-
-
-def _set_beside(found: dict[str, Figures], again: Mapping[str, Figures], prefix: str) -> None:
-    """Add to each row the figures of the same fit to something else: a random model, or a control task."""
-    for name, figures in again.items():
-        found[name] |= {
-            f"{prefix}{figure}": value
-            for figure, value in figures.items()
-            if isinstance(value, float) and not figure.endswith(OF_EXAMPLES) and DIVERGED not in found[name]
-        }
 
 
 def _set_selectivity(found: dict[str, Figures]) -> None:
@@ -297,56 +280,3 @@ class Curves(lightning.Callback):
             {key.removeprefix(place): value for key, value in epoch.items() if key == "epoch" or key.startswith(place)}
             for epoch in self.epochs
         ]
-
-
-def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.Trainer:
-    """The trainer of a fit of a sweep, which shows no progress and writes nothing."""
-    factory = trainer_factory(cfg)
-    refuse_in_sweeps(factory.keywords)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = factory(**quiet, callbacks=list(callbacks), logger=False)
-    safeguard(trainer)
-    return trainer
-
-
-def identity(fit: Fit, grid: Grid) -> dict[str, Any]:
-    """The columns of a row that tell its fit from others."""
-    component, layer, position = fit.place
-    # One kind in a column: numbers, unless modules are named by their paths.
-    site = {"component": component, "layer": layer if grid.names_modules else fit.site.layer, "position": position}
-    site["window"] = grid.width(fit.site.component)
-    return {"method": fit.method, **site, "rank": fit.rank, "seed": fit.seed}
-
-
-def _described(fit: Fit, grid: Grid, cfg: DictConfig) -> dict[str, Any]:
-    """The columns of a row besides its figures, among them the command that repeats the fit alone."""
-    left = ("sweep", "seed=", "logger")
-    if fit.group == "training":  # The settings that were typed are those of the sweep's own training.
-        left += ("training",)
-    command = ["python", "-m", "itrain", "fit"]
-    command += [word for word in grid.words if not word.lstrip("+~").startswith(left)]
-    sites = str(fit.site) if len(fit.sites) == 1 else f"[{','.join(map(str, fit.sites))}]"
-    command += [*_choice(fit, grid, cfg), f"site={sites}", f"seed={fit.seed}"]
-    command += [] if fit.rank is None else [f"intervention.rank={fit.rank}"]
-    return {**identity(fit, grid), "command": shlex.join(command)}
-
-
-def _choice(fit: Fit, grid: Grid, cfg: DictConfig) -> list[str]:
-    """The words that choose a fit's method: its name, or the class and all settings of a method of one's own."""
-    if grid.named:
-        return [f"{fit.group}={fit.method}"]
-    node = OmegaConf.to_container(cfg.sweep.methods[fit.method], resolve=True)
-    assert isinstance(node, dict)
-    settings = [f"{fit.group}.{key}={_written(value)}" for key, value in node.items() if key != "_partial_"]
-    return [f"{fit.group}={_PLAIN[fit.group]}", *settings]
-
-
-def _written(value: Any) -> str:
-    """A value in Hydra's syntax."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_written, value)) + "]"
-    if isinstance(value, str):
-        return QuotedString(text=value, quote=Quote.single).with_quotes()
-    return json.dumps(value)

@@ -29,8 +29,9 @@ from itrain.results.table import JOBS, collect, read_rows, require_rows, table_o
 from itrain.results.tokens import save_tokens
 from itrain.sweeps.devices import Devices, Pool, told
 from itrain.sweeps.grid import Grid, reads_only
-from itrain.sweeps.jobs import CohortJob, ProbeJob, identity, jobs_of, make_trainer
+from itrain.sweeps.jobs import Job, jobs_of
 from itrain.sweeps.launching import Failure, Plugin, attempt, repeating
+from itrain.sweeps.rows import identity, make_trainer
 from itrain.tasks import TaskError
 from itrain.tasks.base import Task
 from itrain.tasks.contract import count_classes
@@ -122,7 +123,7 @@ class Part:
     folder: Path
     grid: Grid
     opened: Opened
-    jobs: Mapping[str, CohortJob | ProbeJob]
+    jobs: Mapping[str, Job]
 
     def plan(self) -> dict[str, int]:
         """The number of fits of each job. For the first seed, also write the tokens of an example, for pictures.
@@ -168,13 +169,15 @@ def open_part(cfg: DictConfig, folder: Path, seed: int, before: Part | None = No
     seeded.seed = seed
     grid: Grid = instantiate(seeded.sweep, _convert_="all")
     trainer = make_trainer(seeded)
-    opened = open_model(seeded, folder, like=None if before is None else before.opened, trainer=trainer)
+    training = instantiate(seeded.training, _convert_="all").func
+    like = None if before is None else before.opened
+    opened = open_model(seeded, folder, trainable=training.trains_model, like=like, trainer=trainer)
     for method, factory in grid.methods.items():
         if reads_only(factory):
             _require_classes(method, opened.task, grid)
     opened.network.to(trainer.strategy.root_device)
     opened.data.setup("fit")
-    jobs = {job.name: job for job in jobs_of(grid, seed, opened)}
+    jobs = {job.name: job for job in jobs_of(grid, seed, opened, training)}
     return Part(cfg=seeded, folder=folder, grid=grid, opened=opened, jobs=jobs)
 
 

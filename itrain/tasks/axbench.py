@@ -6,7 +6,8 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, ClassVar, NamedTuple
 
 from itrain import tiny_world
 from itrain.causal_model import CausalModel, Setting
@@ -15,9 +16,15 @@ from itrain.tasks.base import SPLITS, Split
 from itrain.tasks.labelled import LabelledTask
 from itrain.tasks.responses import ResponseTask
 from itrain.tasks.rows import READERS, Row, read_rows
+from itrain.tasks.schema import require_columns
 from itrain.tasks.tokens import continuation, encode, unknown_words
+from itrain.trust import shown
 
-COLUMNS = ("input", "output", "output_concept", "concept_genre", "category", "concept_id")
+COLUMNS = {
+    **dict.fromkeys(("input", "output", "output_concept", "concept_genre", "category"), (str, NoneType)),
+    "concept_id": (int, float, NoneType),
+}
+"""The columns of a row, with their types."""
 POSITIVE, NEGATIVE, HARD = "positive", "negative", "hard negative"
 CATEGORIES, SHIFT = (POSITIVE, NEGATIVE, HARD), "hard_negatives"
 NO_CONCEPT = -1
@@ -71,18 +78,17 @@ def read_concept(source: str | None, *, part: str, concept: int | str, revision:
     """
     rows = _embedded() if source is None else _read(source, part, revision)
     for row in (row for each in rows.values() for row in each):
-        if lacking := [column for column in COLUMNS if column not in row.columns]:
-            raise TaskError(f"{row.place} has no column '{lacking[0]}'; AxBench's have {', '.join(COLUMNS)}")
+        require_columns(row.place, row.columns, COLUMNS)
     named: dict[int, str] = {
         row.columns["concept_id"]: row.columns["output_concept"]
         for row in rows["train"]
-        if row.columns["category"] == POSITIVE
+        if row.columns["category"] == POSITIVE and row.columns["output_concept"]
     }
     chosen = [number for number, text in named.items() if concept in (number, str(number), text)]
     if not chosen:
-        listed = ", ".join(f"{number} ({text})" for number, text in sorted(named.items())[:5])
+        listed = ", ".join(f"{number} ({shown(text)})" for number, text in list(named.items())[:5])
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-        raise TaskError(f"concept: there is no '{concept}' in the training rows; they have {listed}{more}")
+        raise TaskError(f"concept: there is no {shown(concept)} in the training rows; they have {listed}{more}")
     number = chosen[0]
     train = [row for row in rows["train"] if _is(row, number, POSITIVE)]
     genres = {row.columns["concept_genre"] for row in train}
@@ -92,7 +98,7 @@ def read_concept(source: str | None, *, part: str, concept: int | str, revision:
     for category in (POSITIVE, NEGATIVE):
         if not any(row.columns["category"] == category for row in test):
             raise TaskError(
-                f"concept {number} ({named[number]}) has no {category} test rows; give both files of one part"
+                f"concept {number} ({shown(named[number])}) has no {category} test rows; give both files of one part"
             )
     return Concept(number, named[number], train, test)
 
@@ -121,6 +127,8 @@ class AxBench(ResponseTask):
     Raises:
         TaskError: the data are not there or not in AxBench's schema, naming row and column.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("source", "instructions")
 
     def __init__(
         self,
@@ -228,6 +236,8 @@ class AxBenchTexts(LabelledTask):
         TaskError: as :class:`AxBench`, or no training responses are without the concept.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("source",)
+
     def __init__(
         self,
         *,
@@ -291,7 +301,9 @@ def chat_text(tokenizer: Any, instruction: str, response: str | None = None) -> 
 def require_known(task: Any, text: str, what: str) -> None:
     """Refuse a text with words that the model does not have."""
     for word in unknown_words(task.tokenizer, text, *encode(task.tokenizer, [text])):
-        raise TaskError(f"the {what} {text!r} has {word!r}, which is not in the model's vocabulary; leave its row out")
+        raise TaskError(
+            f"the {what} {shown(text)} has {shown(word)}, which is not in the model's vocabulary; leave its row out"
+        )
 
 
 def _setting(row: Row) -> Setting:
@@ -299,7 +311,7 @@ def _setting(row: Row) -> Setting:
     for name, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             column = "input" if name == "prompt" else "output"
-            raise TaskError(f"{row.place}, column '{column}': {text!r} is no text; leave the row out")
+            raise TaskError(f"{row.place}, column '{column}': {shown(text)} is no text; leave the row out")
     return {**texts, "has_concept": row.columns.get("category", POSITIVE) == POSITIVE}
 
 
@@ -310,14 +322,13 @@ def _held_out(found: Concept, instructions: str | None, known: set[Hashable]) ->
     else:
         rows = []
         for row in (row for each in read_rows(instructions).values() for row in each):
-            if lacking := [column for column in ("instruction", "output") if column not in row.columns]:
-                raise TaskError(f"{row.place} has no column '{lacking[0]}'; give each an instruction and an output")
+            require_columns(row.place, row.columns, {"instruction": str, "output": str})
             asked = {"input": row.columns["instruction"], "output": row.columns["output"]}
             rows.append(Row(row.place, asked))
     settings = {setting["prompt"]: setting for setting in map(_setting, rows) if setting["prompt"] not in known}
     if len(settings) < 2:
         raise TaskError(
-            f"concept {found.number} ({found.text}) has {len(settings)} held-out instructions; give two or more"
+            f"concept {found.number} ({shown(found.text)}) has {len(settings)} held-out instructions; give two or more"
         )
     return list(settings.values())
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Int
@@ -70,6 +70,14 @@ class Pair:
                 yield source
 
 
+class Difference(NamedTuple):
+    """By how much the logit of one output should be above that of another."""
+
+    value: float
+    more: Any
+    less: Any
+
+
 class Task(ABC):
     """A question to the base model, and the variables to find in the model.
 
@@ -88,6 +96,8 @@ class Task(ABC):
     """The pairs of each split, where somebody else has listed them; None: they are sampled."""
     notes: Mapping[str, str] = MappingProxyType({})
     """What the user should be told of the task's data, as lines by name."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """The arguments that name files or data sets, which a saved run of somebody else does not choose."""
 
     @abstractmethod
     def sample(self, random: Random, split: Split) -> Pair:
@@ -119,11 +129,23 @@ class Task(ABC):
         """
         return None
 
+    def false_task(self) -> Task | None:
+        """The same inputs under a causal model that the base model need not follow, bound as this task is.
+
+        Its pairs interchange variables of the same names, so that the same interventions can be trained. What aligns
+        with it too aligns with anything. None: there is none, and arbitrary labels stand in.
+        """
+        return None
+
     def counterfactual(self, pair: Pair) -> Any:
         """The output after the interchange: the pair's own, or the causal model's."""
         if pair.output is not None:
             return pair.output
         return self.causal_model.interchange(pair.base, pair.sources)[self.causal_model.output]
+
+    def difference(self, pair: Pair) -> Difference | None:
+        """How far the logits of two outputs should lie apart after the interchange; None: nothing says it."""
+        return None
 
     @abstractmethod
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
@@ -15,6 +14,7 @@ from itrain.sites import RESERVED
 from itrain.tasks import TaskError
 from itrain.tasks.base import SPLITS, ListedTask, Pair, Split
 from itrain.tasks.rows import SPLIT_NAMES, Row, all_made, read_rows
+from itrain.tasks.schema import read_json
 from itrain.tasks.tokens import Range
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class CausalGym(ListedTask):
         TaskError: naming the row or template and what is wrong with it.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("source", "templates")
     variables = ("type",)
     separator = ""
 
@@ -194,13 +195,7 @@ class _Template:
     def of(cls, templates: str | Mapping[str, Any] | None, name: str) -> _Template:
         place = f"'{templates}'" if isinstance(templates, str) else "task.templates"
         if isinstance(templates, str):
-            path = Path(templates).expanduser()
-            if not path.is_file():
-                raise TaskError(f"there is no file {place}")
-            try:
-                templates = json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise TaskError(f"{place} is no JSON: {error}") from error
+            templates = read_json(Path(templates).expanduser(), "name the authors' file of templates")
         if not isinstance(templates, Mapping) or name not in templates:
             raise TaskError(f"{place} has no task '{name}'{nearest(name, list(templates or ()))}")
         return cls(f"{place}, task '{name}'", templates[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import copy
 from itertools import combinations
 from random import Random
 from typing import Literal
@@ -62,6 +63,8 @@ class HierarchicalEquality(Task):
             },
             output="same",
         )
+        self._identity = "first"
+        """The variable that is the identity of w."""
         self._swaps = [swap for size in range(len(self.variables)) for swap in combinations(self.variables, size + 1)]
 
     @property
@@ -69,18 +72,36 @@ class HierarchicalEquality(Task):
         return (False, True)
 
     def values(self, variable: str) -> Sequence[int | bool]:
-        if variable in ("left", "right"):
-            return (False, True)
-        return self.causal_model.inputs["w"] if variable == "first" else super().values(variable)
+        if variable == self._identity:
+            return self.causal_model.inputs["w"]
+        return (False, True) if variable in ("left", "right") else super().values(variable)
 
     def label(self, output: bool) -> int:
         return int(output)
 
+    def false_task(self) -> HierarchicalEquality | None:
+        """The control ``first_argument``, in which ``left`` is the identity of w."""
+        if self._identity in self.variables:
+            return None
+        task = copy(self)
+        task.causal_model = CausalModel(
+            inputs=self.causal_model.inputs,
+            mechanisms={
+                "left": lambda w: w,
+                "first_pair": lambda left, x: left == x,
+                "right": lambda y, z: y == z,
+                "same": lambda first_pair, right: first_pair == right,
+            },
+            output="same",
+        )
+        task._identity, task._swaps = "left", [("left",)]
+        return task
+
     def sample(self, random: Random, split: Split) -> Pair:
         base = self._objects(random, split)
         sources = {variable: self._objects(random, split) for variable in random.choice(self._swaps)}
-        if "first" in sources and random.random() < 0.5:
-            sources["first"]["w"] = base["x"]
+        if self._identity in sources and random.random() < 0.5:
+            sources[self._identity]["w"] = base["x"]
         return Pair(base=base, sources=sources)
 
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:

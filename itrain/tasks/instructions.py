@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from string import Formatter
+from typing import ClassVar
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks import TaskError
@@ -38,6 +39,8 @@ class Instructions(ResponseTask):
         TaskError: a file is missing or a line of it is no row, a column is missing, or a prompt or response is empty;
             the message names file, line and remedy.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("file", "dataset")
 
     def __init__(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
@@ -13,7 +14,9 @@ from itrain.tasks.base import SPLITS, Split
 from itrain.tasks.dividing import by_group
 from itrain.tasks.labelled import UNLABELLED, LabelledTask
 from itrain.tasks.rows import Row, read_rows
+from itrain.tasks.schema import require_columns
 from itrain.tasks.tokens import encode, unknown_words
+from itrain.trust import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +25,8 @@ SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (
 """The part of the shuffled texts that each split has, where no splits are given."""
 BINARY = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
 """How a column says whether a text has the concept of the column's name."""
+NAME, LABEL = re.compile(r"\w[\w .+-]{0,63}"), re.compile(r"[^/]{0,80}")
+"""Names of splits and shifts, and classes: figures are named after them."""
 
 
 class Column(NamedTuple):
@@ -68,6 +73,8 @@ class LabelledTexts(LabelledTask):
         TaskError: a column, a text, a label or a split is missing, or a text is in two splits; naming row and column.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("texts", "shifts")
+
     def __init__(
         self,
         *,
@@ -92,6 +99,8 @@ class LabelledTexts(LabelledTask):
         rows = [row for each in tables.values() for row in each]
         names = [label] if isinstance(label, str) else list(label)
         _require_columns(rows, [text, *names])
+        for row in rows:
+            _require_labels(row, names)
         self.text, self.columns = text, [_column(each, rows, positive) for each in names]
         self.concepts = [concept for column in self.columns for concept in column.concepts]
         self._settings = {part: [self._setting(row) for row in each] for part, each in tables.items()}
@@ -144,16 +153,16 @@ class LabelledTexts(LabelledTask):
                 raise TaskError(f"{setting['place']}, column '{self.text}': no chat messages: {error}") from error
         for word in unknown_words(self.tokenizer, text, *encode(self.tokenizer, [text])):
             raise TaskError(
-                f"{setting['place']}, column '{self.text}': {word!r} is not in the model's vocabulary; leave the row "
-                "out, or use another word or model"
+                f"{setting['place']}, column '{self.text}': {shown(word)} is not in the model's vocabulary; leave the "
+                "row out, or use another word or model"
             )
         return text
 
     def _setting(self, row: Row) -> Setting:
         text = row.columns[self.text]
-        if not text or not isinstance(text, str | list):
+        if not isinstance(text, str | list) or not (text.strip() if isinstance(text, str) else text):
             raise TaskError(
-                f"{row.place}, column '{self.text}': {text!r} is no text; write one, or a list of chat messages"
+                f"{row.place}, column '{self.text}': {shown(text)} is no text; write one, or a list of chat messages"
             )
         labels = [label for column in self.columns for label in column.labels(row)]
         return {"text": text, "place": row.place, "labels": labels}
@@ -180,17 +189,27 @@ def _tables(
                 f"{row.place}, column '{column}': it names no split; write train, validation, test or the name of a "
                 "shift"
             )
+        if not NAME.fullmatch(split.strip()):
+            raise TaskError(f"{row.place}, column '{column}': {shown(split)} is no name; use letters, digits, _ and -")
         parted.setdefault(split.strip(), []).append(row)
     return parted
 
 
 def _require_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
     for row in rows:
-        for column in columns:
-            if column not in row.columns:
+        require_columns(row.place, row.columns, dict.fromkeys(columns, object))
+
+
+def _require_labels(row: Row, columns: Sequence[str]) -> None:
+    """Refuse what is no class, of which figures could not be named."""
+    for column in columns:
+        value = row.columns[column]
+        for each in value if isinstance(value, list) else [value]:
+            plain = isinstance(each, str | int | float | None) and LABEL.fullmatch(str(each).strip())
+            if not plain or not str(each).isprintable():
                 raise TaskError(
-                    f"{row.place} has no column '{column}'; it has {', '.join(row.columns)}"
-                    f"{nearest(column, list(row.columns))}"
+                    f"{row.place}, column '{column}': {shown(each)} is no class; write a number, or a short text "
+                    "without '/'"
                 )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any, ClassVar
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.signatures import nearest
 from itrain.tasks import TaskError
-from itrain.tasks.base import ListedTask, Pair, Question, Split
+from itrain.tasks.base import Difference, ListedTask, Pair, Question, Split
 from itrain.tasks.rows import Row, read_rows
+from itrain.tasks.schema import Kind, require_columns
 from itrain.tasks.tokens import Range
+from itrain.trust import shown
 
 SPLITS: Mapping[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 """The names of splits in the published data sets."""
@@ -40,6 +43,9 @@ class MIBTask(ListedTask):
         TaskError: naming the row and the column that is missing or says something else than the causal model.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("source", "private_test")
+    columns: ClassVar[Mapping[str, Kind]]
+    """The columns of a row and of each counterfactual, with their types."""
     types: ClassVar[tuple[str, ...]]
     """The types of counterfactuals of the published baselines."""
     published: ClassVar[tuple[str, ...]]
@@ -61,6 +67,8 @@ class MIBTask(ListedTask):
         found = _splits(source, name, private_test)
         read = {split: list(filter(None, map(self._read, rows))) for split, rows in found.items()}
         every = [setting for split in read.values() for settings in split for setting in settings]
+        if empty := next((split for split, rows in read.items() if not rows), None):
+            raise TaskError(f"'{source}' has no {empty} rows that the published baselines use; take another task")
         self.causal_model = self.model({name: [setting[name] for setting in every] for name in every[0]})
         self._values = {
             variable: sorted({self.causal_model.run(setting)[variable] for setting in every} - {None})
@@ -107,14 +115,13 @@ class MIBTask(ListedTask):
                 known = [name.removesuffix(COUNTERFACTUAL) for name in row.columns if name.endswith(COUNTERFACTUAL)]
                 raise TaskError(f"{row.place}: there is no column '{column}'{nearest(each, known)}")
             inputs[f" of '{column}'"] = row.columns[column]
-        settings = []
-        for place, columns in inputs.items():
+        settings: list[Setting] = []
+        for of, columns in inputs.items():
+            require_columns(row.place, columns, self.columns, of)
             try:
                 settings.append(self.setting(columns) | {"spans": self.spans(columns)})
-            except KeyError as error:
-                raise TaskError(f"{row.place}: there is no column {error}{place}") from error
-            except (TypeError, ValueError, IndexError) as error:
-                raise TaskError(f"{row.place}: the columns{place} cannot be read: {error}") from error
+            except ValueError as error:
+                raise TaskError(f"{row.place}: the columns{of} cannot be read: {error}") from error
         return settings if self.takes(settings[0]) else []
 
     def _paired(self, base: Setting, *sources: Setting) -> list[Pair]:
@@ -132,6 +139,7 @@ class MIBMultipleChoice(MIBTask):
     left out, as in the published baselines.
     """
 
+    columns: ClassVar[Mapping[str, Kind]] = {"prompt": str, "choices": dict, "answerKey": int}
     types = ("answerPosition", "randomLetter", "answerPosition_randomLetter")
     published = ("answer_pointer",)
 
@@ -149,14 +157,18 @@ class MIBMultipleChoice(MIBTask):
         )
 
     def setting(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        symbols = tuple(str(label) for label in columns["choices"]["label"])
-        return {"prompt": columns["prompt"], "symbols": symbols, "key": int(columns["answerKey"])}
+        symbols, key = columns["choices"].get("label"), columns["answerKey"]
+        if not isinstance(symbols, list) or not all(isinstance(each, str) and each for each in symbols):
+            raise ValueError(f"choices has {shown(symbols)} as its label, and no list of texts")
+        if not 0 <= key < len(symbols):
+            raise ValueError(f"answerKey is {shown(key)}, and there are {len(symbols)} choices, counted from 0")
+        return {"prompt": columns["prompt"], "symbols": tuple(symbols), "key": key}
 
     def spans(self, columns: Mapping[str, Any]) -> dict[str, Range]:
-        symbol = str(columns["choices"]["label"][columns["answerKey"]])
+        symbol = columns["choices"]["label"][columns["answerKey"]]
         found = re.search(rf"^\s*({re.escape(symbol)})[.:)]", columns["prompt"], re.MULTILINE)
         if found is None:
-            raise ValueError(f"no line of the prompt begins with the right choice, {symbol!r}")
+            raise ValueError(f"no line of the prompt begins with the right choice, {shown(symbol)}")
         return {"correct_symbol": found.span(1)}
 
 
@@ -166,6 +178,7 @@ class MIBAddition(MIBTask):
     ``@operand1`` and ``@operand2`` are the numbers in the prompt.
     """
 
+    columns: ClassVar[Mapping[str, Kind]] = {"prompt": str, "operand1": int, "operand2": int, "label": (str, int)}
     types = ("random", "ones_carry")
     published = ("ones_carry",)
 
@@ -184,16 +197,17 @@ class MIBAddition(MIBTask):
         )
 
     def setting(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        one, two = int(columns["operand1"]), int(columns["operand2"])
-        if int(columns["label"]) != one + two:
-            raise ValueError(f"the label is {columns['label']}, and {one} + {two} = {one + two}")
+        one, two, label = (columns[name] for name in ("operand1", "operand2", "label"))
+        if str(label).strip() != str(one + two):
+            raise ValueError(f"the label is {shown(label)}, and {shown(one)} + {shown(two)} = {shown(one + two)}")
         return {"prompt": columns["prompt"], "operand1": one, "operand2": two}
 
     def spans(self, columns: Mapping[str, Any]) -> dict[str, Range]:
         # The last two, as the published code finds them: a template may have numbers of its own before.
         numbers = list(re.finditer(r"\d+", columns["prompt"]))[-2:]
         if [int(number.group()) for number in numbers] != [columns["operand1"], columns["operand2"]]:
-            raise ValueError(f"the last numbers of the prompt are no {columns['operand1']} and {columns['operand2']}")
+            told = " and ".join(shown(columns[name]) for name in ("operand1", "operand2"))
+            raise ValueError(f"the last numbers of the prompt are not {told}")
         return {f"operand{place}": number.span() for place, number in enumerate(numbers, 1)}
 
 
@@ -205,6 +219,7 @@ class MIBIndirectObject(MIBTask):
     ``@name_C`` are the names in the prompt, of which the third repeats the subject.
     """
 
+    columns: ClassVar[Mapping[str, Kind]] = {"prompt": str, "choices": list, "answerKey": int}
     types = ("s1_io_flip", "s2_io_flip", "s1_ioi_flip_s2_ioi_flip")
     published = ("output_position", "output_token")
 
@@ -225,16 +240,30 @@ class MIBIndirectObject(MIBTask):
     def setting(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         prompt = columns["prompt"]
         names = {name: prompt[slice(*span)] for name, span in self.spans(columns).items()}
+        if columns["answerKey"] not in (0, 1):
+            raise ValueError(f"answerKey is {shown(columns['answerKey'])}; it is 0 or 1")
         answer = columns["choices"][columns["answerKey"]]
         if names["name_C"] == answer or names["name_C"] not in (names["name_A"], names["name_B"]):
-            raise ValueError(f"the third name of the prompt is {names['name_C']!r}, and the answer is {answer!r}")
+            third = shown(names["name_C"])
+            raise ValueError(f"the third name of the prompt is {third}, and the answer is {shown(answer)}")
         return {"prompt": prompt, **names}
 
+    def difference(self, pair: Pair) -> Difference:
+        """Of the names in the base: the one that is the indirect object there, and the one that is the subject."""
+        base = self.causal_model.run(pair.base)
+        two = {base["name_A"], base["name_B"]} - {base["name_C"]}
+        wanted = self.causal_model.interchange(pair.base, pair.sources)["logit_diff"]
+        return Difference(value=wanted, more=two.pop(), less=base["name_C"])
+
     def spans(self, columns: Mapping[str, Any]) -> dict[str, Range]:
-        either = "|".join(re.escape(name) for name in sorted(columns["choices"], key=len, reverse=True))
+        names = columns["choices"]
+        if len(names) != 2 or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"choices is {shown(names)}; write the two names")
+        either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
         found = [match.span() for match in re.finditer(rf"\b(?:{either})\b", columns["prompt"])]
         if len(found) != 3:
-            raise ValueError(f"the prompt has the names {' and '.join(columns['choices'])} {len(found)} times, not 3")
+            told = " and ".join(map(shown, names))
+            raise ValueError(f"the prompt has the names {told} {len(found)} times, not 3")
         return dict(zip(("name_A", "name_B", "name_C"), found, strict=True))
 
 
@@ -244,6 +273,10 @@ class MIBRavel(MIBTask):
     Sentences of Wikipedia are sources that ask nothing. ``@entity`` is the city in the prompt.
     """
 
+    columns: ClassVar[Mapping[str, Kind]] = {
+        **dict.fromkeys(("prompt", "template", "entity", "attribute"), str),
+        **dict.fromkeys(ATTRIBUTES, (str, NoneType)),
+    }
     types = ("attribute", "wikipedia")
     published = ATTRIBUTES
 
@@ -260,7 +293,7 @@ class MIBRavel(MIBTask):
 
     def setting(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         if columns["attribute"] not in (*ATTRIBUTES, WIKIPEDIA):
-            raise ValueError(f"the attribute {columns['attribute']!r} is none of {', '.join(ATTRIBUTES)}")
+            raise ValueError(f"the attribute {shown(columns['attribute'])} is none of {', '.join(ATTRIBUTES)}")
         return {name: columns[name] for name in ("prompt", "template", "entity", "attribute", *ATTRIBUTES)}
 
     def question(self, setting: Setting) -> Question:
@@ -268,8 +301,8 @@ class MIBRavel(MIBTask):
 
     def spans(self, columns: Mapping[str, Any]) -> dict[str, Range]:
         start = columns["prompt"].find(columns["entity"])
-        if start < 0:
-            raise ValueError(f"the prompt lacks its entity, {columns['entity']!r}")
+        if start < 0 or not columns["entity"]:
+            raise ValueError(f"the prompt lacks its entity, {shown(columns['entity'])}")
         return {"entity": (start, start + len(columns["entity"]))}
 
     def isolates(self, base: Setting, variable: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate, islice, pairwise
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from itrain.bounds import require_at_least, require_some
 from itrain.causal_model import CausalModel, Setting
@@ -68,6 +68,7 @@ class Ravel(ListedTask):
         TaskError: a file is missing or is no such file, or there is no such attribute.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("data", "instance")
     separator = ""
 
     def __init__(

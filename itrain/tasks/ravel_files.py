@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from itrain.tasks import TaskError
 from itrain.tasks.base import Split
 from itrain.tasks.rows import Row, read_rows
+from itrain.tasks.schema import read_json
 
 EntityType = Literal["city", "nobel_prize_winner", "occupation", "physical_object", "verb"]
 SPLITS: Mapping[str, Split] = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -141,12 +141,7 @@ def _unpacked(folder: Path, entity_type: str) -> Facts:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise TaskError(f"there is no file '{path}'; give the folder in which RAVEL's data.tgz was unpacked")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"'{path}' is not JSON: {error}") from error
+    found = read_json(path, "give the folder in which RAVEL's data.tgz was unpacked")
     if not isinstance(found, dict):
         raise TaskError(f"'{path}' is a {type(found).__name__}; it must be an object")
     return found

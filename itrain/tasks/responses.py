@@ -46,6 +46,10 @@ class ResponseTask(TextTask):
         """Whether the setting's response has the concept; others are there to tell it from them."""
         return True
 
+    def rejected(self, setting: Setting) -> list[int] | None:
+        """The tokens of a response to the same prompt without the concept, for preferences; None: there is none."""
+        return None
+
     def instruction(self, prompt: str) -> str:
         """What a rendered prompt asks, without what a template adds to it."""
         return prompt
@@ -90,7 +94,10 @@ class ResponseTask(TextTask):
 
     def response(self, setting: Setting) -> list[int]:
         """The tokens of the setting's response and the one that ends it."""
-        label = self.label(self._output(setting))
+        return self._ended(self._output(setting))
+
+    def _ended(self, response: str) -> list[int]:
+        label = self.label(response)
         return [*([label] if isinstance(label, int) else label), self.end]
 
     def text(self, tokens: Sequence[int]) -> str:

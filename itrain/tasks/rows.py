@@ -6,12 +6,14 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from itrain.tasks import TaskError
+from itrain.tasks.unpacking import unpacked
 from itrain.trust import shown
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ SPLIT_NAMES: Mapping[str, Split] = {
 """How tables name the splits."""
 DEPTH = 40
 """Levels of lists and objects in a cell."""
-AT_ONCE = 1024
-"""Rows of a Parquet file that are unpacked at a time."""
+MOST_ROW = 64 * 2**20
+"""The most bytes of a line."""
 _BOM = b"\xef\xbb\xbf"
 _SECONDS = 10
 Given = TypeVar("Given")
@@ -179,7 +181,9 @@ def _fingerprint(source: str) -> str | None:
 def _json_lines(path: Path) -> Iterator[Row]:
     # Lines of bytes: JSON strings may hold characters at which text is split.
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(partial(file.readline, MOST_ROW + 1), b""), 1):
+            if len(line) > MOST_ROW:
+                raise TaskError(f"'{path}' line {number} has more than {MOST_ROW // 2**20} MiB; leave it out")
             text = _decoded(line.removeprefix(_BOM) if number == 1 else line, f"'{path}' line {number}")
             if text.strip():
                 yield _object(f"'{path}' line {number}", text)
@@ -226,8 +230,13 @@ def _finite(text: str) -> float:
     return value
 
 
+def parsed_file(path: Path) -> Any:
+    """The value of a JSON file; see :func:`parsed`."""
+    return parsed(_decoded(path.read_bytes().removeprefix(_BOM), f"'{path}'"), f"'{path}'")
+
+
 def _json(path: Path) -> Iterator[Row]:
-    listed = parsed(_decoded(path.read_bytes().removeprefix(_BOM), f"'{path}'"), f"'{path}'")
+    listed = parsed_file(path)
     if not isinstance(listed, list):
         raise TaskError(f"'{path}' is a {type(listed).__name__}; write a list of objects, or a JSONL file")
     for number, row in enumerate(listed, 1):
@@ -293,22 +302,8 @@ def _first_foreign(path: Path, lines: Sequence[bytes]) -> str:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            if (twice := _twice(file.schema_arrow.names)) is not None:
-                raise TaskError(f"'{path}' has the column {shown(twice)} twice")
-            for batch in file.iter_batches(batch_size=AT_ONCE):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Row(f"'{path}' row {number}", row)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TaskError(f"'{path}' is no Parquet file: {error}") from error
-    except (UnicodeDecodeError, OverflowError) as error:  # a text that is none, a time that Python has not
-        raise TaskError(f"'{path}' row {number + 1} or one after it cannot be read: {error}") from error
+    for number, row in enumerate(unpacked(path), 1):
+        yield Row(f"'{path}' row {number}", row)
 
 
 def _decoded(line: bytes, place: str) -> str:

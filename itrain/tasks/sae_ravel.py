@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from itrain.causal_model import CausalModel, Setting
 from itrain.tasks import TaskError
 from itrain.tasks.base import ListedTask, Pair, Question, Split
+from itrain.tasks.schema import read_json
 
 Attribute = Literal["country", "continent"]
 ATTRIBUTES: tuple[Attribute, ...] = ("country", "continent")
@@ -51,6 +51,8 @@ class SaeRavel(ListedTask):
     Raises:
         TaskError: a file is missing or a row is no pair; naming file, row and remedy.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("data",)
 
     def __init__(self, *, data: str = "utils/data", variable: Attribute = "country", seed: int = 0) -> None:
         if variable not in ATTRIBUTES:
@@ -101,12 +103,7 @@ def _made(variable: str, pair: _Pair, known: Mapping[tuple[str, str], str]) -> P
 
 def _read(folder: Path, attribute: Attribute) -> Iterator[_Pair]:
     path = folder / f"final_data_{attribute}.json"
-    if not path.is_file():
-        raise TaskError(f"there is no file '{path}'; set task.data to the folder of SAE-RAVEL's files (utils/data)")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"'{path}' is not JSON: {error}") from error
+    rows = read_json(path, "set task.data to the folder of SAE-RAVEL's files (utils/data)")
     if not isinstance(rows, list) or not rows:
         raise TaskError(f"'{path}' is no list of pairs; write {FORM}, one or more")
     for number, row in enumerate(rows, 1):

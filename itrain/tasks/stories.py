@@ -70,6 +70,10 @@ class Stories(ResponseTask):
     def has_concept(self, setting: Setting) -> bool:
         return "{concept}" in setting["story"]
 
+    def rejected(self, setting: Setting) -> list[int] | None:
+        others = [each for each in tiny_world.WORD_CLASSES["quality"] if each not in self.concept]
+        return self._ended(setting["story"].format(concept=Random(setting["prompt"]).choice(others)))
+
     def settings(self, split: Split) -> Sequence[Setting]:
         return self._settings[split]
 

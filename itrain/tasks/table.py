@@ -84,6 +84,9 @@ def table(
     return task_of(of, splits, control=control, notes=notes)
 
 
+table.reads = ("pairs",)  # type: ignore[attr-defined]
+
+
 def task_of(
     of: Task, splits: Mapping[Split, Sequence[Listing]], *, control: str | None, notes: Mapping[str, str]
 ) -> Task:

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
+from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
+from itrain.objectives.base import Edited, ObjectiveFactory, Objectives, Outcome
+from itrain.objectives.cross_entropy import CrossEntropy
 from itrain.placements import Factory, Placement, Placements
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
-from itrain.training.interchange import Interchange, Interventions, answer_loss
+from itrain.training.interchange import Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.parts import require_next_map
 from itrain.training.scores import InterchangeScores
@@ -25,10 +28,11 @@ from itrain.training.scores import InterchangeScores
 class AlignmentSearch(Training):
     """Trains interventions at sites of a frozen model on the counterfactual labels of a causal model.
 
-    loss = 1/N sum_n w_n CE(model(base_n | do(site := intervention(base_n, source_n))), label_n) + penalty, the cross
-    entropy of the counterfactual label over the whole vocabulary at the answer (Geiger et al. 2024, eq. 5). w_n is
-    ``isolate_weight`` for isolate pairs, else 1: 0 trains interventions to cause, 1 to cause and to isolate (MDAS;
-    Huang et al. 2024, "RAVEL", section 4). The penalty is on the interventions' sizes.
+    loss = 1/N sum_n w_n sum_o weight_o loss_o(model(base_n | do(site := intervention(base_n, source_n))), label_n)
+    + penalty. The one objective o is the cross entropy of the counterfactual label over the whole vocabulary at the
+    answer (Geiger et al. 2024, eq. 5), unless others are named. w_n is ``isolate_weight`` for isolate pairs, else 1: 0
+    trains interventions to cause, 1 to cause and to isolate (MDAS; Huang et al. 2024, "RAVEL", section 4). The penalty
+    is on the interventions' sizes.
 
     Args:
         network: the base model, frozen.
@@ -36,6 +40,8 @@ class AlignmentSearch(Training):
             :class:`~itrain.training.interchange.Interchange`.
         optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
+        objectives: build the losses that are summed, by name, for example ``{"js": JensenShannon}``: classes of
+            ``itrain.objectives`` or partials of them. None: cross entropy alone.
         isolate_weight: weight of isolate pairs, in which nothing may change.
         loss_over: ``candidates`` takes the training loss over the task's possible output tokens alone and computes no
             other logits, which at the last token of a small model saves much of a step. Training then no longer asks
@@ -57,6 +63,7 @@ class AlignmentSearch(Training):
         intervention: Factory | None = None,
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
+        objectives: Mapping[str, ObjectiveFactory] | None = None,
         isolate_weight: float = 1.0,
         loss_over: Literal["vocabulary", "candidates"] = "vocabulary",
         shared: bool = False,
@@ -77,6 +84,7 @@ class AlignmentSearch(Training):
             join_positions=join_positions,
             hidden_sizes=hidden_sizes,
         )
+        self.objectives = Objectives(objectives, default=CrossEntropy)
         self.sites = self.interchange.sites
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
         if next_map is not None:
@@ -86,20 +94,39 @@ class AlignmentSearch(Training):
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         batch = self.trained_on(batch)
-        loss = self.loss(self.interchange(batch, self.interchange.trained), batch)
+        losses, terms = self.objectives(self.outcome(batch, self.interchange.trained))
+        if self.objectives.named:
+            self.log_dict({f"train/{name}_loss": each.mean() for name, each in terms.items()}, batch_size=len(batch))
+        loss = self.mean(losses, batch)
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         return loss * batch.weight + self.interchange.penalty(batch)
+
+    def outcome(self, batch: CounterfactualBatch, interventions: Interventions) -> Outcome:
+        """What the interventions lead to, as the objectives see it."""
+        edited: dict[Placement, Edited] | None = {} if self.objectives.needs_edited else None
+        logits = self.interchange(batch, interventions, edited)
+        return Outcome(logits=logits, batch=batch, network=self.network, edited=edited or {})
 
     def trained_on(self, batch: CounterfactualBatch) -> CounterfactualBatch:
         """The batch as the training loss sees it."""
         return batch.among_candidates() if self.loss_over == "candidates" else batch
 
-    def loss(self, logits: Float[Tensor, "batch ... vocabulary"], batch: CounterfactualBatch) -> Float[Tensor, ""]:
-        """The mean cross entropy of the counterfactual labels, isolate pairs weighted."""
-        losses = answer_loss(logits, batch.counterfactual_label)
+    def loss(self, outcome: Outcome) -> Float[Tensor, ""]:
+        """The mean of the pairs' losses, objectives and isolate pairs weighted."""
+        return self.mean(self.objectives(outcome)[0], outcome.batch)
+
+    def mean(self, losses: Float[Tensor, " batch"], batch: CounterfactualBatch) -> Float[Tensor, ""]:
+        """The mean of the pairs' losses, isolate pairs weighted."""
         if self.isolate_weight != 1:
             losses = losses.where(~batch.isolates.to(losses.device, non_blocking=True), self.isolate_weight * losses)
         return losses.mean()
+
+    def check(self, data: SplitDataModule) -> None:
+        super().check(data)
+        self.objectives.require(data.datasets["train"].examples)
+
+    def export_arguments(self) -> dict[str, Any]:
+        return {name: value for name, value in super().export_arguments().items() if name != "objectives"}
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch ... vocabulary"]:
         """The logits of each pair's interchange, with gates as in evaluation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
 import lightning
@@ -16,16 +17,18 @@ from torchmetrics import MeanMetric
 from itrain.data import CounterfactualBatch, IntervenedInputs
 from itrain.data.splits import SplitDataModule
 from itrain.networks.base import ROWS
+from itrain.objectives.base import Edited, Outcome
 from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
-from itrain.training.divergence import Divergences
+from itrain.training.divergence import ROUND_TRIP, Divergences, require_invertible
 from itrain.training.finite import DIVERGED, FiniteCheck, FirstStepCheck, NotFiniteError
 from itrain.training.interchange import Interventions
 from itrain.training.optimization import OptimizerFactory, at_rest
 from itrain.training.tracing import CausalTracing
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 Member: TypeAlias = AlignmentSearch | CausalTracing
 
 
@@ -94,8 +97,8 @@ class Cohort(Training):
             self.trainer.should_stop = True
             return None
         batch = self._search(self.learning[0]).trained_on(batch)
-        logits = self.interchange(batch, {name: self.members[name].trained for name in self.learning})
-        losses = {name: self._search(name).loss(each, batch) for name, each in logits.items()}
+        outcomes = self.outcomes(batch, {name: self.members[name].trained for name in self.learning})
+        losses = {name: self._search(name).loss(each) for name, each in outcomes.items()}
         penalties = sum(self.members[name].interchange.penalty(batch) for name in self.learning)
         each = torch.stack(list(losses.values()))
         self._of_step, total = (tuple(losses), each.detach()), each.sum()
@@ -116,10 +119,27 @@ class Cohort(Training):
             if name in self.learning:
                 self._stop(name)
 
-    def interchange(self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions]) -> dict[str, Tensor]:
+    def outcomes(self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions]) -> dict[str, Outcome]:
+        """What each member's interventions lead to, as its objectives see it; unedited answers are shared."""
+        searches = {name: self._search(name) for name in interventions}
+        edited = {name: {} for name, each in searches.items() if each.objectives.needs_edited}
+        known: dict[str, Tensor] = {}
+        logits = self.interchange(batch, interventions, edited)
+        return {
+            name: Outcome(logits=each, batch=batch, network=self.network, edited=edited.get(name, {}), known=known)
+            for name, each in logits.items()
+        }
+
+    def interchange(
+        self,
+        batch: CounterfactualBatch,
+        interventions: Mapping[str, Interventions],
+        edited: Mapping[str, dict[Placement, Edited]] = NOTHING,
+    ) -> dict[str, Tensor]:
         """Each member's answer on the bases.
 
-        ``interventions`` are given for each member, so that hard gates can replace the trained soft ones.
+        ``interventions`` are given for each member, so that hard gates can replace the trained soft ones; ``edited``
+        takes up activations as in :class:`~itrain.training.interchange.Interchange`.
         """
         with self.network.unchanged(), parametrize.cached():
             parts = {name: member.interchange for name, member in self.members.items()}
@@ -131,7 +151,9 @@ class Cohort(Training):
                     place: each[place] for each in interventions.values() for place in each if each[place].takes_source
                 }
                 read = dict.fromkeys(interventions, next(iter(parts.values())).read(batch, every))
-            edits = [parts[name].edits(batch, each, read[name]) for name, each in interventions.items()]
+            edits = [
+                parts[name].edits(batch, each, read[name], edited.get(name)) for name, each in interventions.items()
+            ]
             answers = self.network.edit_each(batch.base, edits, rows=self.rows)
         return dict(zip(interventions, answers, strict=True))
 
@@ -149,15 +171,17 @@ class Cohort(Training):
     def score(self, split: str, batch: CounterfactualBatch) -> None:
         searches = [each for each in self.members.values() if isinstance(each, AlignmentSearch)]
         clean = searches[0].scores.unedited(batch) if split == "test" and searches else None
-        for name, logits in self.predict_step(batch, 0).items():
+        hard = {name: self.members[name].interchange.hardened() for name in self.watched}
+        outcomes = self.outcomes(batch, hard) if hard and split == "validation" else {}
+        answers = {name: each.logits for name, each in outcomes.items()} or self.predict_step(batch, 0)
+        for name, logits in answers.items():
             self.members[name].scores.update(split, logits, batch)
             if clean is not None:
                 self._search(name).scores.compare(split, clean, logits, batch)
             if split == "validation":
-                loss = self._search(name).loss(logits, batch)
+                loss = self._search(name).loss(outcomes[name])
                 self.losses.setdefault(name, MeanMetric().to(loss.device)).update(loss, len(batch))
         if clean is not None and self.watched:
-            hard = {name: self.members[name].interchange.hardened() for name in self.watched}
             self.divergences.update(batch, hard)
 
     def figures(self, split: str) -> dict[str, Tensor]:
@@ -169,6 +193,10 @@ class Cohort(Training):
             except NotFiniteError as error:
                 self.give_up({name: error})
         for name, each in self.divergences.compute().items():
+            try:
+                require_invertible(float(each.get(ROUND_TRIP, 0.0)), name)
+            except NotFiniteError as error:
+                self.give_up({name: error})
             found |= {f"{name}/test/{key}": value for key, value in each.items() if name in self.watched}
         losses = {name: loss.compute() for name, loss in self.losses.items()}
         found |= {f"{name}/validation/loss": loss for name, loss in losses.items() if name in self.watched}

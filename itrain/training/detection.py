@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import nan
+from math import isnan, nan
 from statistics import fmean
 from typing import TypeAlias
 
@@ -15,11 +15,15 @@ from itrain.data import LabelledBatch
 from itrain.detectors import Detector
 from itrain.metrics import Scored, auroc, rates_above
 from itrain.metrics.detection import Column
+from itrain.trust import shown
 
 SHIFT = "shift"
 """What stands before the name of a shifted test set in the names of its figures."""
 LISTED = 20
 """Up to how many concepts each has figures of its own, beside those of all."""
+
+MOST_CONTROLS = 1000
+"""How many random directions a run can have."""
 
 MEANS = ("auroc", "true_positive_rate", "false_positive_rate", "f1", "f1_rare")
 ALL = "all concepts"
@@ -27,6 +31,19 @@ ALL = "all concepts"
 
 Told: TypeAlias = tuple[int, int]
 """A detector and a concept, by number."""
+
+
+def countable(concepts: Sequence[str], random_directions: int) -> list[str]:
+    """The concepts, where they can name figures and there are no more controls than tell a spread.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if wrong := next((each for each in concepts if not isinstance(each, str) or not each.isprintable()), None):
+        raise ValueError(f"concepts: {shown(wrong)} is no name; write a text without control characters")
+    if random_directions > MOST_CONTROLS:
+        raise ValueError(f"random_directions={random_directions}: up to {MOST_CONTROLS} can be asked for")
+    return list(concepts)
 
 
 class Detected:
@@ -120,5 +137,7 @@ def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if len(several) == 1:
         return dict(several[0])
     shared = [figure for figure in several[0] if not figure.startswith("threshold")]
-    means = {figure: fmean(each[figure] for each in several) for figure in shared}
-    return means | {"auroc_spread": float(torch.tensor([each["auroc"] for each in several]).std())}
+    # A concept that a shifted set lacks has no AUROC there.
+    known = {figure: [each[figure] for each in several if not isnan(each[figure])] for figure in shared}
+    means = {figure: fmean(values) if values else nan for figure, values in known.items()}
+    return means | {"auroc_spread": float(torch.tensor(known["auroc"]).std()) if len(known["auroc"]) > 1 else nan}

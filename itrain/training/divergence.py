@@ -6,20 +6,27 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from itrain.data import CounterfactualBatch, IntervenedInputs, Runs
 from itrain.inputs import ModelInputs
 from itrain.inputs.keys import mixed, salt
+from itrain.interventions.base import Intervention
+from itrain.interventions.featurizers import Featurizer
 from itrain.metrics.divergence import Divergence, Points
 from itrain.sites import Site
+from itrain.training.finite import NotFiniteError
 from itrain.training.interchange import Activations, Interchange, Interventions
 
 POINTS = 1000
 """The most activations of a sample."""
 PAIRS = 2 * POINTS
 """The most pairs whose activations are sampled: a sample of intervened ones is of half of them."""
+LOST = 1e-2
+"""The largest share of an activation that may be lost on the way through a non-linear map and back."""
+ROUND_TRIP = "round_trip_error"
+"""The name of that share among figures."""
 BASE = ""
 """Among the names of variables, stands for the base."""
 
@@ -40,10 +47,13 @@ class Divergences:
         self.members = members
         self.metrics: dict[tuple[str, Site], Divergence] = {}
         self.smallest = torch.empty(0, dtype=torch.long)
+        self.lost: dict[str, Tensor] = {}
+        """The largest share of an activation that each member's non-linear maps lose on the way there and back."""
 
     def reset(self) -> None:
         """Drop what an interrupted split has left."""
         self.metrics.clear()
+        self.lost.clear()
         self.smallest = self.smallest[:0]
 
     def update(self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions]) -> None:
@@ -66,6 +76,10 @@ class Divergences:
                 # What is read in an intervened run depends on whose interventions edit it.
                 read = together if shared else member.read(batch, each)
                 edited = _edited(member, batch, each, natural, read)
+                for placement, intervention in each.items():
+                    if is_nonlinear(intervention):
+                        lost = _lost(intervention, member.joined(natural[placement.write]))
+                        self.lost[name] = torch.maximum(self.lost.get(name, lost), lost)
                 for site in member.sites:
                     known = _sources(batch, each, site, read)
                     self._take(name, site, edited[site], {BASE: natural[site], **known}, batch, keys)
@@ -75,9 +89,9 @@ class Divergences:
 
         Several sites have their own after a slash: ``divergence/layer1.block_output@last``.
         """
-        found: dict[str, dict[str, Tensor]] = {}
+        found: dict[str, dict[str, Tensor]] = {name: {ROUND_TRIP: lost} for name, lost in self.lost.items()}
         for member in dict.fromkeys(name for name, _ in self.metrics):
-            of = found[member] = {}
+            of = found.setdefault(member, {})
             sites = {site: metric.compute() for (name, site), metric in self.metrics.items() if name == member}
             for figure in ("divergence", "natural_divergence"):
                 of[figure] = torch.stack([each[figure] for each in sites.values()]).mean().float()
@@ -112,6 +126,30 @@ class Divergences:
             _points(member, edited, batch.base, site, keys, BASE),
             Points(*(torch.cat([getattr(part, field) for part in parts]) for field in Points._fields)),
         )
+
+
+def is_nonlinear(part: nn.Module) -> bool:
+    """Whether it has a trained map that is not linear."""
+    return any(isinstance(each, Featurizer) and each.trains_nonlinear_map for each in part.modules())
+
+
+def require_invertible(lost: float, where: str) -> None:
+    """Refuse figures of a map whose inverse rounding has spoiled.
+
+    Raises:
+        NotFiniteError: more of the activation is lost on the way there and back than a figure stands.
+    """
+    if not lost <= LOST:
+        raise NotFiniteError(
+            f"{where}: the map's inverse loses {lost:.2g} of the largest feature to rounding, so its figures mean "
+            "nothing; set double=true in it, or lower training.optimizer.lr or its num_blocks"
+        )
+
+
+def _lost(intervention: Intervention, natural: Tensor) -> Tensor:
+    """How far an activation that takes its own features from itself comes back changed, relative to its largest."""
+    back = intervention(natural, natural)
+    return ((back - natural).abs().max() / natural.abs().max().clamp(min=1e-30)).float()
 
 
 def _edited(

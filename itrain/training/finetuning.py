@@ -25,12 +25,13 @@ from itrain.metrics import UNUSED, is_right
 from itrain.networks.attached import Attached, AttachedMaps
 from itrain.networks.base import Network
 from itrain.networks.lane import EditAt, require_acts
+from itrain.objectives.cross_entropy import answer_loss
 from itrain.placements import Factory, Placement, Placements
 from itrain.sites import module_names
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers
-from itrain.training.interchange import Interchange, Interventions, answer_loss
+from itrain.training.interchange import Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory, at_rest
 
 SHOWN = 8
@@ -107,11 +108,15 @@ class Finetuning(Training):
         return 0.0
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
-        loss = answer_loss(self.respond(batch), batch.label).mean()
+        loss = self.losses(batch).mean()
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         loss = loss * batch.weight + self.penalty()
         # Edits of the tokens that a later step is given act in none of a batch of short responses.
         return loss if loss.requires_grad else loss + at_rest(self.exported.parameters())
+
+    def losses(self, batch: ResponseBatch) -> Float[Tensor, " batch"]:
+        """The training loss of each example."""
+        return answer_loss(self.respond(batch), batch.label)
 
     def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
         super().test_step(batch, batch_idx)

@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 
-from itrain.adapters import add_lora
 from itrain.architectures import unwrap
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
+from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
-from itrain.metrics import is_right
+from itrain.metrics import StrictAccuracy, is_right
+from itrain.metrics.strict import is_known
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
+from itrain.objectives.base import Edited, ObjectiveFactory, Objectives, Outcome
+from itrain.objectives.cross_entropy import CrossEntropy, answer_loss
 from itrain.placements import Factory, Placement, Placements
 from itrain.precision import FullPrecision, match_precision
-from itrain.quantized import is_quantized, quantized_weights
+from itrain.sites import Site, SiteLike
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.callbacks import FirstStepError
-from itrain.training.interchange import Interchange, Interventions, answer_loss
+from itrain.training.interchange import Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.scores import InterchangeScores
+from itrain.training.strict import Resampling, Sampling
+from itrain.training.trained_weights import choose_weights, frozen_to_eval
+
+TERMS = frozenset({"task", "strict", "source", "readout"})
+"""The terms of the loss beside those of the objectives."""
 
 
 class InterchangeInterventionTraining(Training):
     """Trains a model so that interventions at its sites act as a causal model predicts, while it keeps doing its task.
 
     loss = 1/N sum_n task_weight CE(model(base_n), base label_n)
-    + interchange_weight(n) CE(model(base_n | do(site := intervention(base_n, source_n))), counterfactual label_n)
+    + interchange_weight(n) sum_o weight_o loss_o(model(base_n | do(site := intervention(base_n, source_n))), label_n)
+    + strict_weight CE(model(base_n | nodes as in source_n), base label_n)
     + source_weight sum_v CE(model(source_nv), source label_nv)
     + readout_weight mean_v CE(W_v block_v(base_n) + b_v, value of v in the base's run) + penalty.
 
-    The second line is IIT: Geiger et al. 2022, "Inducing Causal Structure for Interpretable Neural Networks", section
-    3. The paper's baselines are the first line alone (plain training), with the third (as much data as IIT sees), and
-    with the fourth (multi-task training: at each site that is read, linear heads read what the edit of a variable would
-    take from it). Gradients flow through the sources' runs too, unless ``detach_source``.
+    The second line, with the counterfactual label and the cross entropy, is IIT: Geiger et al. 2022, "Inducing Causal
+    Structure for Interpretable Neural Networks", section 3. The paper's baselines are the first line alone (plain
+    training), with the fourth (as much data as IIT sees), and with the fifth (multi-task training: at each site that is
+    read, linear heads read what the edit of a variable would take from it). The third is Strict IIT (SIIT): Gupta et
+    al. 2024, "InterpBench: Semi-Synthetic Transformers for Evaluating Mechanistic Interpretability Techniques". Its
+    nodes are what the alignment leaves to no variable: see :class:`~itrain.training.strict.Resampling`.
+    ``strict_accuracy`` is the share of right answers when a node is resampled, the mean over nodes. Gradients flow
+    through the sources' runs too, unless ``detach_source``.
 
     What is trained of the model is in train mode during a fit, with dropout where it has any; what is frozen stays in
     eval mode, so that its running statistics stay too. Outside a fit all of the model is in eval mode. Lightning alone
@@ -54,6 +65,12 @@ class InterchangeInterventionTraining(Training):
         interchange_weights: weight of the loss on the counterfactual answers: one for all pairs, or one for each set of
             interchanged variables, for example ``{left: 1, left+right: 0.5}``. Sets that are not named are evaluated
             but not trained.
+        objectives: build the losses of counterfactual answers, by name, as in
+            :class:`~itrain.training.alignment.AlignmentSearch`; None: cross entropy alone.
+        strict_weight: weight of the loss on the bases' answers while nodes are resampled.
+        strict_sites: the nodes; None: at each of ``sites``, the coordinates that no intervention swaps.
+        siit_sampling: the nodes of a step: ``individual`` one at random, ``sample_all`` each with a chance of one half,
+            ``all`` all of them together.
         source_weight: weight of the loss on the sources' answers.
         readout_weight: weight of the linear heads' loss.
         detach_source: stop gradients at the sources' activations.
@@ -70,8 +87,8 @@ class InterchangeInterventionTraining(Training):
 
     Raises:
         FirstStepError: at the first step, edits at a site have no effect on the answer.
-        ValueError: nothing of the model is trained, a part does not exist, answers have several tokens, or a weight is
-            given for variables that no pair interchanges.
+        ValueError: nothing of the model is trained, a part does not exist, or a weight is given for variables that no
+            pair interchanges or for nodes of which there are none.
     """
 
     trains_model: ClassVar[bool] = True
@@ -88,6 +105,10 @@ class InterchangeInterventionTraining(Training):
         warmup: float = 0.1,
         task_weight: float = 1.0,
         interchange_weights: Mapping[str, float] | float = 1.0,
+        objectives: Mapping[str, ObjectiveFactory] | None = None,
+        strict_weight: float = 0.0,
+        strict_sites: Sequence[SiteLike] | None = None,
+        siit_sampling: Sampling = "individual",
         source_weight: float = 0.0,
         readout_weight: float = 0.0,
         detach_source: bool = False,
@@ -103,6 +124,7 @@ class InterchangeInterventionTraining(Training):
         super().__init__()
         self.remember(locals())
         require_at_least(0, task_weight=task_weight, source_weight=source_weight, readout_weight=readout_weight)
+        require_at_least(0, strict_weight=strict_weight)
         weights = interchange_weights if isinstance(interchange_weights, Mapping) else {"": interchange_weights}
         require_at_least(0, interchange_weights=min(weights.values(), default=0))
         self.optimizer, self.warmup = optimizer, warmup
@@ -119,17 +141,21 @@ class InterchangeInterventionTraining(Training):
         )
         self.sites = self.interchange.sites
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
+        self.objectives = Objectives(objectives or {"interchange": CrossEntropy}, default=CrossEntropy)
+        if clash := TERMS & self.objectives.parts.keys():
+            raise ValueError(f"objectives: '{min(clash)}' names another term of the loss; choose another name")
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
-        if lora_rank is not None:
-            add_lora(network.model, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
-        if lora_rank is None and parts is None:
-            _require_full_weights(network.model)
-        if parts is not None:
-            _train_parts(network.model, parts, others=lora_rank is not None)
+        self.strict_weight = strict_weight
+        self.resampling = Resampling(self.interchange, sites=strict_sites, sampling=siit_sampling)
+        self.strict_accuracy: dict[str, StrictAccuracy] = {}
+        if strict_weight and not self.resampling.nodes(self.trained):
+            raise ValueError(
+                "strict_weight: nothing can be resampled, since the interventions leave no coordinate of their sites; "
+                "give the variables fewer coordinates (intervention.blocks), or name strict_sites=[<site>, ...]"
+            )
+        choose_weights(network, parts=parts, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets)
         self._alone = parts is not None and lora_rank is None
-        if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise ValueError("nothing of the model is trained; give network=make_network(model, trainable=True)")
         network.eval()
         self.readouts = self._heads(classes) if readout_weight else nn.ModuleList()
         match_precision(self.readouts, network)
@@ -164,40 +190,53 @@ class InterchangeInterventionTraining(Training):
         """The weight and the pairs' losses of each term whose weight is not 0."""
         terms = {
             "task": (self.task_weight, self.task_loss),
-            "interchange": (self.weight_of_pairs(batch), self.interchange_loss),
+            "strict": (self.strict_weight, self.strict_loss),
             "source": (self.source_weight, self.source_loss),
             "readout": (self.readout_weight, self.readout_loss),
         }
-        wanted = {name: each for name, each in terms.items() if self._runs(each[0])}
-        return {name: (_beside(batch.base_label, weight), loss(batch)) for name, (weight, loss) in wanted.items()}
+        found: dict[str, tuple[Tensor | float, Tensor]] = {
+            name: (weight, loss(batch)) for name, (weight, loss) in terms.items() if weight
+        }
+        of_pairs = self.weight_of_pairs(batch)
+        if self._interchanges(of_pairs):
+            of_pairs = of_pairs.to(batch.base_label.device, non_blocking=True)
+            weights = {name: each.weight * of_pairs for name, each in self.objectives.parts.items()}
+            found |= {name: (weights[name], losses) for name, losses in self.interchange_losses(batch).items()}
+        return found
 
-    def _runs(self, weight: Tensor | float) -> bool:
-        """Whether a term is worked out: where it counts here, or in another process's share of the batch."""
+    def _interchanges(self, of_pairs: Float[Tensor, " batch"]) -> bool:
+        """Whether pairs are interchanged: where they count here, or in another process's share of the batch."""
         weights = self.interchange_weights
         elsewhere = any(weights.values()) if isinstance(weights, Mapping) else bool(weights)
-        return bool(torch.as_tensor(weight).any()) or (
-            self.network.in_step and isinstance(weight, Tensor) and elsewhere
-        )
+        return bool(of_pairs.any()) or (self.network.in_step and elsewhere)
 
     def task_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each base's own answer."""
-        return answer_loss(self._answers(batch.base, batch.base_label), batch.base_label)
+        return answer_loss(self.network(batch.own), batch.base_label)
 
-    def interchange_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
-        """The loss of each counterfactual answer."""
-        return answer_loss(self.interchange(batch, self.trained), batch.counterfactual_label)
+    def interchange_losses(self, batch: CounterfactualBatch) -> dict[str, Float[Tensor, " batch"]]:
+        """The loss of each counterfactual answer by each objective."""
+        edited: dict[Placement, Edited] | None = {} if self.objectives.needs_edited else None
+        logits = self.interchange(batch, self.trained, edited)
+        outcome = Outcome(logits=logits, batch=batch, network=self.network, edited=edited or {})
+        return self.objectives(outcome)[1]
+
+    def strict_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
+        """The loss of each base's own answer while nodes of this step are resampled."""
+        nodes = self.resampling.drawn(self.global_step)
+        return answer_loss(self.resampling.answers(batch, nodes), batch.base_label)
 
     def source_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of the answers on each pair's sources, summed over the sources."""
         of_variables = []
-        for variable, source in batch.sources.items():
-            rows = batch.rows(variable)
+        for variable in batch.sources:
+            rows, source = batch.rows(variable), batch.own_source(variable)
             if rows is not None and not len(rows) and not self.network.in_step:
                 continue
             ran = torch.arange(len(batch)) if rows is None or self.network.in_step else rows
             labels = batch.source_labels[variable]
             at = ran.to(labels.device, non_blocking=True)
-            losses = answer_loss(self._answers(source.take(ran), labels[at]), labels[at])
+            losses = answer_loss(self.network(source.take(ran)), labels[at])
             if rows is not None and ran is not rows:
                 at = rows.to(labels.device, non_blocking=True)
                 losses = losses[at]
@@ -282,17 +321,38 @@ class InterchangeInterventionTraining(Training):
     def begin(self, split: str) -> None:
         self.scores.begin(split)
         self.task_accuracy.clear()
+        self.strict_accuracy.clear()
 
     def score(self, split: str, batch: CounterfactualBatch) -> None:
-        clean = self._answers(batch.base, batch.base_label)
-        self.scores.score(split, batch, clean)
+        clean = self.network(batch.own)
+        self.scores.score(split, batch, clean if batch.answered is None else None)
         right = is_right(clean, batch.base_label)
-        self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(right.float())
+        self.task_accuracy.setdefault(split, MeanMetric().to(right.device)).update(
+            right.float(), is_known(batch.base_label).float()
+        )
+        for placement, node in self.resampling.nodes(self.interchange.hardened()).items():
+            strict = self.strict_accuracy.setdefault(split, StrictAccuracy().to(right.device))
+            strict.update(self.resampling.answers(batch, {placement: node}), batch.base_label)
 
     def figures(self, split: str) -> dict[str, Tensor]:
         found = {f"{split}/task_accuracy": metric.compute() for split, metric in self.task_accuracy.items()}
+        found |= {f"{split}/strict_accuracy": metric.compute() for split, metric in self.strict_accuracy.items()}
         self.task_accuracy.clear()
+        self.strict_accuracy.clear()
         return self.scores.compute() | found
+
+    def check(self, data: SplitDataModule) -> None:
+        super().check(data)
+        self.objectives.require(data.datasets["train"].examples)
+        data.require([Placement(write=site) for site in self.resampling.sites])
+
+    @property
+    def groups(self) -> Sequence[Sequence[Site]]:
+        """The sites that are edited together: those of the interventions, and those that are resampled."""
+        return [self.edited, *([self.resampling.sites] if set(self.resampling.sites) - set(self.sites) else [])]
+
+    def export_arguments(self) -> dict[str, Any]:
+        return {name: value for name, value in super().export_arguments().items() if name != "objectives"}
 
     def on_fit_start(self) -> None:
         self._train_mode()
@@ -300,7 +360,7 @@ class InterchangeInterventionTraining(Training):
     def _train_mode(self) -> None:
         """Put what is trained of the model into train mode, and leave the rest in eval mode."""
         self.network.train()
-        _frozen_to_eval(self.network.model, whole=self._alone)
+        frozen_to_eval(self.network.model, whole=self._alone)
 
     def on_train_batch_start(self, batch: CounterfactualBatch, batch_idx: int) -> None:
         """Refuse, at the first step, a site that the answer does not depend on."""
@@ -321,75 +381,7 @@ class InterchangeInterventionTraining(Training):
     def on_fit_end(self) -> None:
         self.network.eval()
 
-    def _answers(self, inputs: ModelInputs, label: Int[Tensor, "batch ..."]) -> Float[Tensor, "batch vocabulary"]:
-        if label.ndim > 1:
-            raise ValueError("interchange intervention training needs answers of one token; this task's have several")
-        return self.network(inputs)
-
-
-def _beside(tensor: Tensor, weight: Tensor | float) -> Tensor | float:
-    """The weight on the tensor's device, if it is a tensor."""
-    return weight.to(tensor.device, non_blocking=True) if isinstance(weight, Tensor) else weight
-
 
 def _disturb(activation: Tensor) -> Tensor:
     """Change every value, in a way that no normalisation undoes."""
     return activation.roll(1, -1) + 1
-
-
-def _frozen_to_eval(module: nn.Module, *, whole: bool, some: bool = True, every: bool = True) -> None:
-    """Put what is not trained into eval mode, in which running statistics stay and dropout is off.
-
-    Args:
-        whole: a module counts as trained if all of its weights are, else if some are.
-        some, every: whether some or all weights of the module around this one are trained, which decides for modules
-            without weights of their own; statistics are kept unless all are.
-    """
-    trained = [parameter.requires_grad for parameter in module.parameters()]
-    if trained:
-        some, every = any(trained), all(trained)
-    keeps = whole or (not trained and bool(list(module.buffers())))
-    module.training = every if keeps else some
-    for child in module.children():
-        _frozen_to_eval(child, whole=whole, some=some, every=every)
-
-
-def _require_full_weights(model: nn.Module) -> None:
-    """Refuse to train a model of whose weights only those would be trained that are not quantised.
-
-    Raises:
-        ValueError: some are quantised.
-    """
-    if quantized := quantized_weights(model):
-        raise ValueError(
-            f"'{quantized[0]}' and {len(quantized) - 1} more weights of {type(unwrap(model)).__name__} are quantised "
-            "and cannot be trained; train adapters over them (lora_rank=8 and lora_targets), or load the model without "
-            "quantization"
-        )
-
-
-def _train_parts(model: nn.Module, parts: Sequence[str], *, others: bool) -> None:
-    """Train the weights at and inside the paths; freeze all others, unless ``others`` stay as they are."""
-    model = unwrap(model)
-    # Tied weights under each of their names.
-    named = dict(model.named_parameters(remove_duplicate=False))
-    paths = [path for path, _ in model.named_modules() if path] + list(named)
-    if not others:
-        model.requires_grad_(False)
-    trained: dict[str, str] = {}
-    for part in parts:
-        inside = [name for name in named if fnmatchcase(name, part) or fnmatchcase(name, f"{part}.*")]
-        if not inside:
-            near = difflib.get_close_matches(part, paths, n=1, cutoff=0.0)[0]
-            raise ValueError(f"parts: {type(model).__name__} has no weights at '{part}'; did you mean '{near}'?")
-        trained |= dict.fromkeys(inside, part)
-    for name, part in trained.items():
-        if is_quantized(named[name]):
-            raise ValueError(f"parts: '{part}' holds '{name}', which is quantised and cannot be trained; leave it out")
-        tied = next((each for each in named if named[each] is named[name] and each not in trained), None)
-        if tied is not None:
-            raise ValueError(
-                f"parts: '{part}' shares its weight '{name}' with '{tied}', which would be trained too; name both, or "
-                "load the model with untied weights"
-            )
-        named[name].requires_grad_(True)

@@ -13,16 +13,15 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
 from itrain.data import CounterfactualBatch, IntervenedInputs, Runs
 from itrain.devices import device_of
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
-from itrain.metrics import UNUSED
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
+from itrain.objectives.base import Edited
 from itrain.placements import Factory, Placement, Placements, require_distinct, unserved
 from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, module_names
@@ -131,12 +130,15 @@ class Interchange(nn.Module):
         return any(each.fits_activations for each in self.trained.values())
 
     def forward(
-        self, batch: CounterfactualBatch, interventions: Interventions
+        self, batch: CounterfactualBatch, interventions: Interventions, edited: dict[Placement, Edited] | None = None
     ) -> Float[Tensor, "batch ... vocabulary"]:
-        """The model's answer on the bases under the interventions, each variable's values read from its sources."""
+        """The model's answer on the bases under the interventions, each variable's values read from its sources.
+
+        ``edited`` takes up the activations before and after the edits of each placement.
+        """
         with self.network.unchanged(), parametrize.cached():
             read = self.read(batch, interventions)
-            return self.network.edit(batch.base, self.edits(batch, interventions, read))
+            return self.network.edit(batch.base, self.edits(batch, interventions, read, edited))
 
     def read(self, batch: Runs, interventions: Interventions) -> Activations:
         """What the placements read in each variable's sources, for the pairs that interchange the variable.
@@ -168,7 +170,13 @@ class Interchange(nn.Module):
                     found[variable] = kept
         return found
 
-    def edits(self, batch: Runs, interventions: Interventions, activations: Activations) -> list[tuple[Site, Edit]]:
+    def edits(
+        self,
+        batch: Runs,
+        interventions: Interventions,
+        activations: Activations,
+        edited: dict[Placement, Edited] | None = None,
+    ) -> list[tuple[Site, Edit]]:
         """The edits of each variable, at each placement that serves it."""
         edits = []
         for variable, source in batch.sources.items():
@@ -197,7 +205,8 @@ class Interchange(nn.Module):
                 apply = intervention.edit_for(variable)
                 if read != write:
                     apply = partial(across, apply, placement)
-                edits.append((write, self.edit(apply, found, rows)))
+                edit = self.edit(apply, found, rows)
+                edits.append((write, edit if edited is None else partial(kept, edit, placement, edited)))
         return edits
 
     def edit(
@@ -341,12 +350,11 @@ def _idle(placement: Placement, intervention: Intervention, read: Mapping[Site, 
     return placement.write, lambda base: base + rest
 
 
-def answer_loss(
-    logits: Float[Tensor, "batch ... vocabulary"], label: Int[Tensor, "batch ..."]
-) -> Float[Tensor, " batch"]:
-    """The cross entropy of each pair's label, in nats: the mean over its tokens."""
-    losses = cross_entropy(logits.movedim(-1, 1), label, reduction="none", ignore_index=UNUSED)
-    return losses if losses.ndim == 1 else losses.sum(1) / (label != UNUSED).sum(1).clamp(min=1)
+def kept(edit: Edit, placement: Placement, edited: dict[Placement, Edited], base: Tensor) -> Tensor:
+    """The edit, whose activations before and after it are kept; of several variables, before the first edit."""
+    new = edit(base)
+    edited[placement] = Edited(edited[placement].before if placement in edited else base, new)
+    return new
 
 
 def across(

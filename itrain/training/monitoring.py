@@ -26,7 +26,7 @@ from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, module_names
 from itrain.training.attaching import Attaching
 from itrain.training.base import Training
-from itrain.training.detection import Detected
+from itrain.training.detection import Detected, countable
 from itrain.training.finite import FiniteAnswers, require_finite
 from itrain.training.monitor import Monitor, Reading, Watching
 from itrain.training.optimization import OptimizerFactory
@@ -105,7 +105,7 @@ class Monitoring(Training):
         for name, rate in {"false_positive_rate": false_positive_rate, "positive_rate": positive_rate}.items():
             if not 0 < rate < 1:
                 raise ValueError(f"{name}={rate}: give a share between 0 and 1")
-        self.sites, self.concepts = plain_sites(sites, who="a detector"), list(concepts)
+        self.sites, self.concepts = plain_sites(sites, who="a detector"), countable(concepts, random_directions)
         self.pooling: Pooling = pooling
         self.excluded, self.prefix = sorted(excluded or ()), prefix
         self.false_positive_rate, self.positive_rate, self.l2 = false_positive_rate, positive_rate, l2

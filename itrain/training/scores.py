@@ -14,7 +14,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.masking import FixedMask
 from itrain.metrics import RULES, Disentanglement, InterchangeAccuracy, LogitDifference, Odds
-from itrain.training.divergence import Divergences
+from itrain.training.divergence import ROUND_TRIP, Divergences, require_invertible
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
 from itrain.training.parts import parts_of
@@ -160,9 +160,10 @@ class InterchangeScores:
         self.metrics.clear()
         self.moved.clear()
         self.averaged.clear()
-        return found | {
-            f"test/{key}": value for each in self.divergences.compute().values() for key, value in each.items()
-        }
+        diverging = {key: value for each in self.divergences.compute().values() for key, value in each.items()}
+        if ROUND_TRIP in diverging:
+            require_invertible(float(diverging[ROUND_TRIP]), ", ".join(map(str, self.interchange.placements)))
+        return found | {f"test/{key}": value for key, value in diverging.items()}
 
     def _moves(self) -> dict[str, Tensor]:
         """Odds, logit differences and FLDD; the last also as a percentage of the full vector's, where that is known."""

@@ -5,7 +5,7 @@ Tensor letters: B batch, S sequence, T generated tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
 
 from itrain.bounds import require_at_least, require_some
 from itrain.data.responses import ResponseBatch, ResponseDataModule
@@ -21,7 +22,9 @@ from itrain.inputs import ModelInputs
 from itrain.metrics import best_factor
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit, EditAt, scaled
+from itrain.objectives.cross_entropy import answer_loss
 from itrain.placements import Factory, Placements
+from itrain.tasks.base import Split
 from itrain.training.continuations import (
     CONCEPT_RATE,
     PERPLEXITY_RATIO,
@@ -34,14 +37,16 @@ from itrain.training.continuations import (
 from itrain.training.finetuning import RepresentationFinetuning
 from itrain.training.judgements import SCORE, Judged, Judgement, gathered, reference_scores, win_rates
 from itrain.training.judges import Judge, require_ready
+from itrain.training.magnitudes import TopLatents, lengthened
 from itrain.training.optimization import OptimizerFactory
+from itrain.training.preferences import Preference
 from itrain.training.sizes import Scale, Sizes, require_scale, require_vector
+from itrain.trust import shown
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """What a trained edit is multiplied by, where nothing else is said."""
 FACTORS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0)
 """AxBench's strengths, of which each is multiplied by the largest activation."""
-RANDOM = "random_vector/"
 
 
 class Steering(RepresentationFinetuning):
@@ -71,6 +76,9 @@ class Steering(RepresentationFinetuning):
             average at the site, so that methods are compared at matched norm; or ``max_activation``, one as long as the
             largest activation along the vector, as in AxBench. The last two are of the training texts.
         max_perplexity_ratio: how much less fluent than the unsteered model is still fluent; unused with a judge.
+        magnitude: builds what says how long vectors are in each training text; None: as long as they are trained.
+        preference: builds the loss of pairs of responses, for tasks whose prompts have a response without the concept
+            too; None: the cross entropy of the responses with it.
         judge: scores the continuations; None: none does.
         reference: the file of judgements of another run, for win rates.
         max_new_tokens: the most tokens that a continuation has.
@@ -83,8 +91,11 @@ class Steering(RepresentationFinetuning):
         ValueError: no word is named, or a number is out of its bounds.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("reference",)
     shows_start: ClassVar[bool] = False  # it is the strength 0
     settles_in_test: ClassVar[bool] = True
+    control: ClassVar[str] = "random_vector"
+    """The name under which :meth:`random_edits` are measured."""
     judgements: Sequence[Judgement] = ()
     """Of the continuations of all processes, set by each test with a judge."""
 
@@ -100,6 +111,8 @@ class Steering(RepresentationFinetuning):
         strengths: Sequence[float] = STRENGTHS,
         scale: Scale = "trained",
         max_perplexity_ratio: float = 1.5,
+        magnitude: Callable[[], TopLatents] | None = None,
+        preference: Callable[[], Preference] | None = None,
         judge: Judge | None = None,
         reference: str | None = None,
         max_new_tokens: int = 16,
@@ -127,6 +140,8 @@ class Steering(RepresentationFinetuning):
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.scale: Scale = require_scale(scale)
         self.judge, self.reference = judge, reference
+        self.magnitude = None if magnitude is None else magnitude()
+        self.preference = None if preference is None else preference()
         self.arguments.update(
             concept=self.concept,
             end=end,
@@ -135,6 +150,8 @@ class Steering(RepresentationFinetuning):
             max_perplexity_ratio=max_perplexity_ratio,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            magnitude=magnitude,
+            preference=preference,
             judge=None,  # no part of what is exported
             reference=None,
         )
@@ -147,7 +164,29 @@ class Steering(RepresentationFinetuning):
         self._heard: Judged | None = None
 
     def export_arguments(self) -> dict[str, Any]:
-        return {**super().export_arguments(), "applied": self.interchange.applied}
+        trained = ("magnitude", "preference")
+        kept = {name: value for name, value in super().export_arguments().items() if name not in trained}
+        return {**kept, "applied": self.interchange.applied}
+
+    def losses(self, batch: ResponseBatch) -> Float[Tensor, " batch"]:
+        """The training loss of each example: of its response, or of that against the one without the concept."""
+        with parametrize.cached():
+            if self.preference is not None:
+                return self.preference(self, batch)
+            if self.magnitude is None:
+                return super().losses(batch)
+            lengths = self.magnitude(self.interchange, self._texts(batch))
+            edits = [
+                each._replace(edit=partial(lengthened, each.edit, lengths.factors[placement]))
+                for each, placement in zip(self.edits(), self.trained, strict=True)
+            ]
+            return answer_loss(self.network.edit(batch.inputs, edits), batch.label) + lengths.penalty
+
+    def anneal(self, progress: float) -> None:
+        super().anneal(progress)
+        for each in (self.magnitude, self.preference):
+            if each is not None:
+                each.anneal(progress)
 
     def check(self, data: SplitDataModule) -> None:
         super().check(data)
@@ -155,9 +194,12 @@ class Steering(RepresentationFinetuning):
             if not isinstance(data, ResponseDataModule):
                 raise ValueError(f"judge: continuations are judged as text, which {type(data).__name__} does not give")
             require_ready(self.judge)
+            _require_different(data)
             if self.reference is not None:
                 reference_scores(self.reference, self.judge)
-        if self.scale != "trained":
+        if self.preference is not None:
+            self.preference.require(data)
+        if self.scale != "trained" or self.magnitude is not None or self.preference is not None:
             for placement, each in self.trained.items():
                 require_vector(placement, each, self.scale)
 
@@ -210,7 +252,7 @@ class Steering(RepresentationFinetuning):
             self._measure(self.spoken, batch)
             for strength in self.strengths:
                 edits = self.random_edits(strength, batch.inputs.keys)
-                self._sample(self.spoken, f"{RANDOM}{_place(strength)}", batch, edits)
+                self._sample(self.spoken, f"{self.control}/{_place(strength)}", batch, edits)
 
     def figures(self, split: str) -> dict[str, Tensor]:
         found = super().figures(split)
@@ -219,7 +261,7 @@ class Steering(RepresentationFinetuning):
             found |= {f"test/{name}": value for name, value in self.spoken.compute().items()}
             if self.chosen is not None:
                 found["test/strength"] = torch.tensor(self.chosen)
-                for place in ("", RANDOM):
+                for place in ("", f"{self.control}/"):
                     at = f"test/{place}{_place(self.chosen)}/" if self.chosen else f"test/{UNSTEERED}/"
                     here = {name.removeprefix(at): value for name, value in found.items() if name.startswith(at)}
                     found |= {f"test/{place}{name}": value for name, value in here.items()}
@@ -319,6 +361,17 @@ def _require(
             raise ValueError(f"strengths: {strength} is no strength; give numbers above 0, as 0 is measured anyway")
     if reference is not None and judge is None:
         raise ValueError(f"reference '{reference}' is compared by a judge's scores; add training.judge")
+
+
+def _require_different(data: ResponseDataModule) -> None:
+    """Refuse a prompt that a split has twice: judgements are told apart by it."""
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
+        known: set[str] = set()
+        for text in data.datasets[split].examples.inputs.texts or ():
+            if text in known:
+                raise ValueError(f"judge: the {split} split has the prompt {shown(text)} twice; leave one of them out")
+            known.add(text)
 
 
 def _place(strength: float) -> str:

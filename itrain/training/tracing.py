@@ -20,11 +20,12 @@ from itrain.interventions.controls import FullVector
 from itrain.metrics import RULES, gather_counts, is_right
 from itrain.networks.base import Network
 from itrain.networks.lane import Edit
+from itrain.objectives.base import Edited
 from itrain.placements import Factory, Placement, Placements
 from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers, require_finite
-from itrain.training.interchange import Activations, Interchange, Interventions, across
+from itrain.training.interchange import Activations, Interchange, Interventions, across, kept
 
 
 class CausalTracing(Training):
@@ -196,7 +197,13 @@ class Restoration(Interchange):
         sites = [placement.read for placement, each in interventions.items() if each.takes_source]
         return {"clean": self.network.read(batch.base, sites) if sites else {}}
 
-    def edits(self, batch: Runs, interventions: Interventions, activations: Activations) -> list[tuple[Site, Edit]]:
+    def edits(
+        self,
+        batch: Runs,
+        interventions: Interventions,
+        activations: Activations,
+        edited: dict[Placement, Edited] | None = None,
+    ) -> list[tuple[Site, Edit]]:
         """The noise, followed by the restored sites."""
         restored = []
         for placement, each in interventions.items():
@@ -206,7 +213,8 @@ class Restoration(Interchange):
                 if placement.names_tokens:
                     batch.base.require_same_count(batch.base, placement.write, placement.read)
                 apply = partial(across, each, placement)
-            restored.append((placement.write, self.edit(apply, clean)))
+            edit = self.edit(apply, clean)
+            restored.append((placement.write, edit if edited is None else partial(kept, edit, placement, edited)))
         return [(self.corrupted, partial(self.noise, examples=batch.base.keys)), *restored]
 
     def fit_noise(self, inputs: Iterable[ModelInputs]) -> None:
