@@ -49,7 +49,6 @@ from itrain.training.base import Training
 from itrain.training.building import count_features, require_one_place
 from itrain.training.callbacks import epochs_of
 from itrain.training.finite import fault_in
-from itrain.training.model_alignment import partner_sizes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -115,9 +114,7 @@ class Opened:
             "sites": lambda: sites,
             "hidden_sizes": lambda: count_features(self.network, sites, self.data.example(), join_positions=join),
             **({} if intervention is None else {"intervention": lambda: intervention}),
-            "partner_hidden_sizes": lambda: partner_sizes(
-                given["partner"], sites, given.get("partner_sites"), self.data.example()
-            ),
+            "example": self.data.example,
             "classes": lambda: {variable: count_classes(self.task, variable) for variable in self.task.variables},
             "control": lambda: self.task.control is not None,
             "concept": lambda: self.task.mentions if isinstance(self.task, ResponseTask) else [],

@@ -39,8 +39,8 @@ class Counting(Task):
     Base, source and counterfactual of training and validation pairs have none of the held-out numbers of objects; base
     and source of test pairs have no others.
 
-    Grant 2025, "Model Alignment Search" (arXiv 2501.06164), task MultiObject; there the phase, whether objects are shown
-    or responses given, is interchanged together with the count.
+    Grant 2025, "Model Alignment Search" (arXiv 2501.06164), task MultiObject; there the phase, whether objects are
+    shown or responses given, is interchanged together with the count.
 
     Args:
         max_count: the most objects.

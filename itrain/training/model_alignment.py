@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -15,19 +15,20 @@ from itrain.bounds import require_some
 from itrain.data import CounterfactualBatch
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
-from itrain.interventions.base import Intervention
+from itrain.interventions.base import Intervention, verified
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.models import BaseModel
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.networks.choose import plain_network
+from itrain.objectives.cross_entropy import answer_loss
 from itrain.placements import Factory, Placement, Placements
 from itrain.signatures import nearest
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.building import count_features
-from itrain.training.interchange import Activations, Interchange, Interventions, answer_loss
+from itrain.training.interchange import Activations, Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.scores import InterchangeScores
 
@@ -37,6 +38,8 @@ DIRECTIONS: Mapping[str, tuple[str, str]] = {
     f"{source}_to_{target}": (source, target) for source, target in product(SIDES, SIDES)
 }
 """The model that a source is read in, and the one that is edited."""
+Partner: TypeAlias = nn.Module | BaseModel | Callable[[], nn.Module | BaseModel]
+"""A second model, or what makes it."""
 
 
 class ModelAlignment(Training):
@@ -56,27 +59,27 @@ class ModelAlignment(Training):
     Args:
         network: the first model, frozen.
         sites: where it is read and edited, and its partner too unless ``partner_sites`` says otherwise.
-        partner: the second model.
+        partner: the second model, or what makes it: a class or function, or a partial of one, which an export can name.
         partner_sites: where the second model is read and edited, in the order of the sites that correspond.
         intervention: DAS, for its rank, which is that of the space that the models share.
         directions: those that are trained; None: all four. All are scored.
         optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
         hidden_sizes, partner_hidden_sizes: features at the sites of either model; None: what their modules tell.
+        example: an input, which the partner is run on where its modules do not tell.
 
     Raises:
         ValueError: the sites of the models do not correspond, or the intervention is none with a subspace.
     """
 
     retracts: ClassVar[bool] = True
-    partner_digest: UInt8[Tensor, " bytes"]
 
     def __init__(
         self,
         *,
         network: Network,
         sites: Placements,
-        partner: nn.Module | BaseModel,
+        partner: Partner,
         partner_sites: Placements | None = None,
         intervention: Factory | None = None,
         directions: Sequence[str] | None = None,
@@ -84,45 +87,42 @@ class ModelAlignment(Training):
         warmup: float = 0.1,
         hidden_sizes: Sequence[int] | None = None,
         partner_hidden_sizes: Sequence[int] | None = None,
+        example: ModelInputs | None = None,
     ) -> None:
         super().__init__()
         self.remember(locals())
         self.optimizer, self.warmup = optimizer, warmup
         self.directions = tuple(DIRECTIONS if directions is None else directions)
         _require_directions(self.directions)
-        self.partner = partner if isinstance(partner, BaseModel) else BaseModel(model=partner)
+        self.partner = _made(partner)
         other = plain_network(self.partner.model)
         theirs = sites if partner_sites is None else partner_sites
-        sizes = partner_hidden_sizes
-        ours = Interchange(network, sites=sites, intervention=intervention, hidden_sizes=hidden_sizes)
-        self.sides = nn.ModuleDict(
-            {
-                MODEL: ours,
-                PARTNER: Interchange(other, sites=theirs, intervention=intervention, hidden_sizes=sizes),
-            }
-        )
-        _require_correspondence(self.side(MODEL), self.side(PARTNER))
+        if partner_hidden_sizes is None and example is not None:
+            partner_hidden_sizes = count_features(other, theirs, example)
+        self.sides = {
+            MODEL: Interchange(network, sites=sites, intervention=intervention, hidden_sizes=hidden_sizes),
+            PARTNER: Interchange(other, sites=theirs, intervention=intervention, hidden_sizes=partner_hidden_sizes),
+        }
+        """The interventions in each of the models."""
+        ours, its = self.sides.values()
+        _require_correspondence(ours, its)
         self.sites = ours.sites
         self.arguments.update(
             sites=ours.placements,
-            partner=self.partner.model,
-            partner_sites=[each.short for each in self.side(PARTNER).placements],
+            partner_sites=its.placements,
             hidden_sizes=ours.hidden_sizes,
-            partner_hidden_sizes=self.side(PARTNER).hidden_sizes,
+            partner_hidden_sizes=its.hidden_sizes,
         )
+        del self.arguments["example"]
         self.scores = InterchangeScores(ours)
         self.evaluated: dict[str, Mapping[str, Interventions]] = {}
-        """What is scored, of each side, by the suffix in the figures' names."""
-        self.register_buffer("partner_digest", _digest(self.partner.fingerprint))
-        self.register_load_state_dict_pre_hook(_require_partner)
+        """What is scored in each model, by the suffix in the figures' names."""
+        self.maps = nn.ModuleDict({name: side.interventions for name, side in self.sides.items()})
+        fingerprint = torch.tensor(list(bytes.fromhex(self.partner.fingerprint)), dtype=torch.uint8)
+        self.maps.register_buffer("partner_fingerprint", fingerprint)
+        verified(self.maps, "partner_fingerprint", "the partner")
         self.partner_network = other
         self.network = network
-
-    def side(self, name: str) -> Interchange:
-        """The interventions in one of the models."""
-        found = self.sides[name]
-        assert isinstance(found, Interchange)
-        return found
 
     def answers(
         self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions], directions: Sequence[str]
@@ -134,11 +134,11 @@ class ModelAlignment(Training):
             for direction in directions:
                 source, target = DIRECTIONS[direction]
                 if source not in read:
-                    read[source] = self.side(source).read(batch, interventions[source])
+                    read[source] = self.sides[source].read(batch, interventions[source])
                 values = read[source]
                 if source != target:
                     values = _moved(values, interventions[source], interventions[target])
-                part = self.side(target)
+                part = self.sides[target]
                 yield direction, part.network.edit(batch.base, part.edits(batch, interventions[target], values))
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
@@ -150,30 +150,26 @@ class ModelAlignment(Training):
 
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
         """Have the first model's subspace act in it, with sources that are read in it too."""
-        return attach_interchange(self.side(MODEL), model, sources, how)
+        return attach_interchange(self.sides[MODEL], model, sources, how)
 
     @property
     def placements(self) -> tuple[Placement, ...]:
-        return self.side(MODEL).placements
+        return self.sides[MODEL].placements
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        return {f"{name}, {place}": part for name in SIDES for place, part in self.side(name).parts.items()}
+        return {f"{name}, {place}": part for name, side in self.sides.items() for place, part in side.parts.items()}
 
     @property
     def exported(self) -> nn.Module:
-        return nn.ModuleDict({name: self.side(name).interventions for name in SIDES})
-
-    def export_arguments(self) -> dict[str, Any]:
-        """The same; of the partner what an export says of a base model."""
-        return super().export_arguments() | {"partner": self.partner.described()}
+        return self.maps
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [group for name in SIDES for group in self.side(name).parameter_groups()]
+        return [group for side in self.sides.values() for group in side.parameter_groups()]
 
     def check(self, data: SplitDataModule) -> None:
-        for name in SIDES:
-            data.require(self.side(name).placements)
+        for side in self.sides.values():
+            data.require(side.placements)
         _require_vocabulary(self.partner, getattr(getattr(data, "task", None), "tokenizer", None))
 
     def begin(self, split: str) -> None:
@@ -202,15 +198,13 @@ class ModelAlignment(Training):
     @property
     def trained(self) -> dict[str, Interventions]:
         """The interventions of each placement in either model."""
-        return {name: self.side(name).trained for name in SIDES}
+        return {name: side.trained for name, side in self.sides.items()}
 
 
-def partner_sizes(
-    partner: nn.Module | BaseModel, sites: Placements, partner_sites: Placements | None, example: ModelInputs
-) -> list[int]:
-    """The number of features at each site of the second model, found by running the example where that is needed."""
-    model = partner.model if isinstance(partner, BaseModel) else partner
-    return count_features(plain_network(model), sites if partner_sites is None else partner_sites, example)
+def _made(partner: Partner) -> BaseModel:
+    """The second model, with its fingerprint."""
+    made = partner if isinstance(partner, nn.Module | BaseModel) else partner()
+    return made if isinstance(made, BaseModel) else BaseModel(model=made)
 
 
 def _moved(read: Activations, one: Interventions, other: Interventions) -> Activations:
@@ -271,16 +265,3 @@ def _require_vocabulary(partner: BaseModel, tokenizer: Any) -> None:
             f"partner: {partner.name} has another vocabulary than the model, so that the same tokens mean something "
             "else to it; choose models with one tokenizer"
         )
-
-
-def _digest(fingerprint: str) -> UInt8[Tensor, " bytes"]:
-    return torch.tensor(list(fingerprint.encode()), dtype=torch.uint8)
-
-
-def _require_partner(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    """Refuse a checkpoint that was trained with another second model."""
-    saved = state.get(f"{prefix}partner_digest")
-    own = module.partner_digest
-    if saved is not None and not torch.equal(saved.to(own.device), own):
-        then, now = (bytes(each.tolist()).decode() for each in (saved, own))
-        raise ValueError(f"the checkpoint was trained with another partner: fingerprint {then} -> {now}")
