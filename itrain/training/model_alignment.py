@@ -62,7 +62,7 @@ class ModelAlignment(Training):
         partner: the second model, or what makes it: a class or function, or a partial of one, which an export can name.
         partner_sites: where the second model is read and edited, in the order of the sites that correspond.
         intervention: DAS, for its rank, which is that of the space that the models share.
-        directions: those that are trained; None: all four. All are scored.
+        train_directions: those that are trained; None: all four. All are scored.
         optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
         hidden_sizes, partner_hidden_sizes: features at the sites of either model; None: what their modules tell.
@@ -82,7 +82,7 @@ class ModelAlignment(Training):
         partner: Partner,
         partner_sites: Placements | None = None,
         intervention: Factory | None = None,
-        directions: Sequence[str] | None = None,
+        train_directions: Sequence[str] | None = None,
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
         hidden_sizes: Sequence[int] | None = None,
@@ -92,7 +92,7 @@ class ModelAlignment(Training):
         super().__init__()
         self.remember(locals())
         self.optimizer, self.warmup = optimizer, warmup
-        self.directions = tuple(DIRECTIONS if directions is None else directions)
+        self.directions = tuple(DIRECTIONS if train_directions is None else train_directions)
         _require_directions(self.directions)
         self.partner = _made(partner)
         other = plain_network(self.partner.model)
@@ -233,12 +233,12 @@ def _random(interventions: Interventions, seed: int) -> Interventions:
 
 
 def _require_directions(directions: Sequence[str]) -> None:
-    require_some(directions=directions)
+    require_some(train_directions=directions)
     for each in directions:
         if each not in DIRECTIONS:
-            raise ValueError(f"directions: there is no '{each}'{nearest(each, DIRECTIONS)}")
+            raise ValueError(f"train_directions: there is no '{each}'{nearest(each, DIRECTIONS)}")
     if {name for each in directions for name in DIRECTIONS[each]} != set(SIDES):
-        raise ValueError(f"directions: {', '.join(directions)} leaves a model out; add {MODEL}_to_{PARTNER}")
+        raise ValueError(f"train_directions: {', '.join(directions)} leaves a model out; add {MODEL}_to_{PARTNER}")
 
 
 def _require_correspondence(ours: Interchange, theirs: Interchange) -> None:
