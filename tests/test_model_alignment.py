@@ -198,7 +198,10 @@ def test_a_partner_of_another_vocabulary_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"train_directions": ["model_to_partners"]}, "there is no 'model_to_partners', did you mean 'model_to_partner'?"),
+        (
+            {"train_directions": ["model_to_partners"]},
+            "there is no 'model_to_partners', did you mean 'model_to_partner'?",
+        ),
         ({"train_directions": []}, "directions is empty"),
         ({"train_directions": ["model_to_model"]}, "train_directions: model_to_model leaves a model out"),
         ({"partner_sites": [SITE, "module:head.output"]}, "1 of the model and 2 of its partner"),
