@@ -127,19 +127,24 @@ class ModelAlignment(Training):
     def answers(
         self, batch: CounterfactualBatch, interventions: Mapping[str, Interventions], directions: Sequence[str]
     ) -> Iterator[tuple[str, Float[Tensor, "batch ... vocabulary"]]]:
-        """The edited model's answers on the bases in each direction; each model reads the sources once."""
-        read: dict[str, Activations] = {}
-        networks = self.network, self.partner_network
-        with networks[0].unchanged(), networks[1].unchanged(), parametrize.cached():
-            for direction in directions:
-                source, target = DIRECTIONS[direction]
-                if source not in read:
-                    read[source] = self.sides[source].read(batch, interventions[source])
-                values = read[source]
-                if source != target:
-                    values = _moved(values, interventions[source], interventions[target])
-                part = self.sides[target]
-                yield direction, part.network.edit(batch.base, part.edits(batch, interventions[target], values))
+        """The edited model's answers on the bases in each direction; each model reads the sources once.
+
+        Directions to one model share a run of it.
+        """
+        named = {each: DIRECTIONS[each] for each in directions}
+        with self.network.unchanged(), self.partner_network.unchanged(), parametrize.cached():
+            sources = dict.fromkeys(source for source, _ in named.values())
+            read = {each: self.sides[each].read(batch, interventions[each]) for each in sources}
+            for target, side in self.sides.items():
+                edits = {}
+                for direction, (source, to) in named.items():
+                    if to == target:
+                        values = read[source]
+                        if source != target:
+                            values = _moved(values, interventions[source], interventions[target])
+                        edits[direction] = side.edits(batch, interventions[target], values)
+                if edits:
+                    yield from zip(edits, side.network.edit_each(batch.base, list(edits.values())), strict=True)
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         answers = self.answers(batch, self.trained, self.directions)
