@@ -83,7 +83,7 @@ def taught(module: ModelAlignment, batch: CounterfactualBatch, *, steps: int = 1
 
 
 def test_each_direction_is_the_formula_of_two_rotations_in_fp64() -> None:
-    models = dict(zip(SIDES, (Rotated(SIZES[0], 0).double(), Rotated(SIZES[1], 1).double()), strict=True))
+    models: dict[str, Rotated] = {name: Rotated(SIZES[seed], seed).double() for seed, name in enumerate(SIDES)}
     module = alignment(rank=3, network=HookedNetwork(models["model"]), partner=models["partner"])
     batch = batch_of(Bits(), 16)
     for inputs in (batch.base, *batch.sources.values()):
@@ -165,7 +165,7 @@ def test_two_language_models_of_different_size_and_kind_are_aligned() -> None:
         assert logits.shape == clean[target].shape and not torch.allclose(logits, clean[target])
     module.log = lambda *args, **settings: None  # type: ignore[method-assign]
     module.training_step(batch, 0).backward()
-    assert all(bool(weight.grad.any()) for weight in module.maps.parameters())
+    assert all(weight.grad is not None and weight.grad.any() for weight in module.maps.parameters())
     assert not any(weight.requires_grad for weight in partner.parameters())
 
 
@@ -265,7 +265,7 @@ def test_what_is_said_after_an_interchange_is_counted_by_hand(phases: Any) -> No
     for split in ("train", "test"):
         for _ in range(200):
             pair = task.sample(random, split)
-            base, source = pair.base, pair.sources["count"]
+            base, source = pair.settings()
             counted = source["at"] if source["at"] <= source["objects"] else 2 * source["objects"] + 1 - source["at"]
             said = counted + max(base["objects"] - base["at"], 0)
             assert task.counterfactual(pair) == (0,) * said + (1,) * (21 - said)
@@ -297,7 +297,7 @@ def test_a_small_counter_learns_to_count_what_it_has_not_seen() -> None:
     assert not torch.equal(model.scores.weight, again.scores.weight)
     batch = batch_of(Counting(max_count=6, held_out=[4]), 64, split="test")
     with torch.no_grad():
-        logits = model(**batch.base.arguments | {"told": batch.base_label})
+        logits = model(**{**batch.base.arguments, "told": batch.base_label})
     assert float(is_right(logits, batch.base_label).float().mean()) > 0.9
 
 
