@@ -87,7 +87,7 @@ def test_each_direction_is_the_formula_of_two_rotations_in_fp64() -> None:
     module = alignment(rank=3, network=HookedNetwork(models["model"]), partner=models["partner"])
     batch = batch_of(Bits(), 16)
     for inputs in (batch.base, *batch.sources.values()):
-        inputs.arguments["bits"] = inputs.arguments["bits"].double()
+        inputs.arguments = {"bits": inputs.arguments["bits"].double()}
     rotations = {}
     for name, side in module.trained.items():
         (found,) = side.values()
