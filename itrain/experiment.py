@@ -114,6 +114,7 @@ class Opened:
             "sites": lambda: sites,
             "hidden_sizes": lambda: count_features(self.network, sites, self.data.example(), join_positions=join),
             **({} if intervention is None else {"intervention": lambda: intervention}),
+            "example": self.data.example,
             "classes": lambda: {variable: count_classes(self.task, variable) for variable in self.task.variables},
             "control": lambda: self.task.control is not None,
             "concept": lambda: self.task.mentions if isinstance(self.task, ResponseTask) else [],

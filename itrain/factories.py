@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,6 +19,11 @@ from torch.overrides import TorchFunctionMode
 from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.trust import QuotingError, TrustError, find, shown
+
+PARTNER = "partner"
+"""The argument that is a second model, or what makes it."""
+PLACES = ("sites", "partner_sites")
+"""The arguments that are placements."""
 
 
 class FactoryError(QuotingError):
@@ -28,7 +36,7 @@ def describe(name: str, value: Any) -> Any:
     Raises:
         FactoryError: a callable is neither a class of a module or optimizer nor a partial of one.
     """
-    if name == "sites":
+    if name in PLACES:
         return [_described(each) for each in Placement.parse_all(value)]
     if isinstance(value, Site):
         return str(value)
@@ -38,8 +46,10 @@ def describe(name: str, value: Any) -> Any:
         return {key: describe(name, each) for key, each in value.items()}
     if not callable(value):
         return value
+    value = getattr(value, "__wrapped__", value)
     cls, arguments = (value.func, dict(value.keywords)) if isinstance(value, functools.partial) else (value, {})
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module | Optimizer)):
+    makes_model = name == PARTNER and inspect.isfunction(cls)
+    if not (makes_model or (isinstance(cls, type) and issubclass(cls, nn.Module | Optimizer))):
         raise FactoryError(
             f"give the {name} as a class or functools.partial(class, argument=...), so that it can be built again"
         )
@@ -53,10 +63,12 @@ def rebuild(name: str, value: Any, place: str, *, trust: Sequence[str] = ()) -> 
         FactoryError: a class is not trusted, cannot be imported, or is not a module or an optimizer; or a site cannot
             be read.
     """
-    if name == "sites":
+    if name in PLACES:
         return _placements(value, place, trust)
     if isinstance(value, dict) and value.keys() == {"class", "arguments"} and isinstance(value["arguments"], dict):
         arguments = {key: rebuild(key, each, place, trust=trust) for key, each in value["arguments"].items()}
+        if name == PARTNER:
+            return _maker(value["class"], arguments, place, trust)
         kind = Optimizer if name == "optimizer" else nn.Module
         return functools.partial(find_class(value["class"], name, kind, place, trust=trust), **arguments)
     if isinstance(value, dict):
@@ -100,7 +112,22 @@ def _placements(value: Any, place: str, trust: Sequence[str]) -> list[Placement]
     return found
 
 
-def class_path(cls: type) -> str:
+def _maker(path: Any, arguments: Mapping[str, Any], place: str, trust: Sequence[str]) -> Callable[[], Any]:
+    """What makes a model, and has made it: a module that holds it may be limited to the size of other weights."""
+    # A room above this one.
+    kinds = (nn.Module, import_module("itrain.models").BaseModel)
+    try:
+        make = functools.cache(
+            functools.partial(find(path, kinds, role=PARTNER, trust=trust, place=place), **arguments)
+        )
+    except TrustError as error:
+        raise FactoryError(str(error)) from error
+    with limits_of_model(path, place):
+        make()
+    return make
+
+
+def class_path(cls: type | FunctionType) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

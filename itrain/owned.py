@@ -14,6 +14,8 @@ _TRAINING = {
     "sites": "set site=<site>",
     "intervention": "choose it with intervention=<choice>",
     "hidden_sizes": "they are read from the model; leave it out",
+    "partner_hidden_sizes": "they are read from the partner; leave it out",
+    "example": "the run gives one of the task's inputs; leave it out",
     "classes": "they are counted from the task's values; leave it out",
     "concepts": "they are those of the labelled texts; leave it out",
 }

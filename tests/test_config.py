@@ -79,6 +79,7 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
         "towers": ["task=captions"],
         "tracing": ["training.corrupted=layer0.block_input@name"],
         "untrained": ["model.words=a"],
+        "model_alignment": ["training.partner={_target_:itrain.tasks.counting.trained_counter,_partial_:true}"],
         "table": ["task.pairs=x.jsonl"],
         "declared": DECLARED,
     }

@@ -35,6 +35,8 @@ NEEDS = {"hf": ["model.name=x"], "tracing": [CORRUPTED, "intervention=full_vecto
 NEEDS |= {"pooled": ["model.name=x", "task=sentences"], "minilm": ["task=sentences"], "towers": ["task=captions"]}
 NEEDS |= {"untrained": ["model.words=a"], "table": ["task.pairs=x.jsonl"], "declared": DECLARED}
 NEEDS |= {"monitoring": ["data=labelled"], "labelled": ["training=monitoring"]}
+PARTNER = {"_target_": "itrain.tasks.counting.trained_counter", "_partial_": True}
+NEEDS |= {"model_alignment": ["training.partner={_target_:itrain.tasks.counting.trained_counter,_partial_:true}"]}
 INSTALLED = {"joblib"}
 SMALL = ["data.train_pairs=8", "data.validation_pairs=4", "data.test_pairs=4"]
 FEATURIZERS = "itrain.interventions.featurizers"
@@ -70,6 +72,9 @@ GIVEN: Mapping[str, Any] = {
     "concept": [[1, 2]],
     "directions": [[1.0, 0.5]],
     "sites": "layer1.block_output@name",
+    "partner": PARTNER,
+    "partner_sites": "layer1.block_output@name",
+    "train_directions": ["model_to_partner"],
     "under": {
         "_target_": "itrain.training.interchange.Interchange",
         "_partial_": True,

@@ -193,7 +193,7 @@ def _slots() -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
         "task": ((Task,), (Task,)),
         "data": ((SplitDataModule,), (Task,)),
         "intervention": ((Intervention,), (nn.Module,)),
-        "training": ((Training,), (nn.Module, Optimizer, Judge)),
+        "training": ((Training,), (nn.Module, BaseModel, Optimizer, Judge)),
         "trainer": ((lightning.Trainer,), (lightning.Callback, ShardedStrategy)),
         "logger": ((Logger,), ()),
         "sweep": ((Grid,), (nn.Module, Optimizer)),
