@@ -1,0 +1,112 @@
+"""Scores of HyperDAS: the answers under its edits in each mode, and how often it picks the token that is known."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from itrain.data import CounterfactualBatch
+from itrain.inputs import ModelInputs
+from itrain.interventions.controls import FullVector
+from itrain.networks.base import Network
+from itrain.sites import Site
+from itrain.training.hypernetwork import one_to_one
+from itrain.training.interchange import Interchange
+from itrain.training.scores import InterchangeScores
+
+ONE_TOKEN, BASE_TOKEN, SOURCE_TOKEN, EDITED = "right_pair", "right_base_token", "right_source_token", "edited_tokens"
+LEAKAGE = "leakage"
+
+
+class PickScores:
+    """IIA, cause and isolate of each setup, by place, with the tokens that are picked.
+
+    ``right_base_token`` is the share of pairs in which the base token that takes most of the source is the known one,
+    and ``right_source_token`` that in which the source token that gives most is; ``right_pair`` that in which the
+    one-to-one edit is of both and of nothing else. ``edited_tokens`` is the mean number of base tokens that it edits.
+    ``leakage`` is what disentangling (of pairs of one kind, IIA) loses from soft to one-to-one weights.
+
+    Args:
+        network: the base model.
+        site: whose tokens are picked.
+        known: the site at the token that holds the variable; None: it is not known.
+    """
+
+    def __init__(self, network: Network, site: Site, known: Site | None) -> None:
+        self.site, self.known = site, known
+        # Of a whole swap at the site: what accounts for answers asks it for the network and the unedited run alone.
+        whole = Interchange(network, sites=site, intervention=FullVector, hidden_sizes=[network.hidden_size(site)])
+        self.answers = InterchangeScores(whole)
+        self.picks: dict[str, MeanMetric] = {}
+
+    def begin(self) -> None:
+        """Drop what an interrupted split has left."""
+        self.answers.reset()
+        self.picks.clear()
+
+    def unedited(self, batch: CounterfactualBatch) -> Float[Tensor, "batch ... vocabulary"]:
+        """The model's answers on the bases where nothing is edited."""
+        return self.answers.unedited(batch)
+
+    def update(
+        self,
+        place: str,
+        logits: Float[Tensor, "batch ... vocabulary"],
+        batch: CounterfactualBatch,
+        clean: Float[Tensor, "batch ... vocabulary"] | None,
+    ) -> None:
+        """Update the figures of a place, such as ``test/soft``, with the answers on a batch."""
+        self.answers.update(place, logits, batch)
+        if clean is not None:
+            self.answers.compare(place, clean, logits, batch)
+
+    def update_picks(
+        self, place: str, weights: Float[Tensor, "batch source+1 base"], batch: CounterfactualBatch
+    ) -> None:
+        """Update what a place tells of the tokens that soft weights pick."""
+        given, taken = weights[:, :-1].sum(2), weights[:, :-1].sum(1)
+        hard = one_to_one(weights)[:, :-1]
+        found = {EDITED: hard.sum((1, 2))}
+        if self.known is not None:
+            base, source = self._known(batch)
+            right = given.argmax(1) == source.to(given.device), taken.argmax(1) == base.to(taken.device)
+            rows = torch.arange(len(hard), device=hard.device)
+            whole = hard[rows, source.to(hard.device), base.to(hard.device)] == 1
+            alone = right[0] & right[1] & whole & (found[EDITED] == 1)
+            found |= {SOURCE_TOKEN: right[0], BASE_TOKEN: right[1], ONE_TOKEN: alone}
+        for name, values in found.items():
+            metric = self.picks.setdefault(f"{place}/{name}", MeanMetric().to(values.device))
+            metric.update(values.float())
+
+    def compute(self, split: str) -> dict[str, Tensor]:
+        """All figures since the last call."""
+        found = self.answers.compute() | {name: metric.compute() for name, metric in self.picks.items()}
+        self.picks.clear()
+        for figure in ("disentangle_argmax", "iia_argmax"):
+            soft, hard = found.get(f"{split}/soft/{figure}"), found.get(f"{split}/{figure}")
+            if soft is not None and hard is not None and not soft.isnan():
+                return found | {f"{split}/{LEAKAGE}": soft - hard}
+        return found
+
+    def _known(self, batch: CounterfactualBatch) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
+        """The places of the known token among those of base and source that can be picked, on the CPU."""
+        source = torch.zeros(len(batch), dtype=torch.long)
+        for variable, inputs in batch.sources.items():
+            rows = batch.rows(variable)
+            if rows is None:
+                source = self._place(inputs)
+            elif len(rows):
+                source[rows] = self._place(inputs.take(rows))
+        return self._place(batch.base), source
+
+    def _place(self, inputs: ModelInputs) -> Int[Tensor, " batch"]:
+        """The place of the known token among the site's; -1 where it cannot be picked."""
+        assert self.known is not None, "asked for where a token is known"
+        token, (slots, present) = inputs.earliest(self.known), (self._tokens(inputs), inputs.present(self.site))
+        found = (slots == token[:, None]) & present
+        return found.float().argmax(1).where(found.any(1), -1)
+
+    def _tokens(self, inputs: ModelInputs) -> Int[Tensor, "batch positions"]:
+        return inputs.indices(self.site, inputs.length).index.cpu()
