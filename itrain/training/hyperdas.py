@@ -31,7 +31,7 @@ from itrain.training.hypernetwork import MODES, Hypernetwork, Mode, Picks, State
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.picks import PickScores
 
-SEED = 0
+SEED = 161_803
 """Of the hyper-network and of the subspace that controls take in place of trained ones."""
 
 

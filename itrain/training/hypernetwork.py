@@ -146,14 +146,13 @@ class Hypernetwork(nn.Module):
     def _weights(
         self, last: Float[Tensor, "batch width"], base: States, source: States
     ) -> Float[Tensor, "batch source+1 base"]:
-        # K C [b, s] is a sum of parts of b and of s, so that the pairs need not be formed.
         asked = self.query(last) @ self.key.weight / last.shape[-1] ** 0.5
         of_base, of_source = (
-            (linear(states.values, part) @ asked[:, :, None])[..., 0]
+            linear(states.values, part)
             for states, part in zip((base, source), self.combine.weight.chunk(2, 1), strict=True)
         )
+        pairs = (silu(of_base[:, None] + of_source[:, :, None]) @ asked[:, None, :, None])[..., 0]
         none = (base.values @ asked[:, :, None])[..., 0]
-        pairs = of_base[:, None] + of_source[:, :, None]
         pairs = pairs.masked_fill(~(source.present[:, :, None] & base.present[:, None]), -torch.inf)
         return torch.cat([pairs, none[:, None]], 1).softmax(1)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from itrain.data import CounterfactualBatch
-from itrain.inputs import ModelInputs
+from itrain.inputs import ModelInputs, PositionError
 from itrain.interventions.controls import FullVector
 from itrain.networks.base import Network
 from itrain.sites import Site
@@ -16,16 +16,18 @@ from itrain.training.hypernetwork import one_to_one
 from itrain.training.interchange import Interchange
 from itrain.training.scores import InterchangeScores
 
-ONE_TOKEN, BASE_TOKEN, SOURCE_TOKEN, EDITED = "right_pair", "right_base_token", "right_source_token", "edited_tokens"
+RIGHT_BASE, RIGHT_SOURCE, RIGHT_PAIR = "right_base_token", "right_source_token", "right_pair"
+EDITED = "edited_tokens"
 LEAKAGE = "leakage"
 
 
 class PickScores:
     """IIA, cause and isolate of each setup, by place, with the tokens that are picked.
 
-    ``right_base_token`` is the share of pairs in which the base token that takes most of the source is the known one,
-    and ``right_source_token`` that in which the source token that gives most is; ``right_pair`` that in which the
-    one-to-one edit is of both and of nothing else. ``edited_tokens`` is the mean number of base tokens that it edits.
+    Of the one-to-one edit, ``right_base_token`` is the share of pairs in which it edits the known token of the base,
+    ``right_source_token`` that in which some token takes the known one of the source, and ``right_pair`` that in which
+    the former takes the latter; ``edited_tokens`` is the mean number of base tokens that it edits. Other tokens may
+    hold the variable too: those after the known one, once attention has read it.
     ``leakage`` is what disentangling (of pairs of one kind, IIA) loses from soft to one-to-one weights.
 
     Args:
@@ -66,16 +68,13 @@ class PickScores:
         self, place: str, weights: Float[Tensor, "batch source+1 base"], batch: CounterfactualBatch
     ) -> None:
         """Update what a place tells of the tokens that soft weights pick."""
-        given, taken = weights[:, :-1].sum(2), weights[:, :-1].sum(1)
         hard = one_to_one(weights)[:, :-1]
         found = {EDITED: hard.sum((1, 2))}
         if self.known is not None:
-            base, source = self._known(batch)
-            right = given.argmax(1) == source.to(given.device), taken.argmax(1) == base.to(taken.device)
+            base, source = (each.to(hard.device) for each in self._known(batch))
             rows = torch.arange(len(hard), device=hard.device)
-            whole = hard[rows, source.to(hard.device), base.to(hard.device)] == 1
-            alone = right[0] & right[1] & whole & (found[EDITED] == 1)
-            found |= {SOURCE_TOKEN: right[0], BASE_TOKEN: right[1], ONE_TOKEN: alone}
+            found |= {RIGHT_BASE: hard.sum(1)[rows, base], RIGHT_SOURCE: hard.amax(2)[rows, source]}
+            found[RIGHT_PAIR] = hard[rows, source, base]
         for name, values in found.items():
             metric = self.picks.setdefault(f"{place}/{name}", MeanMetric().to(values.device))
             metric.update(values.float())
@@ -102,11 +101,15 @@ class PickScores:
         return self._place(batch.base), source
 
     def _place(self, inputs: ModelInputs) -> Int[Tensor, " batch"]:
-        """The place of the known token among the site's; -1 where it cannot be picked."""
-        assert self.known is not None, "asked for where a token is known"
-        token, (slots, present) = inputs.earliest(self.known), (self._tokens(inputs), inputs.present(self.site))
-        found = (slots == token[:, None]) & present
-        return found.float().argmax(1).where(found.any(1), -1)
+        """The place of the known token among the site's.
 
-    def _tokens(self, inputs: ModelInputs) -> Int[Tensor, "batch positions"]:
-        return inputs.indices(self.site, inputs.length).index.cpu()
+        Raises:
+            PositionError: the token cannot be picked.
+        """
+        assert self.known is not None, "asked for where a token is known"
+        slots, token = inputs.indices(self.site, inputs.length).index.cpu(), inputs.earliest(self.known)
+        found = (slots == token[:, None]) & inputs.present(self.site)
+        if not found.any(1).all():
+            where = inputs.name(int((~found.any(1)).nonzero()[0, 0]))
+            raise PositionError(f"known={self.known.position}: in {where} it is none of the tokens of '{self.site}'")
+        return found.float().argmax(1)
