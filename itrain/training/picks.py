@@ -24,10 +24,11 @@ LEAKAGE = "leakage"
 class PickScores:
     """IIA, cause and isolate of each setup, by place, with the tokens that are picked.
 
-    Of the one-to-one edit, ``right_base_token`` is the share of pairs in which it edits the known token of the base,
-    ``right_source_token`` that in which some token takes the known one of the source, and ``right_pair`` that in which
-    the former takes the latter; ``edited_tokens`` is the mean number of base tokens that it edits. Other tokens may
-    hold the variable too: those after the known one, once attention has read it.
+    Of the one-to-one edit, ``right_base_token`` is the share of cause pairs in which it edits the known token of the
+    base, ``right_source_token`` that in which some token takes the known one of the source, and ``right_pair`` that in
+    which the former takes the latter; isolate pairs may as well be left alone. ``edited_tokens`` is the mean number of
+    base tokens that it edits, in all pairs. Other tokens may hold the variable too: those after the known one, once
+    attention has read it.
     ``leakage`` is what disentangling (of pairs of one kind, IIA) loses from soft to one-to-one weights.
 
     Args:
@@ -73,11 +74,14 @@ class PickScores:
         if self.known is not None:
             base, source = (each.to(hard.device) for each in self._known(batch))
             rows = torch.arange(len(hard), device=hard.device)
-            found |= {RIGHT_BASE: hard.sum(1)[rows, base], RIGHT_SOURCE: hard.amax(2)[rows, source]}
-            found[RIGHT_PAIR] = hard[rows, source, base]
+            right = {RIGHT_BASE: hard.sum(1)[rows, base], RIGHT_SOURCE: hard.amax(2)[rows, source]}
+            right[RIGHT_PAIR] = hard[rows, source, base]
+            cause = (~batch.isolates).to(hard.device)
+            found |= {name: values[cause] for name, values in right.items()}
         for name, values in found.items():
             metric = self.picks.setdefault(f"{place}/{name}", MeanMetric().to(values.device))
-            metric.update(values.float())
+            if len(values):  # or a mean of nothing
+                metric.update(values.float())
 
     def compute(self, split: str) -> dict[str, Tensor]:
         """All figures since the last call."""
