@@ -126,9 +126,7 @@ class HyperDAS(Training):
         self.sizes = {"rank": rank, "width": width, "heads": heads, "blocks": blocks}
         embeddings, concepts = _words(network, self.instructions)
         self.features = network.hidden_size(self.site)
-        self.hypernetwork = Hypernetwork(
-            embeddings=embeddings, concepts=concepts, features=self.features, **self.sizes
-        )
+        self.hypernetwork = Hypernetwork(embeddings=embeddings, concepts=concepts, features=self.features, **self.sizes)
         self.exports = FullPrecision({"hypernetwork": self.hypernetwork})
         match_precision(self.exports, network)
         self.register_buffer("crowding_weight", torch.zeros(()), persistent=False)
@@ -151,9 +149,7 @@ class HyperDAS(Training):
         self.log("train/loss", loss, prog_bar=self.shows_loss, batch_size=len(batch))
         return loss * batch.weight
 
-    def run(
-        self, batch: CounterfactualBatch, setup: Setup
-    ) -> tuple[Float[Tensor, "batch ... vocabulary"], Picks]:
+    def run(self, batch: CounterfactualBatch, setup: Setup) -> tuple[Float[Tensor, "batch ... vocabulary"], Picks]:
         """The model's answer on the bases under the edit, and the hyper-network's weights before the mode."""
         told = (_variables(batch, list(self.instructions)) + setup.shift) % len(self.instructions)
         made: list[Picks] = []
@@ -259,7 +255,9 @@ class HyperDAS(Training):
         raise ValueError("HyperDAS edits pairs whose base it has read, and acts in no other calls; use predict_step")
 
     def export_arguments(self) -> dict[str, Any]:
-        return super().export_arguments() | {"instructions": {name: list(each) for name, each in self.instructions.items()}}
+        return super().export_arguments() | {
+            "instructions": {name: list(each) for name, each in self.instructions.items()}
+        }
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
@@ -284,7 +282,9 @@ def _one_site(sites: Placements) -> Site:
     """
     placements = Placement.parse_all(sites)
     if len(placements) != 1 or not placements[0].is_plain:
-        raise ValueError(f"HyperDAS edits one layer, for all variables; name one site, not {list(map(str, placements))}")
+        raise ValueError(
+            f"HyperDAS edits one layer, for all variables; name one site, not {list(map(str, placements))}"
+        )
     site = placements[0].write
     return site.at("all") if site.position is None else site
 

@@ -61,9 +61,10 @@ class Block(nn.Module):
         length = hidden.shape[1]
         later = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
         padding = ~concept.present
-        hidden = hidden + self.words(
-            normed, normed, normed, key_padding_mask=padding, attn_mask=later, need_weights=False
-        )[0]
+        hidden = (
+            hidden
+            + self.words(normed, normed, normed, key_padding_mask=padding, attn_mask=later, need_weights=False)[0]
+        )
         for norm, attend, seen in ((self.norms[1], self.source, source), (self.norms[2], self.base, base)):
             asked = norm(hidden)
             padding = ~seen.present
