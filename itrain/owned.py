@@ -16,6 +16,7 @@ _TRAINING = {
     "hidden_sizes": "they are read from the model; leave it out",
     "classes": "they are counted from the task's values; leave it out",
     "concepts": "they are those of the labelled texts; leave it out",
+    "instructions": "they are the task's words for its variables; leave it out",
 }
 
 OWNED: Mapping[str, Mapping[str, str]] = {

@@ -17,7 +17,6 @@ from itrain.architectures import unwrap
 from itrain.bounds import require_at_least, require_share, require_some
 from itrain.data import CounterfactualBatch, IntervenedInputs
 from itrain.data.splits import SplitDataModule
-from itrain.devices import device_of
 from itrain.inputs import ModelInputs
 from itrain.networks.attached import Attached
 from itrain.networks.base import Network
@@ -297,8 +296,8 @@ def _words(
     found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     if not isinstance(found, nn.Embedding):
         raise ValueError(
-            f"{type(model).__name__} has no embeddings of tokens, by which HyperDAS reads instructions; take a language "
-            "model"
+            f"{type(model).__name__} has no embeddings of tokens, by which HyperDAS reads instructions; take a "
+            "language model"
         )
     if empty := [name for name, tokens in instructions.items() if not tokens]:
         raise ValueError(f"instructions.{empty[0]} is empty; give the tokens of its words")
