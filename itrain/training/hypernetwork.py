@@ -77,9 +77,9 @@ class Hypernetwork(nn.Module):
 
     The words' embeddings, those of the base model at the start, pass through decoder blocks that also attend to the
     states of base and source. The last word's c asks: with query q = Q c, base token j takes source token i by the
-    weight softmax_i(q . K silu(C [b_j, s_i]) / sqrt(W)), in which "none" competes by q . K b_j / sqrt(W). A gated MLP gives
-    v = MLP(c) / |MLP(c)|, which reflects the subspace that all concepts share, spanned by the rows of R: R (1 - 2 v
-    v^T).
+    weight softmax_i(q . K silu(C [b_j, s_i]) / sqrt(W)), in which "none" competes by q . K b_j / sqrt(W). A gated MLP
+    gives v = MLP(c) / |MLP(c)|, which reflects the subspace that all concepts share, spanned by the rows of R: R (1 - 2
+    v v^T).
 
     Sun et al. 2025, "HyperDAS: Towards Automating Mechanistic Interpretability with Hypernetworks", section 3. There
     the blocks are copies of the base model's first two, which ties them to one architecture; here they begin at
