@@ -41,6 +41,7 @@ from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
 from itrain.tasks.arbitrary import with_arbitrary_labels
 from itrain.tasks.base import Task
+from itrain.tasks.concepts import instructions_of
 from itrain.tasks.contract import count_classes
 from itrain.tasks.responses import ResponseTask
 from itrain.threads import choose_threads
@@ -120,11 +121,11 @@ class Opened:
             "concept": lambda: self.task.mentions if isinstance(self.task, ResponseTask) else [],
             "end": lambda: self.task.end if isinstance(self.task, ResponseTask) else None,
             "concepts": lambda: concepts_of(self.data),
+            "instructions": lambda: instructions_of(self.task),
             "excluded": lambda: list(getattr(self.base_model.tokenizer, "all_special_ids", ())),
         }
         asked = inspect.signature(training).parameters
-        known = {name: make for name, make in known.items() if name in asked}
-        return training(**additions("training", given, known))
+        return training(**additions("training", given, {name: known[name] for name in asked if name in known}))
 
 
 @dataclass(frozen=True, kw_only=True)

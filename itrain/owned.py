@@ -18,6 +18,7 @@ _TRAINING = {
     "example": "the run gives one of the task's inputs; leave it out",
     "classes": "they are counted from the task's values; leave it out",
     "concepts": "they are those of the labelled texts; leave it out",
+    "instructions": "they are the task's words for its variables; leave it out",
 }
 
 OWNED: Mapping[str, Mapping[str, str]] = {

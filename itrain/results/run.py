@@ -50,6 +50,7 @@ from itrain.results.divergence import OF_DIVERGENCE, divergence_lines
 from itrain.results.history import Curve, read_curve
 from itrain.results.intervals import of_run
 from itrain.results.parts import Bars, Kind, Results, Table
+from itrain.results.picks import OF_PICKS, PICK_CONTROLS, mode_places, pick_lines
 from itrain.results.shifts import OF_SHIFTS, shifts_table
 from itrain.results.steering import STEERING, judged_lines
 from itrain.results.vacuity import OF_VACUITY, vacuity_lines
@@ -59,7 +60,7 @@ INTERVALS = "95% intervals"
 PAIRS_TITLE = "interchange intervention accuracy on held-out pairs"
 AVERAGED_TITLE = "IIA on held-out pairs, averaged over prompts, then attributes"
 OF_PAIRS = frozenset(key for key in KNOWN if key.endswith(RULES)) | {PAIRS_CHANGING, PAIRS_PRESERVING}
-OF_PAIRS |= OF_SHIFTS | OF_DIVERGENCE | {ROW_SHARE}
+OF_PAIRS |= OF_SHIFTS | OF_DIVERGENCE | OF_PICKS | {ROW_SHARE}
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
 OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
 OF_DATA = {
@@ -160,7 +161,8 @@ def _places(results: Results) -> dict[str, str]:
 
 def _pairs_bars(results: Results) -> Bars:
     places = {name: place for place, name in reversed(control_places(results).items())}
-    places |= {spoken(control): f"{TEST}/{control}" for control in reversed(CONTROLS)} | {"trained": TEST}
+    places |= {spoken(control): f"{TEST}/{control}" for control in reversed((*CONTROLS, *PICK_CONTROLS))}
+    places |= mode_places(results) | {"trained": TEST}
     places = {name: place for name, place in places.items() if f"{place}/iia_changing_pairwise" in results}
     names = {rule: f"iia_changing_{rule}" for rule in RULES}
     found = [_at(results, place) for place in places.values()]
@@ -186,7 +188,7 @@ def _count(figures: Mapping[str, float]) -> str:
 
 
 def _is_control(place: str) -> bool:
-    return place.split("/")[1:2] in [[control] for control in CONTROLS]
+    return place.split("/")[1:2] in [[control] for control in (*CONTROLS, *PICK_CONTROLS)]
 
 
 def _is_part(place: str) -> bool:
@@ -358,7 +360,7 @@ def _lines(results: Results) -> list[str]:
             f"the subspace's squared norm in the row space of the next linear map: {share:.3f}, in its null space: "
             f"{1 - share:.3f}"
         )
-    lines += vacuity_lines(results) + divergence_lines(results)
+    lines += pick_lines(results) + vacuity_lines(results) + divergence_lines(results)
     if MODEL_ACCURACY in results:
         lines.append(f"base model accuracy on test inputs before any filter: {results[MODEL_ACCURACY]:.3f}")
     return lines + [f"{title}: {results[figure]:.0f}" for figure, title in OF_DATA.items() if figure in results]

@@ -309,6 +309,10 @@ class TextTask(Task):
         """What a label stands for, as the lines of a run show it."""
         return " | ".join(self.tokenizer.convert_ids_to_tokens(list(label)))
 
+    def instruction(self, variable: str) -> str:
+        """The words that tell a training which variable to find: its name, unless a task has better ones."""
+        return variable.replace("_", " ")
+
     def identity(self, setting: Setting) -> Hashable:
         return self._render(setting)[0]
 

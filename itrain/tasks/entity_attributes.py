@@ -100,6 +100,10 @@ class EntityAttributes(TextTask):
     def question(self, setting: Setting) -> Question:
         return Question(self.entities, self._asks[setting["template"]], setting["template"])
 
+    def instruction(self, variable: str) -> str:
+        """The first wording that asks for the attribute, without the entity: ``is made of``."""
+        return self.templates[variable][0].partition("{entity}")[2].strip()
+
     def sample(self, random: Random, split: Split) -> Pair:
         variable, isolates = random.choice(self.variables), random.random() < self.isolating
         others = [attribute for attribute in self.templates if attribute != variable]
