@@ -24,6 +24,7 @@ from itrain.objectives.base import Edited, Objective, ObjectiveFactory, Outcome
 from itrain.objectives.cross_entropy import CrossEntropy
 from itrain.objectives.distributions import KL, JensenShannon
 from itrain.objectives.edits import EditSize
+from itrain.objectives.likeness import AgainstUnedited
 from itrain.objectives.logit_difference import LogitDifferenceError, LogitMargin
 from itrain.placements import Placement
 from itrain.training.alignment import AlignmentSearch
@@ -103,6 +104,9 @@ def expected(objective: Objective, at: dict[str, np.ndarray]) -> np.ndarray:
     if isinstance(objective, EditSize):
         moved = (at["after"] - at["before"]).reshape(5, -1)
         return np.abs(moved).sum(1) if objective.norm == 1 else np.sqrt((moved**2).sum(1))
+    if isinstance(objective, AgainstUnedited):
+        raised = logits - at["base"]
+        return (np.log1p(np.exp(-raised[rows, label])) + np.log1p(np.exp(raised[rows, base_label]))) / 2
     p = softmax(at[objective.target])
     if isinstance(objective, KL):
         return (p * (np.log(p) - np.log(q))).sum(-1)
