@@ -79,6 +79,18 @@ def figures(own: float, **controls: float) -> dict[str, float]:
     return {f"{place}/iia_argmax": iia for place, iia in places.items()} | counts | {"vacuity/checked": 1.0}
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_sweep_heeds_whether_controls_are_asked_for(tmp_path: Path, asked: bool) -> None:
+    words = ["sweep.methods=[revnet,das]", "sweep.layers=[1]", "sweep.positions=[name]", "sweep.random_model=false"]
+    words += [f"vacuity={str(asked).lower()}", f"output={tmp_path}"]
+    assert main(["sweep", "recipe=das_gender", *SMALL, *words]) == 0
+    (file,) = tmp_path.rglob("results.parquet")
+    frame = pandas.read_parquet(file)
+    searches = frame[frame["method"].isin(["revnet", "das"])]
+    column = searches.get("false_variable/iia_changing_pairwise")
+    assert len(searches) == 2 and (column is not None and column.notna().all()) == asked
+
+
 @pytest.mark.parametrize(
     ("results", "vacuous", "line"),
     [
