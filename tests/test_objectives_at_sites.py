@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,15 @@ from itrain.data import CounterfactualBatch
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.networks.choose import make_network
+from itrain.networks.hooks import HookedNetwork
+from itrain.objectives.cross_entropy import CrossEntropy
 from itrain.objectives.distributions import KL, JensenShannon
 from itrain.objectives.edits import EditSize
 from itrain.training.alignment import AlignmentSearch
 from tests.models import tiny_inputs, tiny_model
+from tests.planted import Planted
+from tests.test_alignment import trainer
+from tests.test_objectives import search
 
 
 def ragged(lengths: tuple[int, ...] = (7, 4, 5, 6)) -> CounterfactualBatch:
@@ -76,3 +82,14 @@ def test_a_source_of_another_answer_is_no_target(make: type[KL]) -> None:
         make().require(other)
     make().require(replace(other, isolates=torch.arange(4) == 2))
     make(target="base").require(other)
+
+
+def test_a_checkpoint_knows_its_objectives(tmp_path: Path) -> None:
+    module, data = search(objectives={"ce": CrossEntropy, "size": partial(EditSize, norm=1, weight=0.25)})
+    runner = trainer(max_epochs=1)
+    runner.fit(module, datamodule=data)
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    found = AlignmentSearch.load_from_checkpoint(tmp_path / "last.ckpt", network=HookedNetwork(Planted()))
+    parts: Any = found.objectives.parts
+    assert list(parts) == ["ce", "size"] and found.objectives.named
+    assert (parts["size"].norm, parts["size"].weight, parts["ce"].weight) == (1, 0.25, 1.0)
