@@ -168,7 +168,8 @@ def fitted(cfg: DictConfig, folder: Path) -> tuple[Parts, Mapping[str, float]]:
         _keep_best(parts)
     results = _test(parts, folder, before)
     if controls:
-        results = {**results, **vacuity.check(cfg, controls, partial(_control, cfg, parts.opened), results)}
+        build = partial(_control, cfg, parts.opened)
+        results = {**results, **vacuity.check(cfg, controls, build, parts.opened.task, results)}
         leave_results(parts.module, parts.data, results, folder)
     _export(cfg, folder, parts, results)
     end_together()

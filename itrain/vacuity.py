@@ -24,6 +24,7 @@ from itrain.models import ModelError
 from itrain.placements import Placement
 from itrain.results.columns import TEST
 from itrain.results.vacuity import (
+    ANSWERS,
     CHECKED,
     FALSE_VARIABLE,
     LABELS,
@@ -83,16 +84,19 @@ def unchecked(module: Training) -> dict[str, float]:
     return {CHECKED: 0.0} if _is_nonlinear(module) else {}
 
 
-def check(cfg: DictConfig, controls: Sequence[Control], build: Build, results: Mapping[str, float]) -> dict[str, float]:
+def check(
+    cfg: DictConfig, controls: Sequence[Control], build: Build, task: Task, results: Mapping[str, float]
+) -> dict[str, float]:
     """Fit the controls one after another; return their figures, and whether one of them aligns as well as the run's.
 
     Args:
         cfg: the run's configuration.
         controls: those that were planned.
         build: builds each of them.
+        task: the run's task.
         results: the run's figures.
     """
-    found: dict[str, float] = {CHECKED: 1.0}
+    found: dict[str, float] = {CHECKED: 1.0, ANSWERS: float(len(task.outputs))}
     for control in controls:
         try:
             module, data = build(control)

@@ -143,3 +143,8 @@ def test_a_task_of_one_response_has_no_preference() -> None:
     training, data = steering(ResponseStyle(), intervention=SteeringVector, preference=Preference)
     with pytest.raises(ValueError, match="compares two responses to each prompt"):
         training.check(data)
+
+
+def test_a_length_is_said_once() -> None:
+    with pytest.raises(ValueError, match="leave one of them out"):
+        steering(intervention=UnitVector, magnitude=TopLatents, preference=Preference)

@@ -26,6 +26,7 @@ from itrain.objectives.cross_entropy import CrossEntropy
 from itrain.objectives.distributions import KL, JensenShannon
 from itrain.objectives.edits import EditSize
 from itrain.objectives.latents import CounterfactualLatent
+from itrain.objectives.likeness import AgainstUnedited
 from itrain.objectives.logit_difference import LogitDifferenceError, LogitMargin
 from itrain.placements import Placement
 from itrain.training.alignment import AlignmentSearch
@@ -114,6 +115,9 @@ def expected(objective: Objective, at: dict[str, np.ndarray]) -> np.ndarray:
         cosines = (h * n).sum(-1) / np.sqrt((h**2).sum(-1) * (n**2).sum(-1))
         each = squares / 2 - cosines / 2 if objective.form == "sum" else squares / 3 + 1 - cosines
         return each.mean(1)
+    if isinstance(objective, AgainstUnedited):
+        raised = logits - at["base"]
+        return (np.log1p(np.exp(-raised[rows, label])) + np.log1p(np.exp(raised[rows, base_label]))) / 2
     p = softmax(at[objective.target])
     if isinstance(objective, KL):
         return (p * (np.log(p) - np.log(q))).sum(-1)

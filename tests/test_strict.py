@@ -20,7 +20,7 @@ from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.strict import Outside
-from tests.test_iit import HIDDEN, SITE, data_for, fp64, training
+from tests.test_iit import HIDDEN, SITE, data_for, fit, fp64, training
 from tests.test_interchange import QUIET
 
 TOP = "module:top.output"
@@ -103,6 +103,12 @@ def test_a_step_draws_its_nodes_by_its_number_alone() -> None:
     assert {len(each) for each in draws("all")} == {3}
     assert {len(each) for each in draws("sample_all")} == {0, 1, 2, 3}
     assert draws("sample_all") == draws("sample_all")
+
+
+def test_a_step_that_draws_no_node_has_the_answers_of_the_bases() -> None:
+    module, batch = fp64(strict_weight=1.0, siit_sampling="sample_all")
+    assert torch.equal(module.resampling.answers(batch, {}), module.network(batch.base))
+    fit(training(strict_weight=1.0, siit_sampling="sample_all"), epochs=1)
 
 
 def test_a_site_of_one_variable_of_its_intervention_leaves_the_block_of_the_other() -> None:

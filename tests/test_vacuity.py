@@ -20,7 +20,7 @@ from itrain.interventions.revnet import RevNet, RevNetDAS
 from itrain.placements import Placement
 from itrain.results.flags import flagged
 from itrain.results.run import summarise_run
-from itrain.results.vacuity import is_vacuous, passing, vacuity_lines
+from itrain.results.vacuity import above_chance, is_vacuous, passing, vacuity_lines
 from itrain.tasks.arbitrary import with_arbitrary_labels
 from itrain.tasks.contract import check_task
 from itrain.tasks.hierarchical_equality import HierarchicalEquality
@@ -79,6 +79,18 @@ def figures(own: float, **controls: float) -> dict[str, float]:
     return {f"{place}/iia_argmax": iia for place, iia in places.items()} | counts | {"vacuity/checked": 1.0}
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_sweep_heeds_whether_controls_are_asked_for(tmp_path: Path, asked: bool) -> None:
+    words = ["sweep.methods=[revnet,das]", "sweep.layers=[1]", "sweep.positions=[name]", "sweep.random_model=false"]
+    words += [f"vacuity={str(asked).lower()}", f"output={tmp_path}"]
+    assert main(["sweep", "recipe=das_gender", *SMALL, *words]) == 0
+    (file,) = tmp_path.rglob("results.parquet")
+    frame = pandas.read_parquet(file)
+    searches = frame[frame["method"].isin(["revnet", "das"])]
+    column = searches.get("false_variable/iia_changing_pairwise")
+    assert len(searches) == 2 and (column is not None and column.notna().all()) == asked
+
+
 @pytest.mark.parametrize(
     ("results", "vacuous", "line"),
     [
@@ -101,6 +113,21 @@ def test_a_control_that_aligns_halfway_speaks_against_the_map(
     assert lines[0].startswith(line)
     no_twin = not any("random_model" in key for key in results)
     assert ("vacuity not checked on a random model: there is none" in lines) == no_twin
+
+
+def test_chance_is_what_a_map_that_looks_at_no_value_has() -> None:
+    """Of many answers, one that always changes the answer is seldom right: pairs that all change it tell a lot."""
+    counts = {"test/pairs_changing": 1000.0, "test/pairs_preserving": 0.0}
+    at_twin = {"vacuity/random_model/pairs_changing": 1000.0, "vacuity/random_model/iia_argmax": 0.97}
+    found = {"test/iia_argmax": 0.99, **counts, **at_twin, "vacuity/checked": 1.0}
+    assert is_vacuous({**found, "vacuity/answers": 26.0})
+    assert not is_vacuous({**found, "vacuity/answers": 26.0, "vacuity/random_model/iia_argmax": 0.04})
+    assert not is_vacuous({**found, "vacuity/answers": 2.0}), "of two, the other answer is always right"
+    mostly = {"test/pairs_changing": 900.0, "test/pairs_preserving": 100.0, "test/iia_argmax": 0.7}
+    twin = {"vacuity/random_model/pairs_changing": 900.0, "vacuity/random_model/pairs_preserving": 100.0}
+    many = {**found, **mostly, **twin, "vacuity/random_model/iia_argmax": 0.6, "vacuity/answers": 11.0}
+    assert above_chance(many, "test") == pytest.approx((0.7 - 0.1) / 0.9) and is_vacuous(many)
+    assert above_chance({**many, "vacuity/answers": 2.0}, "test") == pytest.approx((0.7 - 0.9) / 0.1)
 
 
 def test_controls_stand_beside_the_run_in_its_table() -> None:
@@ -174,3 +201,6 @@ def test_a_fit_whose_false_variable_passes_is_flagged() -> None:
     column = "iia_changing_pairwise"
     rows = [{**place, column: 0.99, f"false_variable/{column}": each} for each in (0.9, 0.5)]
     assert list(flagged(pandas.DataFrame(rows))["flag"]) == ["false variable passes", ""]
+    kept = f"false_variable/{column.replace('changing', 'preserving')}"
+    alike = [{**rows[0], kept: each} for each in (0.1, 0.9)]
+    assert list(flagged(pandas.DataFrame(alike))["flag"]) == ["", "false variable passes"], "swapped alike in all pairs"

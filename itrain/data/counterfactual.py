@@ -145,6 +145,7 @@ class CounterfactualBatch(Batch, Interchanging):
     def own_source(self, variable: str) -> ModelInputs:
         """The sources of a variable as they answer themselves, for ``source_labels``."""
         return self.answered_sources.get(variable, self.sources[variable])
+
     natural: tuple[ModelInputs, ...] = ()
 
     @property

@@ -41,6 +41,7 @@ class ModelInputs:
         answer: the token whose logits answer, (B,), or several, (B, A). None: the model's whole output is the answer.
         tokens: first token that is no padding and one past the last, (B, 2), on the CPU. None: what the attention mask
             of a text says, else all tokens of a text, or inputs without tokens.
+        start: first token of all, (B,), on the CPU, where the text begins before ``tokens``. None: nothing precedes.
         stop: one past the last token of all, (B,), on the CPU, where the text goes on after ``tokens``: positions count
             the tokens of a prompt, whatever response follows it. None: nothing follows.
         spans: named token spans as [start, stop), (B, 2) each, on the CPU, counted as ``tokens`` is.
@@ -56,6 +57,7 @@ class ModelInputs:
     arguments: Mapping[str, Tensor]
     answer: Int[Tensor, "batch ..."] | None = None
     tokens: Int[Tensor, "batch 2"] | None = None
+    start: Int[Tensor, " batch"] | None = None
     stop: Int[Tensor, " batch"] | None = None
     spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
     texts: Sequence[str] | None = None
@@ -88,7 +90,8 @@ class ModelInputs:
     def extent(self) -> Range:
         """First token that is no padding and one past the last, on the CPU; all tokens of inputs without a layout."""
         if self.tokens is not None:
-            return self.tokens[:, 0], self.tokens[:, 1] if self.stop is None else self.stop
+            first, end = self.tokens.unbind(1)
+            return first if self.start is None else self.start, end if self.stop is None else self.stop
         start = torch.zeros(self.batch_size, dtype=torch.long)
         return start, start + self.length
 
@@ -96,8 +99,8 @@ class ModelInputs:
     def keys(self) -> Int[Tensor, " batch"]:
         """64-bit hashes of arguments and spans that tell examples apart, the same whatever the padding."""
         place, inside = self._own_tokens()
-        # Positions count from the end of the prompt too, so that where it ends is part of what an example is.
-        ends = {} if self.tokens is None or self.stop is None else {"": self.tokens}
+        # Positions count from either end of the prompt, so that where these are is part of what an example is.
+        ends = {} if self.tokens is None or (self.start is None and self.stop is None) else {"": self.tokens}
         first = self.extent[0][:, None]
         spans = {name: span - first for name, span in {**self.spans, **ends}.items()}
         return example_keys(self.arguments, spans, place, inside)
@@ -128,7 +131,7 @@ class ModelInputs:
     @cached_property
     def all_own(self) -> bool:
         """Whether the rows hold nothing but the tokens that positions count: no padding and no response."""
-        return self.tokens is None or not (self.stop is not None or any(self.padding))
+        return self.tokens is None or not (self.start is not None or self.stop is not None or any(self.padding))
 
     def padded_right(self) -> ModelInputs:
         """The same text, with padding on the right alone."""
@@ -147,6 +150,7 @@ class ModelInputs:
             arguments=arguments,
             answer=answer,
             tokens=self.tokens - shift[:, None],
+            start=None if self.start is None else self.start - shift,
             stop=None if self.stop is None else self.stop - shift,
             spans={name: span - shift[:, None] for name, span in self.spans.items()},
             characters=characters,
@@ -185,6 +189,7 @@ class ModelInputs:
             arguments={key: value[:, start:stop] for key, value in arguments.items()},
             answer=None if answer is None else answer - start,
             tokens=tokens - start,
+            start=None if self.start is None else first - start,
             stop=None if self.stop is None else end - start,
             spans={name: span[rows] - start for name, span in self.spans.items()},
             texts=texts,
@@ -198,15 +203,16 @@ class ModelInputs:
     def prompts(self) -> ModelInputs:
         """The prompts alone, padded on the left, so that text can be generated after them."""
         whole = torch.tensor([[0, self.length]]).expand(self.batch_size, 2)
-        tokens = whole if self.tokens is None else self.tokens
-        width = int((tokens[:, 1] - tokens[:, 0]).max())
+        tokens, first = whole if self.tokens is None else self.tokens, self.extent[0][:, None]
+        width = int((tokens[:, 1:] - first).max())
         shift = width - tokens[:, 1:]
-        inside = (torch.arange(width) >= tokens[:, :1] + shift).long().to(self.device)
+        inside = (torch.arange(width) >= first + shift).long().to(self.device)
         arguments = moved(self.arguments, shift[:, 0], width)
         return ModelInputs(
             arguments={**arguments, MASK: arguments.get(MASK, 1) * inside},
             answer=torch.full((self.batch_size,), width - 1, device=self.device),
             tokens=tokens + shift,
+            start=None if self.start is None else self.start + shift[:, 0],
             spans={name: span + shift for name, span in self.spans.items()},
             texts=self.texts,
             characters=self._moved_characters(shift[:, 0], width),

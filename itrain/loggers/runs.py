@@ -16,6 +16,7 @@ from itrain.results.columns import (
     COMPONENT,
     CONTROL_TASK,
     DATA,
+    FALSE_VARIABLE,
     GAP,
     LAYER,
     METHOD,
@@ -127,7 +128,7 @@ def figure_name(column: str) -> str:
         return TEST_RANK
     return (
         column
-        if column in _AS_THEY_ARE or column.startswith((RANDOM_MODEL, CONTROL_TASK, DATA))
+        if column in _AS_THEY_ARE or column.startswith((RANDOM_MODEL, FALSE_VARIABLE, CONTROL_TASK, DATA))
         else f"{TEST}/{column}"
     )
 

@@ -16,6 +16,7 @@ from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch, IntervenedInputs
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
+from itrain.metrics import UNUSED
 from itrain.networks.base import Network
 from itrain.placements import Placement
 from itrain.sites import Site
@@ -55,13 +56,16 @@ class Outcome:
         return self.known["base"]
 
     def source_logits(self) -> Float[Tensor, "batch vocabulary"]:
-        """The unedited model's answers on each pair's source, without a gradient.
+        """The unedited model's answers on each pair's source, without a gradient; of isolate pairs those on the base.
 
         Raises:
             ValueError: see :func:`require_one_source`.
         """
         if "source" not in self.known:
-            self.known["source"] = self._of_sources()
+            found, isolates = self._of_sources(), self.batch.isolates
+            if self.network.in_step or bool(isolates.any()):
+                found = self.base_logits().where(isolates[:, None].to(found.device, non_blocking=True), found)
+            self.known["source"] = found
         return self.known["source"]
 
     def natural(self, site: Site, draws: int) -> Float[Tensor, "batch *places features"]:
@@ -114,6 +118,25 @@ def require_one_source(batch: CounterfactualBatch) -> None:
         raise ValueError(
             "an answer of several tokens follows other tokens in the source than in the base, so that the source's "
             "distribution is no target; take a task with answers of one token"
+        )
+
+
+def require_source_answers(batch: CounterfactualBatch) -> None:
+    """Refuse pairs whose counterfactual label is not their source's, but for isolate pairs.
+
+    Raises:
+        ValueError: saying in how many pairs.
+    """
+    other = torch.zeros(len(batch), dtype=torch.bool)
+    for variable, label in batch.source_labels.items():
+        unlike = (label != batch.counterfactual_label) & (label != UNUSED) & (batch.counterfactual_label != UNUSED)
+        rows = batch.rows(variable)
+        at = torch.arange(len(batch)) if rows is None else rows
+        other[at] |= unlike.cpu()[at]
+    if count := int((other & ~batch.isolates).sum()):
+        raise ValueError(
+            f"in {count} of {len(batch)} pairs the source's answer is another than the counterfactual one, so that its "
+            "distribution is no target; train by cross entropy, or take pairs whose source answers as the edit should"
         )
 
 

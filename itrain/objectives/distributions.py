@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from itrain.data import CounterfactualBatch
 from itrain.metrics import UNUSED
-from itrain.objectives.base import Objective, Outcome, require_one_source
+from itrain.objectives.base import Objective, Outcome, require_one_source, require_source_answers
 
 Target: TypeAlias = Literal["source", "base"]
 
@@ -22,11 +22,12 @@ class DistributionObjective(Objective):
 
     Args:
         target: whose distribution p is: the source's, as where a prompt says what the edit is to do, or the base's,
-            where nothing may change.
+            where nothing may change. Of isolate pairs it is the base's in either case.
         weight: as in :class:`~itrain.objectives.base.Objective`.
 
     Raises:
-        ValueError: the target is another, or pairs do not have one source of one answer token.
+        ValueError: the target is another, or pairs do not have one source, of one answer token, that answers as the
+            edit should.
     """
 
     def __init__(self, *, target: Target = "source", weight: float = 1.0) -> None:
@@ -52,6 +53,7 @@ class DistributionObjective(Objective):
     def require(self, batch: CounterfactualBatch) -> None:
         if self.target == "source":
             require_one_source(batch)
+            require_source_answers(batch)
 
 
 class KL(DistributionObjective):

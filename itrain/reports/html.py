@@ -16,6 +16,7 @@ from itrain.results.columns import (
     COMMAND,
     CONTROL_TASK,
     DIVERGENCE,
+    FALSE_VARIABLE,
     FIGURES,
     GAP,
     IIA,
@@ -115,6 +116,6 @@ def _shade(cell: Cell, each: HeatMap) -> str:
 
 def _is_shown(column: str) -> bool:
     """Whether a column has a place in the table of all fits; of a second fit only the figures with heat maps do."""
-    again = next((prefix for prefix in (RANDOM_MODEL, CONTROL_TASK) if column.startswith(prefix)), None)
+    again = next((prefix for prefix in (RANDOM_MODEL, FALSE_VARIABLE, CONTROL_TASK) if column.startswith(prefix)), None)
     is_spared = again is not None and column.removeprefix(again) not in FIGURES
     return column not in ("sweep", COMMAND) and not is_spared

@@ -12,6 +12,7 @@ from itrain.results.columns import (
     CONTROL_TASK,
     CONTROLS,
     DIVERGENCE,
+    FALSE_VARIABLE,
     FIGURES,
     FULL_VECTOR,
     GAP,
@@ -159,7 +160,7 @@ def _beside(frame: pandas.DataFrame, here: pandas.DataFrame, figure: str) -> dic
                 found[spoken(control)] = estimate
     references = {CONTROL_ACCURACY: "control task", MAJORITY_ACCURACY: "most frequent class"}
     references |= {f"{run}/{figure}": f"{run} run" for run in RUNS}
-    references[RANDOM_MODEL + figure] = TWIN
+    references |= {RANDOM_MODEL + figure: TWIN, FALSE_VARIABLE + figure: "false variable"}
     for column, name in references.items():
         if column in here and here[column].notna().any():
             found[name] = estimated(here, column)

@@ -49,7 +49,10 @@ REASONS: Mapping[str, str] = {
 SHOWN = 0.5
 """The share of label-changing pairs from which a control passes: halfway from 0 to 1."""
 SHOWN_UNTRAINED = 0.75
-"""The same for a randomly initialised model, which answers all pairs alike and so starts at 0.5: halfway from there."""
+"""The same for a randomly initialised model, which answers all pairs alike and so starts at 0.5: halfway from there. Of
+a false variable it is the mean over pairs whose label changes and stays, which a map that swaps alike in all has 0.5
+of."""
+KEPT = IIA.replace("changing", "preserving")
 ABOVE = 0.3
 """How far above the whole vector a subspace is flagged (Makelov et al. 2023)."""
 
@@ -60,13 +63,14 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     ``diverged``: numbers were not finite, so that there are no figures.
     ``full rank``: the fit, or the control, swaps a subspace as large as the activation.
     ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
-    pairs or more. ``false variable passes``: the same fit to a variable that the model need not have does so on three
-    quarters of them. ``random model passes``: the same fit on a randomly initialised model does so on three quarters of
-    them; or, of a probe that is better than the most frequent class, it comes into or above the 95% interval of the
-    probe's accuracy. ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
+    pairs or more. ``false variable passes``: the same fit to a variable that the model need not have is right on three
+    quarters of its pairs, those that change the label counted as much as the others. ``random model passes``: the same
+    fit on a randomly initialised model is right on three quarters of the label-changing pairs; or, of a probe that is
+    better than the most frequent class, it comes into or above the 95% interval of the probe's accuracy.
+    ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
     """
     needed = [IIA, PROBE_ACCURACY, RANDOM_MODEL + IIA, RANDOM_MODEL + PROBE_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, RANK]
-    needed.append(FALSE_VARIABLE + IIA)
+    needed += [FALSE_VARIABLE + IIA, FALSE_VARIABLE + KEPT]
     table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = [LAYER, COMPONENT, POSITION, SEED]
     genuine = without_void(table)
@@ -87,7 +91,8 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
             return RANDOM_MODEL_PASSES if row[RANDOM_MODEL + PROBE_ACCURACY] >= low > row[MAJORITY_ACCURACY] else ""
         if row[IIA] == row[IIA] and control.get((*here, row[RANK]), 0.0) >= SHOWN:
             return CONTROL_PASSES
-        if row[FALSE_VARIABLE + IIA] >= SHOWN_UNTRAINED:
+        changed, kept = row[FALSE_VARIABLE + IIA], row[FALSE_VARIABLE + KEPT]
+        if (changed + (kept if kept == kept else changed)) / 2 >= SHOWN_UNTRAINED:
             return FALSE_PASSES
         if row[RANDOM_MODEL + IIA] >= SHOWN_UNTRAINED:
             return RANDOM_MODEL_PASSES

@@ -12,7 +12,9 @@ VACUITY = "vacuity"
 FALSE_VARIABLE, LABELS, MODEL = "false_variable", "arbitrary_labels", "random_model"
 LABELS_BY_HEART, LINEAR = "labels_by_heart", "linear_map"
 CHECKED, VACUOUS = f"{VACUITY}/checked", f"{VACUITY}/vacuous"
-OF_VACUITY = frozenset({CHECKED, VACUOUS})
+ANSWERS = f"{VACUITY}/answers"
+"""How many different answers the task has."""
+OF_VACUITY = frozenset({CHECKED, VACUOUS, ANSWERS})
 SPEAKING = (FALSE_VARIABLE, LABELS, MODEL)
 """The controls that speak against an alignment if they align too; a linear map does if it does not. Lower capacities
 and training pairs only tell how free the map is."""
@@ -25,12 +27,15 @@ _COUNTS = (PAIRS_CHANGING, PAIRS_PRESERVING)
 def above_chance(results: Mapping[str, float], place: str) -> float | None:
     """IIA at a place as a share of the way from chance to 1; None where it is not known.
 
-    Chance is the larger share of pairs whose label changes, or stays: what a map that looks at no value can have.
+    Chance is what a map that looks at no value can have: it leaves all answers, or changes all to others, each of which
+    is right in one case out of as many as there are others.
     """
-    iia, counts = results.get(f"{place}/{_IIA}"), [results.get(f"{place}/{kind}", 0.0) for kind in _COUNTS]
-    if iia is None or not 0 < max(counts) < sum(counts):
+    iia = results.get(f"{place}/{_IIA}")
+    changing, preserving = (results.get(f"{place}/{kind}", 0.0) for kind in _COUNTS)
+    right = max(preserving, changing / max(results.get(ANSWERS, 2.0) - 1, 1.0))
+    if iia is None or not 0 < right < changing + preserving:
         return None
-    chance = max(counts) / sum(counts)
+    chance = right / (changing + preserving)
     return (iia - chance) / (1 - chance)
 
 

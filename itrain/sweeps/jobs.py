@@ -58,7 +58,7 @@ class CohortJob:
         # Made before anything is trained: not every model can be initialised anew.
         twin = opened.random_twin if grid.random_model and from_model else None
         control = opened.control_twin if grid.control_task else None
-        free = [fit for fit in self.fits if is_nonlinear(members[fit.name].exported)]
+        free = [fit for fit in from_model if _is_checked(cfg, members[fit.name])]
         found = _fitted(cfg, opened, grid, members)
         if twin is not None:
             again = {fit.name: _member(cfg, twin, grid, fit) for fit in from_model}
@@ -255,6 +255,12 @@ def _set_selectivity(found: dict[str, Figures]) -> None:
     for figures in found.values():
         if ODDS in figures and CONTROL_TASK + ODDS in figures:
             figures[ODDS_SELECTIVITY] = figures[ODDS] - figures[CONTROL_TASK + ODDS]
+
+
+def _is_checked(cfg: DictConfig, member: Training) -> bool:
+    """Whether a fit is repeated on a false variable: a map that is not linear, unless the key ``vacuity`` says so."""
+    asked = cfg.get("vacuity")
+    return isinstance(member, AlignmentSearch) and (is_nonlinear(member.exported) if asked is None else bool(asked))
 
 
 def _is_found(member: AlignmentSearch | CausalTracing) -> bool:

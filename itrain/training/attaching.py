@@ -229,7 +229,8 @@ def _continued(network: Network, source: ModelInputs, sites: Sequence[Site]) -> 
     """What the source has at the tokens after its prompt; empty where there are none."""
     if source.stop is None or source.tokens is None or not bool((source.stop > source.tokens[:, 1]).all()):
         return {}
-    after = replace(source, tokens=torch.stack([source.tokens[:, 1], source.stop], 1), stop=None, spans={})
+    start, stop = source.extent
+    after = replace(source, tokens=torch.stack([source.tokens[:, 1], stop], 1), start=start, stop=None, spans={})
     found = network.read(after, [site.at("all") for site in sites])
     return {site: found[site.at("all")] for site in sites}
 

@@ -90,17 +90,17 @@ def mentioned(text: Int[Tensor, "batch new"], concept: Sequence[Sequence[int]]) 
 
 
 def whole_texts(inputs: ModelInputs) -> ModelInputs:
-    """Prompts with their responses as texts of their own, without the tokens before what a prompt says.
+    """Prompts with their responses, whose positions count the tokens of both from what a prompt says on.
 
     What a position such as ``@all`` names is then the words of both, from the span ``prompt`` on where there is one:
     special tokens and what a chat template writes first are the same in every text, and larger than all others in many
-    models.
+    models. They are before the others all the same.
     """
     assert inputs.tokens is not None, "prompts have tokens"
-    first, end = inputs.extent
+    (start, end), first = inputs.extent, inputs.tokens[:, 0]
     if "prompt" in inputs.spans:
         first = inputs.spans["prompt"][:, 0]
     elif inputs.characters is not None:
         written = inputs.characters[..., 1] > inputs.characters[..., 0]
         first = torch.where(written.any(1), written.long().argmax(1), first)
-    return replace(inputs, tokens=torch.stack([first, end], 1), stop=None)
+    return replace(inputs, tokens=torch.stack([first, end], 1), start=start, stop=None)

@@ -144,24 +144,28 @@ class InterchangeInterventionTraining(Training):
         self.objectives = Objectives(
             {"interchange": CrossEntropy} if objectives is None else objectives, default=CrossEntropy
         )
-        if clash := TERMS & self.objectives.parts.keys():
-            raise ValueError(f"objectives: '{min(clash)}' names another term of the loss; choose another name")
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
         self.strict_weight = strict_weight
         self.resampling = Resampling(self.interchange, sites=strict_sites, sampling=siit_sampling)
         self.strict_accuracy: dict[str, StrictAccuracy] = {}
-        if strict_weight and not self.resampling.nodes(self.trained):
-            raise ValueError(
-                "strict_weight: nothing can be resampled, since the interventions leave no coordinate of their sites; "
-                "give the variables fewer coordinates (intervention.blocks), or name strict_sites=[<site>, ...]"
-            )
+        self._require_terms()
         choose_weights(network, parts=parts, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets)
         self._alone = parts is not None and lora_rank is None
         network.eval()
         self.readouts = self._heads(classes) if readout_weight else nn.ModuleList()
         match_precision(self.readouts, network)
         self.network = network
+
+    def _require_terms(self) -> None:
+        """Refuse objectives that have the name of another term, and strict training where there are no nodes."""
+        if clash := TERMS & self.objectives.parts.keys():
+            raise ValueError(f"objectives: '{min(clash)}' names another term of the loss; choose another name")
+        if self.strict_weight and not self.resampling.nodes(self.trained):
+            raise ValueError(
+                "strict_weight: nothing can be resampled, since the interventions leave no coordinate of their sites; "
+                "give the variables fewer coordinates (intervention.blocks), or name strict_sites=[<site>, ...]"
+            )
 
     def _heads(self, classes: Mapping[str, int] | None) -> nn.ModuleList:
         """A linear head for each variable that a placement serves."""

@@ -88,7 +88,7 @@ class Steering(RepresentationFinetuning):
         applied: how much of each site's edit is applied outside of the tests, where a test has chosen a strength.
 
     Raises:
-        ValueError: no word is named, or a number is out of its bounds.
+        ValueError: no word is named, a number is out of its bounds, or magnitude and preference are both given.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("reference",)
@@ -98,6 +98,9 @@ class Steering(RepresentationFinetuning):
     """The name under which :meth:`random_edits` are measured."""
     judgements: Sequence[Judgement] = ()
     """Of the continuations of all processes, set by each test with a judge."""
+    chosen: float | None = None
+    """The strength that the last test has chosen on the validation prompts."""
+    _heard: Judged | None = None
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class Steering(RepresentationFinetuning):
         hidden_sizes: Sequence[int] | None = None,
         applied: Sequence[float] | None = None,
     ) -> None:
-        _require(concept, strengths, judge, reference)
+        _require(concept, strengths, judge, reference, magnitude, preference)
         require_at_least(1, max_perplexity_ratio=max_perplexity_ratio, max_new_tokens=max_new_tokens)
         super().__init__(
             network=network,
@@ -156,12 +159,9 @@ class Steering(RepresentationFinetuning):
             reference=None,
         )
         self.interchange.apply(applied)
-        self.chosen: float | None = None
-        """The strength that the last test has chosen on the validation prompts."""
         self.sizes = [1.0] * len(self.placements)
         """By what each placement's edit is multiplied at strength 1, set by each test."""
         self.spoken = Spoken()
-        self._heard: Judged | None = None
 
     def export_arguments(self) -> dict[str, Any]:
         trained = ("magnitude", "preference")
@@ -356,7 +356,12 @@ class Steering(RepresentationFinetuning):
 
 
 def _require(
-    concept: Sequence[Sequence[int]], strengths: Sequence[float], judge: Judge | None, reference: str | None
+    concept: Sequence[Sequence[int]],
+    strengths: Sequence[float],
+    judge: Judge | None,
+    reference: str | None,
+    magnitude: object,
+    preference: object,
 ) -> None:
     if not concept:
         raise ValueError("concept: no word is named that could be counted; choose task=stories, or set task.concept")
@@ -366,6 +371,8 @@ def _require(
             raise ValueError(f"strengths: {strength} is no strength; give numbers above 0, as 0 is measured anyway")
     if reference is not None and judge is None:
         raise ValueError(f"reference '{reference}' is compared by a judge's scores; add training.judge")
+    if magnitude is not None and preference is not None:
+        raise ValueError("a preference draws how long the vector is, and magnitude says so too; leave one of them out")
 
 
 def _require_different(data: ResponseDataModule) -> None:

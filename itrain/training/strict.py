@@ -102,8 +102,8 @@ class Resampling:
     def answers(
         self, batch: CounterfactualBatch, nodes: Mapping[Placement, Outside]
     ) -> Float[Tensor, "batch ... vocabulary"]:
-        """The answers on the bases, with these nodes as they are in the sources."""
-        return self.interchange(_first_sources(batch), nodes)
+        """The answers on the bases, with these nodes as they are in the sources; of no nodes, those of the bases."""
+        return self.interchange.network(batch.own) if not nodes else self.interchange(_first_sources(batch), nodes)
 
 
 def _rest(site: Site, interventions: Interventions) -> Outside | None:
