@@ -316,8 +316,7 @@ def _control(cfg: DictConfig, opened: Opened, control: vacuity.Control) -> tuple
     lightning.seed_everything(cfg.seed, verbose=False)
     training, intervention = (instantiate(each, _convert_="all") for each in (cfg.training, cfg.intervention))
     sites = vacuity.sites_changed(placements_of(cfg.site), control.change)
-    changed = None if intervention is None else control.change(intervention)
-    return opened.module(training, sites, intervention=changed), opened.data
+    return opened.module(training, sites, intervention=intervention and control.change(intervention)), opened.data
 
 
 def _limits(cfg: DictConfig) -> AbstractContextManager[object]:
@@ -347,8 +346,7 @@ def placements_of(site: Any) -> list[Placement | Site]:
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:
-    (figures,) = parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)
-    return figures
+    return parts.trainer.test(parts.module, datamodule=parts.data, verbose=False)[0]
 
 
 def _test(parts: Parts, folder: Path, before: Mapping[str, float] | None = None) -> Mapping[str, float]:

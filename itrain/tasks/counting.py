@@ -15,8 +15,8 @@ from itrain.bounds import require_at_least
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, Task
-from itrain.tasks.recurrent import seeded, teach
 from itrain.tasks.sequences import Sequences
+from itrain.tasks.teaching import seeded, teach
 
 RESPONSE, END = 0, 1
 """The symbols that are written; they are read too."""
