@@ -65,7 +65,7 @@ def text(group: str, name: str) -> str:
     file = HOME / ("recipes" if group == "recipe" else f"configs/{group}") / f"{name}.yaml"
     own = re.sub(r"^\s*#.*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
     bases = re.findall(r"^  - (\w+)$", own, re.MULTILINE) + re.findall(r"^defaults: \[(\w+)\]", own, re.MULTILINE)
-    parts = re.findall(r"^  - override /(intervention|training): (\w+)$", own, re.MULTILINE)
+    parts = re.findall(r"^  - override /(intervention|training): (?!null$)(\w+)$", own, re.MULTILINE)
     return "\n".join(
         [own, *(text(group, base) for base in bases if base != "_self_"), *(text(*each) for each in parts)]
     )
