@@ -30,8 +30,9 @@ class LinearMap(Featurizer):
 
     @property
     def matrix(self) -> Float[Tensor, "hidden hidden"]:
-        one = torch.eye(len(self.factor), dtype=self.factor.dtype, device=self.factor.device)
-        return self.factor @ self.factor.T + LEAST * one
+        # Torch inverts in fp32 at least.
+        factor = self.factor.to(torch.promote_types(self.factor.dtype, torch.float32))
+        return factor @ factor.T + LEAST * torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
 
     def encode(
         self, activation: Float[Tensor, "*batch hidden"]

@@ -141,9 +141,8 @@ class InterchangeInterventionTraining(Training):
         )
         self.sites = self.interchange.sites
         self.arguments.update(sites=self.placements, hidden_sizes=self.interchange.hidden_sizes)
-        self.objectives = Objectives(
-            {"interchange": CrossEntropy} if objectives is None else objectives, default=CrossEntropy
-        )
+        given = {"interchange": CrossEntropy} if objectives is None else objectives
+        self.objectives = Objectives(given, default=CrossEntropy)
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
         self.strict_weight = strict_weight
