@@ -59,9 +59,12 @@ def embedded():
 
 def bound(cls: type[Task], embedded) -> Task:
     task = cls()
-    words = [str(value) for values in task.causal_model.inputs.values() for value in values]
-    # The words of tasks for encoders are not the embedded model's.
-    task.bind(stand_in_tokenizer([*words, "the ."]) if isinstance(task, ClassTask) else embedded.tokenizer)
+    if isinstance(task, ClassTask):
+        # The words of tasks for encoders are not the embedded model's.
+        words = [str(value) for values in task.causal_model.inputs.values() for value in values]
+        task.bind(stand_in_tokenizer([*words, "the ."]))
+    else:
+        task.bind(embedded.tokenizer)
     return task
 
 

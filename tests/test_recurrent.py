@@ -110,7 +110,7 @@ def taught(search: AlignmentSearch, task: Repeat, *, steps: int, rate: float) ->
     batch, optimizer = pairs_of(task, 512), torch.optim.Adam(search.exported.parameters(), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        search.loss(search.interchange(batch, search.trained), batch).backward()
+        search.loss(search.outcome(batch, search.trained)).backward()
         optimizer.step()
     test = pairs_of(task, 512, seed=1)
     with torch.no_grad():
