@@ -35,6 +35,7 @@ NEEDS = {"hf": ["model.name=x"], "tracing": [CORRUPTED, "intervention=full_vecto
 NEEDS |= {"pooled": ["model.name=x", "task=sentences"], "minilm": ["task=sentences"], "towers": ["task=captions"]}
 NEEDS |= {"untrained": ["model.words=a"], "table": ["task.pairs=x.jsonl"], "declared": DECLARED}
 NEEDS |= {"monitoring": ["data=labelled"], "labelled": ["training=monitoring"]}
+NEEDS |= {"hyperdas": ["task=entity_attributes"]}
 PARTNER = {"_target_": "itrain.tasks.counting.trained_counter", "_partial_": True}
 NEEDS |= {"model_alignment": ["training.partner={_target_:itrain.tasks.counting.trained_counter,_partial_:true}"]}
 INSTALLED = {"joblib"}
