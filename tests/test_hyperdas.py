@@ -168,6 +168,7 @@ def test_the_weight_of_crowding_rises_after_its_start(data: CounterfactualDataMo
 # --- recovery and rejection
 
 
+@pytest.mark.slow
 def test_it_finds_the_token_that_holds_the_attribute_where_it_is_told_which(base_model: BaseModel) -> None:
     """Among embeddings the entity's alone holds it; untrained or told another attribute it causes nothing."""
     data = data_for(base_model, EntityAttributes(attributes=["color", "material"]), pairs=1024, test_pairs=128)

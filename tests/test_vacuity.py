@@ -56,6 +56,7 @@ def test_a_nonlinear_map_has_controls_unless_they_are_left_out(
     assert own == {key: value for key, value in without.items() if not key.startswith("vacuity")}, "same fit"
 
 
+@pytest.mark.slow
 def test_a_rotation_has_controls_where_they_are_asked_for(tmp_path: Path) -> None:
     found = run(tmp_path, "fit", "recipe=das_gender", *SMALL, "vacuity=true", "trainer=cpu")
     assert {"vacuity/arbitrary_labels/iia_argmax", "vacuity/labels_by_heart/iia_argmax"} <= set(found)
@@ -79,6 +80,7 @@ def figures(own: float, **controls: float) -> dict[str, float]:
     return {f"{place}/iia_argmax": iia for place, iia in places.items()} | counts | {"vacuity/checked": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_sweep_heeds_whether_controls_are_asked_for(tmp_path: Path, asked: bool) -> None:
     words = ["sweep.methods=[revnet,das]", "sweep.layers=[1]", "sweep.positions=[name]", "sweep.random_model=false"]
