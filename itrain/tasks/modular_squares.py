@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from itrain.bounds import require_at_least
@@ -19,7 +19,7 @@ from itrain.tasks.base import Pair, Split, Task
 from itrain.tasks.teaching import seeded, teach
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    pass
 
 SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 """The part of the inputs that each split draws from."""
@@ -112,7 +112,7 @@ def trained_transformer(
     batch_size: int = 256,
     learning_rate: float = 3e-3,
     weight_decay: float = 2.0,
-) -> GPT2LMHeadModel:
+) -> nn.Module:
     """A GPT-2 of one layer that is taught the answers to 4/5 of the inputs, and generalises to the others.
 
     Takes a minute and a half on one core, and gives the same weights each time.
@@ -140,7 +140,7 @@ def trained_transformer(
     return model.eval()
 
 
-def transformer(*, modulus: int = 59, hidden_size: int = 128, num_heads: int = 2, seed: int = 0) -> GPT2LMHeadModel:
+def transformer(*, modulus: int = 59, hidden_size: int = 128, num_heads: int = 2, seed: int = 0) -> nn.Module:
     """An untrained GPT-2 of one layer with ReLU and without dropout, of the tokens 0 to p."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
