@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from itrain.bounds import require_at_least
@@ -99,6 +99,11 @@ class Outcome:
         candidates = self.batch.base.candidates
         with torch.no_grad(), self.network.unchanged():
             return self.network(inputs if candidates is None else inputs.among(candidates))
+
+
+def mean_of_used(values: Float[Tensor, "batch tokens"], used: Bool[Tensor, "batch tokens"]) -> Float[Tensor, " batch"]:
+    """The mean over the tokens that an answer uses; 0 of none."""
+    return (values * used).sum(1) / used.sum(1).clamp(min=1)
 
 
 def require_one_source(batch: CounterfactualBatch) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from itrain.metrics import UNUSED
-from itrain.objectives.base import Objective, Outcome
+from itrain.objectives.base import Objective, Outcome, mean_of_used
 
 
 class CrossEntropy(Objective):
@@ -26,4 +26,4 @@ def answer_loss(
 ) -> Float[Tensor, " batch"]:
     """The cross entropy of each pair's label, in nats: the mean over its tokens."""
     losses = cross_entropy(logits.movedim(-1, 1), label, reduction="none", ignore_index=UNUSED)
-    return losses if losses.ndim == 1 else losses.sum(1) / (label != UNUSED).sum(1).clamp(min=1)
+    return losses if losses.ndim == 1 else mean_of_used(losses, label != UNUSED)

@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from itrain.data import CounterfactualBatch
 from itrain.metrics import UNUSED
-from itrain.objectives.base import Objective, Outcome, require_one_source, require_source_answers
+from itrain.objectives.base import Objective, Outcome, mean_of_used, require_one_source, require_source_answers
 
 Target: TypeAlias = Literal["source", "base"]
 
@@ -39,10 +39,7 @@ class DistributionObjective(Objective):
     def forward(self, outcome: Outcome) -> Float[Tensor, " batch"]:
         target = outcome.source_logits() if self.target == "source" else outcome.base_logits()
         losses = self.divergence(log_softmax(target.to(outcome.logits), -1), log_softmax(outcome.logits, -1))
-        if losses.ndim == 1:
-            return losses
-        used = outcome.batch.counterfactual_label != UNUSED
-        return (losses * used).sum(1) / used.sum(1).clamp(min=1)
+        return losses if losses.ndim == 1 else mean_of_used(losses, outcome.batch.counterfactual_label != UNUSED)
 
     @abstractmethod
     def divergence(

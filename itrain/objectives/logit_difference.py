@@ -8,7 +8,7 @@ from torch import Tensor
 from itrain.bounds import require_at_least
 from itrain.data import CounterfactualBatch
 from itrain.metrics import UNUSED
-from itrain.objectives.base import Objective, Outcome
+from itrain.objectives.base import Objective, Outcome, mean_of_used
 
 
 class LogitMargin(Objective):
@@ -66,5 +66,4 @@ def _difference(
     both = (more != UNUSED) & (less != UNUSED)
     indices = [each.where(both, 0).unsqueeze(-1) for each in (more, less)]
     first, second = (logits.gather(-1, each)[..., 0] for each in indices)
-    difference = (first - second) * both
-    return difference if difference.ndim == 1 else difference.sum(1) / both.sum(1).clamp(min=1)
+    return (first - second) * both if both.ndim == 1 else mean_of_used(first - second, both)

@@ -160,8 +160,7 @@ def transformer(*, modulus: int = 59, hidden_size: int = 128, num_heads: int = 2
         eos_token_id=None,
         use_cache=False,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return GPT2LMHeadModel(config)
 
 

@@ -16,6 +16,7 @@ from itrain.bounds import require_at_least
 from itrain.causal_model import CausalModel, Setting
 from itrain.inputs import ModelInputs
 from itrain.tasks.base import Pair, Split, Task
+from itrain.tasks.teaching import seeded, teach
 
 X, Y = (-1, 1), (0, 1, 2, 3, 4)
 SPREAD = 0.1
@@ -133,21 +134,16 @@ def trained_mlp(
         seed: of its start and of the vectors.
         steps, batch_size, learning_rate: of Adam, whose rate falls linearly to 0.
     """
-    require_at_least(1, steps=steps, batch_size=batch_size)
-    require_at_least(0, learning_rate=learning_rate)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = mlp(noise_features=noise_features, hidden_size=hidden_size)
+    require_at_least(1, batch_size=batch_size)
     generator = torch.Generator().manual_seed(seed + 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    with torch.enable_grad():
-        for _ in range(steps):
+    with seeded(seed):
+        model = mlp(noise_features=noise_features, hidden_size=hidden_size)
+
+        def loss() -> Float[Tensor, ""]:
             labels = torch.randint(len(X) * len(Y), (batch_size,), generator=generator)
-            optimizer.zero_grad()
-            cross_entropy(model(_vectors(labels, noise_features, generator)), labels).backward()
-            optimizer.step()
-            schedule.step()
+            return cross_entropy(model(_vectors(labels, noise_features, generator)), labels)
+
+        teach(model, loss, steps=steps, rate=learning_rate)
     return model
 
 

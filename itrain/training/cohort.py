@@ -184,7 +184,9 @@ class Cohort(Training):
         clean = searches[0].scores.unedited(batch) if split == "test" and searches else None
         hard = {name: self.members[name].interchange.hardened() for name in self.watched}
         outcomes = self.outcomes(batch, hard) if hard and split == "validation" else {}
-        answers = {name: each.logits for name, each in outcomes.items()} or self.predict_step(batch, 0)
+        answers = {name: each.logits for name, each in outcomes.items()}
+        if hard and not outcomes:
+            answers = self.interchange(batch, hard)
         for name, logits in answers.items():
             self.members[name].scores.update(split, logits, batch)
             if clean is not None:

@@ -66,7 +66,7 @@ class TopLatents(nn.Module):
         for placement, each in interchange.trained.items():
             activation = found[placement.write]
             present = inputs.present(placement.write).to(activation.device, non_blocking=True)
-            latents = (activation @ vector_of(each).to(activation)).relu().masked_fill(~present, 0)
+            latents = (activation @ vector_of(each).to(activation)).relu()
             factors[placement], rest = largest(latents, present, self.k)
             penalties.append(rest)
         return Lengths(factors, self.sparsity * self.progress * sum(penalties))  # type: ignore[arg-type]

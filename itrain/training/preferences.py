@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from itrain.training.steering import Steering
 
 FACTORS = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
+"""The strengths of training steps, where nothing else is said."""
 
 
 class Preference(nn.Module):
