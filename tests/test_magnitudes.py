@@ -91,6 +91,8 @@ def test_a_text_is_moved_by_as_much_as_it_has_of_the_direction() -> None:
 def test_a_preference_is_the_formula_of_its_paper(normalized: bool) -> None:
     make = partial(Preference, factors=[3.0], length_normalized=normalized)
     training, data = steering(intervention=SteeringVector, preference=make)
+    assert first(data).rejected is None
+    training.check(data)
     batch = first(data)
     w = 0.3 * torch.randn(80, generator=torch.Generator().manual_seed(1))
     training.trained[training.placements[0]].vector.data.copy_(w)

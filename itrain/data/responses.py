@@ -38,7 +38,7 @@ class ResponseBatch(Batch):
     has_concept: Int[Tensor, " batch"] | None = None
     """1 where the response has the task's concept, 0 where it is one without, for directions between the two."""
     rejected: ResponseBatch | None = None
-    """The same prompts, each followed by a response without the concept; None: the task has none."""
+    """The same prompts, each followed by a response without the concept; None unless a training asks for them."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -65,11 +65,8 @@ class ResponseBatch(Batch):
 
 
 def collate(task: ResponseTask, settings: Sequence[Setting]) -> ResponseBatch:
-    """The settings as tensors, each prompt followed by its response, and by one to reject where all have one."""
-    made = _collated(task, settings, [task.response(setting) for setting in settings])
-    others = [task.rejected(setting) for setting in settings]
-    without = [each for each in others if each is not None]
-    return made if len(without) < len(others) else replace(made, rejected=_collated(task, settings, without))
+    """The settings as tensors, each prompt followed by its response."""
+    return _collated(task, settings, [task.response(setting) for setting in settings])
 
 
 def _collated(task: ResponseTask, settings: Sequence[Setting], responses: Sequence[Sequence[int]]) -> ResponseBatch:
@@ -129,8 +126,18 @@ class ResponseDataModule(SplitDataModule[ResponseBatch]):
         self.task = task
 
     def collect(self, split: Split) -> ResponseBatch:
-        settings = Random(f"{self.seed} {split}").sample(self.task.settings(split), self.sizes[split])
-        return collate(self.task, settings)
+        return collate(self.task, self._drawn(split))
+
+    def _drawn(self, split: Split) -> list[Setting]:
+        return Random(f"{self.seed} {split}").sample(self.task.settings(split), self.sizes[split])
+
+    def add_rejected(self) -> bool:
+        """Give the training examples responses to reject, and say whether the task has them for all of its prompts."""
+        settings, dataset = self._drawn("train"), self.datasets["train"]
+        found = [each for each in map(self.task.rejected, settings) if each is not None]
+        if len(found) == len(settings) and dataset.examples.rejected is None:
+            dataset.examples = replace(dataset.examples, rejected=_collated(self.task, settings, found))
+        return len(found) == len(settings)
 
     def example(self) -> ModelInputs:
         return collate(self.task, self.task.settings("train")[:1]).inputs

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, logsigmoid
 
 from itrain.bounds import require_some
-from itrain.data.responses import ResponseBatch
+from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.metrics import UNUSED
 from itrain.networks.lane import EditAt, scaled
@@ -65,12 +65,12 @@ class Preference(nn.Module):
         self.factor = Random(round(progress * 2**40)).choice(self.factors)
 
     def require(self, data: SplitDataModule) -> None:
-        """Refuse data without a response to reject.
+        """Have the data give responses to reject; refuse data that have none.
 
         Raises:
             ValueError: saying so.
         """
-        if data.datasets["train"].examples.rejected is None:
+        if not (isinstance(data, ResponseDataModule) and data.add_rejected()):
             raise ValueError(
                 "preference compares two responses to each prompt, and the task gives one; let its rejected() give the "
                 "other, as task=stories does"
