@@ -139,7 +139,7 @@ misses its bounds or fails is said so, and the exit code is 1.
 keys
   quick      only the rows that take less than 20 seconds a seed
   --list     what rows there are, with their commands, and what those need that are not run here; or list
-  rows       a folder with rows of your own, in place of those that ship with itrain: docs/reproduce.md
+  rows       a folder with rows of your own, in place of those that ship with itrain: docs/results/reproduce.md
   output     the folder of all runs: outputs
 
 examples
@@ -255,7 +255,7 @@ usage: itrain task check <file>.yaml [model=<choice>] [task.<key>=<value> ...]
 
 Renders examples of each split with their spans, tokens and labels, and counts pairs, labels and answers; or says all
 that is wrong with a task by line and key, with a table of pairs by row and column, and ends with exit code 2. Of the
-model only the tokenizer is loaded, and model=null goes without. docs/tasks.md says how a task is written.
+model only the tokenizer is loaded, and model=null goes without. docs/howto/tasks.md says how a task is written.
 
 examples
   itrain task check my/pairs.jsonl

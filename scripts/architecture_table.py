@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: what each row of the table of architectures has, as tried on a tiny random model.
+"""Writes docs/reference/architectures.md: what each row of the table of architectures has, as tried on a tiny random model.
 
     python scripts/architecture_table.py                  # try all rows, and write the page
     python scripts/architecture_table.py --only llama t5  # try these, and leave the other rows as they are written
@@ -25,7 +25,7 @@ from itrain.architectures import ARCHITECTURES, Architecture
 from itrain.files import write_text
 from itrain.sites import ATTENTION_WEIGHTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
 COMMAND = "python scripts/architecture_table.py"
 STREAM = ("block_input", "block_output")
 ATTENTION = (

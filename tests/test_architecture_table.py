@@ -1,4 +1,4 @@
-"""docs/architectures.md says of each row what the code has, and its verification finds rows that are wrong."""
+"""docs/reference/architectures.md says of each row what the code has, and its verification finds rows that are wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itrain.architectures import ARCHITECTURES, Component
 from itrain.sites import ATTENTION_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "architectures.md"
+PAGE = ROOT / "docs" / "reference" / "architectures.md"
 
 
 @pytest.fixture(autouse=True)

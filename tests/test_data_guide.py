@@ -1,4 +1,4 @@
-"""The tables that docs/data.md shows are read as it says."""
+"""The tables that docs/howto/data.md shows are read as it says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from itrain.tasks.columns import COLUMNS
 from itrain.tasks.gender import Gender
 from itrain.tasks.table import table
 
-GUIDE = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+GUIDE = (Path(__file__).parents[1] / "docs" / "howto" / "data.md").read_text()
 TABLES = dict(re.findall(r"<!-- tested: (\S+) -->\n```\w+\n(.*?)```", GUIDE, re.DOTALL))
 
 

@@ -1,4 +1,4 @@
-"""docs/methods.md: its tables have each method by its own first sentence; sources, choices and recipes exist."""
+"""docs/reference/methods.md: its tables have each method by its own first sentence; sources, choices and recipes exist."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from itrain.objectives.base import Objective
 from itrain.training.base import Training
 
 HOME = Path(__file__).parents[1]
-PAGE = (HOME / "docs" / "methods.md").read_text(encoding="utf-8")
+PAGE = (HOME / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
 KINDS = {
     "Interventions": (Intervention, itrain.interventions),
     "Featurizers": (Featurizer, itrain.interventions, itrain.saes),
@@ -88,7 +88,7 @@ def test_each_method_has_its_row_and_no_row_is_of_none(title: str) -> None:
     written = {name: f"| `{name}` | {said} |" for name, said, _, _ in rows}
     assert len(written) == len(rows)
     missing = [row for name, row in wanted.items() if written.get(name) != row]
-    assert not missing, "add or correct in docs/methods.md:\n" + "\n".join(missing)
+    assert not missing, "add or correct in docs/reference/methods.md:\n" + "\n".join(missing)
     assert written.keys() == wanted.keys(), written.keys() - wanted.keys()
 
 

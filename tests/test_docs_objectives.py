@@ -1,4 +1,4 @@
-"""docs/objectives.md: its blocks run in order and print what is shown, and its recipe and commands are understood."""
+"""docs/howto/objectives.md: its blocks run in order and print what is shown, and its recipe and commands are understood."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from itrain.objectives.base import Objectives, Outcome
 from itrain.objectives.cross_entropy import CrossEntropy
 from tests.test_notebook import DOCS, alike, blocks, require_short, run
 
-PAGE = (DOCS / "objectives.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "howto" / "objectives.md").read_text(encoding="utf-8")
 ((NAME, RECIPE),) = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)).splitlines()
 
@@ -24,7 +24,7 @@ def test_the_blocks_of_the_page_print_what_is_shown(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
     shown = 0
-    for block in blocks("objectives.md"):
+    for block in blocks("howto/objectives.md"):
         require_short(re.sub(r"^from .*\n", "", block["code"], flags=re.MULTILINE))
         printed = run(block["code"], space)
         if block["shown"] is not None:

@@ -1,4 +1,4 @@
-"""docs/tasks.md: its files are tasks, its commands are understood, and its tables name all there is."""
+"""docs/howto/tasks.md: its files are tasks, its commands are understood, and its tables name all there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itrain import cli, config
 from itrain.tasks.declared import DeclaredTask
 from itrain.tasks.operations import FUNCTIONS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "tasks.md").read_text(encoding="utf-8")
 YAML = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [
     line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()

@@ -58,7 +58,7 @@ def require_short(code: str) -> None:
 def test_blocks_are_short_run_in_order_and_print_what_is_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
-    found = list(blocks("notebook.md"))
+    found = list(blocks("howto/notebook.md"))
     assert found
     for each in found:
         require_short(each["code"])
@@ -73,7 +73,7 @@ def test_twins_of_another_library_give_the_same(library, request):
     found = request.getfixturevalue(library) if library == "nnsight" else pytest.importorskip(library)
     space: dict[str, Any] = {library: found}
     compared = 0
-    for each in blocks("coming_from.md"):
+    for each in blocks("coming_from/index.md"):
         if each["library"] in (None, library):
             run(each["code"], space)
         if each["library"] is None:
@@ -104,7 +104,7 @@ def test_every_edit_prints_in_jupyter():
 
 def test_the_page_of_monitoring_runs_and_prints_what_is_shown():
     space: dict[str, Any] = {}
-    for each in blocks("monitoring.md"):
+    for each in blocks("howto/monitoring.md"):
         shown = run(each["code"], space)
         if each["shown"] is not None:
             assert alike(shown, each["shown"]), f"{each['code']}\nprints\n{shown}"

@@ -322,7 +322,7 @@ def test_what_is_missing_is_asked_of_the_installed_packages(write: Callable[...,
 
 
 def test_the_guide_s_row_and_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "results" / "reproduce.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     ((name, text),) = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     Path(name).parent.mkdir()

@@ -1,7 +1,7 @@
 """The columns of a table of counterfactual pairs, and how a row of cells becomes a base, its sources and their labels.
 
 A row is a pair. Nested objects and columns with dots say the same: ``{"spans": {"subject": "cat"}}`` in JSON is the
-column ``spans.subject`` of a CSV file. ``docs/data.md`` has all columns with examples.
+column ``spans.subject`` of a CSV file. ``docs/howto/data.md`` has all columns with examples.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ KINDS = {
 class DeclaredTask(TextTask):
     """A causal model, its texts and its pairs, as plain data: ``task=<file>.yaml``, or the keys of a recipe's task.
 
-    docs/tasks.md has a guide and examples of each key.
+    docs/howto/tasks.md has a guide and examples of each key.
 
     Args:
         inputs: the values of each input: a list, a range ``0..9``, or a mapping with ``words``, ``keys`` of a table,

@@ -39,7 +39,7 @@ def table(
     split_seed: int = 0,
     fingerprint: str | None = None,
 ) -> Task:
-    """The task of the pairs of a table, which ``docs/data.md`` describes column by column.
+    """The task of the pairs of a table, which ``docs/howto/data.md`` describes column by column.
 
     On the command line ``data.pairs=<file>`` asks for it, with the other arguments beside it as ``data.<argument>``.
 
