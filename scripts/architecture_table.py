@@ -1,4 +1,4 @@
-"""Writes docs/reference/architectures.md: what each row of the table of architectures has, as tried on a tiny random model.
+"""Writes the page of architectures: what each row of the table of architectures has, as tried on a tiny random model.
 
     python scripts/architecture_table.py                  # try all rows, and write the page
     python scripts/architecture_table.py --only llama t5  # try these, and leave the other rows as they are written

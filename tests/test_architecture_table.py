@@ -1,4 +1,4 @@
-"""docs/reference/architectures.md says of each row what the code has, and its verification finds rows that are wrong."""
+"""The page of architectures says of each row what the code has, and its verification finds rows that are wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/howto/objectives.md: its blocks run in order and print what is shown, and its recipe and commands are understood."""
+"""docs/howto/objectives.md: its blocks run, its recipe and commands are read."""
 
 from __future__ import annotations
 
