@@ -1,4 +1,4 @@
-"""The page of all methods: its tables have each method by its own first sentence; sources, choices and recipes exist."""
+"""The page of all methods: its tables have each method by its first sentence; sources, choices and recipes exist."""
 
 from __future__ import annotations
 
