@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from random import Random
 
 import pytest
@@ -50,6 +51,18 @@ def test_the_false_hypothesis_interchanges_an_object() -> None:
     pair = task.sample(random, "test")
     new = task.causal_model.interchange(pair.base, pair.sources)
     assert new["same"] == task.causal_model.run({**pair.base, "w": pair.sources["first"]["w"]})["same"]
+
+
+def test_equalities_say_nothing_about_the_identity_of_an_object() -> None:
+    task, random = HierarchicalEquality(hypothesis="first_argument"), Random(0)
+    seen: dict[tuple[bool, ...], list[bool]] = defaultdict(list)
+    for pair in (task.sample(random, "test") for _ in range(4000)):
+        base, source = task.causal_model.run(pair.base), task.causal_model.run(pair.sources["first"])
+        equal = task.causal_model.interchange(pair.base, pair.sources)["left"]
+        seen[base["left"], base["right"], source["left"], source["right"]].append(bool(equal))
+    assert len(seen) == 16
+    for known, equal in seen.items():
+        assert sum(equal) / len(equal) == pytest.approx(1 / 2, abs=0.12), known
 
 
 def test_a_network_is_taught_the_same_way_each_time() -> None:

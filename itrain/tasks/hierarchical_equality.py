@@ -39,7 +39,7 @@ class HierarchicalEquality(Task):
     Args:
         hypothesis: ``both_equal`` interchanges ``left`` (w = x) and ``right`` (y = z). ``first_argument`` is a control
             that a network need not satisfy: it interchanges ``first``, the identity of w, which equals the base's
-            x in half of the sources.
+            x in half of the sources. Whether a source's own pairs are equal says nothing about the label.
         objects: the number of objects.
         objects_seed: draws their numbers, uniform from -1 to 1 in steps of 0.01.
     """
@@ -102,7 +102,10 @@ class HierarchicalEquality(Task):
         base = self._objects(random, split)
         sources = {variable: self._objects(random, split) for variable in random.choice(self._swaps)}
         if self._identity in sources and random.random() < 0.5:
-            sources[self._identity]["w"] = base["x"]
+            # Whether the source's own pair is equal stays as likely, and so says nothing about the label.
+            source = sources[self._identity]
+            for place in ("w", "x") if source["w"] == source["x"] else ("w",):
+                source[place] = base["x"]
         return Pair(base=base, sources=sources)
 
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
