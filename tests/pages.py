@@ -29,6 +29,8 @@ PAGES = {"README.md": HOME / "README.md"} | {
     path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))
 }
 FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>.*)$")
+HOLDS_INDENTED = re.compile(r"[-*+] |\d+\. |!!!|\?\?\?|===|:::|\[\^|: ")
+"""What is followed by indented words: lists, notes, tabs, documented objects, footnotes, definitions."""
 REASON = re.compile(r"<!-- not run: (.+?) -->")
 TITLE = re.compile(r'\btitle="([^"]+)"')
 FILE_NAME = re.compile(r"# ([\w./-]+\.\w+)\n")
@@ -77,6 +79,18 @@ def blocks(page: str) -> list[Block]:
         number = end + 1
     below = {block.line: block.code for block in found if block.language == "text"}
     return [_with(block, below.get(end + 2)) for block, end in zip(found, ends, strict=True)]
+
+
+def indented(page: str) -> list[int]:
+    """The lines where blocks without a fence begin, which nothing can run."""
+    found, above, empty, fenced = [], "", True, False
+    for number, line in enumerate(PAGES[page].read_text(encoding="utf-8").splitlines(), 1):
+        fenced ^= FENCE.match(line) is not None
+        if empty and line.startswith("    ") and not fenced and not HOLDS_INDENTED.match(above):
+            found.append(number)
+        empty = not line.strip()
+        above = line if line[:1].strip() else above
+    return found
 
 
 def _block(page: str, line: int, fence: re.Match[str], above: str, body: list[str]) -> Block:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.pages import FENCE, PAGES, RunPage, alike, blocks, what_it_is
+from tests.pages import FENCE, PAGES, RunPage, alike, blocks, indented, what_it_is
 
 SLOW: dict[str, str] = {}
 """Pages that take longer than ten seconds, and why."""
@@ -39,7 +39,8 @@ def test_the_blocks_of_a_page_run(page: str, run_page: RunPage, request: pytest.
 @pytest.mark.parametrize("page", PAGES)
 def test_no_block_is_forgotten(page: str) -> None:
     forgotten = [f"{block}: '{block.language}'" for block in blocks(page) if what_it_is(block) is None]
-    assert not forgotten, f"write a language, or why it is not run (<!-- not run: reason -->): {forgotten}"
+    forgotten += [f"{page}:{line}: indented" for line in indented(page)]
+    assert not forgotten, f"fence it, write a language, or why it is not run (<!-- not run: reason -->): {forgotten}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in READ_ELSEWHERE])
