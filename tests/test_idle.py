@@ -44,3 +44,13 @@ def test_symbols_are_compared_with_the_values_of_the_variables_where_they_are_kn
         require_meant(made, Bits())
     require_meant(made, None)
     require_meant({"a place": Onion(9, symbols=2, variables=["left", "right"])}, Bits())
+
+
+def test_a_loss_whose_weights_are_all_0_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"interchange_weights=0: all weights of the loss are 0"):
+        fit(training(interchange_weights=0, task_weight=0.0), 1)
+
+
+def test_targets_of_adapters_without_adapters_are_refused() -> None:
+    with pytest.raises(ValueError, match="lora_targets has no effect without adapters; add lora_rank=8"):
+        training(lora_targets=["top"])

@@ -95,12 +95,19 @@ def require_meant(parts: Mapping[str, nn.Module], task: Task | None) -> None:
                 raise ValueError(f"site '{place}': {type(part).__name__}: {error}") from error
 
 
-def require_unlearned(interventions: Mapping[Placement, Intervention], setting: str) -> None:
+def require_unlearned(interventions: Mapping[Placement, Intervention], setting: str, *, others: bool) -> None:
     """Refuse learned interventions where a setting leaves no term of the loss that trains them.
 
+    Args:
+        interventions: by their placements.
+        setting: as it is given.
+        others: whether there are other terms of the loss, which train the model.
+
     Raises:
-        ValueError: naming the setting, the intervention and its place.
+        ValueError: naming the setting, the intervention and its place, or that the loss has no term at all.
     """
+    if not others:
+        raise ValueError(f"{setting}: all weights of the loss are 0, so that nothing is trained; give one above 0")
     for placement, each in interventions.items():
         if any(parameter.requires_grad for parameter in each.parameters()):
             raise ValueError(

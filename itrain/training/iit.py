@@ -147,7 +147,7 @@ class InterchangeInterventionTraining(Training):
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
         self.strict_weight = strict_weight
-        self.resampling = Resampling(self.interchange, sites=strict_sites, sampling=siit_sampling)
+        self.resampling = Resampling(self.interchange, sites=strict_sites, sampling=siit_sampling, weight=strict_weight)
         self.strict_accuracy: dict[str, StrictAccuracy] = {}
         self._require_terms()
         choose_weights(network, parts=parts, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets)
@@ -365,7 +365,8 @@ class InterchangeInterventionTraining(Training):
 
     def on_fit_start(self) -> None:
         if not (self._weighs_pairs or self.strict_weight or self.readout_weight):
-            require_unlearned(self.trained, f"interchange_weights={self.interchange_weights}")
+            others = bool(self.task_weight or self.source_weight)
+            require_unlearned(self.trained, f"interchange_weights={self.interchange_weights}", others=others)
         self._train_mode()
 
     def _train_mode(self) -> None:
