@@ -11,6 +11,7 @@ from itrain.interventions.das import FullRotationDAS
 from itrain.interventions.fixed import Clamp
 from itrain.interventions.onion import Onion
 from itrain.training.building import require_meant
+from itrain.training.finite import _without_effect
 from tests.test_iit import BLOCKS, Bits, data_for, fit, training
 from tests.test_interchange import QUIET
 
@@ -54,3 +55,13 @@ def test_a_loss_whose_weights_are_all_0_is_refused() -> None:
 def test_targets_of_adapters_without_adapters_are_refused() -> None:
     with pytest.raises(ValueError, match="lora_targets has no effect without adapters; add lora_rank=8"):
         training(lora_targets=["top"])
+
+
+def test_adapters_that_add_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="LoRA: alpha=0 scales what adapters add to nothing"):
+        training(lora_rank=1, lora_targets=["top"], lora_alpha=0.0)
+
+
+def test_a_part_without_a_site_is_not_told_to_choose_another_layer() -> None:
+    told = str(_without_effect("model", training().network.model, "at the first step"))
+    assert told.startswith("model: Sequential has no gradient at the first step") and "layer" not in told
