@@ -1,58 +1,54 @@
-"""What the command line says about itself: the help of each verb, and the lists of recipes and choices."""
+"""The help of each verb, as text of 80 columns."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from hydra.utils import get_object
-
-from itrain import config
-from itrain.files import read_yaml
-from itrain.signatures import ConfigError, nearest
+from collections.abc import Mapping
 
 _SYNTAX = """\
-Everything after the verb is Hydra's syntax: key=value, group=choice, +key=value, ~key. Recipes in ./recipes add to
-the recipes that ship with itrain and take precedence over them. --quiet prints results only; --debug (or
-ITRAIN_DEBUG=1) keeps the traceback of every error.
+After the verb comes Hydra's syntax: key=value, group=choice, +key=value, ~key.
+Recipes in ./recipes add to those that ship with itrain and win over them.
+--quiet prints results only; --debug (or ITRAIN_DEBUG=1) keeps tracebacks.
 """
 
 HELP = f"""\
 usage: itrain <verb> [key=value ...]        (or python -m itrain ...)
 
-verbs
-  fit       train and evaluate; write checkpoint, export, metrics and figure to outputs/<recipe>/<time>/
-  plan      say what a fit would take of memory and operations, without loading the model
-  sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps and controls
-  report    one page for one or several finished sweeps: report <folder> [<folder> ...] [output=<file>]
-  reproduce run the table of published and planted figures: reproduce [<row> ...] [quick] [--list]
-  dashboard lay out finished sweeps in W&B: dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>]
-  test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
-  export    write the portable weights of a checkpoint, merge them into the model, or share them: to=hub
-  describe  say which tokens the directions of an export or a checkpoint raise and lower: describe export=<folder>
-  generate  continue prompts before and after training: generate export=<folder> prompt="<text>"
-  run       run a model once under an intervention: run site=<site> base="<prompt>" source="<prompt>"
-  task      check a file of a task or of pairs before any run: render examples, count, say what is wrong
-  show      print the resolved configuration without running it
-  list      list recipes and the choices for each part; list <part> says what each choice is
-
-itrain <verb> --help says what a verb takes; itrain --version prints the version.
+train
+  fit        train and evaluate; write checkpoint, export, metrics and figure
+  sweep      compare methods x layers x positions x seeds: table, heat maps
+  reproduce  run the table of published and planted figures
+use what was trained
+  test       evaluate a checkpoint or an export
+  generate   continue prompts before and after training
+  describe   say which tokens an export's directions raise and lower
+  export     write portable weights, merge them, or share them
+  report     one page for one or several finished sweeps
+  dashboard  lay out finished sweeps in W&B
+look before a run
+  run        run a model once under an intervention, without training
+  explain    say what a site, an intervention, a recipe or a metric is
+  show       print the configuration that a fit would run
+  plan       say what memory and operations a fit takes
+  task       check a file of a task or of pairs
+find your way
+  list       list recipes, choices, classes, components and positions
+  doctor     check this machine: versions, devices, folders, extras
+  completion print a completion script for bash, zsh or fish
 
 examples
   itrain fit recipe=das_gender
-  itrain fit recipe=das_gender intervention.rank=4 site.layer=3 trainer.max_epochs=3
   itrain sweep recipe=das_vs_probe_gender sweep.layers=[2,4]
-  itrain sweep recipe=das_vs_probe_gender launcher=devices launcher.processes=2
-  itrain sweep resume=outputs/das_vs_probe_gender/2025-01-31_12-00-00
-  itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00
-  itrain fit task=path/to/my_task.yaml training=iit intervention=fixed_blocks model=untrained
-  itrain fit recipe=path/to/my_recipe.yaml model=hf model.name=path/to/model
-  itrain test ckpt=outputs/das_gender/2025-01-31_12-00-00
-  itrain generate export=outputs/reft_style/2025-01-31_12-00-00/export prompt="The bolbin is painted"
+  itrain explain layer2.block_output@last base="Mary walked because"
+
+itrain <verb> --help says what a verb takes; itrain --version the version.
+The documentation is in docs/, and begins with docs/index.md.
 
 {_SYNTAX}"""
+
+SHORT = """\
+itrain trains interventions on neural networks. Try: itrain fit recipe=das_gender
+itrain --help lists the verbs; itrain list the recipes; itrain doctor checks.
+"""
 
 _OF_VERBS: Mapping[str, str] = {
     "fit": """\
@@ -271,81 +267,66 @@ example
   itrain show recipe=das_gender intervention.rank=4
 """,
     "list": """\
-usage: itrain list [<part>]
+usage: itrain list [<part> or <family>]
        itrain list <user/repo>[@<revision>]
 
-Lists the recipes and the choices for each part, or says in a line what each choice for one part is, or what each export
-in a repository of the hub is.
+Lists recipes and choices with a line each; or the exports in a repository of
+the hub. Lines are cut to a terminal's width, and whole in a pipe.
 
 examples
   itrain list
-  itrain list intervention
-  itrain list recipe
+  itrain list interventions
+  itrain list recipes
+  itrain list components
+
+keys
+  a part     recipe, model, task, data, intervention, training, trainer, ...
+  a family   objective, featurizer, gate, probe, detector, judge, metric,
+             component, position; the plural of each will do
+""",
+    "explain": """\
+usage: itrain explain <site> [base="<prompt>"] [key=value ...]
+       itrain explain <intervention, objective, recipe, metric, choice>
+
+Says what a site is: its module, shape and heads, the tokens that it names, and
+which later layers and tokens an edit there can reach. Of transformers' models
+the config.json is enough. Of a name it says what the class does and takes.
+
+examples
+  itrain explain layer2.block_output@last base="Mary walked because"
+  itrain explain layer5.attention_value_output.head3@last model=gpt2
+  itrain explain module:gpt_neox.layers.1.mlp.output
+  itrain explain DAS
+
+keys
+  base       a prompt: its tokens are shown, those that the site names in []
+  others     those of fit, such as recipe=<name> and model=<choice>
+""",
+    "doctor": """\
+usage: itrain doctor
+
+Checks versions, devices, folders, extras and settings of this machine, without
+the network, and runs one interchange. The exit code is 1 if something is
+broken, else 0.
+
+example
+  itrain doctor
+""",
+    "completion": """\
+usage: itrain completion bash|zsh|fish
+
+Prints a script that completes verbs, recipes, choices and keys in a shell.
+
+examples
+  source <(itrain completion bash)               # in ~/.bashrc
+  source <(itrain completion zsh)                # in ~/.zshrc
+  itrain completion fish > ~/.config/fish/completions/itrain.fish
 """,
 }
 
-VERBS = (
-    "fit",
-    "plan",
-    "sweep",
-    "report",
-    "reproduce",
-    "dashboard",
-    "test",
-    "export",
-    "describe",
-    "generate",
-    "run",
-    "task",
-    "show",
-    "list",
-)
+VERBS = tuple(_OF_VERBS)
 
 
 def help_on(verb: str) -> str:
     """The help of a verb, or of all where there is no such verb."""
     return f"{_OF_VERBS[verb]}\n{_SYNTAX}" if verb in _OF_VERBS else HELP
-
-
-def list_all() -> list[str]:
-    """Recipes with a line each, and the choices of each part."""
-    recipes, groups = config.recipe_files(), config.group_choices()
-    width = max(map(len, (*recipes, *groups)))
-    lines = ["recipes", *_lines({name: _first_comment(file) for name, file in sorted(recipes.items())}, width)]
-    return [*lines, "", "choices", *_lines({group: ", ".join(names) for group, names in groups.items()}, width)]
-
-
-def list_group(group: str) -> list[str]:
-    """The choices of a part with a line each.
-
-    Raises:
-        ConfigError: there is no such part.
-    """
-    if group in ("recipe", "recipes"):
-        return _lines({name: _first_comment(file) for name, file in sorted(config.recipe_files().items())})
-    files = config.group_files()
-    if group not in files:
-        raise ConfigError(f"there is no part '{group}'{nearest(group, [*files, 'recipe'])}")
-    return _lines({name: _first_comment(file) or _described(group, name) for name, file in files[group].items()})
-
-
-def _lines(said: Mapping[str, str], width: int | None = None) -> list[str]:
-    width = max(map(len, said), default=0) if width is None else width
-    return [f"  {name:{width}}  {text}".rstrip() for name, text in said.items()]
-
-
-def _first_comment(file: Path) -> str:
-    try:
-        lines: Sequence[str] = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        return f"(cannot be read: {error})"
-    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
-
-
-def _described(group: str, choice: str) -> str:
-    """The name of a model, or the first sentence about the class that is chosen."""
-    node: Mapping[str, Any] = read_yaml(config.group_files()[group][choice])
-    if "name" in node:
-        return f"{node['name']}, {node.get('dtype', 'auto')}"
-    target = get_object(node["_target_"]) if "_target_" in node else None
-    return (inspect.getdoc(target) or "").split("\n\n")[0].replace("\n", " ")
