@@ -80,9 +80,17 @@ complete -c itrain -f -a '(__itrain)'
 """
 
 
-def script(shell: str) -> str:
-    """The script that a shell reads."""
-    return {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[shell]
+def script(words: Sequence[str]) -> str:
+    """The script that the shell that is asked for reads.
+
+    Raises:
+        ConfigError: there is no such shell, or several are named.
+    """
+    from itrain.signatures import ConfigError
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise ConfigError(f"'completion' takes one shell: {', '.join(SHELLS)}")
+    return {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[words[0]]
 
 
 def candidates(words: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from itrain.processes import PARENT
+from itrain.signatures import ConfigError
 
 GIVES = {
     "tensorboard": "logger=tensorboard",
@@ -43,8 +44,14 @@ class Finding(NamedTuple):
     broken: bool = False
 
 
-def examined() -> tuple[list[str], bool]:
-    """The report, a line each, and whether nothing is broken."""
+def examined(words: Sequence[str] = ()) -> tuple[list[str], bool]:
+    """The report, a line each, and whether nothing is broken.
+
+    Raises:
+        ConfigError: it is asked for anything more.
+    """
+    if words:
+        raise ConfigError(f"'doctor' takes nothing; leave out '{words[0]}'")
     sections = {
         "versions": [*_versions()],
         "extras": [*_extras()],
@@ -65,7 +72,7 @@ def examined() -> tuple[list[str], bool]:
 
 def _versions() -> Iterator[Finding]:
     try:
-        asked, python = requires("itrain") or [], metadata("itrain").get("Requires-Python", "")
+        asked, python = requires("itrain") or [], metadata("itrain")["Requires-Python"]
     except PackageNotFoundError:
         yield Finding("itrain", "not installed, so no ranges of versions are known: pip install -e .")
         return

@@ -138,4 +138,5 @@ def _described(group: str, name: str) -> str:
     if "name" in node and group == "model":
         return f"{node['name']}, {node.get('dtype', 'auto')}"
     source = source_of(str(node.get("_target_", "")))
-    return plain(" ".join(source.doc.split("\n\n")[0].split())) if source else ""
+    text = plain(" ".join(source.doc.split("\n\n")[0].split())) if source else ""
+    return f"{text} ({node['name']})" if "name" in node and "${" not in node["name"] else text
