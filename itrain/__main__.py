@@ -12,6 +12,11 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         # At once: imports turn an exception into errors of their own.
         signal.signal(signal.SIGINT, lambda signum, frame: (os.write(2, b"itrain: stopped by SIGINT\n"), os._exit(130)))
+    if sys.argv[1:2] == ["--complete"]:
+        from itrain.completion import candidates
+
+        print("\n".join(candidates(sys.argv[2:])))
+        return 0
     from itrain import cli
 
     return cli.main()

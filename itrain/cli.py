@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from itrain import __version__, config
 from itrain.config.saved import last_checkpoint
-from itrain.help import VERBS, help_on, list_all, list_group
+from itrain.help import SHORT, VERBS, help_on
+from itrain.help.listing import list_all, list_group
 from itrain.processes import Fault, rank
 from itrain.reports.silence import silence_records
 from itrain.run_folder import run_folder
@@ -53,9 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(errors="replace")  # A terminal that knows fewer characters must not end a run.
-    if not words or {"-h", "--help"} & set(words):
-        print(help_on(words[0] if words else ""), end="", file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
+    if not words:
+        print(SHORT, end="", file=sys.stderr)
+        return 2
+    if {"-h", "--help"} & set(words):
+        print(help_on(words[0]), end="")
+        return 0
     if words == ["--version"]:
         print(f"itrain {__version__}")
         return 0
@@ -115,26 +119,10 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         # The `itrain` script then finds the user's classes, as `python -m itrain` does.
         sys.path.append(os.getcwd())
-    if verb == "list":
-        return _list(words)
-    if verb == "report":
-        return _report(words)
-    if verb == "dashboard":
-        return _dashboard(words)
-    if verb == "generate":
-        return _generate(words)
-    if verb == "run":
-        return _run_once(words)
+    if (answer := _ANSWERS.get(verb)) is not None:
+        return answer(words)
     if verb == "sweep":
         return _sweep(stop, words)
-    if verb == "export":
-        return _export(words)
-    if verb == "plan":
-        return _plan(words)
-    if verb == "describe":
-        return _describe(words)
-    if verb == "task":
-        return _task(words)
     if verb == "reproduce":
         return _reproduce(stop, words)
     words = _fetched(words)
@@ -269,6 +257,55 @@ def _task(words: Sequence[str]) -> int:
     return 2 if found.faults else 0
 
 
+def _explain(words: Sequence[str]) -> int:
+    from itrain.explaining import explained
+
+    print("\n".join(map(printable, explained(words))), flush=True)
+    return 0
+
+
+def _doctor(words: Sequence[str]) -> int:
+    from itrain.doctor import examined
+
+    lines, sound = examined(words)
+    print("\n".join(map(printable, lines)), flush=True)
+    return 0 if sound else 1
+
+
+def _completion(words: Sequence[str]) -> int:
+    from itrain.completion import script
+
+    print(script(words), end="", flush=True)
+    return 0
+
+
+def _run_once(words: Sequence[str]) -> int:
+    from itrain.once import Request, run_once
+
+    request, rest = Request.of(words)
+    configuration = config.request(rest)
+    with one_line(configuration):
+        run_once(configuration, request, intervenes=any(word.startswith("intervention") for word in rest))
+    return 0
+
+
+_ANSWERS: Mapping[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "report": _report,
+    "dashboard": _dashboard,
+    "generate": _generate,
+    "run": _run_once,
+    "export": _export,
+    "plan": _plan,
+    "describe": _describe,
+    "task": _task,
+    "explain": _explain,
+    "doctor": _doctor,
+    "completion": _completion,
+}
+"""Verbs that leave no folder of a run to go on from."""
+
+
 def _reproduce(stop: Stop, words: Sequence[str]) -> int:
     from itrain.reproducing import reproduce
 
@@ -284,16 +321,6 @@ def _fetched(words: Sequence[str]) -> list[str]:
     from itrain.exporting import fetched
 
     return [*(f"export={fetched(each)}" for each in exports), *others]
-
-
-def _run_once(words: Sequence[str]) -> int:
-    from itrain.once import Request, run_once
-
-    request, rest = Request.of(words)
-    configuration = config.request(rest)
-    with one_line(configuration):
-        run_once(configuration, request, intervenes=any(word.startswith("intervention") for word in rest))
-    return 0
 
 
 def _split(words: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 import itrain
 from itrain import cli, run_folder
 from itrain.config import ConfigError, compose, request
-from itrain.help import HELP
+from itrain.help import SHORT
 
 ROOT = Path(__file__).parents[1]
 RANKS = (
@@ -86,7 +86,7 @@ def test_help_shows_the_verbs_and_examples(words: list[str], capsys: pytest.Capt
 
 def test_nothing_asked_for_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
-    assert capsys.readouterr().err == HELP
+    assert capsys.readouterr().err == SHORT
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_nothing_asked_for_prints_the_help_and_fails(capsys: pytest.CaptureFixtu
             ["recipe=mine"],
             "there is no verb 'recipe=mine'; there is fit, plan, sweep, report, reproduce, dashboard, test, export, ",
         ),
-        (["list", "models"], "there is no part 'models', did you mean 'model'?"),
+        (["list", "modles"], "there is no part 'modles', did you mean 'model'?"),
         (["fit", "recipe=mien"], "there is no recipe 'mien', did you mean 'mine'?"),
         (["fit", "recipe=mine", "model=tinyworld"], "there is no model 'tinyworld', did you mean 'tiny_world'?"),
         (

@@ -12,8 +12,8 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from itrain import config
-from itrain.config import ConfigError, check, compose, composition
+from itrain import config, shipped
+from itrain.config import ConfigError, check, compose
 
 if TYPE_CHECKING:
     from nowhere import Unknown
@@ -224,12 +224,12 @@ def test_a_recipe_is_also_a_path(tmp_path: Path) -> None:
 def test_recipes_of_the_current_folder_win_over_those_that_ship(
     recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shipped = tmp_path / "shipped"
-    (shipped / "recipes").mkdir(parents=True)
+    folder = tmp_path / "shipped"
+    (folder / "recipes").mkdir(parents=True)
     for name, seed in (("plain", 1), ("other", 2)):
-        (shipped / "recipes" / f"{name}.yaml").write_text(f"seed: {seed}\n")
-    find = composition._shipped
-    monkeypatch.setattr(composition, "_shipped", lambda name: shipped / name if name == "recipes" else find(name))
+        (folder / "recipes" / f"{name}.yaml").write_text(f"seed: {seed}\n")
+    find = shipped.shipped
+    monkeypatch.setattr(shipped, "shipped", lambda name: folder / name if name == "recipes" else find(name))
     assert compose(["recipe=plain"]).seed == 0
     assert compose(["recipe=other"]).seed == 2
     assert list(config.recipe_files()) == ["other", "plain"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 import itrain
 from itrain import config
+from itrain.architectures.table import ARCHITECTURES
 from itrain.cli import main
 from itrain.help import HELP, VERBS
+from itrain.help.listing import FAMILIES, POSITIONS, components, list_group
+from itrain.sites import Site
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -25,12 +29,51 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"itrain {itrain.__version__}\n"
 
 
-@pytest.mark.parametrize("group", [*(group for group in config.group_choices() if group != "launcher"), "recipe"])
+@pytest.mark.parametrize("group", [group for group in config.group_choices() if group != "launcher"])
 def test_a_part_is_listed_with_a_line_for_each_choice(
     group: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["list", group]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert list(lines) == (sorted(config.recipe_files()) if group == "recipe" else config.group_choices()[group])
+    assert list(lines) == config.group_choices()[group]
     assert len(set(lines.values())) == len(lines)
+
+
+def test_recipes_are_listed_by_their_training_and_marked_where_weights_are_missing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["list", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = {line.split()[1 if line.startswith("* ") else 0]: line for line in lines[:-1] if line[1] == " "}
+    assert sorted(names) == sorted(config.recipe_files())
+    assert names["loreft_math"].startswith("*") and not names["das_gender"].startswith("*")
+    heads = [line.split(":")[0] for line in lines[:-1] if line[1] != " "]
+    assert {"alignment", "reft", "probing"} <= set(heads) and len(set(heads)) == len(heads)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "component", "position"])
+def test_a_family_is_listed_by_its_singular_and_plural(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", family]) == 0
+    one = capsys.readouterr().out
+    assert main(["list", f"{family}s"]) == 0
+    assert capsys.readouterr().out == one
+    assert all(len(line.split(maxsplit=1)) == 2 for line in one.splitlines())
+
+
+def test_components_and_positions_are_those_of_the_table_and_of_sites() -> None:
+    tabled = {name.rpartition(".")[2] for row in ARCHITECTURES.values() for name in row.components}
+    listed = set(components()) - {"attention_weights", "cross_attention_..."}
+    assert listed == {name for name in tabled if not name.startswith("cross_")}
+    for position in POSITIONS:
+        assert Site.parse(f"layer0.block_output@{position}").position == position
+
+
+def test_lines_are_cut_to_a_terminals_width_and_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list_group("objectives")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cut = list_group("objectives")
+    assert max(map(len, whole)) > 60 and max(map(len, cut)) == 60
+    assert all(line.startswith(short.removesuffix("...")) for line, short in zip(whole, cut, strict=True))

@@ -20,7 +20,9 @@ ROOMS = [
     {
         "itrain.sites",
         "itrain.layouts",
+        "itrain.shipped",
         "itrain.signatures",
+        "itrain.sources",
         "itrain.trust",
         "itrain.causal_model",
         "itrain.tiny_world",
@@ -65,7 +67,8 @@ ROOMS = [
     {"itrain.sweeps"},
     {"itrain.config"},
     {"itrain.run_folder", "itrain.help", "itrain.telling"},
-    {"itrain.exporting", "itrain.checking", "itrain.reproducing"},
+    {"itrain.exporting", "itrain.checking", "itrain.reproducing", "itrain.explaining"},
+    {"itrain.doctor", "itrain.completion"},
     {"itrain.cli", "itrain.verbs"},
     {"itrain.__main__"},
 ]
@@ -84,6 +87,7 @@ ONLY_USERS = {
         "itrain.config",
         "itrain.signatures",
         "itrain.experiment",
+        "itrain.explaining",
         "itrain.once",
         "itrain.planning",
         "itrain.help",

@@ -25,6 +25,7 @@ from itrain.config.saved import configuration_of_run, configuration_of_sweep, fi
 from itrain.config.tables import fill_in_fingerprint, take_table
 from itrain.config.tasks import CHOICE, is_task_file, register_task, registered, with_words
 from itrain.files import read_yaml
+from itrain.shipped import group_choices, recipe_files, shipped
 from itrain.signatures import ConfigError, brief, nearest
 from itrain.versions import versions
 
@@ -32,30 +33,6 @@ METHODS = ["das", "probing", "random_subspace", "full_vector"]
 """The methods that a sweep compares by default."""
 SEARCHES = ("itrain.training.alignment.AlignmentSearch", "itrain.training.tracing.CausalTracing")
 """The trainings for which these are."""
-ROWS = "reproduce"
-"""The folder beside those of the groups that holds no choices, but the rows of ``itrain reproduce``."""
-
-
-def recipe_files() -> dict[str, Path]:
-    """Recipes by name: those that ship with itrain and those in ./recipes, which take precedence."""
-    folders = (_shipped("recipes"), Path("recipes").resolve())
-    return {_name(file, folder): file for folder in folders for file in sorted(folder.rglob("*.yaml"))}
-
-
-def shipped_rows() -> list[Path]:
-    """The files of the rows of ``itrain reproduce`` that ship with itrain."""
-    return sorted((_shipped("configs") / ROWS).glob("*.yaml"))
-
-
-def group_choices() -> dict[str, list[str]]:
-    """The groups of the configuration and the choices in each, without recipes."""
-    return {group: list(files) for group, files in group_files().items()}
-
-
-def group_files() -> dict[str, dict[str, Path]]:
-    """The groups of the configuration, and in each its choices by name, without recipes."""
-    folders = sorted(path for path in _shipped("configs").iterdir() if path.is_dir() and path.name != ROWS)
-    return {folder.name: {_name(file, folder): file for file in sorted(folder.rglob("*.yaml"))} for folder in folders}
 
 
 def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = False) -> DictConfig:
@@ -86,7 +63,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
     if base:
         store.store(name="_base", node=base)
     try:
-        with initialize_config_dir(str(_shipped("configs")), version_base="1.3"):
+        with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
             if recipes and (others := _replaced(parsed, groups)):
                 _register(files, recipes, store, without=others)
                 # What is to be deleted in them is gone.
@@ -227,7 +204,7 @@ def _target_of(group: str, choice: str) -> str | None:
     """The class or function that a choice names, itself or through another choice that it begins with."""
     if choice.startswith(CHOICE):
         return registered(choice).get("_target_")
-    node = read_yaml(_shipped("configs") / group / f"{choice}.yaml")
+    node = read_yaml(shipped("configs") / group / f"{choice}.yaml")
     inherited = node.get("defaults", ())
     return node.get("_target_") or (_target_of(group, inherited[0]) if inherited else None)
 
@@ -250,21 +227,21 @@ def _base(parsed: Sequence[Override], chosen: Mapping[str, Sequence[str]], *, te
     trainer = _choice("trainer", "default")
     taken = configuration_of_run(parsed, picked, tests=tests, trust=trust, trainer=trainer)
     taken = {key: node for key, node in taken.items() if key not in RECORDED}
-    return {"output": read_yaml(_shipped("configs") / "config.yaml")["output"], **taken} if taken else {}
+    return {"output": read_yaml(shipped("configs") / "config.yaml")["output"], **taken} if taken else {}
 
 
 def _choice(group: str, name: str) -> dict[str, Any]:
     """What a choice in a group says, with what it inherits."""
     if name.startswith(CHOICE):
         return registered(name)
-    node = read_yaml(_shipped("configs") / group / f"{name}.yaml")
+    node = read_yaml(shipped("configs") / group / f"{name}.yaml")
     inherited = [_choice(group, each) for each in node.pop("defaults", ()) if isinstance(each, str)]
     return {key: value for each in (*inherited, node) for key, value in each.items()}
 
 
 def _require_plugin(launcher: Node) -> None:
     """Refuse a launcher whose Hydra plugin, an extra named as the choice, is not installed."""
-    for file in sorted((_shipped("configs") / "launcher").glob("*.yaml")):
+    for file in sorted((shipped("configs") / "launcher").glob("*.yaml")):
         target = read_yaml(file)["_target_"]
         if launcher.get("_target_") == target:
             try:
@@ -277,7 +254,7 @@ def _require_plugin(launcher: Node) -> None:
 
 def _methods(config: DictConfig, groups: Mapping[str, Sequence[str]]) -> list[str]:
     """The methods of a sweep that names none: those of a training of another objective are its own intervention."""
-    target, folder = (config.get("intervention") or {}).get("_target_"), _shipped("configs") / "intervention"
+    target, folder = (config.get("intervention") or {}).get("_target_"), shipped("configs") / "intervention"
     if target is None or config.training._target_ in SEARCHES:
         return METHODS
     own = [name for name in groups["intervention"] if read_yaml(folder / f"{name}.yaml")["_target_"] == target]
@@ -309,7 +286,7 @@ def _grid(
             raise ConfigError(f"sweep.methods: {name} is listed twice; leave one of them out")
         if name not in homes:
             raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")
-    node["methods"] = {name: read_yaml(_shipped("configs") / homes[name] / f"{name}.yaml") for name in node["methods"]}
+    node["methods"] = {name: read_yaml(shipped("configs") / homes[name] / f"{name}.yaml") for name in node["methods"]}
     for method in node["methods"].values():
         if method["_target_"] == settings.get("_target_"):
             method |= {key: value for key, value in settings.items() if key != "rank"}  # which the grid gives
@@ -317,17 +294,6 @@ def _grid(
 
 
 # --- files
-
-
-def _shipped(folder: str) -> Path:
-    """``configs`` or ``recipes``: inside an installed package, beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / f"_{folder}"
-    return inside if inside.is_dir() else package.parent / folder
-
-
-def _name(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).with_suffix("").as_posix()
 
 
 def _register(

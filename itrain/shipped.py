@@ -1,0 +1,134 @@
+"""The files of configurations: the recipes, the choices for each part, and what a command line chooses among them.
+
+Read as plain YAML, without Hydra, so that a shell's completion answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROWS = "reproduce"
+"""The folder beside those of the groups that holds no choices, but the rows of ``itrain reproduce``."""
+_OVERRIDE = "override /"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Chosen(NamedTuple):
+    """What is chosen for each part, and what is set besides: plain values by part and key, as files say."""
+
+    choices: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+
+def shipped(folder: str) -> Path:
+    """``configs`` or ``recipes``: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / f"_{folder}"
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def recipe_files() -> dict[str, Path]:
+    """Recipes by name: those that ship with itrain and those in ./recipes, which take precedence."""
+    folders = (shipped("recipes"), Path("recipes").resolve())
+    return {_name(file, folder): file for folder in folders for file in sorted(folder.rglob("*.yaml"))}
+
+
+def shipped_rows() -> list[Path]:
+    """The files of the rows of ``itrain reproduce`` that ship with itrain."""
+    return sorted((shipped("configs") / ROWS).glob("*.yaml"))
+
+
+def group_files() -> dict[str, dict[str, Path]]:
+    """The groups of the configuration, and in each its choices by name, without recipes."""
+    folders = sorted(path for path in shipped("configs").iterdir() if path.is_dir() and path.name != ROWS)
+    return {folder.name: {_name(file, folder): file for file in sorted(folder.rglob("*.yaml"))} for folder in folders}
+
+
+def group_choices() -> dict[str, list[str]]:
+    """The groups of the configuration and the choices in each, without recipes."""
+    return {group: list(files) for group, files in group_files().items()}
+
+
+def choice(group: str, name: str) -> dict[str, Any]:
+    """What a choice says, with what it inherits; nothing where there is no such choice."""
+    file = shipped("configs") / group / f"{name}.yaml"
+    node = _plain(file) if file.is_file() else {}
+    inherited = [choice(group, each) for each in node.pop("defaults", ()) if isinstance(each, str)]
+    return {key: value for each in (*inherited, node) for key, value in each.items()}
+
+
+def chosen(words: Iterable[str]) -> Chosen:
+    """What the words choose: by themselves, by their recipes, and by default."""
+    defaults = _plain(shipped("configs") / "config.yaml").get("defaults", ())
+    found: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for each in defaults:
+        if isinstance(each, Mapping):
+            found |= {group: str(name) for group, name in each.items() if name is not None}
+    typed = [word.split("=", 1) for word in words if "=" in word]
+    for key, value in typed:
+        if key == "recipe":
+            for name in value.strip("[]").split(","):
+                of_recipe = recipe(name.strip())
+                found |= of_recipe.choices
+                settings = _merged(settings, of_recipe.settings)
+    groups = group_files()
+    found |= {key: value for key, value in typed if key in groups and value in groups[key]}
+    return Chosen(found, settings)
+
+
+def recipe(name: str, seen: Sequence[str] = ()) -> Chosen:
+    """What a recipe, by its name or file, chooses and sets, with what it inherits."""
+    files = recipe_files()
+    file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else files.get(name)
+    if name in seen or file is None or not file.is_file():
+        return Chosen({}, {})
+    node = _plain(file)
+    choices: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    listed = node.pop("defaults", None)
+    for each in listed if isinstance(listed, list) else ():
+        if isinstance(each, str):
+            inherited = recipe(each, (*seen, name))
+            choices |= inherited.choices
+            settings = _merged(settings, inherited.settings)
+        elif isinstance(each, Mapping):
+            for key, value in each.items():
+                if str(key).startswith(_OVERRIDE) and value is not None:
+                    choices[str(key).removeprefix(_OVERRIDE)] = str(value)
+    return Chosen(choices, _merged(settings, node))
+
+
+def first_comment(file: Path) -> str:
+    """The first line that is a comment: what a recipe or a choice is."""
+    try:
+        lines: Sequence[str] = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        return f"(cannot be read: {error})"
+    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+
+
+def _plain(file: Path) -> dict[str, Any]:
+    """A file's mapping; an empty one where it cannot be read, as files in ./recipes need not be itrain's."""
+    try:
+        node = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return node if isinstance(node, dict) else {}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(below[key], above[key]) for key in below.keys() & above.keys() if _are_maps(below, above, key)}
+    return {**below, **above, **both}
+
+
+def _are_maps(below: Mapping[str, Any], above: Mapping[str, Any], key: str) -> bool:
+    return isinstance(below[key], Mapping) and isinstance(above[key], Mapping)
+
+
+def _name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).with_suffix("").as_posix()

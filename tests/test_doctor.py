@@ -1,0 +1,71 @@
+"""The check of a machine: what is broken is told with a remedy and exit code 1, and the network is never asked."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itrain import doctor
+from itrain.cli import main
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def versions(monkeypatch: pytest.MonkeyPatch, **found: str | None) -> None:
+    real = doctor._installed
+    monkeypatch.setattr(doctor, "_installed", lambda name: found[name] if name in found else real(name))
+
+
+def test_a_sound_machine_is_told_so_without_the_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret")
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("all is well\n") and "'she' becomes 'he'" in said
+    assert "a-secret" not in said and "a key is here" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "message"), [("1.0", "1.0 is outside"), (None, "not installed: pip install 'torch")]
+)
+def test_a_version_outside_the_range_is_broken(
+    version: str | None, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions(monkeypatch, torch=version)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert message in said and "broken: torch" in said
+
+
+def test_a_missing_extra_is_no_fault_and_says_what_it_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch, tensorboard=None)
+    found = {each.name: each for each in doctor._extras()}["tensorboard"]
+    assert found.text == "not installed: pip install 'itrain[tensorboard]', for logger=tensorboard" and not found.broken
+
+
+def test_a_folder_that_cannot_be_written_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    (found,) = [each for each in doctor._folders() if each.broken]
+    assert "Permission denied; give output=<folder>" in found.text
+
+
+def test_every_extra_says_what_it_gives() -> None:
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert set(doctor.GIVES) == set(project["optional-dependencies"]) - {"dev", "docs"}
