@@ -279,7 +279,7 @@ def _reproduce(stop: Stop, words: Sequence[str]) -> int:
 def _fetched(words: Sequence[str]) -> list[str]:
     """The words, with the folder of what is exported to the hub in place of its address."""
     exports, others = _split(words, "export=")
-    if not any("/" in each and not os.path.exists(each) for each in exports):
+    if not exports:
         return list(words)
     from itrain.exporting import fetched
 
