@@ -231,7 +231,7 @@ def test_probes_are_subtracted_where_both_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
-        ("step,train/loss,validation/iia_pairwise\n0,2.5,\n1,,0.5\n", ("training loss", "validation iia pairwise")),
+        ("step,train/loss,validation/iia_pairwise\n0,2.5,\n1,,0.5\n", ("training loss", "validation IIA, pairwise")),
         ("step,epoch,train_loss_epoch,val_f1\n0,0,2.5,\n1,0,,0.5\n", ("train loss epoch", "val f1")),
         ("epoch,loss\n0,2.5\n1,nan\n", ("loss", "")),
         ("step,lr-Adam,train/loss\n0,0.1,\n", None),

@@ -11,6 +11,7 @@ from itrain.reports.sweeps import show_sweep
 from itrain.reports.tables import print_table
 from itrain.reports.terminal import aligned, only_results, show, suggest, typed
 from itrain.results.parts import Table
+from itrain.results.run import summarise_run
 from tests.tables import finished, summary_of, table, with_controls
 
 WIDE = Table(
@@ -82,3 +83,14 @@ def test_generated_texts_stand_before_the_folder(tmp_path: Path, capsys: pytest.
     show({"test/exact_match": 1.0, "test/perplexity": 1.2}, tmp_path, {"prompt": ["The"], "after": ["cat"]})
     told = capsys.readouterr().out
     assert told.index("greedy generations") < told.index("folder: ")
+
+
+def test_a_picture_says_how_to_read_it_and_what_its_marks_are(tmp_path: Path) -> None:
+    probe = {f"test/{name}/gender": 0.9 for name in ("probe_accuracy", "control_accuracy", "selectivity")}
+    (tmp_path / "metrics.csv").write_text("step,train/loss,validation/probe_accuracy\n0,1,\n1,,0.5\n")
+    summary = summarise_run(probe | {"test/majority_accuracy/gender": 0.5}, tmp_path / "metrics.csv")
+    said = "Dotted: most frequent class. Grey: the loss of each training step. Blue dots: validation"
+    assert said in summary.caption and summary.curve is not None and summary.curve.figure == "validation accuracy"
+    detector = {f"test/{name}/a": 0.9 for name in ("auroc", "true_positive_rate", "false_positive_rate", "f1")}
+    bars = summarise_run(detector).bars
+    assert bars is not None and bars.mark == "chance", "0.5 is no class's share"

@@ -62,6 +62,8 @@ class Bars:
     """What that value is."""
     intervals: Mapping[str, Sequence[Ends | None]] = field(default_factory=dict)
     """The 95% interval of each bar over pairs or examples, by what the bars show."""
+    note: str = ""
+    """What the figure is."""
     shares: bool = True
     """Whether all values are shares, which lie between -1 and 1."""
 

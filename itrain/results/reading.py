@@ -43,7 +43,8 @@ DETECTION_READ = (
     "with and without it that raise an alarm. Below a figure: its 95% interval, or ± its standard deviation over "
     "random directions. Rare F1: F1 where few texts have the concept (1 in 100 unless set)."
 )
-BARS_READ = "A bar is a figure on held-out data. The whisker is its 95% interval, over pairs or examples."
+BARS_READ = "A bar is a figure on held-out data; the whisker is its 95% interval over pairs or examples."
+LINES_READ = "A dot is a figure on held-out data; the vertical line through it is its 95% interval."
 CURVE_READ = "Grey: the loss of each training step."
 VALIDATION_READ = "Blue dots: validation, read on the right axis."
 MAPS_READ = (

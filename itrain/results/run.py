@@ -51,7 +51,18 @@ from itrain.results.history import Curve, read_curve
 from itrain.results.intervals import of_run
 from itrain.results.parts import Bars, Kind, Results, Table
 from itrain.results.picks import OF_PICKS, PICK_CONTROLS, mode_places, pick_lines
-from itrain.results.reading import ATTRIBUTES_READ, PAIRS_READ, PROBES_READ, TEXTS_READ, TRACE_READ
+from itrain.results.reading import (
+    ATTRIBUTES_READ,
+    BARS_READ,
+    CURVE_READ,
+    LINES_READ,
+    PAIRS_READ,
+    PROBES_READ,
+    RULES_READ,
+    TEXTS_READ,
+    TRACE_READ,
+    VALIDATION_READ,
+)
 from itrain.results.shifts import OF_SHIFTS, shifts_table
 from itrain.results.steering import STEERING, judged_lines
 from itrain.results.vacuity import OF_VACUITY, vacuity_lines
@@ -91,6 +102,17 @@ class RunSummary:
     """The final figures themselves."""
     plots: Sequence[Plot] = ()
     """Lines that are drawn in place of the bars, where there are some."""
+
+    @property
+    def caption(self) -> str:
+        """How to read the picture of the run."""
+        found = [LINES_READ] if self.plots else [] if self.bars is None else [BARS_READ]
+        if self.bars is not None and not self.plots:
+            found += [self.bars.note] if self.bars.note else []
+            found += [f"Dotted: {self.bars.mark}."] if self.bars.marks else []
+        if self.curve is not None:
+            found += [CURVE_READ] + ([VALIDATION_READ] if self.curve.validation else [])
+        return " ".join(found)
 
     @property
     def named_tables(self) -> dict[str, Table]:
@@ -175,6 +197,7 @@ def _pairs_bars(results: Results) -> Bars:
         names=list(places),
         series={rule: [figures[name] for figures in found] for rule, name in names.items()},
         intervals={rule: [of_run(figures, name) for figures in found] for rule, name in names.items()},
+        note=f"It is the share of pairs that get the causal model's answer. {RULES_READ}",
     )
 
 
