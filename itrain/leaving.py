@@ -33,7 +33,9 @@ def leave_results(module: Training, data: SplitDataModule, results: Mapping[str,
     if isinstance(module, Monitoring) and isinstance(data, LabelledDataModule):
         readings = readings_of_run(module, data)
         if module.trainer.is_global_zero:
-            save_token_scores(readings, data.task.tokenizer, folder / PAGE, title=f"scores of tokens, {folder.name}")
+            save_token_scores(
+                readings, data.task.tokenizer, folder / PAGE, title=f"scores of tokens, {folder.parent.name}"
+            )
     if not module.trainer.is_global_zero:
         return
     write_json(folder / "metrics.json", finite(results))

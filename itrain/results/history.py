@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from itrain.results.columns import BEFORE, EXACT_MATCH, PROBE_ACCURACY, TEST, TRAIN_LOSS, VALIDATION, spoken
+from itrain.results.columns import AUROC, BEFORE, EXACT_MATCH, PROBE_ACCURACY, TEST, TRAIN_LOSS, VALIDATION, spoken
 
 FIGURES_SEEN = {
     f"{VALIDATION}iia_pairwise": "validation IIA, pairwise",
     f"{VALIDATION}{PROBE_ACCURACY}": "validation accuracy",
     f"{VALIDATION}{EXACT_MATCH}": "validation exact match",
+    f"{VALIDATION}{AUROC}": "validation AUROC",
 }
 """The figures of a validation that are shown first, with their titles."""
 
