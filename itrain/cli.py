@@ -125,8 +125,7 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         return _sweep(stop, words)
     if verb == "reproduce":
         return _reproduce(stop, words)
-    words = _fetched(words)
-    configuration = config.request(words, tests=verb == "test")
+    configuration = config.request(_fetched(words), tests=verb == "test")
     if verb == "show":
         print(OmegaConf.to_yaml(configuration), end="", flush=True)
         return 0
@@ -152,15 +151,16 @@ def _list(words: Sequence[str]) -> int:
 
 
 def _report(words: Sequence[str]) -> int:
-    from itrain.reports.html import REPORT, save_report
+    from itrain.reports.html import REPORT
+    from itrain.reports.run_page import save_page
 
     outputs, folders = _split(words, "output=")
     if not folders or len(outputs) > 1:
-        raise ConfigError("report takes the folders of finished sweeps, and at most one output=<file>")
+        raise ConfigError("report takes the folder of a run or those of sweeps, and at most one output=<file>")
     beside = Path(folders[0]) if len(folders) == 1 else Path()
     path = Path(outputs[0]) if outputs else beside / REPORT
     try:
-        save_report([Path(folder) for folder in folders], path)
+        save_page([Path(folder) for folder in folders], path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"report: {error}") from error
     print(path)
@@ -316,7 +316,7 @@ def _reproduce(stop: Stop, words: Sequence[str]) -> int:
 def _fetched(words: Sequence[str]) -> list[str]:
     """The words, with the folder of what is exported to the hub in place of its address."""
     exports, others = _split(words, "export=")
-    if not any("/" in each and not os.path.exists(each) for each in exports):
+    if not exports:
         return list(words)
     from itrain.exporting import fetched
 

@@ -22,7 +22,7 @@ use what was trained
   generate   continue prompts before and after training
   describe   say which tokens an export's directions raise and lower
   export     write portable weights, merge them, or share them
-  report     one page for one or several finished sweeps
+  report     one page for a finished run, or for one or several sweeps
   dashboard  lay out finished sweeps in W&B
 look before a run
   run        run a model once under an intervention, without training
@@ -140,10 +140,12 @@ keys
     "report": """\
 usage: itrain report <folder> [<folder> ...] [output=<file>]
 
-Writes one page for one or several finished sweeps: report.html in the folder of
-a single one, else here.
+Writes a page for one finished fit or test, or one page for one or several
+finished sweeps: report.html in the folder of a single one, else here. It opens
+from disk, and each table and picture says how to read it.
 
-example
+examples
+  itrain report outputs/das_gender/2025-01-31_12-00-00
   itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00 output=both.html
 """,
     "reproduce": """\
