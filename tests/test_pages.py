@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -12,11 +13,16 @@ from tests.pages import FENCE, PAGES, RunPage, alike, blocks, indented, what_it_
 
 SLOW: dict[str, str] = {}
 """Pages that take longer than ten seconds, and why."""
-SHORT = ("coming_from/index.md", "concepts/checks.md", "howto/notebook.md", "howto/objectives.md")
+SHORT = ("concepts/checks.md", "howto/notebook.md", "howto/objectives.md")
 """Pages that show how short a thing is."""
 LINES = 4
 """What one thing may take there, apart from imports."""
-COMPARED = {"coming_from/index.md": {"pyvene": 9, "nnsight": 3}}
+COMPARED = {
+    "coming_from/pyvene.md": {"pyvene": 9},
+    "coming_from/nnsight.md": {"nnsight": 3},
+    "coming_from/pyreft.md": {"pyreft": 1},
+    "coming_from/transformer_lens.md": {"transformer_lens": 5},
+}
 """How often a page compares itrain with each other library."""
 READ_ELSEWHERE = ("howto/data.md",)
 """Pages whose files tests/test_data_guide.py reads."""
@@ -48,7 +54,7 @@ def test_a_file_that_a_page_shows_is_used_there(page: str) -> None:
     found = blocks(page)
     for shown in (block for block in found if what_it_is(block) == "written"):
         file = str(shown.file)
-        names = (file.rpartition("/")[2].removesuffix(".py"), file.split("/")[0])
+        names = (file.rpartition("/")[2].removesuffix(".py"), file.split("/")[0], f"recipe={Path(file).stem}")
         others = [block for block in found if block.file != file and what_it_is(block) != "shown"]
         assert any(name in block.code for block in others for name in names), f"{shown}: nothing there reads {file}"
 
