@@ -32,6 +32,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 CELL = re.compile(r"^# %%(?P<prose> \[markdown\])?(?: +tags=(?P<tags>\[.*\]))?\n", re.MULTILINE)
 CLAIMS = "claims"
 """The tag of the cell that asserts what the notebook says."""
+PROGRESS = re.compile(r"^.*━.*\n(?:[ \d:•]+\n)*", re.MULTILINE)
 TIMES = re.compile(r"\d{4}-\d{2}-\d{2}[_T]\d{2}-\d{2}-\d{2}[^\s/<'\"]*")
 
 Cell = dict[str, Any]
@@ -130,10 +131,10 @@ def _drawn() -> list[dict[str, Any]]:
 
 
 def _settled(output: dict[str, Any], here: str) -> dict[str, Any]:
-    """An output without the folder and the time it was made in."""
+    """An output without progress bars, and without the folder and the time it was made in."""
 
     def settle(text: str) -> str:
-        return TIMES.sub("<time>" if "<td>" not in text else "&lt;time&gt;", text.replace(f"{here}/", "").replace(here, "."))
+        return TIMES.sub("<time>", PROGRESS.sub("", text.replace(f"{here}/", "").replace(here, ".")))
 
     if "text" in output:
         return {**output, "text": settle(output["text"])}
