@@ -46,7 +46,7 @@ wrong.picture
 # %%
 import pandas
 
-columns = {"all pairs": "iia_argmax", "label-changing": "iia_changing_argmax", "label-preserving": "iia_preserving_argmax"}
+columns = {"all": "iia_argmax", "changing": "iia_changing_argmax", "preserving": "iia_preserving_argmax"}
 places = {"trained": "test/", "random subspace": "test/random_subspace/", "whole vector": "test/full_vector/"}
 rows = {}
 for name, fit in {"right": right, "wrong": wrong}.items():
