@@ -1,0 +1,34 @@
+"""What the build of the site does beside mkdocs: pages from the code, pictures of recipes, and fences of the tests."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import api_pages
+import configuration_pages
+import recipes_page
+from mkdocs.config.defaults import MkDocsConfig  # pyright: ignore[reportMissingImports]
+from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
+
+_TAGGED = re.compile(r"^(```python) (\w+)$", re.MULTILINE)
+"""A block of another library: the tests run it where that is installed."""
+
+
+def generated_pages() -> dict[str, str]:
+    """The pages that are made of the code, by their path in docs."""
+    return {"reference/recipes.md": recipes_page.page(), **configuration_pages.pages(), **api_pages.pages()}
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of the code, and the pictures that lie beside recipes."""
+    for path, text in generated_pages().items():
+        files.append(File.generated(config, path, content=text))
+    for picture in recipes_page.pictures():
+        files.append(File.generated(config, f"assets/recipes/{picture.name}", abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Show the tag of a block as its title."""
+    return _TAGGED.sub(r'\1 title="\2"', markdown)
