@@ -56,6 +56,8 @@ _SAID: Mapping[str, str] = {
     "site": "where the intervention acts: `{layer: 2, component: block_output, position: name}`, or in one word",
     "output": "the folder of all runs",
 }
+_USUAL: Mapping[str, str] = {"hidden_size": "features of the activation.", "rank": "dimensions of the subspace."}
+"""What arguments are wherever a docstring does not say it."""
 _ARGUMENTS = ("argument", "type", "default", "what it is")
 
 
@@ -164,13 +166,13 @@ def located(path: str) -> Callable[..., Any] | None:
 
 
 def _class(part: str, target: str, choices: Iterable[str]) -> Iterator[str]:
-    yield f"### `{target.removeprefix('itrain.')}` {{ #{target} }}\n"
+    yield f"### {target.rpartition('.')[2]} {{ #{target} }}\n"
     thing = located(target)
     if thing is None:
         yield f"{', '.join(choices)}. Its library comes with an extra of itrain: `pip install 'itrain[{part}]'`.\n"
         return
     yield f"{plain(first_paragraph(thing))}\n"
-    yield from (f"{', '.join(choices)}\n",) if choices else ()
+    yield f"{', '.join([*choices, f'`_target_: {target}`'])}\n"
     if rows := list(argument_rows(thing, part)):
         yield table(_ARGUMENTS, rows)
     yield ""
@@ -187,7 +189,8 @@ def argument_rows(thing: Callable[..., Any], part: str = "") -> Iterator[list[st
         filled = name in FILLED.get(part, ()) or (required and name == "hidden_size")
         value = "(the run gives it)" if filled else "**required**" if required else code(default(parameter))
         kind = annotation(parameter)
-        yield [code(name), code(kind) if kind else "", value, plain(said.get(name, ""))]
+        text = said.get(name) or _USUAL.get(name, "")
+        yield [code(name), code(kind) if kind else "", value, plain(text)]
 
 
 def concrete(kind: type, packages: Iterable[str]) -> dict[str, type]:
