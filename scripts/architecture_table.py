@@ -190,6 +190,7 @@ that itrain knows, what each component means, and how replay runs each of them. 
 
 A model without a row gets one as plain data: for one recipe, whose exports carry it, or for the process.
 
+<!-- not run: the part of a recipe that describes a model of your own -->
 ```yaml
 model:
   name: my/model

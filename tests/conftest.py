@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from itrain.reports.silence import REMARKS, silence_records
+from tests.page_commands import PageCommands
+from tests.pages import RunPage
 
 # The tests' tensors are so small that handing them to several threads takes far longer than the arithmetic.
 torch.set_num_threads(1)
@@ -36,3 +38,9 @@ def nnsight() -> Iterator[Any]:
     if not mounted and hasattr(0, "save"):
         import_module("nnsight._c").unmount("save")
     torch.Tensor.backward = backward
+
+
+@pytest.fixture(scope="session")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> RunPage:
+    """Run the blocks of a page of docs/, or of README.md, once for all tests that ask what came of them."""
+    return RunPage(tmp_path_factory.mktemp("pages"), PageCommands(tmp_path_factory.mktemp("runs")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.columns import COLUMNS
 from itrain.tasks.gender import Gender
 from itrain.tasks.table import table
+from tests.pages import DOCS, blocks
 
-GUIDE = (Path(__file__).parents[1] / "docs" / "howto" / "data.md").read_text()
-TABLES = dict(re.findall(r"<!-- tested: (\S+) -->\n```\w+\n(.*?)```", GUIDE, re.DOTALL))
+GUIDE = (DOCS / "howto" / "data.md").read_text(encoding="utf-8")
+TABLES = {block.file: block.code for block in blocks("howto/data.md") if block.file}
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
-"""docs/howto/objectives.md: its blocks run, its recipe and commands are read."""
+"""docs/howto/objectives.md: its commands build the objectives that it says, and its table names what there is."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra.utils import instantiate
@@ -13,24 +12,16 @@ from hydra.utils import instantiate
 from itrain import config
 from itrain.objectives.base import Objectives, Outcome
 from itrain.objectives.cross_entropy import CrossEntropy
-from tests.test_notebook import DOCS, alike, blocks, require_short, run
+from tests.pages import DOCS, RunPage
 
 PAGE = (DOCS / "howto" / "objectives.md").read_text(encoding="utf-8")
 ((NAME, RECIPE),) = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)).splitlines()
 
 
-def test_the_blocks_of_the_page_print_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    space: dict[str, Any] = {}
-    shown = 0
-    for block in blocks("howto/objectives.md"):
-        require_short(re.sub(r"^from .*\n", "", block["code"], flags=re.MULTILINE))
-        printed = run(block["code"], space)
-        if block["shown"] is not None:
-            assert alike(printed, block["shown"]), f"{block['code']}prints\n{printed}"
-            shown += 1
-    assert shown == 2 and not list(tmp_path.iterdir())
+def test_the_blocks_of_the_page_leave_no_file_behind(run_page: RunPage) -> None:
+    ran = run_page("howto/objectives.md")
+    assert ran.compared["shown"] == 2 and [path.name for path in ran.folder.iterdir()] == [NAME]
 
 
 def test_there_are_commands_for_fits_and_sweeps() -> None:

@@ -18,10 +18,10 @@ import yaml
 from itrain import cli, config, experiment
 from itrain.reproducing import runs as running
 from itrain.reproducing.figures import figures_of
-from itrain.reproducing.rows import chosen, missing, read_rows, words_of
-from itrain.reproducing.verb import Request
+from itrain.reproducing.rows import missing, read_rows, words_of
 from itrain.results.reproduction import Expected, Found, Row
 from itrain.signatures import ConfigError
+from tests.pages import DOCS, blocks
 
 ROWS = read_rows()
 SMALL = "data.train_pairs=32 data.validation_pairs=16 data.test_pairs=16 trainer.max_epochs=1"
@@ -321,23 +321,11 @@ def test_what_is_missing_is_asked_of_the_installed_packages(write: Callable[...,
     assert missing(read_rows(Path("rows"))["mine"]) is None
 
 
-def test_the_guide_s_row_and_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "results" / "reproduce.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    ((name, text),) = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    Path(name).parent.mkdir()
-    Path(name).write_text(text)
-    (row,) = read_rows(Path("rows")).values()
+def test_the_guide_s_row_and_keys_are_understood(tmp_path: Path) -> None:
+    (block,) = [each for each in blocks("results/reproduce.md") if each.file]
+    (tmp_path / Path(str(block.file)).name).write_text(block.code)
+    (row,) = read_rows(tmp_path).values()
     assert config.compose(words_of(row.command_of(0))[1:], sweeps=True).sweep.layers == [2, 5]
+    page = (DOCS / "results" / "reproduce.md").read_text(encoding="utf-8")
     keys = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     assert keys == [field.name for field in fields(Row) if field.name != "name"]
-    commands = [
-        line
-        for block in re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-        for line in block.splitlines()
-    ]
-    for command in commands:
-        program, verb, *words = command.split()
-        request = Request.of(words)
-        assert (program, verb) == ("itrain", "reproduce")
-        assert chosen(read_rows(request.rows), request.names, quick=request.quick)
