@@ -10,7 +10,7 @@ import pytest
 
 from tests.pages import FENCE, PAGES, RunPage, alike, blocks, indented, what_it_is
 
-SLOW: dict[str, str] = {}
+SLOW: dict[str, str] = {"howto/flat_fit.md": "each failure is a fit of its own"}
 """Pages that take longer than ten seconds, and why."""
 SHORT = ("coming_from/index.md", "concepts/checks.md", "howto/notebook.md", "howto/objectives.md")
 """Pages that show how short a thing is."""

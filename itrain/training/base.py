@@ -211,8 +211,8 @@ class Training(Shardable, ABC):
 
     @property
     def groups(self) -> Sequence[Sequence[Site]]:
-        """The sites that are edited together, for each fit that uses the examples."""
-        return [self.edited]
+        """The sites that are edited together, for each fit that uses the examples; none where nothing is edited."""
+        return [self.edited] if self.edited else ()
 
     def attach(
         self,

@@ -219,10 +219,6 @@ class Monitoring(Training):
         return ()
 
     @property
-    def groups(self) -> Sequence[Sequence[Site]]:
-        return ()
-
-    @property
     def fits_activations(self) -> bool:
         return True
 

@@ -239,10 +239,6 @@ class ProbeTraining(Training):
         return ()
 
     @property
-    def groups(self) -> Sequence[Sequence[Site]]:
-        return ()
-
-    @property
     def fits_activations(self) -> bool:
         return True
 
