@@ -15,6 +15,8 @@ from itrain import config
 from itrain.data.splits import SplitDataModule
 from itrain.models import BaseModel
 from itrain.placements import Placement
+from itrain.reports.pictures import Picture
+from itrain.results.history import read_history
 from itrain.results.run import summarise_run
 from itrain.results.table import read_curves
 from itrain.run_folder import run_folder
@@ -51,6 +53,16 @@ class Fit:
     def export(self) -> Path:
         """The folder of the export, for ``itrain.load``."""
         return self.folder / "export"
+
+    @property
+    def picture(self) -> Picture:
+        """The figures beside the curve of the training; a notebook draws it."""
+        return Picture(self.folder / "figure.png")
+
+    @property
+    def curves(self) -> pandas.DataFrame:
+        """What was logged in training and validation, one row a step: ``fit.curves["train/loss"].dropna().plot()``."""
+        return read_history(self.folder / "metrics.csv")
 
     def __repr__(self) -> str:
         named = [f"  {name}  {value:.4g}" for name, value in self.figures.items() if re.fullmatch("test/[^/]*", name)]
@@ -89,6 +101,11 @@ class Sweep:
     def report(self) -> Path:
         """The page with all maps and curves."""
         return self.folder / "report.html"
+
+    @property
+    def picture(self) -> Picture:
+        """The heat maps, side by side; a notebook draws them."""
+        return Picture(self.folder / "heat_maps.png")
 
     def __repr__(self) -> str:
         return f"{self._shown().to_string(index=False)}\nfolder  {self.folder}"

@@ -291,6 +291,7 @@ def test_schedules_end_exactly_and_penalties_and_groups_reach_the_optimizer() ->
     )
     runner = lightning.Trainer(max_epochs=2, **QUIET)
     runner.fit(module, datamodule=data)
+    assert runner.logged_metrics["validation/rank"] == HIDDEN, "what the gate has come to is logged as it trains"
     gated = module.trained[EMBED]
     assert isinstance(gated, Gated)
     assert gated.seen == pytest.approx([step / 5 for step in range(6)])

@@ -48,6 +48,9 @@ def test_a_fit_is_what_it_leaves_in_its_folder(tmp_path, monkeypatch):
     loaded = itrain.load(fit.export, fit.base_model.model)
     assert loaded.sites == fit.module.sites
     assert repr(fit).startswith("AlignmentSearch\n  layer2.block_output@name: DAS(hidden_size=80, rank=2)")
+    assert fit.picture._repr_png_() == (fit.folder / "figure.png").read_bytes()
+    assert len(fit.curves["train/loss"].dropna()) == 1 and fit.curves["validation/iia_argmax"].notna().sum() == 1
+    assert not [name for name in fit.curves if name.startswith("test")], "curves are of the training"
     assert str(fit.folder) in repr(fit) and "<table>" in fit._repr_html_() and "DAS(" in fit._repr_html_()
 
 
@@ -56,6 +59,7 @@ def test_a_sweep_is_the_table_of_its_folder(tmp_path, monkeypatch):
     grid = {"layers": [2], "positions": ["name", "last"], "methods": ["full_vector"], "random_model": False}
     sweep = itrain.sweep("das_gender", sweep=grid, **SMALL)
     assert sweep.table.equals(itrain.read_results(sweep.folder)) and len(sweep.table) == 2
+    assert sweep.picture._repr_png_()[:4] == b"\x89PNG" and repr(sweep.picture).endswith("heat_maps.png>")
     assert sweep.report.is_file() and "last" in repr(sweep) and "<table" in sweep._repr_html_()
 
 

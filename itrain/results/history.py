@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from itrain.results.columns import BEFORE, EXACT_MATCH, PROBE_ACCURACY, TEST, TRAIN_LOSS, VALIDATION, spoken
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,18 @@ def read_curve(metrics: Path) -> Curve | None:
         figure=figure.replace("/", " ").replace("_", " "),
         validation=points.get(figure, ()),
     )
+
+
+def read_history(metrics: Path) -> pandas.DataFrame:
+    """What a run logged in training and validation, one row a step; empty of a run that trained nothing."""
+    import pandas
+
+    if not metrics.is_file():
+        return pandas.DataFrame()
+    rows = pandas.read_csv(metrics)
+    kept = [name for name in rows if name == "epoch" or str(name).startswith(("train", "val"))]
+    # Training and validation of one step are rows of their own in the file.
+    return rows.groupby("step")[kept].first().dropna(how="all", subset=[name for name in kept if name != "epoch"])
 
 
 def rows_before(metrics: Path, steps: int) -> list[dict[str, float]]:

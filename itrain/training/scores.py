@@ -43,6 +43,8 @@ class InterchangeScores:
     ) -> None:
         self.interchange, self.next_map = interchange, next_map
         self.row_share: float | None = None
+        self.ranked: str | None = None
+        """The split whose figures name the rank that gates have come to; None: nothing is gated."""
         self.evaluated: dict[str, Interventions] = {}
         """The interventions that are scored, by the suffix in their figures' names: ``""``, ``/full_vector``."""
         self.metrics: dict[str, InterchangeAccuracy] = {}
@@ -60,6 +62,8 @@ class InterchangeScores:
         self.reset()
         trained, hard = self.interchange.trained, self.interchange.hardened()
         self.evaluated = {"": hard}
+        gated = any(hard[site] is not each for site, each in trained.items())
+        self.ranked = split if gated else None
         if split == "test":
             network = self.interchange.network
             dtype = torch.promote_types(next(network.parameters()).dtype, torch.float32)
@@ -68,7 +72,7 @@ class InterchangeScores:
             if not all(_is_all(each) for each in random.values()):
                 self.evaluated["/random_subspace"] = random
             self.evaluated["/full_vector"] = {site: FullVector(each.hidden_size) for site, each in hard.items()}
-            if any(hard[site] is not each for site, each in trained.items()):
+            if gated:
                 self.evaluated["/soft"] = trained
             if (parts := parts_of(self.interchange, hard, self.next_map)) is not None:
                 self.evaluated |= {"/row_part": parts.row, "/null_part": parts.null}
@@ -158,9 +162,9 @@ class InterchangeScores:
         for name, metric in self.averaged.items():
             place, _, rule = name.rpartition("/")
             found |= {f"{place}/{key}_averaged_{rule}": value.float() for key, value in metric.compute().items()}
-        if "/soft" in self.evaluated and self.metrics:
+        if self.ranked is not None and self.metrics:
             ranks = [each.rank for each in self.evaluated[""].values()]
-            found["test/rank"] = torch.tensor(sum(ranks) / len(ranks))
+            found[f"{self.ranked}/rank"] = torch.tensor(sum(ranks) / len(ranks))
         if self.row_share is not None and self.metrics:
             found["test/row_share"] = torch.tensor(self.row_share)
         self.metrics.clear()
