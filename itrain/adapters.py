@@ -34,8 +34,8 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
         The modules that now hold adapters, by path.
 
     Raises:
-        ValueError: no targets are given, a target is not a linear module or is split by tensor parallelism, or the
-            model has adapters already.
+        ValueError: no targets are given, a target is not a linear module or is split by tensor parallelism, alpha is
+            0, or the model has adapters already.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
@@ -46,6 +46,8 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
     linear = {path: module for path, module in model.named_modules() if _is_linear(module)}
     known = f"{type(model).__name__}; it has {', '.join(sorted({path.rpartition('.')[2] for path in linear}))}"
     require_at_least(1, rank=rank)
+    if not alpha:
+        raise ValueError("LoRA: alpha=0 scales what adapters add to nothing; give another number")
     if not targets:
         raise ValueError(f"LoRA: no targets are given; choose linear modules of {known}")
     for target in targets:

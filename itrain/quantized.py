@@ -7,10 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class QuantizedError(ValueError):
-    """Something is asked of a quantised model that only weights in full can do."""
-
-
 def is_quantized(weight: Tensor) -> bool:
     """Whether a parameter holds numbers of fewer bits than it computes with."""
     packs = type(weight).dequantize is not Tensor.dequantize or hasattr(weight, "quant_state")

@@ -62,6 +62,14 @@ recipe=amnesic_probe_gender ~training.under.intervention | training.under: site 
 recipe=amnesic_probe_gender training.under.sites=layer99.block_output@name | layer 99 does not exist
 recipe=amnesic_probe_gender training.under.intervention._target_=DAS | under: DAS at layer0.block_output@name is learned
 training=probing site={write:layer2.block_output@name,read:NAME} | a probe takes sites alone
+intervention=full_vector intervention._target_=itrain.Clamp | Clamp: low and high: neither is given
+intervention=full_vector intervention._target_=itrain.AddVector | AddVector: vector: nothing is added
+intervention=full_vector intervention._target_=itrain.Scale | Scale: factor=1.0: the activation stays as it is
+intervention=full_vector intervention._target_=itrain.Noise +intervention.deviation=0 | Noise: deviation=0.0: no noise
+intervention=full_vector intervention._target_=itrain.Subtract +intervention.scale=0 | Subtract: scale=0.0: nothing is
+intervention=full_vector intervention._target_=itrain.Neurons +intervention.dims=[] | intervention.dims is empty
+recipe=onion_repeat intervention.symbols=9 model.steps=5 data.keep=all | symbols=9: 'symbol1' has 10 values
+recipe=revnet_hierarchical_equality intervention.blocks.left=17 model.steps=5 | intervention.blocks: left 17, right 8 of
 """
 EXAMPLES = """
 recipe=reft_style training.acts=[-1]    | training.acts=[-1]: use 'prompt', 'all', 'generated'

@@ -304,6 +304,30 @@ def test_figures_of_a_sweep_are_named_by_method_and_site(tmp_path: Path) -> None
             figures_of(tmp_path, [name], sweeps=True)
 
 
+@pytest.mark.parametrize(
+    ("command", "figure", "message"),
+    [
+        ("fit", "test/iia_argmaxx", "no figure 'test/iia_argmaxx', did you mean 'test/iia_argmax'?"),
+        ("sweep", "das/best/ia_changing_pairwise", "did you mean 'das/best/iia_changing_pairwise'?"),
+        ("sweep", "dass/best/iia_argmax", "the sweep has no method 'dass', did you mean 'das'?"),
+        ("sweep", "das/iia_argmax", "is no <method>/<site>/<figure>"),
+    ],
+)
+def test_a_misspelt_figure_is_refused_before_the_run(
+    command: str, figure: str, message: str, write: Callable[..., None], fits: list[str]
+) -> None:
+    recipe = "das_gender seed={seed}" if command == "fit" else "das_vs_probe_gender sweep.seeds=[{seed}]"
+    write(command=f"{command} recipe={recipe}", figures={figure: {"at_least": 0.5}})
+    assert reproduce() == 1 and not fits
+    assert message in table()["mine"]["error"]
+
+
+def test_a_figure_of_one_s_own_is_not_taken_for_a_misspelt_one(write: Callable[..., None], fits: list[str]) -> None:
+    write(figures={"x": {}})
+    reproduce()
+    assert fits and table()["mine"]["error"] is None
+
+
 def test_a_sweep_is_a_row_too(write: Callable[..., None]) -> None:
     grid = "sweep.methods=[full_vector] sweep.layers=[2] sweep.positions=[name] sweep.random_model=false"
     write(

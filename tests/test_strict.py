@@ -95,7 +95,7 @@ def test_strict_gradients_flow_through_the_sources_unless_they_are_detached() ->
 
 def test_a_step_draws_its_nodes_by_its_number_alone() -> None:
     def draws(sampling: Any) -> list[list[str]]:
-        module = training(strict_sites=[*NODES, "module:act.output"], siit_sampling=sampling)
+        module = training(strict_sites=[*NODES, "module:act.output"], siit_sampling=sampling, strict_weight=1.0)
         return [[str(each) for each in module.resampling.drawn(step)] for step in range(64)]
 
     assert {len(each) for each in draws("individual")} == {1}
@@ -145,6 +145,7 @@ def test_there_is_no_node_where_nothing_is_left() -> None:
         ({"strict_sites": [SITE], "intervention": FullVector}, f"the interventions at '{SITE}' leave none"),
         ({"strict_sites": [TOP, TOP]}, "is listed twice"),
         ({"siit_sampling": "each"}, "siit_sampling: 'each' is none of individual, sample_all, all"),
+        ({"siit_sampling": "all"}, "siit_sampling=all has no effect: strict_weight is 0"),
         ({"strict_weight": -1.0}, "strict_weight"),
     ],
 )

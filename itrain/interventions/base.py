@@ -89,6 +89,16 @@ class Intervention(nn.Module, ABC):
         ``values`` are the classes of the examples, the values of the variable in question; None: unknown.
         """
 
+    def check(self, values: Callable[[str], int | None]) -> None:
+        """Refuse, before a fit, settings by which it changes nothing, or that the variables contradict.
+
+        Args:
+            values: the number of values of a variable; None where it is not known.
+
+        Raises:
+            ValueError: beginning with the setting's name.
+        """
+
     def anneal(self, progress: float) -> None:
         """Set scheduled buffers for the progress of training, from 0 (first step) to 1 (last)."""
 

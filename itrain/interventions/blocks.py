@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from itrain.interventions.base import Intervention, require_rank
+from itrain.interventions.base import Intervention
 from itrain.interventions.featurizers import Featurizer, Identity, interchange
 
 
@@ -32,8 +32,12 @@ class Blocks(Intervention, ABC):
             raise ValueError("blocks is empty; give each variable its number of coordinates")
         self.blocks = {"": blocks} if isinstance(blocks, int) else dict(blocks)
         self.hidden_size, self.rank = hidden_size, sum(self.blocks.values())
-        require_rank(min(self.blocks.values()), hidden_size)
-        require_rank(self.rank, hidden_size)
+        if min(self.blocks.values()) < 1 or self.rank > hidden_size:
+            asked = ", ".join(f"{name} {count}".strip() for name, count in self.blocks.items())
+            raise ValueError(
+                f"blocks: {asked} of an activation of {hidden_size} features; give each 1 coordinate or more, and all "
+                f"together {hidden_size} at most"
+            )
         owner = torch.arange(len(self.blocks)).repeat_interleave(torch.tensor(list(self.blocks.values())))
         gates = torch.nn.functional.one_hot(owner, len(self.blocks)).T.float()
         # Not saved, and so not public: the arguments determine it.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from itrain.bounds import require_some
 from itrain.interventions.base import Affine, Intervention
 
 
@@ -40,6 +41,10 @@ class AddVector(Intervention):
     def affine(self) -> Affine:
         return Affine(constant=(self.scale * self.vector).double())
 
+    def check(self, values: Callable[[str], int | None]) -> None:
+        if not (self.scale * self.vector).any():
+            raise ValueError("vector: nothing is added; give the vector, and a scale other than 0")
+
 
 class Subtract(Intervention):
     """Subtracts what the source has: h - scale s; a scale of -1 adds it.
@@ -60,6 +65,10 @@ class Subtract(Intervention):
     ) -> Float[Tensor, "*batch hidden"]:
         return base - self.scale.to(base.dtype) * source
 
+    def check(self, values: Callable[[str], int | None]) -> None:
+        if not self.scale:
+            raise ValueError("scale=0.0: nothing is subtracted; give another scale")
+
 
 class Scale(Intervention):
     """Multiplies the activation: factor h."""
@@ -74,6 +83,10 @@ class Scale(Intervention):
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         return base * self.factor.to(base.dtype)
+
+    def check(self, values: Callable[[str], int | None]) -> None:
+        if self.factor == 1:
+            raise ValueError("factor=1.0: the activation stays as it is; give another factor")
 
     def affine(self) -> Affine:
         return Affine(self.factor.double().repeat(self.hidden_size).diag())
@@ -128,6 +141,11 @@ class Clamp(Intervention):
         coordinate = base @ unit
         return base + (coordinate.clamp(low, high) - coordinate)[..., None] * unit
 
+    def check(self, values: Callable[[str], int | None]) -> None:
+        widest = torch.finfo(torch.float32)
+        if self.bounds.tolist() == [widest.min, widest.max]:
+            raise ValueError("low and high: neither is given, so nothing is clamped; give one of them or both")
+
     def affine(self) -> Affine | None:
         if not self.along or self.bounds[0] != self.bounds[1]:
             return None
@@ -158,6 +176,10 @@ class Noise(Intervention):
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         return base + (self.deviation * self.noise).to(base.dtype)
 
+    def check(self, values: Callable[[str], int | None]) -> None:
+        if not self.deviation:
+            raise ValueError("deviation=0.0: no noise is added; give a deviation above 0")
+
     def affine(self) -> Affine:
         return Affine(constant=(self.deviation * self.noise).double())
 
@@ -170,13 +192,14 @@ class Neurons(Intervention):
         dims: the features that are swapped.
 
     Raises:
-        ValueError: one of them does not exist, or is listed twice.
+        ValueError: one of them does not exist or is listed twice, or there are none.
     """
 
     _dims: Int[Tensor, " dims"]
 
     def __init__(self, hidden_size: int, *, dims: Sequence[int] = (0,)) -> None:
         super().__init__()
+        require_some(dims=dims)
         for place, dim in enumerate(dims):
             if not 0 <= dim < hidden_size or dim in dims[:place]:
                 why = "is listed twice" if dim in dims[:place] else f"is none of the features 0-{hidden_size - 1}"

@@ -59,6 +59,11 @@ class Onion(Intervention):
 
     _place: Float[Tensor, "places 1"]
 
+    def check(self, values: Callable[[str], int | None]) -> None:
+        for variable in self.variables or ():
+            if (count := values(variable)) not in (None, self.symbols):
+                raise ValueError(f"symbols={self.symbols}: '{variable}' has {count} values; give as many symbols")
+
     def scale(self) -> Float[Tensor, "places state"]:
         """The size of a symbol's change at each place: g * gamma^p + p * lin + b."""
         return self.gain * self.gamma.pow(self._place) + self._place * self.slope + self.bias

@@ -159,7 +159,7 @@ def _source(name: str) -> str:
     """
     folder = Path(name).expanduser()
     if not folder.is_dir() and name.startswith((".", "/", "~")):
-        raise ModelError(f"model '{name}': there is no such folder")
+        raise ModelError(f"model '{name}': there is no such folder; give one that save_pretrained wrote")
     return str(folder) if folder.is_dir() else name
 
 

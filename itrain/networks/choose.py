@@ -8,7 +8,7 @@ from torch import nn
 
 from itrain.bounds import require_at_least
 from itrain.networks.base import Network
-from itrain.networks.hooks import HookedNetwork
+from itrain.networks.hooks import HookedNetwork, require_module
 from itrain.networks.nnsight import RemoteNetwork
 from itrain.networks.replay import Replay, ReplayNetwork, obstacle
 from itrain.weights import served_by
@@ -42,9 +42,11 @@ def make_network(
     The other arguments are those of HookedNetwork and ReplayNetwork.
 
     Raises:
+        TypeError: the model is no module.
         ValueError: replay is ``on`` and would not be exact, ``compile`` is set and nothing is replayed or
             ``gradient_checkpointing`` is set too, or the model's blocks are not known.
     """
+    require_module(model)
     require_at_least(0, budget_gib=budget_gib)
     require_at_least(1, uses=uses)
     if served_by(model) is not None:

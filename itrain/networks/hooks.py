@@ -50,9 +50,7 @@ class HookedNetwork(Network):
 
     def __init__(self, model: nn.Module, *, trainable: bool = False, gradient_checkpointing: bool = False) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            holds = "; give its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
-            raise TypeError(f"model: a network is made of a torch.nn.Module, not of {type(model).__name__}{holds}")
+        require_module(model)
         self.model, self.trainable, self.gradient_checkpointing = model, trainable, gradient_checkpointing
         self.why: str | None = None
         """Why plain hooks run the model where another network was asked for."""
@@ -351,6 +349,17 @@ class HookedNetwork(Network):
         if route.path:
             self._routes[site] = route
         return route
+
+
+def require_module(model: object) -> None:
+    """Refuse what is no module, of which a network could be made.
+
+    Raises:
+        TypeError: naming what it is.
+    """
+    if not isinstance(model, nn.Module):
+        holds = "; give its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise TypeError(f"model: a network is made of a torch.nn.Module, not of {type(model).__name__}{holds}")
 
 
 def _require_blocks(model: nn.Module) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itrain.results.columns import COMPONENT, LAYER, METHOD, POSITION, RANK
+from itrain.results.columns import COMPONENT, KNOWN, LAYER, METHOD, POSITION, RANK, is_known
 from itrain.results.layers import mean_over_layers
 from itrain.results.peaks import peak_of
 from itrain.results.table import read_results
@@ -20,6 +20,28 @@ if TYPE_CHECKING:
     import pandas
 
 BEST, OVER_LAYERS = "best", "mean_over_layers"
+ALIKE = 0.85
+"""How much of an unknown name has to be that of one of itrain's figures to be taken for it, misspelt."""
+
+
+def require_figures(names: Iterable[str], methods: Collection[str] | None) -> None:
+    """Refuse, before a run, names that it cannot have: misspelt ones of itrain's figures, or of no method of a sweep.
+
+    Args:
+        names: as rows give them.
+        methods: of the sweep; None: a fit, which has none.
+
+    Raises:
+        ConfigError: naming the nearest right name.
+    """
+    for name in names:
+        if methods is not None:
+            _parts(name, methods)
+        *before, figure = name.split("/")
+        close = [] if is_known(name) else get_close_matches(figure, KNOWN, 1, cutoff=ALIKE)
+        if close:
+            meant = "/".join([*before, close[0]])
+            raise ConfigError(f"figures: the run will have no figure '{name}', did you mean '{meant}'?")
 
 
 def figures_of(folder: Path, names: Iterable[str], *, sweeps: bool) -> dict[str, float]:
@@ -47,13 +69,8 @@ def _of_fit(found: Mapping[str, float | None], name: str) -> float:
 
 def _of_table(frame: pandas.DataFrame, name: str) -> float:
     """``<method>/<site>/<figure>``: at the site, at the best one, or averaged over the best of each layer."""
-    method, _, rest = name.partition("/")
-    site, _, figure = rest.partition("/")
-    if not figure:
-        raise ConfigError(f"figures: '{name}' is no <method>/<site>/<figure>, such as das/{BEST}/iia_changing_pairwise")
+    method, site, figure = _parts(name, set(frame[METHOD]))
     fits: Any = frame[frame[METHOD] == method]
-    if not len(fits):
-        raise ConfigError(f"figures: '{name}': the sweep has no method '{method}'{nearest(method, set(frame[METHOD]))}")
     if figure not in fits or fits[figure].isna().all():
         has = [str(column) for column in fits.select_dtypes("number").dropna(axis="columns", how="all")]
         raise ConfigError(f"figures: '{name}': {method} has no figure '{figure}'{nearest(figure, has)}")
@@ -72,6 +89,17 @@ def _of_table(frame: pandas.DataFrame, name: str) -> float:
     if site not in sites:
         raise ConfigError(f"figures: '{name}': {method} has no site '{site}'{nearest(site, sites)}")
     return float(fits[figure].iloc[sites.index(site)])
+
+
+def _parts(name: str, methods: Collection[str]) -> tuple[str, str, str]:
+    """Method, site and figure of a name, with a method that the sweep has."""
+    method, _, rest = name.partition("/")
+    site, _, figure = rest.partition("/")
+    if not figure:
+        raise ConfigError(f"figures: '{name}' is no <method>/<site>/<figure>, such as das/{BEST}/iia_changing_pairwise")
+    if method not in methods:
+        raise ConfigError(f"figures: '{name}': the sweep has no method '{method}'{nearest(method, methods)}")
+    return method, site, figure
 
 
 def _site(row: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from itrain.config.overrides import quoted
 from itrain.config.tables import fill_in_fingerprint
 from itrain.files import write_json
 from itrain.owned import runs_on_all_devices
-from itrain.reproducing.figures import figures_of
+from itrain.reproducing.figures import figures_of, require_figures
 from itrain.reproducing.rows import words_of
 from itrain.results.reproduction import Row, Run
 from itrain.run_folder import run_folder
@@ -45,7 +45,7 @@ class Runs:
         home: the folder of the runs of all rows.
 
     Raises:
-        ConfigError: the row's command asks for what cannot be run.
+        ConfigError: the row's command asks for what cannot be run, or its figures are none of the run's.
     """
 
     def __init__(self, row: Row, home: Path) -> None:
@@ -53,6 +53,7 @@ class Runs:
         self._sweeps = words_of(row.command)[0] == "sweep"
         # One seed stands for all, whichever the row lists.
         composed = config.compose(self._words(0), sweeps=self._sweeps)
+        require_figures(row.figures, list(composed.sweep.methods) if self._sweeps else None)
         fill_in_fingerprint(composed)
         if runs_on_all_devices(composed.trainer) or composed.trainer.get("devices", 1) != 1:
             raise ConfigError("command: a row runs in one process, on one device: leave trainer.devices=1")

@@ -74,7 +74,7 @@ class Grid:
     def __post_init__(self) -> None:
         for name in ("methods", "layers", "positions", "components", "ranks", "seeds"):
             if not getattr(self, name):
-                raise ValueError(f"sweep.{name} is empty")
+                raise ValueError(f"sweep.{name} is empty; name one or more")
         for name in ("layers", "positions", "components", "sites", "ranks", "seeds"):
             _require_once(name, getattr(self, name))
         for method in self.methods:

@@ -26,7 +26,7 @@ from itrain.networks.base import Network
 from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
-from itrain.training.building import in_a_line, require_one_place, require_unplaced
+from itrain.training.building import in_a_line, require_meant, require_one_place, require_unplaced
 from itrain.training.callbacks import Preparation, Schedules
 from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
@@ -204,6 +204,7 @@ class Training(Shardable, ABC):
     def check(self, data: SplitDataModule) -> None:
         """Refuse data in which the placements have no sense, before the model runs; raises as :meth:`prepare` does."""
         data.require(self.placements)
+        require_meant(self.trained_parts, getattr(data, "task", None))
 
     def lacks_statistics_of(self, data: object) -> bool:
         """Whether closed-form statistics are to be fitted to this data, or data loader, before a fit."""
@@ -304,8 +305,7 @@ class Training(Shardable, ABC):
         if stage == "fit":
             self.provenance.pop("metrics", None)  # of the weights as they were
         if stage == "fit" and self.trainer.checkpoint_callbacks:
-            # Before the weights are divided among processes.
-            self._bind()
+            self._bind()  # before the weights are divided among processes
 
     def _bind(self) -> str:
         """The fingerprint of the base model as loaded."""

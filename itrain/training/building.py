@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import lightning
 import torch
@@ -17,6 +18,8 @@ from itrain.networks.base import Network
 from itrain.placements import Factory, Placement, Placements
 from itrain.shards import own_class
 from itrain.sites import Site
+from itrain.tasks import TaskError
+from itrain.tasks.base import Task
 
 
 def in_a_line(part: nn.Module) -> str:
@@ -76,6 +79,49 @@ def _build(intervention: Factory, hidden_size: int) -> Intervention:
                 f"self.{name} = hidden_size"
             )
     return built
+
+
+def require_meant(parts: Mapping[str, nn.Module], task: Task | None) -> None:
+    """Refuse interventions that change nothing, or whose settings the task's variables contradict.
+
+    Raises:
+        ValueError: naming the site and the setting.
+    """
+    for place, part in parts.items():
+        if isinstance(part, Intervention):
+            try:
+                part.check(partial(_number_of_values, task))
+            except ValueError as error:
+                raise ValueError(f"site '{place}': {type(part).__name__}: {error}") from error
+
+
+def require_unlearned(interventions: Mapping[Placement, Intervention], setting: str, *, others: bool) -> None:
+    """Refuse learned interventions where a setting leaves no term of the loss that trains them.
+
+    Args:
+        interventions: by their placements.
+        setting: as it is given.
+        others: whether there are other terms of the loss, which train the model.
+
+    Raises:
+        ValueError: naming the setting, the intervention and its place, or that the loss has no term at all.
+    """
+    if not others:
+        raise ValueError(f"{setting}: all weights of the loss are 0, so that nothing is trained; give one above 0")
+    for placement, each in interventions.items():
+        if any(parameter.requires_grad for parameter in each.parameters()):
+            raise ValueError(
+                f"{setting}: no term of the loss trains {type(each).__name__} at '{placement}'; give a weight above 0, "
+                "or an intervention that is not learned (intervention=fixed_blocks)"
+            )
+
+
+def _number_of_values(task: Task | None, variable: str) -> int | None:
+    """How many values a variable of the task has; None where it does not say."""
+    try:
+        return None if task is None else len(task.values(variable))
+    except TaskError:
+        return None
 
 
 def count_features(

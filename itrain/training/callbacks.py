@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from itrain.data.splits import SplitDataModule
 from itrain.interventions.masking import Gate
+from itrain.training.building import require_meant
 from itrain.training.optimization import total_steps
 
 
@@ -51,7 +52,9 @@ class Preparation(FitCallback):
             module.training = mode
         if (data := data_of(trainer)) is not None:
             pl_module.prepare(data, uses=epochs_of(trainer))
-        elif pl_module.fits_activations:
+        else:
+            require_meant(pl_module.trained_parts, None)
+        if data is None and pl_module.fits_activations:
             assert trainer.estimated_stepping_batches, "asking for their number loads the batches"
             if pl_module.lacks_statistics_of(loader := trainer.train_dataloader):
                 if trainer.world_size > 1:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torchmetrics import SumMetric
 
 from itrain.architectures import unwrap
+from itrain.interventions.base import Intervention
 from itrain.metrics import gather_counts
 from itrain.networks.base import Network
 from itrain.shards import local
@@ -178,6 +179,11 @@ def _left_alone(training: Any) -> set[str]:
 
 
 def _without_effect(name: str, part: nn.Module, when: str) -> FirstStepError:
+    if not isinstance(part, Intervention):
+        return FirstStepError(
+            f"{name}: {type(part).__name__} has no gradient {when}, so that nothing it computes reaches the loss; look "
+            "at the weights of the loss, and at scales of 0"
+        )
     return FirstStepError(
         f"site '{name}': {type(part).__name__} has no effect on the label there (no gradient {when}); choose a lower "
         "layer or, in the upper layers, the answer's own token, 'last'"

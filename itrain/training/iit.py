@@ -27,6 +27,7 @@ from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, SiteLike
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
+from itrain.training.building import require_unlearned
 from itrain.training.callbacks import FirstStepError
 from itrain.training.interchange import Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory
@@ -146,7 +147,7 @@ class InterchangeInterventionTraining(Training):
         self.scores = InterchangeScores(self.interchange)
         self.task_accuracy: dict[str, MeanMetric] = {}
         self.strict_weight = strict_weight
-        self.resampling = Resampling(self.interchange, sites=strict_sites, sampling=siit_sampling)
+        self.resampling = Resampling(self.interchange, sites=strict_sites, sampling=siit_sampling, weight=strict_weight)
         self.strict_accuracy: dict[str, StrictAccuracy] = {}
         self._require_terms()
         choose_weights(network, parts=parts, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets)
@@ -211,9 +212,12 @@ class InterchangeInterventionTraining(Training):
 
     def _interchanges(self, of_pairs: Float[Tensor, " batch"]) -> bool:
         """Whether pairs are interchanged: where they count here, or in another process's share of the batch."""
+        return bool(of_pairs.any()) or (self.network.in_step and self._weighs_pairs)
+
+    @property
+    def _weighs_pairs(self) -> bool:
         weights = self.interchange_weights
-        elsewhere = any(weights.values()) if isinstance(weights, Mapping) else bool(weights)
-        return bool(of_pairs.any()) or (self.network.in_step and elsewhere)
+        return any(weights.values()) if isinstance(weights, Mapping) else bool(weights)
 
     def task_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The loss of each base's own answer."""
@@ -360,6 +364,9 @@ class InterchangeInterventionTraining(Training):
         return {name: value for name, value in super().export_arguments().items() if name != "objectives"}
 
     def on_fit_start(self) -> None:
+        if not (self._weighs_pairs or self.strict_weight or self.readout_weight):
+            others = bool(self.task_weight or self.source_weight)
+            require_unlearned(self.trained, f"interchange_weights={self.interchange_weights}", others=others)
         self._train_mode()
 
     def _train_mode(self) -> None:

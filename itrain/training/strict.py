@@ -63,16 +63,27 @@ class Resampling:
         interchange: holds the aligned interventions.
         sites: the nodes; None: the rests that the interventions leave.
         sampling: the nodes that a training step resamples.
+        weight: of the loss on what it answers; 0: nodes are resampled in evaluation alone.
 
     Raises:
-        ValueError: a site is listed twice, interventions leave nothing of it, or there is no such sampling.
+        ValueError: a site is listed twice, interventions leave nothing of it, or there is no such sampling, or no loss
+            that it is for.
     """
 
     def __init__(
-        self, interchange: Interchange, *, sites: Sequence[SiteLike] | None = None, sampling: Sampling = "individual"
+        self,
+        interchange: Interchange,
+        *,
+        sites: Sequence[SiteLike] | None = None,
+        sampling: Sampling = "individual",
+        weight: float = 1.0,
     ) -> None:
         if sampling not in get_args(Sampling):
             raise ValueError(f"siit_sampling: '{sampling}' is none of {', '.join(get_args(Sampling))}")
+        if sampling != "individual" and not weight:
+            raise ValueError(
+                f"siit_sampling={sampling} has no effect: strict_weight is 0; give a weight, or leave it out"
+            )
         self.interchange, self.sampling = interchange, sampling
         self.sites = interchange.sites if sites is None else plain_sites(sites, who="strict_sites")
         whole = [Placement(write=site) for site in self.sites if site not in interchange.sites]

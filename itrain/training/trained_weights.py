@@ -25,8 +25,11 @@ def choose_weights(
     """Have the model train the parts that are named and adapters of its own, or all that is not frozen.
 
     Raises:
-        ValueError: a part or target does not exist, is quantised or shares its weights, or nothing is trained.
+        ValueError: a part or target does not exist, is quantised or shares its weights, nothing is trained, or targets
+            are named and no rank.
     """
+    if lora_rank is None and lora_targets:
+        raise ValueError("lora_targets has no effect without adapters; add lora_rank=8, or leave it out")
     if lora_rank is not None:
         add_lora(network.model, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
     if lora_rank is None and parts is None:
