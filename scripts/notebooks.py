@@ -50,7 +50,9 @@ def read_source(path: Path) -> list[Cell]:
     if not marks or text[: marks[0].start()].strip():
         raise ValueError(f"'{path}': begin it with '# %% [markdown]'")
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return [_cell(number, mark, text[mark.end() : end]) for number, (mark, end) in enumerate(zip(marks, ends, strict=True))]
+    return [
+        _cell(number, mark, text[mark.end() : end]) for number, (mark, end) in enumerate(zip(marks, ends, strict=True))
+    ]
 
 
 def _cell(number: int, mark: re.Match[str], body: str) -> Cell:
@@ -60,13 +62,20 @@ def _cell(number: int, mark: re.Match[str], body: str) -> Cell:
     if CLAIMS in metadata.get("tags", ()):
         metadata["jupyter"] = {"source_hidden": True}
     cell: Cell = {"id": f"cell-{number}", "metadata": metadata, "source": "\n".join(lines).strip()}
-    return {"cell_type": "markdown", **cell} if prose else {"cell_type": "code", **cell, "outputs": [], "execution_count": None}
+    return (
+        {"cell_type": "markdown", **cell}
+        if prose
+        else {"cell_type": "code", **cell, "outputs": [], "execution_count": None}
+    )
 
 
 def run(cells: Sequence[Cell], name: str) -> list[Cell]:
     """The cells with their outputs, run in order in an empty folder that is removed afterwards."""
     space: dict[str, Any] = {"__name__": "__main__"}
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder) if sys.version_info >= (3, 11) else _inside(folder):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder) if sys.version_info >= (3, 11) else _inside(folder),
+    ):
         here, done = os.getcwd(), []
         for cell in cells:
             if cell["cell_type"] == "code":
@@ -94,7 +103,12 @@ def _run_cell(code: str, name: str, space: dict[str, Any], count: int) -> list[d
     *body, last = ast.parse(code).body
     if not isinstance(last, ast.Expr) or code.rstrip().endswith(";"):
         body, last = [*body, last], None
-    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)  # for libraries that read their caller
+    linecache.cache[name] = (
+        len(code),
+        None,
+        code.splitlines(keepends=True),
+        name,
+    )  # for libraries that read their caller
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(ast.Module(body, []), name, "exec"), space)
@@ -157,7 +171,10 @@ def _in_lines(cell: Cell) -> Cell:
         written["outputs"] = [
             {**each, "text": each["text"].splitlines(keepends=True)}
             if "text" in each
-            else {**each, "data": {k: v if k == "image/png" else v.splitlines(keepends=True) for k, v in each["data"].items()}}
+            else {
+                **each,
+                "data": {k: v if k == "image/png" else v.splitlines(keepends=True) for k, v in each["data"].items()},
+            }
             for each in cell["outputs"]
         ]
     return written

@@ -42,8 +42,10 @@ def made() -> dict[str, str]:
         import api_pages
         import configuration_pages
         import recipes_page
+        import tutorials
 
-        return {"reference/recipes.md": recipes_page.page(), **configuration_pages.pages(), **api_pages.pages()}
+        written = {"reference/recipes.md": recipes_page.page(), **tutorials.pages()}
+        return {**written, **configuration_pages.pages(), **api_pages.pages()}
     finally:
         sys.path.remove(str(HOME / "scripts" / "docs"))
 
@@ -120,7 +122,7 @@ def test_each_public_name_is_on_one_page_of_the_api(made: dict[str, str]) -> Non
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
     """The address of the built site on a port of this machine, and its pages."""
-    if not all(map(find_spec, ("mkdocs", "material", "mkdocstrings", "mkdocs_jupyter"))):
+    if not all(map(find_spec, ("mkdocs", "material", "mkdocstrings"))):
         pytest.skip("needs the extra docs")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]

@@ -8,6 +8,7 @@ from typing import Any
 import api_pages
 import configuration_pages
 import recipes_page
+import tutorials
 from mkdocs.config.defaults import MkDocsConfig  # pyright: ignore[reportMissingImports]
 from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
 
@@ -17,15 +18,18 @@ _TAGGED = re.compile(r"^(```python) (\w+)$", re.MULTILINE)
 
 def generated_pages() -> dict[str, str]:
     """The pages that are made of the code, by their path in docs."""
-    return {"reference/recipes.md": recipes_page.page(), **configuration_pages.pages(), **api_pages.pages()}
+    recipes = {"reference/recipes.md": recipes_page.page()}
+    return {**recipes, **configuration_pages.pages(), **api_pages.pages(), **tutorials.pages()}
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pages that are made of the code, and the pictures that lie beside recipes."""
+    """Add the pages that are made of the code, and the pictures of recipes and of notebooks."""
     for path, text in generated_pages().items():
         files.append(File.generated(config, path, content=text))
     for picture in recipes_page.pictures():
         files.append(File.generated(config, f"assets/recipes/{picture.name}", abs_src_path=str(picture)))
+    for path, data in tutorials.pictures().items():
+        files.append(File.generated(config, path, content=data))
     return files
 
 
