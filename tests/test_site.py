@@ -74,7 +74,7 @@ def test_the_site_asks_no_other_host() -> None:
 def test_each_recipe_is_listed_with_its_command(made: dict[str, str]) -> None:
     page = made["reference/recipes.md"]
     for file in (HOME / "recipes").glob("*.yaml"):
-        assert page.count(f"| [{file.stem}](#{file.stem}) |") == 1
+        assert page.count(f"| [`{file.stem}`](#{file.stem}) |") == 1
         section = page.split(f"{{ #{file.stem} }}\n")[1].split("\n### ")[0]
         assert re.search(rf"```sh\nitrain (fit|sweep) recipe={file.stem}\b", section), file.stem
 

@@ -66,7 +66,7 @@ def page() -> str:
     parts = [START]
     for title, names in groups.items():
         rows = (
-            [f"[{name}](#{name})", plain(found[name]["Title"]), plain(found[name].get("Hardware", ""))]
+            [f"[`{name}`](#{name})", plain(found[name]["Title"]), plain(found[name].get("Hardware", ""))]
             for name in names
         )
         parts += [f"## {title}\n", table(("recipe", "what it does", "hardware"), rows), ""]
