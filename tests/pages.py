@@ -199,6 +199,7 @@ class RunPage:
         elif kind in ("run", "library"):
             _compare(block, run(block.code, ran.space), ran)
             _twins(block, ran)
+            ran.space.pop("ours", None)
         elif kind == "commands":
             said = [self.commands(line) for line in lines_of(block)]
             if None not in said:
@@ -238,7 +239,7 @@ def _compare(block: Block, printed: str, ran: Ran) -> None:
 
 def _twins(block: Block, ran: Ran) -> None:
     """Compare what another library gave as `theirs` with what itrain gave as `ours` right after it."""
-    if block.library is None and "theirs" in ran.space:
+    if {"ours", "theirs"} <= ran.space.keys():
         ours, theirs = ran.space.pop("ours"), ran.space.pop("theirs")
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4, msg=lambda said: f"{block}: {said}")
         ran.compared["twins"] += 1

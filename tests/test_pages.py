@@ -12,11 +12,16 @@ from tests.pages import FENCE, PAGES, RunPage, alike, blocks, indented, what_it_
 
 SLOW: dict[str, str] = {"howto/flat_fit.md": "each failure is a fit of its own"}
 """Pages that take longer than ten seconds, and why."""
-SHORT = ("coming_from/index.md", "concepts/checks.md", "howto/notebook.md", "howto/objectives.md")
+SHORT = ("concepts/checks.md", "howto/notebook.md", "howto/objectives.md")
 """Pages that show how short a thing is."""
 LINES = 4
 """What one thing may take there, apart from imports."""
-COMPARED = {"coming_from/index.md": {"pyvene": 9, "nnsight": 3}}
+COMPARED = {
+    "coming_from/pyvene.md": {"pyvene": 9},
+    "coming_from/nnsight.md": {"nnsight": 3},
+    "coming_from/pyreft.md": {"pyreft": 1},
+    "coming_from/transformer_lens.md": {"transformer_lens": 5},
+}
 """How often a page compares itrain with each other library."""
 READ_ELSEWHERE = ("howto/data.md",)
 """Pages whose files tests/test_data_guide.py reads."""

@@ -99,7 +99,7 @@ def test_missing_files_and_unknown_variables_are_refused(folder: Path) -> None:
     with pytest.raises(TaskError, match="variable: 'language' is none of country, continent"):
         SaeRavel(data=str(folder), variable="language")  # type: ignore[arg-type]
     save(folder / "final_data_country.json", [[["Bern is a city in the country of", "A"]] * 2])
-    with pytest.raises(TaskError, match=r"no row of final_data_country.json is of '\w+'"):
+    with pytest.raises(TaskError, match=r"final_data_country.json has no row for '\w+'"):
         SaeRavel(data=str(folder))
     (folder / "final_data_country.json").write_text("[")
     with pytest.raises(TaskError, match="is not JSON"):

@@ -204,7 +204,7 @@ class Finished:
         """
         for file in sorted((self.folder / JOBS).glob("*.json")):
             if file.stem not in self.known:
-                raise RunError(f"'{file}' is of no job of this sweep; remove it, and resume the sweep")
+                raise RunError(f"'{file}' belongs to no job of this sweep; remove it, and resume the sweep")
 
     def tell(self) -> None:
         for name in [name for name in self.waiting if _rows_of(self.folder, name).is_file()]:

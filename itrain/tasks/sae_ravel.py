@@ -94,7 +94,7 @@ class SaeRavel(ListedTask):
 def _made(variable: str, pair: _Pair, known: Mapping[tuple[str, str], str]) -> Pair:
     for run in (pair.base, pair.source):
         if (variable, run["city"]) not in known:
-            raise TaskError(f"no row of final_data_{variable}.json is of '{run['city']}', which one of another file is")
+            raise TaskError(f"final_data_{variable}.json has no row for '{run['city']}', though another file has")
     base, source = ({**run, variable: known[variable, run["city"]]} for run in (pair.base, pair.source))
     isolates = pair.attribute != variable
     answer = base["answer"] if isolates else source["answer"]
