@@ -42,7 +42,7 @@ sweep.picture
 # %%
 table = sweep.table.set_index(["method", "position", "layer"])
 verb = {
-    "probe accuracy": table.loc[("probing", "verb"), "accuracy"],
+    "probe accuracy": table.loc[("probing", "verb"), "probe_accuracy"],
     "DAS, label-changing pairs": table.loc[("das", "verb"), "iia_changing_argmax"],
 }
 import pandas
@@ -62,7 +62,7 @@ pandas.DataFrame(verb).round(2)
 probes = sweep.table[sweep.table["method"] == "probing"].set_index(["layer", "position"])
 used = {(layer, "name") for layer in range(3)} | {(layer, "connective") for layer in range(3, 6)}
 on_path = probes.index.isin(used)
-readable = probes["accuracy"] > 0.9
+readable = probes["probe_accuracy"] > 0.9
 selectivity = {
     "on the path": probes["selectivity"][on_path].mean(),
     "beside it, where the gender can be read": probes["selectivity"][~on_path & readable].mean(),
@@ -98,7 +98,7 @@ fit = itrain.fit("das_gender", site=site, task={"templates": "simple"}, interven
 # %% tags=["claims"]
 assert table.loc[("das", "name", 1), "iia_changing_argmax"] > 0.9
 assert table.loc[("das", "connective", 4), "iia_changing_argmax"] > 0.9
-assert table.loc[("probing", "verb", 4), "accuracy"] > 0.9
+assert table.loc[("probing", "verb", 4), "probe_accuracy"] > 0.9
 assert table.loc[("das", "verb", 4), "iia_changing_argmax"] < 0.1
 assert fit.figures["test/iia_changing_argmax"] < 0.1 and fit.figures["test/full_vector/iia_changing_argmax"] < 0.1
 assert selectivity["beside it, where the gender can be read"] > selectivity["on the path"] - 0.1

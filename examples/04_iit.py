@@ -5,12 +5,12 @@
 # this round: it trains the network until a variable sits where you want it. **Can the gender be put into 16 neurons of the
 # verb, where the model keeps none?** And what does the model lose by it?
 #
-# You will look before, train adapters (LoRA), and look after. About 30 seconds.
+# You will look before, train adapters (LoRA), and look after. About 40 seconds.
 
 # %%
 import itrain
 
-task, data = {"templates": "simple"}, {"train_pairs": 1024, "test_pairs": 128}
+task, data = {"templates": "simple"}, {"train_pairs": 2048, "test_pairs": 128}
 site = "layer2.block_output@verb"
 
 # %% [markdown]
@@ -31,7 +31,7 @@ model.run("Mary walked because", "layer2.block_output@2", source="John walked be
 # 15 at the verb from the source, and the answer must be the source's pronoun. Only LoRA adapters are trained.
 
 # %%
-fit = itrain.fit("iit_lora_gender", task=task, data=data, site=site, trainer={"max_epochs": 8})
+fit = itrain.fit("iit_lora_gender", task=task, data=data, site=site)
 
 # %% [markdown]
 # Read the column of label-changing pairs: from 0 before training to nearly all after. The line `task accuracy` says what it

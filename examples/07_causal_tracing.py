@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 7. Where is a fact looked up?
 #
-# `The Space Needle is in` goes on with `Seattle`. **Where in the network does the landmark become the city, and where is the
+# `The Space Needle is in downtown` goes on with `Seattle`. **Where in the network does the landmark become the city, and where is the
 # city moved to the end?** *Causal tracing* answers by breaking the run and mending one site at a time.
 #
 # You will corrupt a prompt by hand, restore one site, and then trace all sites. Nothing is trained. About 20 seconds.
@@ -10,7 +10,7 @@
 import itrain
 
 model = itrain.load_embedded()
-prompt = "The Space Needle is in"
+prompt = "The Space Needle is in downtown"
 model.run(prompt).top(1)
 
 # %% [markdown]
@@ -19,9 +19,8 @@ model.run(prompt).top(1)
 # Add noise to the two words of the landmark as they enter the network. The city is lost.
 
 # %%
-words = "layer0.block_input@2,3"
 noise = itrain.Noise.of(deviation=3)
-broken = model.run(prompt, "layer0.block_input@\"Space Needle\"", noise)
+broken = model.run(prompt, 'layer0.block_input@"Space Needle"', noise)
 broken
 
 # %% [markdown]
@@ -67,7 +66,7 @@ sweep.picture
 # ## What this notebook shows
 
 # %%
-table = sweep.table.set_index(["component", "position", "layer"])["probability"]
+table = sweep.table.set_index(["component", "position", "layer"])["answer_probability"]
 claims = {
     "both words, layer 1": table["block_output", "entity", 1],
     "one word, layer 1": table["block_output", "entity.last", 1],

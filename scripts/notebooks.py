@@ -32,6 +32,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 CELL = re.compile(r"^# %%(?P<prose> \[markdown\])?(?: +tags=(?P<tags>\[.*\]))?\n", re.MULTILINE)
 CLAIMS = "claims"
 """The tag of the cell that asserts what the notebook says."""
+WIDEST, COLOURS = 1400, 96
+"""Pixels and colours of a picture in a notebook."""
 PROGRESS = re.compile(r"^.*━.*\n(?:[ \d:•]+\n)*", re.MULTILINE)
 TIMES = re.compile(r"\d{4}-\d{2}-\d{2}[_T]\d{2}-\d{2}-\d{2}[^\s/<'\"]*")
 
@@ -126,8 +128,20 @@ def _bundle(value: Any) -> dict[str, Any]:
     if (html := getattr(value, "_repr_html_", None)) is not None and (text := html()) is not None:
         data["text/html"] = text
     if (png := getattr(value, "_repr_png_", None)) is not None:
-        data["image/png"] = base64.b64encode(png()).decode()
+        data["image/png"] = _small(png())
     return {"data": data, "metadata": metadata}
+
+
+def _small(png: bytes) -> str:
+    """A picture for a notebook: at most as wide as a page, and of few colours."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, format="png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _drawn() -> list[dict[str, Any]]:
@@ -138,7 +152,7 @@ def _drawn() -> list[dict[str, Any]]:
     for number in pyplot.get_fignums():
         file = io.BytesIO()
         pyplot.figure(number).savefig(file, format="png", dpi=80, bbox_inches="tight")
-        data = {"text/plain": "<Figure>", "image/png": base64.b64encode(file.getvalue()).decode()}
+        data = {"text/plain": "<Figure>", "image/png": _small(file.getvalue())}
         found.append({"output_type": "display_data", "data": data, "metadata": {}})
     pyplot.close("all")
     return found
