@@ -75,7 +75,7 @@ class CausalModel:
         setting = {}
         for variable in self.inputs:
             if variable not in fixed and variable not in inputs:
-                raise ValueError(f"causal model: the input '{variable}' has no value")
+                raise ValueError(f"causal model: the input '{variable}' has no value; give every input one")
             setting[variable] = fixed.get(variable, inputs.get(variable))
         for variable, mechanism in self._mechanisms.items():
             if variable in fixed:

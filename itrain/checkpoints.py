@@ -101,5 +101,5 @@ def require_origin(checkpoint: Mapping[str, Any], fingerprint: str, *, place: st
     if saved is not None and saved != fingerprint:
         raise ValueError(
             f"{place} was trained on a base model with the fingerprint {printable(str(saved))}; this model has the "
-            f"fingerprint {fingerprint}, so its activations mean something else"
+            f"fingerprint {fingerprint}, so its activations mean something else; load the model that it was trained on"
         )

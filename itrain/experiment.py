@@ -89,7 +89,7 @@ class Opened:
         """The same with the task's control task: the same pairs with arbitrary labels."""
         task = self.task.control_task()
         if task is None:
-            raise RunError(f"sweep.control_task: task {type(self.task).__name__} has no control task")
+            raise RunError(f"sweep.control_task: task {type(self.task).__name__} has no control task; leave it out")
         if getattr(self.data, "keep", "all") != "all":
             raise RunError("sweep.control_task needs all pairs, since no model answers arbitrary labels: data.keep=all")
         return self._with_task(task)

@@ -73,7 +73,8 @@ class BatchSampler(DistributedSampler[Share]):
             rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if divided else (0, 1)
         if self.batch_size < world_size:
             raise ValueError(
-                f"batch_size {self.batch_size} is less than one example for each of {world_size} processes"
+                f"data.batch_size={self.batch_size} is less than one example for each of {world_size} processes; give "
+                f"{world_size} or more"
             )
         return rank, world_size
 

@@ -176,7 +176,9 @@ class FixedMask(Intervention):
         count = self.featurizer.num_features
         chosen = torch.ones(count) if gate is None else torch.as_tensor(gate).float()
         if len(chosen) != count:
-            raise ValueError(f"{len(chosen)} gates for {count} features of {type(self.featurizer).__name__}")
+            raise ValueError(
+                f"gate: {len(chosen)} gates for {count} features of {type(self.featurizer).__name__}; give as many"
+            )
         self.hidden_size, self.rank = hidden_size, int((chosen > 0).sum())
         self.register_buffer("gate", chosen)
         saved_lately(self, "gate")

@@ -337,7 +337,9 @@ def _with_spans(inputs: ModelInputs, given: ModelInputs, row: Tensor) -> ModelIn
     """
     count = int(row.max()) + 1
     if given.batch_size != count:
-        raise ValueError(f"{given.batch_size} prompts are attached and the model is called with {count}")
+        raise ValueError(
+            f"prompts: {given.batch_size} are attached and the model is called with {count}; attach those of the call"
+        )
     if given.tokens is None or inputs.tokens is None:
         return inputs
     ours, theirs = inputs.tokens, given.tokens[row]
@@ -349,7 +351,10 @@ def _with_spans(inputs: ModelInputs, given: ModelInputs, row: Tensor) -> ModelIn
             if text is not None
         )
         if not torch.equal(one, other):
-            raise ValueError(f"the model is called with another prompt than the attached {given.name(example)}")
+            raise ValueError(
+                f"the model is called with another prompt than the attached {given.name(example)}; attach those of the "
+                "call: prompts=..."
+            )
     shift, characters = ours[:, 0] - theirs[:, 0], given.characters
     return replace(
         inputs,

@@ -113,7 +113,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
         for name, folder in zip(names, folders, strict=True)
     ]
     if doubled := [label for label in labels if labels.count(label) > 1]:
-        raise ValueError(f"the sweep '{doubled[0]}' is named twice")
+        raise ValueError(f"the sweep '{doubled[0]}' is named twice; leave one of them out")
     return labels
 
 

@@ -46,7 +46,7 @@ def build_all(
         )
     if shared and len(set(common.values())) > 1:
         listed = ", ".join(f"{each} {size}" for each, size in common.items())
-        raise ValueError(f"sites of different sizes cannot share an intervention: {listed}")
+        raise ValueError(f"shared: sites of different sizes cannot share an intervention: {listed}; leave shared out")
     built: list[Intervention] = []
     one: Intervention | None = None
     for placement, size in zip(placements, sizes, strict=True):

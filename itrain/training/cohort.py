@@ -66,7 +66,10 @@ class Cohort(Training):
         super().__init__()
         networks = {id(member.network): member.network for member in members.values()}
         if len(networks) != 1:
-            raise ValueError(f"the members of a cohort share one network; these {len(members)} have {len(networks)}")
+            raise ValueError(
+                f"the members of a cohort share one network; these {len(members)} have {len(networks)}; make one "
+                "and give it to each"
+            )
         if len({type(member) for member in members.values()}) > 1:
             raise ValueError("the members of a cohort are all searches or all traces")
         owned = [id(each) for member in members.values() for each in dict.fromkeys(member.trained.values())]
