@@ -165,14 +165,18 @@ def _list(words: Sequence[str]) -> int:
 
 def _report(words: Sequence[str]) -> int:
     from itrain.reports.html import REPORT, save_report
+    from itrain.reports.run_page import is_run, save_run_page
 
     outputs, folders = _split(words, "output=")
     if not folders or len(outputs) > 1:
-        raise ConfigError("report takes the folders of finished sweeps, and at most one output=<file>")
+        raise ConfigError("report takes the folder of a run or those of sweeps, and at most one output=<file>")
     beside = Path(folders[0]) if len(folders) == 1 else Path()
     path = Path(outputs[0]) if outputs else beside / REPORT
     try:
-        save_report([Path(folder) for folder in folders], path)
+        if len(folders) == 1 and is_run(Path(folders[0])):
+            save_run_page(Path(folders[0]), path)
+        else:
+            save_report([Path(folder) for folder in folders], path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"report: {error}") from error
     print(path)
@@ -279,7 +283,7 @@ def _reproduce(stop: Stop, words: Sequence[str]) -> int:
 def _fetched(words: Sequence[str]) -> list[str]:
     """The words, with the folder of what is exported to the hub in place of its address."""
     exports, others = _split(words, "export=")
-    if not any("/" in each and not os.path.exists(each) for each in exports):
+    if not exports:
         return list(words)
     from itrain.exporting import fetched
 

@@ -36,8 +36,8 @@ from itrain.reports.silence import silence_others
 from itrain.reports.terminal import announce, announce_best, announce_controls
 from itrain.sharding import ShardedStrategy, load_sharded, shard
 from itrain.shards import end_together, has_shards
+from itrain.sharing import EXPORT, limited_to, load, load_weights, require_model
 from itrain.sharing import export as write_export
-from itrain.sharing import limited_to, load, load_weights, require_model
 from itrain.sites import Site
 from itrain.tasks.arbitrary import with_arbitrary_labels
 from itrain.tasks.base import Task
@@ -53,8 +53,6 @@ from itrain.training.finite import fault_in
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-EXPORT = "export"
 
 
 @dataclass(frozen=True, kw_only=True)

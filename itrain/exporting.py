@@ -14,11 +14,11 @@ from itrain import config, experiment
 from itrain.config.overrides import parse
 from itrain.processes import rank
 from itrain.run_folder import run_folder
-from itrain.sharing import load
+from itrain.sharing import EXPORT, load
 from itrain.sharing.card import hub_name, line_of, note_on_merged
 from itrain.sharing.exports import base_model_of, read_config
 from itrain.sharing.foreign import FORMATS
-from itrain.sharing.hub import Address, HubError, fetch, is_address, list_exports
+from itrain.sharing.hub import Address, HubError, export_in, fetch, is_address, list_exports
 from itrain.sharing.merging import Merged, merge
 from itrain.sharing.pushing import Push, public, push
 from itrain.signatures import ConfigError, nearest
@@ -110,20 +110,20 @@ def run_export(words: Sequence[str]) -> list[str]:
     with run_folder(configuration) as folder, one_line(configuration):
         # The card shows figures of just these weights.
         parts = experiment.export(configuration, folder, tests=asked.to == HUB)
-        found = folder / experiment.EXPORT
+        found = folder / EXPORT
         if rank() > 0:
             return []
         return _written(asked, found, lambda: (parts.module, parts.base_model.tokenizer), folder / "{}")
 
 
 def fetched(text: str) -> str:
-    """The folder of an export, fetched from the hub where the text is an address there.
+    """The folder of an export: that in a run's folder, or fetched from the hub where the text is an address there.
 
     Raises:
         RunFailed: the repository cannot be read.
     """
     if not is_address(text):
-        return text
+        return str(export_in(text)) if text else text
     try:
         return str(fetch(Address.parse(text)))
     except HubError as error:

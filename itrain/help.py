@@ -26,7 +26,7 @@ verbs
   fit       train and evaluate; write checkpoint, export, metrics and figure to outputs/<recipe>/<time>/
   plan      say what a fit would take of memory and operations, without loading the model
   sweep     fit methods x layers x positions x seeds and compare them: one table, heat maps and controls
-  report    one page for one or several finished sweeps: report <folder> [<folder> ...] [output=<file>]
+  report    one page for a finished run, or for one or several sweeps: report <folder> [<folder> ...] [output=<file>]
   reproduce run the table of published and planted figures: reproduce [<row> ...] [quick] [--list]
   dashboard lay out finished sweeps in W&B: dashboard <folder> [<folder> ...] [entity=<team>] [project=<name>]
   test      evaluate a checkpoint (ckpt=<file or run folder>) or an export (export=<folder>)
@@ -121,9 +121,11 @@ examples
     "report": """\
 usage: itrain report <folder> [<folder> ...] [output=<file>]
 
-Writes one page for one or several finished sweeps: report.html in the folder of a single one, else here.
+Writes a page for one finished fit or test, or one page for one or several finished sweeps: report.html in the folder of
+a single one, else here. It opens from disk, and each table and picture says how to read it.
 
-example
+examples
+  itrain report outputs/das_gender/2025-01-31_12-00-00
   itrain report outputs/das_vs_probe_gender/2025-01-31_12-00-00 outputs/other/2025-01-31_13-00-00 output=both.html
 """,
     "reproduce": """\

@@ -13,10 +13,11 @@ from itrain.data.labelled import LabelledDataModule
 from itrain.data.responses import ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.files import finite, write_json
-from itrain.reports.generations import in_words, print_generations, save_generations
-from itrain.reports.terminal import show
+from itrain.reports.generations import in_words, save_generations
+from itrain.reports.terminal import show, suggest, typed
 from itrain.reports.token_scores import PAGE, readings_of_run, save_token_scores
 from itrain.results.history import rows_before
+from itrain.sharing import CONFIG, EXPORT
 from itrain.training.base import Training
 from itrain.training.finetuning import Finetuning
 from itrain.training.judgements import FILE as JUDGEMENTS
@@ -32,7 +33,9 @@ def leave_results(module: Training, data: SplitDataModule, results: Mapping[str,
     if isinstance(module, Monitoring) and isinstance(data, LabelledDataModule):
         readings = readings_of_run(module, data)
         if module.trainer.is_global_zero:
-            save_token_scores(readings, data.task.tokenizer, folder / PAGE, title=f"scores of tokens, {folder.name}")
+            save_token_scores(
+                readings, data.task.tokenizer, folder / PAGE, title=f"scores of tokens, {folder.parent.name}"
+            )
     if not module.trainer.is_global_zero:
         return
     write_json(folder / "metrics.json", finite(results))
@@ -45,10 +48,18 @@ def leave_results(module: Training, data: SplitDataModule, results: Mapping[str,
 
 @rank_zero_only
 def show_results(module: Training, data: SplitDataModule, results: Mapping[str, float], folder: Path) -> None:
-    """Print what is written: the screen comes last, as it may be gone."""
-    show(results, folder)
+    """Print what is written, and what comes next: the screen comes last, as it may be gone."""
+    texts = None
     if isinstance(module, Finetuning) and isinstance(data, ResponseDataModule):
-        print_generations(in_words(module.generations, data.text))
+        texts = in_words(module.generations, data.text)
+    show(results, folder, texts)
+    commands = {f"itrain report {typed(folder)}": "a page with tables, picture, settings and how to read them"}
+    if (folder / EXPORT / CONFIG).is_file():
+        export = f"export={typed(folder / EXPORT)}"
+        if texts is not None:
+            commands[f'itrain generate {export} prompt="<text>"'] = "continues a prompt before and after"
+        commands[f"itrain test {export} seed=1"] = "tests the export on other data"
+    suggest(commands)
 
 
 @rank_zero_only

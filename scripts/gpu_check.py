@@ -137,7 +137,7 @@ def _run_part(name: str, output: Path, *, toy: bool) -> dict[str, Any]:
 
 
 def _report(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The tables of all parts, as scripts/README.md holds them."""
+    """The tables of all parts, as docs/results/benchmarks.md holds them."""
     lines = []
     for part, found in results.items():
         lines.append(

@@ -263,7 +263,6 @@ def test_generate_takes_a_source_and_settings_of_generation(
         (["continuation=he"], "continuation: there is no such source"),
         (["max_new_token=6"], "max_new_token: no such key, did you mean 'max_new_tokens'?"),
         (["sources=he"], "sources: no such key, did you mean 'source'?"),
-        ([f"export={tmp_path}"], f"did you mean '{tmp_path / 'export'}'?"),
         ([f"source={SOURCE}", "prompts=none.txt"], "none.txt"),
     ):
         assert main([*words, *more]) in (1, 2)

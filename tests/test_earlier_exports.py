@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from hydra.utils import get_object
 
 import itrain
 from itrain.cli import main
+from itrain.exporting import fetched
 from itrain.sharing import read_config
+from itrain.sharing.hub import export_in
 
 FOLDERS = sorted((Path(__file__).parent / "exports").iterdir())
 EARLIER = [
@@ -46,3 +49,12 @@ def test_an_earlier_export_reproduces_its_figures(
 @pytest.mark.parametrize("path", EARLIER)
 def test_a_class_path_of_an_earlier_configuration_is_importable(path: str) -> None:
     assert callable(get_object(path))
+
+
+def test_the_folder_of_a_run_stands_for_the_export_in_it(tmp_path: Path) -> None:
+    copied = tmp_path / "run" / "export"
+    shutil.copytree(FOLDERS[0], copied)
+    assert export_in(tmp_path / "run") == copied and export_in(copied) == copied
+    assert fetched(str(tmp_path / "run")) == str(copied) and fetched(str(tmp_path)) == str(tmp_path)
+    loaded = itrain.load(tmp_path / "run")
+    assert [str(site) for site in loaded.sites] == read_config(copied).get("sites", [])

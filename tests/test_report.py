@@ -293,9 +293,10 @@ def test_what_is_no_finished_sweep_is_told_in_one_line(tmp_path: Path, capsys: p
     for name in ("metrics.json", "tokens.html"):
         (fit / name).touch()
     for words, message in {
-        (): "takes the folders of finished sweeps",
+        (): "takes the folder of a run or those of sweeps",
         (str(tmp_path / "nowhere"),): "not the folder of a finished sweep",
-        (str(fit),): "it is the folder of a fit, which is shown by metrics.json, tokens.html",
+        (str(fit), str(good)): "it is the folder of a fit, which is shown by metrics.json, tokens.html",
+        (str(fit),): f"'{fit / 'metrics.json'}' is damaged",
         (str(unfinished),): "there is no results.parquet in it",
         (str(broken),): "cannot be read",
         (str(other),): "has no column 'flag'",

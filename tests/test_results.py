@@ -120,7 +120,7 @@ def test_own_figures_of_a_run_are_a_table_and_bars(
     told = capsys.readouterr().out
     lines = [line.split() for line in told.splitlines()]
     assert ["my", "error", "12.5"] in lines and ["my", "count", "30000"] in lines
-    assert "base model accuracy on test inputs before any filter: 1.000" in told
+    assert "base model accuracy on test inputs, before filtering: 1.000" in told
     drawn = (folder / "figure.svg").read_text()
     assert all(
         f"<!-- {text} -->" in drawn for text in ("my_error", "12.5", "my_count", "val my error", "training loss")
@@ -157,7 +157,7 @@ def test_own_methods_of_a_sweep_are_tables_and_maps(
     titles = " ".join(told.split())
     assert "halved: IIA, label-changing pairs layer" in titles and "probing: my error layer" in titles
     folder = only_run(tmp_path)
-    assert told.rstrip().endswith(f"report: {folder / 'report.html'}")
+    assert f"report: {folder / 'report.html'}\nnext: itrain report " in told
     frame = read_results(folder)
     figures = frame.columns[list(frame).index("command") + 1 :].drop("flag")
     assert [name for name in figures if not is_known(name)] == ["my_error"]
@@ -231,7 +231,7 @@ def test_probes_are_subtracted_where_both_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
-        ("step,train/loss,validation/iia_pairwise\n0,2.5,\n1,,0.5\n", ("training loss", "validation iia pairwise")),
+        ("step,train/loss,validation/iia_pairwise\n0,2.5,\n1,,0.5\n", ("training loss", "validation IIA, pairwise")),
         ("step,epoch,train_loss_epoch,val_f1\n0,0,2.5,\n1,0,,0.5\n", ("train loss epoch", "val f1")),
         ("epoch,loss\n0,2.5\n1,nan\n", ("loss", "")),
         ("step,lr-Adam,train/loss\n0,0.1,\n", None),

@@ -102,7 +102,7 @@ def test_repeated_pairs_count_once() -> None:
 
 def test_figures_of_the_data_are_lines_of_a_run() -> None:
     summary = summarise_run({"test/my_error": 2.0, "data/pairs_distinct": 36.0, "data/bases_trained_on": 4.0})
-    assert summary.lines == ["different test pairs: 36", "test bases that are bases of training pairs too: 4"]
+    assert summary.lines == ["distinct test pairs: 36", "test bases that training pairs use too: 4"]
     assert [list(table.rows) for table in summary.tables] == [["my error"]]
 
 

@@ -279,7 +279,10 @@ def test_a_run_leaves_a_table_a_picture_and_an_export_that_steers(
     assert main([*words, f"output={tmp_path}", "trainer.enable_progress_bar=false"]) == 0
     (folder,) = [path.parent for path in tmp_path.rglob("config.yaml")]
     told = capsys.readouterr().out
-    assert "mentions of the concept on 16 held-out prompts" in told and "strength chosen on validation prompts" in told
+    assert (
+        "mentions of the concept and perplexity ratio, 16 held-out prompts" in told
+        and "strength chosen on validation prompts" in told
+    )
     results = json.loads((folder / "metrics.json").read_text())
     assert {"test/strength_0.5/concept_rate", "test/random_vector/strength_1/perplexity_ratio"} <= set(results)
     assert "test/exact_match" not in results

@@ -125,7 +125,7 @@ def test_all_layers_are_those_that_have_the_component() -> None:
     expected = [(layer, name) for layer in range(4) for name in components if layer % 2 or name == "block_output"]
     assert found == expected
     lines = grid.left_out(model.network.model)
-    assert lines == ["attention_output is in layers 1, 3 alone; the sweep leaves out the others"]
+    assert lines == ["attention_output is in layers 1, 3 only; the sweep leaves out the others"]
     windows = [fit.sites for job in jobs_of(grid, 0, model) for fit in job.fits if fit.site.component == components[0]]
     assert [[site.layer for site in sites] for sites in windows] == [[1], [3]], "of the neighbours none has it"
     heads = Grid(methods={"das": DAS}, positions=["last"], components=["attention_value_output.heads"])

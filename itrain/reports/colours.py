@@ -10,6 +10,8 @@ DIFFERENCES = "PuOr"
 """That of differences, with white at 0."""
 BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#999999"
 """Of bars (Okabe and Ito)."""
+SOFT = "#555555"
+"""Of captions."""
 LINES = (BLUE, "#d55e00", "#009e73", "#cc79a7")
 DASHES = ("none", "6 3", "2 2", "8 3 2 3")
 """So that lines stay apart in grey print, as SVG writes them."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from itrain.files import replacing
-from itrain.reports.colours import BLUE, GREY, ORANGE
+from itrain.reports.colours import BLUE, GREY, ORANGE, SOFT
 from itrain.reports.lines import draw_plot
 from itrain.reports.text import drawn, listed
 from itrain.results.history import Curve
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SHARES = 1.15
 """The right end of an axis of shares, with room for the numbers at the bars."""
+LETTERS = 17
+"""Letters of a caption in an inch."""
 ROOM = 0.25
 """The room for the numbers at bars of other figures, as a share of the axis."""
 
@@ -51,6 +54,9 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
         _say(right, "no training")
     else:
         _draw_curve(right, summary.curve)
+    if summary.caption:
+        wide = int(figure.get_figwidth() * LETTERS)
+        figure.supxlabel("\n".join(wrap(drawn(summary.caption), wide)), x=0.01, ha="left", fontsize=8, color=SOFT)
     save_figure(figure, path, path.with_suffix(".svg"))
 
 
@@ -82,12 +88,12 @@ def _draw_bars(axes: Axes, bars: Bars) -> None:
         )
         axes.bar_label(bar, fmt="%.2f" if bars.shares else "%.5g", padding=3)
     for place, mark in enumerate(bars.marks):
-        label = "" if place else "most frequent class"
+        label = "" if place else bars.mark
         axes.vlines(mark, place - 0.45, place + 0.45, "k", "dotted", label=label)
     values = [value for each in bars.series.values() for value in each]
     axes.set_yticks(places, list(map(drawn, bars.names)))
     axes.set(xlim=_limits(values, shares=bars.shares), xlabel=drawn(bars.axis))
-    if len(bars.series) > 1:
+    if len(bars.series) > 1 or bars.marks:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, reverse=True)
 
 
@@ -103,7 +109,7 @@ def _limits(values: Sequence[float], *, shares: bool) -> tuple[float, float]:
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     axes.plot(*zip(*curve.losses, strict=True), color=GREY)
-    axes.set(xlabel="step", ylabel=drawn(curve.loss))
+    axes.set(xlabel="training step", ylabel=drawn(curve.loss))
     if curve.validation:
         steps, values = zip(*curve.validation, strict=True)
         right = axes.twinx()

@@ -6,20 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
-from itrain.reports.terminal import is_quiet
+from itrain.reports.tables import print_note, print_table
+from itrain.reports.terminal import is_quiet, suggest, typed
 from itrain.reports.text import plain
 from itrain.results.best import Best, by_figure, heads_beside
 from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION, UNBOUNDED, order_of
 from itrain.results.intervals import Estimate
 from itrain.results.maps import HeatMap
+from itrain.results.parts import Table as RunTable
 from itrain.results.peaks import LEAST
+from itrain.results.reading import BEST_READ, MAPS_READ
 from itrain.results.summary import SweepSummary
 from itrain.trust import printable
+
+SITE = "best site"
 
 
 class SweepProgress:
@@ -67,12 +70,18 @@ def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = ""
     """Print the heat maps as tables, each method at its best site, what is flagged, time, folder and page."""
     console, example = Console(), summary.example
     for each in summary.maps:
-        console.print(_map_table(each))
+        print_table(console, _map_table(each))
+    if summary.maps:
+        print_note(console, MAPS_READ)
     if example.tokens:
         named = ", ".join(f"{position} {token}" for position, token in example.tokens.items())
-        console.print(plain(f"tokens of '{example.text}': {named}"), soft_wrap=True)
+        console.print(plain(f"\ntokens of '{example.text}': {named}"), soft_wrap=True)
+    console.print()
     for figure, rows in by_figure([*summary.best, *summary.odds]).items():
-        console.print(_best_table(figure, rows))
+        print_table(console, _best_table(figure, rows), left=[SITE])
+    if summary.best:
+        print_note(console, BEST_READ)
+        console.print()
     for flag, fits in summary.flags.items():
         named = "; ".join(name for _, name in fits)
         console.print(plain(f"{flag}: {named}"), soft_wrap=True)
@@ -80,35 +89,29 @@ def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = ""
     console.print(plain(f"{count}; folder: {summary.folder}"), soft_wrap=True)
     if report is not None:
         console.print(plain(f"report: {report}"), soft_wrap=True)
+        suggest(
+            {
+                f"itrain report {typed(summary.folder)} <folder>": "compares with another sweep on one page",
+                f"itrain.read_results({str(typed(summary.folder))!r})": "the table of all fits in Python",
+            }
+        )
 
 
-def _map_table(each: HeatMap) -> Table:
-    title = plain(f"{each.method}: {each.caption}", "table.title")
-    table = Table("layer", *(Column(plain(position)) for position in each.positions), title=title, box=SIMPLE_HEAD)
-    for layer, cells in each.rows.items():
-        table.add_row(str(layer), *("" if cell is None else cell.estimate.short for cell in cells))
-    return table
+def _map_table(each: HeatMap) -> RunTable:
+    rows = {
+        str(layer): ["" if cell is None else cell.estimate.short for cell in cells]
+        for layer, cells in each.rows.items()
+    }
+    heads = [("", position) for position in each.positions]
+    return RunTable(title=f"{each.method}: {each.caption}", heads=heads, rows=rows, corner="layer")
 
 
-def _best_table(figure: str, rows: Sequence[Best]) -> Table:
+def _best_table(figure: str, rows: Sequence[Best]) -> RunTable:
     """The methods of one figure; what it is compared with goes without intervals, for which there is no room."""
     heads = heads_beside(rows)
-    lines = []
+    lines = {}
     for row in rows:
         compared = [each.short if isinstance(each, Estimate) else each or "" for each in map(row.beside.get, heads)]
-        lines.append([row.method, row.site, row.value.short, row.value.between("-"), *compared])
-    table = Table(title=plain(f"best sites: {figure}", "table.title"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    # A word that gets no room would be cut.
-    table.add_column("method", min_width=_longest([line[0] for line in lines]))
-    for head in ("best site", "", "95%"):
-        table.add_column(head, no_wrap=True)
-    for head, *cells in zip(heads, *(line[4:] for line in lines), strict=True):
-        table.add_column(plain(head), justify="right", width=_longest([head, *cells]))
-    for line in lines:
-        table.add_row(*map(plain, line))
-    return table
-
-
-def _longest(texts: Sequence[str]) -> int:
-    """The letters of the longest word."""
-    return max(len(word) for text in texts for word in text.split())
+        lines[row.method] = [row.site, row.value.short, row.value.between("-"), *compared]
+    titles = [SITE, "value", "95%", *heads]
+    return RunTable(title=f"best sites: {figure}", heads=[("", title) for title in titles], rows=lines, corner="method")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from itrain.data.splits import SplitDataModule
 from itrain.models import BaseModel
 from itrain.quantized import count_weights
+from itrain.reports.generations import print_generations
+from itrain.reports.tables import print_table
 from itrain.reports.text import plain
-from itrain.results.run import Table as FiguresTable
 from itrain.results.run import summarise_run
 from itrain.shards import own_class
 from itrain.training.base import Training
@@ -24,9 +24,8 @@ from itrain.training.steering import Steering
 
 QUIET = "ITRAIN_QUIET"
 """The environment variable that silences all but results, in all processes of a run."""
-
-ROOM = 60
-"""Columns of a terminal of 80 that a table has for its numbers."""
+NAMES = 7
+"""Letters of the names before a run's lines, or as many as the longest has."""
 
 
 @contextmanager
@@ -59,11 +58,10 @@ def announce(
     """Print what is about to run: model, sites, trained parameters, examples, and how the model is run."""
     if is_quiet():
         return
-    weights = count_weights(base_model.model)
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     kinds = ", ".join(sorted({own_class(part).__name__ for part in module.trained_parts.values()}))
     lines = {
-        "model": f"{base_model.name}, {weights:,} parameters, {_state(base_model)}",
+        "model": described(base_model),
         **({"sites": ", ".join(map(str, module.placements))} if module.sites else {}),
         "trains": f"{kinds}, {trained:,} parameters",
         **data.describe(),
@@ -72,16 +70,31 @@ def announce(
         "threads": threads,
         "folder": str(folder),
     }
-    for name, line in lines.items():
-        Console().print(plain(f"{name:8}{line}"), soft_wrap=True)
+    say_lines(lines)
+
+
+def aligned(lines: Mapping[str, str]) -> list[str]:
+    """Lines behind their names, which have a column of their own."""
+    width = max(NAMES, *map(len, lines)) + 1
+    return [f"{name:{width}}{line}" for name, line in lines.items()]
+
+
+def say_lines(lines: Mapping[str, str]) -> None:
+    """Print lines behind their names."""
+    for line in aligned(lines):
+        Console().print(plain(line), soft_wrap=True)
+
+
+def described(base_model: BaseModel) -> str:
+    """A model in a line: its name, its size, and whether it is trained."""
+    return f"{base_model.name}, {count_weights(base_model.model):,} parameters, {_state(base_model)}"
 
 
 @rank_zero_only
 def announce_best(file: Path, monitor: str, score: float) -> None:
     """Print which weights are tested and exported, where they are not the last ones."""
     if not is_quiet():
-        line = f"the best checkpoint's are tested and exported, {monitor} {score:.4g}: {file}"
-        Console().print(plain(f"{'weights':8}{line}"), soft_wrap=True)
+        say_lines({"weights": f"best checkpoint, tested and exported: {monitor} {score:.4g}, {file}"})
 
 
 @rank_zero_only
@@ -89,8 +102,7 @@ def announce_controls(names: Sequence[str]) -> None:
     """Print which controls a fit is followed by, and what leaves them out."""
     if names and not is_quiet():
         spoken = ", ".join(name.replace("_", " ") for name in names)
-        line = f"the fit is repeated {len(names)} times as a control: {spoken}; vacuity=false leaves these out"
-        Console().print(plain(f"{'vacuity':8}{line}"), soft_wrap=True)
+        say_lines({"vacuity": f"{len(names)} control fits follow: {spoken} (vacuity=false leaves them out)"})
 
 
 def _state(base_model: BaseModel) -> str:
@@ -99,24 +111,28 @@ def _state(base_model: BaseModel) -> str:
     return state if base_model.quantization is None else f"quantised ({base_model.quantization}), {state}"
 
 
-def show(results: Mapping[str, float], folder: Path) -> None:
-    """Print the final figures as a table, with the controls beside them."""
+def show(results: Mapping[str, float], folder: Path, texts: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Print the final figures as tables with the controls beside them, texts where there are some, and the folder."""
     console, summary = Console(), summarise_run(results)
     for table in summary.tables:
-        console.print(_drawn(table))
+        print_table(console, table)
     for line in summary.lines:
         console.print(plain(line))
+    if texts is not None:
+        print_generations(texts)
     console.print(plain(f"folder: {folder}"), soft_wrap=True)
 
 
-def _drawn(table: FiguresTable) -> Table:
-    two_lines = any(upper for upper, _ in table.heads)
-    drawn = Table(title=plain(table.title, "table.title"), box=SIMPLE_HEAD, padding=0 if two_lines else (0, 0, 0, 1))
-    drawn.add_column("\n" if two_lines else "", no_wrap=two_lines)
-    wide = min(9, ROOM // max(len(table.heads), 1))
-    for upper, lower in table.heads:
-        head, width = (f"{upper}\n{lower}", wide) if two_lines else (lower, len(lower))
-        drawn.add_column(plain(head), justify="right", min_width=width)
-    for name, cells in table.rows.items():
-        drawn.add_row(*map(plain, (name, *cells)))
-    return drawn
+def suggest(commands: Mapping[str, str]) -> None:
+    """Print which commands come next, each with what it gives."""
+    if is_quiet():
+        return
+    width = max(map(len, commands))
+    for number, (command, gives) in enumerate(commands.items()):
+        Console().print(plain(f"{'' if number else 'next:':6}{command:{width}}  # {gives}"), soft_wrap=True)
+
+
+def typed(path: Path) -> str:
+    """A path as it is typed in a command here."""
+    absolute, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))

@@ -24,6 +24,7 @@ from itrain.results.columns import (
 from itrain.results.curves import Line, Plot, Point
 from itrain.results.intervals import Ends
 from itrain.results.parts import Bars, Kind, Results, Table
+from itrain.results.reading import DETECTION_READ
 
 SHIFT = f"{TEST}/shift/"
 LAYER = re.compile(r"layer(\d+)\.")
@@ -71,7 +72,7 @@ def _cell(figures: Mapping[str, float], figure: str) -> str:
     if ends is not None:
         return f"{figures[figure]:.3f}\n{ends[0]:.2f}-{ends[1]:.2f}"
     spread = figures.get(AUROC_SPREAD) if figure == AUROC else None
-    return f"{figures[figure]:.3f}" + ("" if spread is None else f"\n+-{spread:.2f}")
+    return f"{figures[figure]:.3f}" + ("" if spread is None else f"\n±{spread:.2f}")
 
 
 def _short(names: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -92,9 +93,9 @@ COLUMNS = {
     TRUE_POSITIVES: "TPR 95%",
     FALSE_POSITIVES: "FPR 95%",
     F1: "F1",
-    F1_RARE: "rare",
-    ACCURACY: "right",
-    MAJORITY_ACCURACY: "major",
+    F1_RARE: "rare F1",
+    ACCURACY: "accuracy",
+    MAJORITY_ACCURACY: "most frequent class",
 }
 
 
@@ -109,7 +110,7 @@ def _table(results: Results) -> Table:
         for shift, place in sets.items()
     }
     title = f"detection of {shared}, held-out texts" if shared else "detection on held-out texts"
-    return Table(title=title, heads=[("", head) for head in COLUMNS.values()], rows=rows)
+    return Table(title=title, heads=[("", head) for head in COLUMNS.values()], rows=rows, note=DETECTION_READ)
 
 
 def _bars(results: Results) -> Bars:
@@ -121,6 +122,7 @@ def _bars(results: Results) -> Bars:
         series={shift: [figures[AUROC] for figures in each] for shift, each in found.items()},
         intervals={shift: [_interval(figures, AUROC) for figures in each] for shift, each in found.items()},
         marks=[0.5] * len(names),
+        mark="chance",
     )
 
 

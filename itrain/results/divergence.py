@@ -12,7 +12,11 @@ OF_DIVERGENCE = frozenset({DIVERGENCE, NATURAL_DIVERGENCE, ROUND_TRIP})
 
 def _beside(intervened: float, natural: float) -> str:
     """Both as text, with as many digits as tell them apart."""
-    return f"{intervened:.3g} (natural {natural:.3g})" if intervened == intervened else "too few pairs to compare"
+    return (
+        f"{intervened:.3g} (between natural ones: {natural:.3g})"
+        if intervened == intervened
+        else "too few pairs to compare"
+    )
 
 
 def divergence_lines(results: Results) -> list[str]:
@@ -26,7 +30,7 @@ def divergence_lines(results: Results) -> list[str]:
         start = results.get(key.replace(TEST, BEFORE, 1))
         where = f" at {site}" if site else ""
         before = "" if start is None else f"; before training: {start:.3g}"
-        lines.append(f"divergence of intervened activations{where}: {said}{before}")
+        lines.append(f"divergence of intervened from natural activations{where}: {said}{before}")
     if (lost := results.get(f"{TEST}/{ROUND_TRIP}")) is not None:
         lines.append(f"lost to rounding by the map and its inverse: {lost:.2g} of the largest feature")
     return lines

@@ -9,7 +9,15 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from itrain.results.columns import BEFORE, EXACT_MATCH, PROBE_ACCURACY, TEST, TRAIN_LOSS, VALIDATION, spoken
+from itrain.results.columns import AUROC, BEFORE, EXACT_MATCH, PROBE_ACCURACY, TEST, TRAIN_LOSS, VALIDATION, spoken
+
+FIGURES_SEEN = {
+    f"{VALIDATION}iia_pairwise": "validation IIA, pairwise",
+    f"{VALIDATION}{PROBE_ACCURACY}": "validation accuracy",
+    f"{VALIDATION}{EXACT_MATCH}": "validation exact match",
+    f"{VALIDATION}{AUROC}": "validation AUROC",
+}
+"""The figures of a validation that are shown first, with their titles."""
 
 if TYPE_CHECKING:
     import pandas
@@ -38,13 +46,12 @@ def read_curve(metrics: Path) -> Curve | None:
     loss = next((name for name in (TRAIN_LOSS, *trained) if points.get(name)), None)
     if loss is None:
         return None
-    known = [f"{VALIDATION}{figure}" for figure in ("iia_pairwise", PROBE_ACCURACY, EXACT_MATCH)]
     validated = [name for name in columns if name.startswith("val")]
-    figure = next((name for name in (*known, *validated) if points.get(name)), "")
+    figure = next((name for name in (*FIGURES_SEEN, *validated) if points.get(name)), "")
     return Curve(
         loss="training loss" if loss == TRAIN_LOSS else spoken(loss),
         losses=points[loss],
-        figure=figure.replace("/", " ").replace("_", " "),
+        figure=FIGURES_SEEN.get(figure, figure.replace("/", " ").replace("_", " ")),
         validation=points.get(figure, ()),
     )
 

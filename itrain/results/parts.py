@@ -25,6 +25,10 @@ class Table:
     rows: Mapping[str, Sequence[str]]
     name: str = "results"
     """The short name that it has in trackers, the same for all runs."""
+    note: str = ""
+    """How to read it."""
+    corner: str = ""
+    """The head of the rows' names on screen."""
 
     @property
     def columns(self) -> list[str]:
@@ -53,9 +57,13 @@ class Bars:
     series: Mapping[str, Sequence[float]]
     """A bar of each group, by what the bars show."""
     marks: Sequence[float] = ()
-    """A value to compare with in each group: the accuracy of the most frequent class."""
+    """A value to compare with in each group."""
+    mark: str = "most frequent class"
+    """What that value is."""
     intervals: Mapping[str, Sequence[Ends | None]] = field(default_factory=dict)
     """The 95% interval of each bar over pairs or examples, by what the bars show."""
+    note: str = ""
+    """What the figure is."""
     shares: bool = True
     """Whether all values are shares, which lie between -1 and 1."""
 

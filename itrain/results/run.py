@@ -51,6 +51,18 @@ from itrain.results.history import Curve, read_curve
 from itrain.results.intervals import of_run
 from itrain.results.parts import Bars, Kind, Results, Table
 from itrain.results.picks import OF_PICKS, PICK_CONTROLS, mode_places, pick_lines
+from itrain.results.reading import (
+    ATTRIBUTES_READ,
+    BARS_READ,
+    CURVE_READ,
+    LINES_READ,
+    PAIRS_READ,
+    PROBES_READ,
+    RULES_READ,
+    TEXTS_READ,
+    TRACE_READ,
+    VALIDATION_READ,
+)
 from itrain.results.shifts import OF_SHIFTS, shifts_table
 from itrain.results.steering import STEERING, judged_lines
 from itrain.results.vacuity import OF_VACUITY, vacuity_lines
@@ -64,9 +76,9 @@ OF_PAIRS |= OF_SHIFTS | OF_DIVERGENCE | OF_PICKS | {ROW_SHARE}
 PROBED = frozenset({PROBE_ACCURACY, CONTROL_ACCURACY, SELECTIVITY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, L2})
 OF_TRACES = frozenset({ANSWER_PROBABILITY, ANSWER_SPREAD, EXAMPLES, *(f"answer_{rule}" for rule in RULES)})
 OF_DATA = {
-    DATA + PAIRS_DISTINCT: "different test pairs",
-    DATA + BASES_DISTINCT: "different test bases",
-    DATA + BASES_TRAINED_ON: "test bases that are bases of training pairs too",
+    DATA + PAIRS_DISTINCT: "distinct test pairs",
+    DATA + BASES_DISTINCT: "distinct test bases",
+    DATA + BASES_TRAINED_ON: "test bases that training pairs use too",
 }
 OF_ANSWERS = (TASK_ACCURACY, STRICT_ACCURACY)
 IN_LINES = frozenset(
@@ -90,6 +102,17 @@ class RunSummary:
     """The final figures themselves."""
     plots: Sequence[Plot] = ()
     """Lines that are drawn in place of the bars, where there are some."""
+
+    @property
+    def caption(self) -> str:
+        """How to read the picture of the run."""
+        found = [LINES_READ] if self.plots else [] if self.bars is None else [BARS_READ]
+        if self.bars is not None and not self.plots:
+            found += [self.bars.note] if self.bars.note else []
+            found += [f"Dotted: {self.bars.mark}."] if self.bars.marks else []
+        if self.curve is not None:
+            found += [CURVE_READ] + ([VALIDATION_READ] if self.curve.validation else [])
+        return " ".join(found)
 
     @property
     def named_tables(self) -> dict[str, Table]:
@@ -135,6 +158,7 @@ def _is_of_pairs(results: Results) -> bool:
 
 def _pairs_table(results: Results) -> Table:
     changing, preserving = (int(results[f"{TEST}/{kind}"]) for kind in (PAIRS_CHANGING, PAIRS_PRESERVING))
+    note = PAIRS_READ
     columns = {
         "iia_changing": f"changing {changing}",
         "iia_preserving": f"preserving {preserving}",
@@ -144,12 +168,13 @@ def _pairs_table(results: Results) -> Table:
     for how, titled in (("", PAIRS_TITLE), ("_averaged", AVERAGED_TITLE)):
         if f"{TEST}/disentangle{how}_argmax" in results:
             columns, title = {f"{figure}{how}": figure for figure in ATTRIBUTES}, titled
+            note = ATTRIBUTES_READ
     rows = {
         name: [_decimals(results.get(f"{place}/{figure}_{rule}")) for figure in columns for rule in RULES]
         for place, name in _places(results).items()
     }
     heads = [(title if rule == RULES[0] else "", rule) for title in columns.values() for rule in RULES]
-    return Table(title=title, heads=heads, rows=rows)
+    return Table(title=title, heads=heads, rows=rows, note=note)
 
 
 def _places(results: Results) -> dict[str, str]:
@@ -172,6 +197,7 @@ def _pairs_bars(results: Results) -> Bars:
         names=list(places),
         series={rule: [figures[name] for figures in found] for rule, name in names.items()},
         intervals={rule: [of_run(figures, name) for figures in found] for rule, name in names.items()},
+        note=f"It is the share of pairs that get the causal model's answer. {RULES_READ}",
     )
 
 
@@ -239,7 +265,7 @@ def _probes_table(results: Results) -> Table:
         values = {figure: results[f"{TEST}/{figure}/{name}"] for figure in titles}
         rows[name] = [f"{value:g}" if figure == L2 else _decimals(value) for figure, value in values.items()]
     heads = [("", title) for title in titles.values()]
-    return Table(title="accuracy of probes on held-out examples", heads=heads, rows=rows)
+    return Table(title="accuracy of probes on held-out examples", heads=heads, rows=rows, note=PROBES_READ)
 
 
 def _probes_bars(results: Results) -> Bars:
@@ -270,7 +296,9 @@ def _probes_bars(results: Results) -> Bars:
 
 def _known_table(results: Results) -> Table:
     known = {key: value for key, value in results.items() if key.startswith((f"{TEST}/", f"{BEFORE}/"))}
-    return _plain_table({key: value for key, value in known.items() if is_known(key)}, title="held-out examples")
+    return _plain_table(
+        {key: value for key, value in known.items() if is_known(key)}, title="held-out examples", note=TEXTS_READ
+    )
 
 
 TRACED = {"restored": TEST} | {run: f"{TEST}/{run}" for run in RUNS}
@@ -286,7 +314,8 @@ def _trace_table(results: Results) -> Table:
             shares = [_decimals(figures.get(f"answer_{rule}")) for rule in RULES]
             rows[name] = [_decimals(figures[ANSWER_PROBABILITY]), interval, *shares]
     heads = [("", head) for head in ("probability", "95%", *RULES)]
-    return Table(title=f"the clean answer on {_count(_at(results, TEST))}held-out examples", heads=heads, rows=rows)
+    title = f"the clean answer on {_count(_at(results, TEST))}held-out examples"
+    return Table(title=title, heads=heads, rows=rows, note=TRACE_READ)
 
 
 def _places_bars(figure: str, places: Mapping[str, str], axis: str) -> Callable[[Results], Bars]:
@@ -328,12 +357,12 @@ KINDS = (
 # --- figures of any run
 
 
-def _plain_table(figures: Results, *, title: str, name: str = "results") -> Table:
+def _plain_table(figures: Results, *, title: str, name: str = "results", note: str = "") -> Table:
     rows = {
         spoken(key.removeprefix(f"{TEST}/")): [_decimals(value) if is_known(key) else f"{value:.5g}"]
         for key, value in figures.items()
     }
-    return Table(title=title, heads=[("", "value")], rows=rows, name=name)
+    return Table(title=title, heads=[("", "value")], rows=rows, name=name, note=note)
 
 
 def _plain_bars(figures: Results) -> Bars | None:
@@ -357,12 +386,12 @@ def _lines(results: Results) -> list[str]:
         lines.append(f"{spoken(figure)}: {results[f'{TEST}/{figure}']:.3f}{before}")
     if (share := results.get(f"{TEST}/{ROW_SHARE}")) is not None:
         lines.append(
-            f"the subspace's squared norm in the row space of the next linear map: {share:.3f}, in its null space: "
-            f"{1 - share:.3f}"
+            f"share of the subspace's squared norm in the next linear map's row space: {share:.3f} (null space: "
+            f"{1 - share:.3f})"
         )
     lines += pick_lines(results) + vacuity_lines(results) + divergence_lines(results)
     if MODEL_ACCURACY in results:
-        lines.append(f"base model accuracy on test inputs before any filter: {results[MODEL_ACCURACY]:.3f}")
+        lines.append(f"base model accuracy on test inputs, before filtering: {results[MODEL_ACCURACY]:.3f}")
     return lines + [f"{title}: {results[figure]:.0f}" for figure, title in OF_DATA.items() if figure in results]
 
 

@@ -17,6 +17,7 @@ from itrain.results.columns import (
 )
 from itrain.results.intervals import of_run
 from itrain.results.parts import Results, Table
+from itrain.results.reading import SHIFTS_READ
 
 SHIFTS = "shifts"
 """The name of the table in trackers."""
@@ -45,10 +46,11 @@ def shifts_table(results: Results, places: Mapping[str, str]) -> Table | None:
         return None
     pairs = int(results[f"{TEST}/{PAIRS_CHANGING}"])
     return Table(
-        title=f"how far answers move, {pairs} label-changing pairs (odds in nats)",
+        title=f"how far answers shift, {pairs} label-changing pairs (odds in nats)",
         heads=HEADS,
         rows=rows,
         name=SHIFTS,
+        note=SHIFTS_READ,
     )
 
 

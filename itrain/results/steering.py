@@ -21,6 +21,7 @@ from itrain.results.columns import (
 from itrain.results.curves import Line, Plot, Point
 from itrain.results.intervals import Ends, of_run
 from itrain.results.parts import Bars, Kind, Results, Table
+from itrain.results.reading import JUDGED_READ, STEERED_READ
 
 TICK = 0.12
 """The room of a label on the axis of strengths, as a share of it."""
@@ -88,9 +89,10 @@ def _table(results: Results) -> Table:
     uppers = ["steered", "", "", (control or "no control").replace("_", " "), ""]
     lowers = ["concept", "95%", "perplexity", "concept", "perplexity"]
     return Table(
-        title=f"mentions of the concept on {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts, perplexity as a ratio",
+        title=f"mentions of the concept and perplexity ratio, {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts",
         heads=list(zip(uppers, lowers, strict=True)),
         rows=rows,
+        note=STEERED_READ,
     )
 
 
@@ -103,10 +105,10 @@ def _judged_table(results: Results) -> Table:
     uppers = ["steered", *[""] * 5, "random" if control else "no control"]
     lowers = ["rate", "ratio", "score", *(name.removesuffix("_score") for name in JUDGED[1:]), "score"]
     return Table(
-        title=f"steering score on {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts (0 to {HIGHEST:g}), "
-        "rate of mentions, ratio of perplexity",
+        title=f"steering scores (0 to {HIGHEST:g}) on {results[f'{TEST}/{EXAMPLES}']:.0f} held-out prompts",
         heads=list(zip(uppers, lowers, strict=True)),
         rows=rows,
+        note=JUDGED_READ,
     )
 
 

@@ -139,8 +139,8 @@ def _settings(frame: pandas.DataFrame, configuration: Mapping[str, Any]) -> dict
     sites = frame[PLACE].drop_duplicates()
     ranks = sorted(frame[RANK].dropna().unique()) if RANK in frame else []
     settings = {
-        "model": _model(configuration.get("model")),
-        "task": _brief(configuration.get("task")),
+        "model": model_of(configuration.get("model")),
+        "task": brief(configuration.get("task")),
         "methods": ", ".join(map(spoken, dict.fromkeys(frame[METHOD]))),
         "sites": f"{len(sites)}: {frame[LAYER].nunique()} layers x {frame[POSITION].nunique()} positions",
         "ranks": ", ".join(f"{rank:g}" for rank in ranks),
@@ -158,19 +158,20 @@ def _settings(frame: pandas.DataFrame, configuration: Mapping[str, Any]) -> dict
     return {name: value for name, value in settings.items() if value}
 
 
-def _model(node: Mapping[str, Any] | None) -> str:
+def model_of(node: Mapping[str, Any] | None) -> str:
     """The name that a model is found under; of a module of the user's own, its constructor's."""
     if node and str(node.get("_target_")).endswith(".load_embedded"):
         return TINY_WORLD
     if node and node.get("name"):
         return f"{node['name']} at {node['revision']}" if node.get("revision") else str(node["name"])
-    return _brief(node)
+    return brief(node)
 
 
-def _brief(node: Mapping[str, Any] | None) -> str:
-    """A part of a configuration in one line: its class and its arguments."""
+def brief(node: Mapping[str, Any] | None) -> str:
+    """A part of a configuration in one line: its class and the arguments that are set."""
     if not node:
         return ""
-    given = ", ".join(f"{key}: {value}" for key, value in node.items() if not key.startswith("_"))
+    told = {key: value for key, value in node.items() if not str(key).startswith("_") and value is not None}
+    given = ", ".join(f"{key}: {value}" for key, value in told.items() if not isinstance(value, Mapping))
     name = str(node.get("_target_", "")).rpartition(".")[2]
     return f"{name} ({given})" if given else name

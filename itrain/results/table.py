@@ -98,7 +98,8 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     missing = next((name for name in (RESULTS, CONFIGURATION) if not (folder / name).is_file()), None)
     if missing:
         left = [name for name in LEFT_BY_FITS if (folder / name).is_file()]
-        fit = f"; it is the folder of a fit, which is shown by {', '.join(left)}" if LEFT_BY_FITS[0] in left else ""
+        alone = f"which is shown by {', '.join(left)}, or alone by: itrain report {folder}"
+        fit = f"; it is the folder of a fit, {alone}" if LEFT_BY_FITS[0] in left else ""
         raise FileNotFoundError(f"'{folder}' is not the folder of a finished sweep: there is no {missing} in it{fit}")
     require_yaml(folder / CONFIGURATION)
     found = yaml.safe_load((folder / CONFIGURATION).read_text(encoding="utf-8"))

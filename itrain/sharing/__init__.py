@@ -1,6 +1,7 @@
 """Exports: what a training leaves for others, and what others left."""
 
 from itrain.sharing.exports import CONFIG as CONFIG
+from itrain.sharing.exports import EXPORT as EXPORT
 from itrain.sharing.exports import WEIGHTS as WEIGHTS
 from itrain.sharing.exports import ExportError as ExportError
 from itrain.sharing.exports import export as export

@@ -35,6 +35,8 @@ from itrain.weights import WeightError, earlier_fingerprints, fingerprint
 
 WEIGHTS = "intervention.safetensors"
 CONFIG = "intervention_config.json"
+EXPORT = "export"
+"""The folder in a run's folder that holds its export."""
 FORMAT = 2
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Precisions in which weights are read; they are cast to that of the module."""
@@ -143,7 +145,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            inside = folder / "export"  # of a run
+            inside = folder / EXPORT
             meant = f"; did you mean '{inside}'?" if (inside / name).is_file() else ""
             raise ExportError(f"'{folder}' is not an export: it has no {name}{meant}")
     try:

@@ -16,7 +16,7 @@ from torch import nn
 from itrain import __version__
 from itrain.models import BaseModel
 from itrain.sharing import exports
-from itrain.sharing.exports import CONFIG, WEIGHTS, ExportError
+from itrain.sharing.exports import CONFIG, EXPORT, WEIGHTS, ExportError
 from itrain.training.base import Training
 from itrain.trust import TrustError, read_json, shown
 
@@ -94,7 +94,8 @@ def load(
     file is read, or fetched, but the two of the export.
 
     Args:
-        source: the folder, or ``user/repo``, ``user/repo/subfolder`` or either with ``@revision``.
+        source: the folder of an export or of the run that holds it, or ``user/repo``, ``user/repo/subfolder`` or
+            either with ``@revision``.
         model: the base model it belongs to; None loads the one that the export names.
         trust: packages of one's own whose classes the export may name, for example ``["my_package"]``.
         revision: branch, tag or commit of the repository.
@@ -112,7 +113,14 @@ def load(
         source = fetch(address, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     elif given:
         raise HubError(f"{next(iter(given))} is for a repository of the hub; {shown(str(source))} is none")
-    return exports.load(source, model, trust=trust)
+    return exports.load(export_in(source), model, trust=trust)
+
+
+def export_in(folder: str | Path) -> Path:
+    """The folder of an export, where a run's folder may stand for the export in it."""
+    folder = Path(folder)
+    inside = folder / EXPORT
+    return inside if (inside / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
 
 
 def fetch(

@@ -188,7 +188,7 @@ class Grid:
             return []
         found = {component: layers_with(model, component.removesuffix(HEADS)) for component in self.components}
         return [
-            f"{component} is in layers {', '.join(map(str, having))} alone; the sweep leaves out the others"
+            f"{component} is in layers {', '.join(map(str, having))} only; the sweep leaves out the others"
             for component, having in found.items()
             if len(having) < len(_blocks_of(model, component))
         ]

@@ -24,6 +24,7 @@ from itrain.reports.curves import save_curves
 from itrain.reports.heat_maps import save_comparison, save_heat_maps
 from itrain.reports.html import REPORT, write_report
 from itrain.reports.sweeps import SweepProgress, show_sweep
+from itrain.reports.terminal import aligned, described
 from itrain.results.summary import summarise
 from itrain.results.table import JOBS, collect, read_rows, require_rows, table_of_jobs, write
 from itrain.results.tokens import save_tokens
@@ -140,9 +141,18 @@ class Part:
         return {name: len(job.fits) for name, job in self.jobs.items()}
 
     @property
-    def left_out(self) -> list[str]:
-        """What the sweep leaves out, a line each."""
-        return self.grid.left_out(self.opened.network.model)
+    def announced(self) -> list[str]:
+        """What the sweep is about to run and what it leaves out, a line each."""
+        model, sites = self.opened.base_model, len(self.grid.all_sites(self.opened))
+        lines = {
+            "model": described(model),
+            "methods": ", ".join(self.grid.methods),
+            "sites": f"{sites}, fitted in {len(self.jobs)} jobs for each seed",
+            **self.opened.data.describe(),
+            "threads": self.opened.threads,
+            "folder": str(self.folder),
+        }
+        return [*aligned(lines), *self.grid.left_out(model.model)]
 
     def run(self, name: str) -> None:
         """Run a job and write its rows, unless its file exists."""
@@ -220,7 +230,7 @@ def _run_here(cfg: DictConfig, folder: Path, seeds: Sequence[int], finished: Fin
     for seed in seeds:
         part = open_part(cfg, folder, seed, part)
         if seed == seeds[0]:
-            for line in [f"threads {part.opened.threads}", *part.left_out]:
+            for line in part.announced:
                 finished.progress.say(line)
         finished.progress.expect(sum(part.plan().values()) * len(seeds))
         for name in part.jobs:
@@ -290,7 +300,7 @@ def _run_launched(
 
 def _plan(configuration: str, folder: Path, seed: int) -> tuple[dict[str, int], list[str]]:
     part = _part(configuration, folder, seed)
-    return part.plan(), part.left_out
+    return part.plan(), part.announced
 
 
 def _run(configuration: str, folder: Path, seed: int, name: str) -> None:
