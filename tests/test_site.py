@@ -174,7 +174,7 @@ def test_a_browser_finds_no_fault_on_any_page(site: tuple[str, list[str]], tmp_p
     assert not dead, "\n".join(dead)
 
 
-_SCHEME = "{default: 'light', slate: 'dark'}[document.body.getAttribute('data-md-color-scheme')]"
+_SCHEME = "document.body.dataset.mdColorScheme == 'slate' ? 'dark' : 'light'"
 
 
 def _is_dead(link: str, address: str, names: dict[str, list[str]]) -> bool:
