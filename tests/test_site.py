@@ -104,6 +104,15 @@ def test_arguments_are_listed_and_those_of_the_run_are_not(
     assert set(names) <= set(found) and not {"network", "sites", "logger"} & set(found)
 
 
+def test_each_argument_of_our_own_is_described(made: dict[str, str]) -> None:
+    parts = [text for path, text in made.items() if path.startswith("reference/configuration/")]
+    sections = [section for text in parts for section in text.split("\n### ")[1:] if "#itrain." in section]
+    empty = [
+        (section.split(" ")[0], re.findall(r"^\| (\S+) \|.*\|  \|$", section, re.MULTILINE)) for section in sections
+    ]
+    assert len(sections) > 100 and not [each for each in empty if each[1]]
+
+
 def test_types_and_defaults_stand_beside_arguments(made: dict[str, str]) -> None:
     page = made["reference/configuration/training.md"]
     row = next(line for line in page.splitlines() if line.startswith("| <code>isolate&#95;weight</code>"))

@@ -183,12 +183,12 @@ def argument_rows(thing: Callable[..., Any], part: str = "") -> Iterator[list[st
     said = arguments(thing)
     for parameter in parameters(thing):
         name = parameter.name
-        if name in OWNED.get(part, {}):
+        if name in OWNED.get(part, {}) or name == "_target_":
             continue
         required = parameter.default is inspect.Parameter.empty
         filled = name in FILLED.get(part, ()) or (required and name == "hidden_size")
         value = "(the run gives it)" if filled else "**required**" if required else code(default(parameter))
-        kind = annotation(parameter)
+        kind = annotation(parameter, thing)
         text = said.get(name) or _USUAL.get(name, "")
         yield [code(name), code(kind) if kind else "", value, plain(text)]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 ROLE = re.compile(r":\w+:`(~?)([\w.]+)`")
 """A name in a docstring that leads to where it is described: :class:`~itrain.sites.Site`."""
 _SECTION = re.compile(r"^(\w+):\n((?:    .*\n|\n)+)", re.MULTILINE)
+_REFERENCE = re.compile(r"[Aa]rguments are those of (.+?)\.")
 _ENTRY = re.compile(r"^\s{0,3}(\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?: ")
 
 
@@ -25,9 +27,28 @@ def first_sentence(thing: Any) -> str:
 
 
 def arguments(thing: Any) -> dict[str, str]:
-    """What the section Args of a docstring says of each argument; names that share an entry share its text."""
-    sections = dict(_SECTION.findall(f"{inspect.getdoc(thing) or ''}\n"))
+    """What docstrings say of each argument: a class's own, its bases', and those that they refer to."""
+    found: dict[str, str] = {}
+    for each in [*reversed(inspect.getmro(thing)), thing] if inspect.isclass(thing) else [thing]:
+        constructor = each.__dict__.get("__init__") if inspect.isclass(each) else None
+        for doc in filter(None, (inspect.getdoc(each), inspect.getdoc(constructor) if constructor else None)):
+            found |= {name: text for name, text in _said_in(doc).items() if text}
+        for other in _referred_to(each):
+            found = {**arguments(other), **found}
+    return found
+
+
+def _said_in(doc: str) -> dict[str, str]:
+    """The section Args of a docstring, by argument; names that share an entry share its text."""
+    sections = dict(_SECTION.findall(f"{doc}\n"))
     return dict(_entries(inspect.cleandoc(f"\n{sections.get('Args', '')}")))
+
+
+def _referred_to(thing: Any) -> Iterator[Any]:
+    """The classes and functions of the same module's names whose arguments a docstring says are meant."""
+    if found := _REFERENCE.search(inspect.getdoc(thing) or ""):
+        names = vars(sys.modules[thing.__module__])
+        yield from (names[name] for name in re.findall(r"\w+", ROLE.sub(r"\2", found[1])) if name in names)
 
 
 def _entries(section: str) -> Iterator[tuple[str, str]]:
@@ -67,12 +88,19 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def annotation(parameter: inspect.Parameter) -> str:
-    """The type of an argument as its source writes it, "" where it has none."""
+def annotation(parameter: inspect.Parameter, owner: Any) -> str:
+    """The type of an argument as its source writes it, "" where it has none; short names of choices are spelt out."""
     given = parameter.annotation
     if given is inspect.Parameter.empty:
         return ""
-    return given if isinstance(given, str) else inspect.formatannotation(given).replace("typing.", "")
+    if not isinstance(given, str):
+        return re.sub(r"(?:\w+\.)+(\w+)", r"\1", inspect.formatannotation(given))
+    names = vars(sys.modules[owner.__module__])
+    words = (names.get(word) if word.isidentifier() else None for word in re.findall(r"\w+", given))
+    for alias, word in zip(words, re.findall(r"\w+", given), strict=True):
+        if get_origin(alias) is Literal:
+            given = re.sub(rf"\b{word}\b", f"Literal[{', '.join(map(repr, get_args(alias)))}]", given)
+    return given
 
 
 def default(parameter: inspect.Parameter) -> str:
