@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_file_that_a_page_shows_is_used_there(page: str) -> None:
     found = blocks(page)
     for shown in (block for block in found if what_it_is(block) == "written"):
         file = str(shown.file)
-        names = (file.rpartition("/")[2].removesuffix(".py"), file.split("/")[0])
+        names = (file.rpartition("/")[2].removesuffix(".py"), file.split("/")[0], f"recipe={Path(file).stem}")
         others = [block for block in found if block.file != file and what_it_is(block) != "shown"]
         assert any(name in block.code for block in others for name in names), f"{shown}: nothing there reads {file}"
 

@@ -341,4 +341,6 @@ def test_rows_of_no_job_of_the_sweep_are_refused(finished: Path, capsys: pytest.
     assert main(["report", "copy"]) == 2
     assert "the jobs of the sweep have" in capsys.readouterr().err
     assert main(["sweep", "resume=copy"]) == 1
-    assert "'seed7 layer2.json' belongs to no job" in capsys.readouterr().err.replace(f"{Path('copy').absolute()}/jobs/", "")
+    assert "'seed7 layer2.json' belongs to no job" in capsys.readouterr().err.replace(
+        f"{Path('copy').absolute()}/jobs/", ""
+    )
