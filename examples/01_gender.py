@@ -33,8 +33,10 @@ import pandas
 tokens = {"Mary": 1, "walked": 2, "because": 3}
 rows = {}
 for layer in range(6):
-    swaps = [model.run("Mary walked because", f"layer{layer}.block_output@{place}", source="John walked because")
-             for place in tokens.values()]
+    swaps = [
+        model.run("Mary walked because", f"layer{layer}.block_output@{place}", source="John walked because")
+        for place in tokens.values()
+    ]
     rows[f"layer {layer}"] = [swap.probability("he").item() for swap in swaps]
 by_hand = pandas.DataFrame(rows, index=list(tokens)).T.round(2)
 by_hand

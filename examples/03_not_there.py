@@ -46,18 +46,12 @@ wrong.picture
 # %%
 import pandas
 
-columns = {
-    "all pairs": "iia_argmax",
-    "label-changing": "iia_changing_argmax",
-    "label-preserving": "iia_preserving_argmax",
-}
-rows = {
-    f"{name}, {place or 'trained'}": {
-        title: fit.figures.get(f"test/{place}/{column}" if place else f"test/{column}") for title, column in columns.items()
-    }
-    for name, fit in {"right": right, "wrong": wrong}.items()
-    for place in ("", "random_subspace", "full_vector")
-}
+columns = {"all": "iia_argmax", "changing": "iia_changing_argmax", "preserving": "iia_preserving_argmax"}
+places = {"trained": "test/", "random subspace": "test/random_subspace/", "whole vector": "test/full_vector/"}
+rows = {}
+for name, fit in {"right": right, "wrong": wrong}.items():
+    for title, place in places.items():
+        rows[f"{name}, {title}"] = {column: fit.figures.get(place + key) for column, key in columns.items()}
 pandas.DataFrame(rows).T.round(2)
 
 # %% [markdown]

@@ -2,7 +2,9 @@
 # # 7. Where is a fact looked up?
 #
 # `The Space Needle is in downtown` goes on with `Seattle`. **Where in the network does the landmark become the city, and where is the
-# city moved to the end?** *Causal tracing* answers by breaking the run and mending one site at a time.
+# city moved to the end?**
+#
+# *Causal tracing* answers by breaking the run and mending one site at a time.
 #
 # You will corrupt a prompt by hand, restore one site, and then trace all sites. Nothing is trained. About 20 seconds.
 
@@ -88,6 +90,8 @@ claims = {
 # %% tags=["claims"]
 assert claims["both words, layer 1"] > 0.85 and claims["one word, layer 1"] < 0.5
 assert claims["last token, layer 1"] < 0.2 < 0.7 < claims["last token, layer 4"]
-assert claims["attention to the last token, layers 2 to 4"] > 0.7 > 0.3 > claims["MLPs at the last token, layers 2 to 4"]
+assert (
+    claims["attention to the last token, layers 2 to 4"] > 0.7 > 0.3 > claims["MLPs at the last token, layers 2 to 4"]
+)
 assert kept["landmark, layer 1"] < 0.3 and kept["last token, layer 5"] < 0.3
 assert kept["landmark, layer 5"] > 0.7 and kept["last token, layer 1"] > 0.7

@@ -51,13 +51,12 @@ len(rows)
 # %%
 from itrain.cli import main
 
-main(["task", "check", "landmarks.jsonl"]);
-
+status = main(["task", "check", "landmarks.jsonl"])
 # %% [markdown]
 # ## Fit
 #
-# Name the table and a site; `@place` is the span of your column. The embedded model answers some landmarks wrongly, and
-# such pairs are left out: `data.keep=argmax`.
+# Name the table and a site; `@place` is the span of your column. Pairs that the model
+# answers wrongly would be left out: `keep` is `argmax`.
 
 # %%
 import itrain
@@ -74,10 +73,8 @@ fit.picture
 # Where else does the swap work? Try every layer at the landmark's last word and at the last token.
 
 # %%
-sweep = itrain.sweep(
-    "das_gender", data=table, intervention={"rank": 16}, name="landmarks",
-    sweep={"positions": ["place.last", "last"], "methods": ["das", "full_vector"], "layers": "every(1)", "random_model": False},
-)  # fmt: skip
+grid = {"layers": "all", "positions": ["place.last", "last"], "methods": ["das", "full_vector"], "ranks": [16]}
+sweep = itrain.sweep("das_gender", data=table, name="landmarks", sweep={**grid, "random_model": False})
 
 # %%
 sweep.picture
@@ -85,7 +82,7 @@ sweep.picture
 # %% [markdown]
 # At the last word alone even the whole vector does little: the lookup needs both words, as
 # [causal tracing](07_causal_tracing.ipynb) shows. At the last token of the upper layers the whole vector moves the city. The
-# subspace of 16 dimensions follows it only in part, on landmarks that it has not seen.
+# subspace of 16 dimensions does most of it, on landmarks that it has not seen, and not all.
 #
 # ## The report
 #
@@ -101,7 +98,7 @@ print(best["command"])
 #
 # - A JSONL file of pairs is a task: spans, labels and splits are columns.
 # - The city is at the last token of the upper layers, and not at the last word alone.
-# - A fixed number of dimensions may be too few for many cities; the whole vector says what there is to find.
+# - 16 of 80 dimensions move most of 53 cities; the whole vector says what there is to find.
 #
 # **Next.** Give each rank its own fit: `sweep={"ranks": [4, 16, 64]}`. All columns are in
 # [Your own data](../docs/howto/data.md); a task with a causal model in YAML is in [Tasks](../docs/howto/tasks.md).

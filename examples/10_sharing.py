@@ -30,7 +30,12 @@ fit.picture
 # printed and not pushed.
 
 # %%
-from itrain.sharing.card import write_card
+import json
+
+from itrain.sharing.card import card_of
+
+described = json.loads((fit.export / "intervention_config.json").read_text())
+print(card_of({"": described}, "you/das-gender").split("```")[0])
 
 # %% [markdown]
 # ## Load and attach
@@ -58,7 +63,7 @@ with itrain.load(fit.export).attach(model, source="John walked because"):
 # no itrain.
 
 # %%
-vector = itrain.fit("steer_story", data={"train_examples": 128}, trainer={"max_epochs": 4})
+vector = itrain.fit("steer_story", trainer={"max_epochs": 3})
 
 # %%
 merged = itrain.merge(itrain.load(vector.export, model), acts="all")

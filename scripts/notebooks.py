@@ -4,10 +4,11 @@ python scripts/notebooks.py                           # all of them
 python scripts/notebooks.py examples/01_gender.py     # one
 python scripts/notebooks.py --pages docs/examples     # Markdown pages of the notebooks as they are, for the site
 
-A tutorial is a Python file in the percent format: ``# %%`` begins a cell of code, ``# %% [markdown]`` one of prose, whose
-lines are comments. The file is what people edit and compare; the notebook beside it is what they read. Cells run in this
-process, in an empty folder, and what they print or end in is kept as Jupyter would show it; what libraries write to
-stderr is not kept.
+A tutorial is a Python file in the percent format: ``# %%`` begins a cell of code, ``# %% [markdown]`` one of prose,
+whose lines are comments. The file is what people edit and compare; the notebook beside it is what they read.
+
+Cells run in this process, in an empty folder. What they print or end in is kept as Jupyter would show it; what
+libraries write to stderr is not kept.
 """
 
 from __future__ import annotations
