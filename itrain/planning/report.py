@@ -61,28 +61,28 @@ def lines(found: Estimate, available: tuple[int, str] | None, speed: tuple[float
         available: see :func:`room`.
         speed: floating-point operations a second, and where that is from; None: it is not known.
     """
-    where = f"{found.devices} devices" if found.devices > 1 else "one device"
+    where = f"each of {found.devices} devices" if found.devices > 1 else "one device"
     shared = ", the weights divided among them" if found.sharded else ""
     rows = {
         "model": f"{found.model}, {found.parameters:,} parameters",
         "trained": f"{found.trained:,} parameters",
-        "step": f"{found.batch} examples on each of {where}{shared}, up to {found.length} tokens",
+        "step": f"{found.batch} examples on {where}{shared}, up to {found.length} tokens",
         "replay": found.replay,
         "operations": f"{found.flops / 1e12:.3g} TFLOP a step, forward and backward",
         "time": _time(found, speed),
-        "memory": "bytes of tensors at once on one device",
+        "memory": "tensors on one device at once, by what they are for",
         "  weights": _size(found.weights),
         **({"  gathered": _size(found.gathered)} if found.gathered else {}),
         "  cache": _size(found.caches),
         "  optimizer": _size(found.optimizer),
-        "  in training": _size(found.step),
-        "  in evaluation": _size(found.evaluation),
+        "  a training step": _size(found.step),
+        "  or evaluation": _size(found.evaluation),
         "  peak": _size(found.peak),
     }
     if available is not None:
         size, what = available
-        fits = "fits" if found.peak <= size else "does not fit"
-        rows["fits"] = f"{fits}: {_size(found.peak)} of {_size(size)} ({what})"
+        fits = "yes" if found.peak <= size else "no"
+        rows["fits"] = f"{fits}, {_size(found.peak)} of {_size(size)} ({what})"
         if found.peak > size:
             rows["remedy"] = "; ".join(remedies(found, size))
     else:
@@ -130,4 +130,6 @@ def remedies(found: Estimate, size: int) -> Iterator[str]:
 
 
 def _size(size: int) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size * 1024 / GIB:.1f} MiB"
+    if size >= GIB:
+        return f"{size / GIB:.2f} GiB"
+    return f"{size * 1024 / GIB:.1f} MiB" if size * 20480 >= GIB else f"{size * 1024**2 / GIB:.1f} KiB"

@@ -37,7 +37,7 @@ def show_table(outcomes: Sequence[Outcome]) -> None:
     console = Console()
     table = Table(title=plain("reproductions", "table.title"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in HEADS:
-        table.add_column(head, overflow="fold")
+        table.add_column(head, overflow="fold", justify="right" if head in HEADS[1:4] else "left")
     for outcome in outcomes:
         runs = f"{len(outcome.runs)} x {outcome.minutes:.1f} min" if outcome.minutes is not None else ""
         table.add_row(plain(outcome.row.name, "bold"), "", runs, "", plain(outcome.state))
