@@ -22,6 +22,13 @@ def generated_pages() -> dict[str, str]:
     return {**recipes, **configuration_pages.pages(), **api_pages.pages(), **tutorials.pages()}
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the tutorials below their index."""
+    (section,) = [each["Tutorials"] for each in config.nav or () if "Tutorials" in each]
+    section.extend(tutorials.pages())
+    return config
+
+
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages that are made of the code, and the pictures of recipes and of notebooks."""
     for path, text in generated_pages().items():
