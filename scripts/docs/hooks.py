@@ -15,6 +15,9 @@ from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingI
 _TAGGED = re.compile(r"^(```python) (\w+)$", re.MULTILINE)
 """A block of another library: the tests run it where that is installed."""
 
+_NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*)examples/(\w+)\.ipynb")
+"""A link from a file of docs/ to a notebook, which the site has beside its pages."""
+
 
 def generated_pages() -> dict[str, str]:
     """The pages that are made of the code, by their path in docs."""
@@ -41,5 +44,5 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Show the tag of a block as its title."""
-    return _TAGGED.sub(r'\1 title="\2"', markdown)
+    """Show the tag of a block as its title, and lead links to notebooks to their pages."""
+    return _NOTEBOOK.sub(r"](\1examples/\2.md", _TAGGED.sub(r'\1 title="\2"', markdown))
