@@ -48,7 +48,7 @@ def prose(source: Path) -> Iterator[str]:
 def test_there_are_ten_tutorials_and_the_index_names_each():
     index = (ROOT / "docs" / "tutorials.md").read_text()
     assert [path.stem[:2] for path in SOURCES] == [f"{number:02d}" for number in range(1, 11)]
-    assert [path.stem for path in SOURCES if f"examples/{path.stem}.ipynb" not in index] == []
+    assert [path.stem for path in SOURCES if f"(examples/{path.stem}.md)" not in index] == []
 
 
 @each
