@@ -73,7 +73,7 @@ gender = {site: itrain.fit("das_gender", site=site, data=small, trainer={"max_ep
 #
 # ## Inflation: few pairs, many dimensions
 #
-# A large subspace and few pairs let a search learn its training pairs by heart. Take the wrong hypothesis once more, with
+# A large subspace and few pairs let a search fit its training pairs and nothing else. Take the wrong hypothesis once more, with
 # 64 training pairs, and compare the training pairs with new ones.
 
 # %%

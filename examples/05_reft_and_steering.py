@@ -70,11 +70,13 @@ steered.picture
 # of this size is a weak lever.
 #
 # ## Strength by hand
+#
+# An attached export acts at the strength that its test has chosen, which counts as 1 here. Four times that is too much.
 
 # %%
 vector = itrain.load(steered.export)
 texts = {}
-for strength in (0, 0.2, 1):
+for strength in (0, 1, 4):
     with vector.attach(model, strength=strength):
         inputs = model.tokenizer("The pilot is loud .", return_tensors="pt")
         texts[strength] = written()
@@ -94,5 +96,5 @@ texts
 # %% tags=["claims"]
 assert reft.figures["before/exact_match"] < 0.05 < 0.9 < reft.figures["test/exact_match"]
 assert "It costs 5 dollars ." in after and "It costs 5 dollars ." not in before
-assert steered.figures["test/steering_score"] > 2 * steered.figures["test/random/steering_score"]
-assert len(set(texts.values())) == 3
+assert steered.figures["test/steering_score"] > 2 * steered.figures["test/random_vector/steering_score"]
+assert texts[0] != texts[1] and texts[4] not in (texts[0], texts[1])
