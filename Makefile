@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Each worker has its own part of the list, and takes from the longest that is left when it is done.
 SHARED := --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo demo-sweep test test-slow test-lowest lint clean
+.PHONY: demo demo-sweep test test-slow test-lowest lint docs docs-serve clean
 
 demo: $(VENV)/.installed  ## set up and run the main job
 	$(BIN)/python -m itrain fit recipe=das_gender
@@ -28,8 +28,14 @@ lint: $(VENV)/.installed-dev  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.installed-docs  ## build the site into site/; a warning, a dead link or a page outside the nav stops it
+	NO_MKDOCS_2_WARNING=1 PATH=$(BIN):$$PATH $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/.installed-docs  ## show the site at localhost:8000, and again at each change
+	NO_MKDOCS_2_WARNING=1 PATH=$(BIN):$$PATH $(BIN)/python -m mkdocs serve
+
 clean:
-	rm -rf $(VENV) $(LOWEST)
+	rm -rf $(VENV) $(LOWEST) site
 
 # torch goes first and alone: whichever build of it is at hand (CPU or CUDA) then stays while the rest is resolved.
 $(VENV)/.torch:
@@ -43,6 +49,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@ $(VENV)/.installed
 
 $(LOWEST)/.installed-dev: tests/constraints-lowest.txt pyproject.toml

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAMES = (os.environ.get("ITRAIN_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, filter(None, NAMES))), None)
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -25,16 +27,16 @@ FLAGS = [
 
 
 class Page:
-    """A page from disk, with what it complained of in ``errors``.
+    """A page from disk or from a server, with what it complained of in ``errors``.
 
     Args:
-        file: of the page.
+        file: of the page, or its address.
         profile: a fresh folder for Chromium's own files.
         width: of the window.
         scheme: the colours that the reader prefers, light or dark.
     """
 
-    def __init__(self, file: Path, *, profile: Path, width: int = 1366, scheme: str = "light") -> None:
+    def __init__(self, file: Path | str, *, profile: Path, width: int = 1366, scheme: str = "light") -> None:
         assert CHROMIUM is not None
         # Chromium listens on descriptor 3 and speaks on 4.
         command = ["sh", "-c", 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1', CHROMIUM]
@@ -48,13 +50,8 @@ class Page:
         self.session = {"sessionId": self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
-        )
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.send("Page.navigate", url=file.resolve().as_uri())
-        while not self.loaded:
-            self._hear(self._receive())
+        self.shape(width=width, scheme=scheme)
+        self.go(file if isinstance(file, str) else file.resolve().as_uri())
 
     def __enter__(self) -> Page:
         return self
@@ -76,6 +73,20 @@ class Page:
             self._hear(answer)
         assert "error" not in answer, answer
         return answer["result"]
+
+    def shape(self, *, width: int, height: int = 800, scheme: str) -> None:
+        """Give the window a size, and the reader a preference of colours."""
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def go(self, url: str) -> None:
+        """Open an address, and wait until it is loaded."""
+        self.loaded = False
+        self.send("Page.navigate", url=url)
+        while not self.loaded:
+            self._hear(self._receive())
 
     def run(self, program: str) -> Any:
         """The value of a JavaScript expression, awaited."""
@@ -117,6 +128,8 @@ class Page:
                 self.loaded = True
             case "Network.requestWillBeSent":
                 self.requests.append(what["request"]["url"])
+            case "Network.loadingFailed" if not what.get("canceled"):
+                self.errors.append(f"{what['errorText']} ({what['type']})")
             case "Runtime.exceptionThrown":
                 self.errors.append(str(what["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if what["type"] in ("error", "warning", "assert"):

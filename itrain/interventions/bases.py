@@ -118,6 +118,9 @@ class RandomBasis(Featurizer):
     """Coordinates in a random orthonormal basis of the whole space, drawn from the seed: features = R h.
 
     The error is what the precision of R leaves.
+
+    Args:
+        seed: of the draw.
     """
 
     rows: Float[Tensor, "hidden hidden"]

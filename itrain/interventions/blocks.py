@@ -72,6 +72,9 @@ class FixedBlocks(Blocks):
 
     Interchange intervention training puts each variable into its block. Geiger et al. 2022, "Inducing Causal
     Structure for Interpretable Neural Networks", section 3.
+
+    Args:
+        blocks: the number of coordinates of each variable, or of all of them.
     """
 
     def __init__(self, hidden_size: int, *, blocks: int | Mapping[str, int] = 1) -> None:

@@ -17,6 +17,11 @@ class ClusterDifference(Directions):
 
     The clusters are k-means' of the lowest sum of squares from ``restarts`` starts, each by k-means++ from the seed
     (Arthur and Vassilvitskii 2007). A baseline of Arora et al. 2024, "CausalGym".
+
+    Args:
+        rank: one less than there are clusters.
+        restarts: how often k-means starts; the best end is taken.
+        seed: of the starts.
     """
 
     def __init__(self, hidden_size: int, *, rank: int = 1, restarts: int = 10, seed: int = 0) -> None:

@@ -23,7 +23,12 @@ class FullVector(Intervention):
 
 
 class RandomSubspace(Intervention):
-    """Swaps the coordinates in a fixed random subspace: h + R^T (R s - R h), R drawn from the seed, (rank, hidden)."""
+    """Swaps the coordinates in a fixed random subspace: h + R^T (R s - R h), R drawn from the seed, (rank, hidden).
+
+    Args:
+        rank: dimensions of the subspace.
+        seed: of the draw.
+    """
 
     rows: Float[Tensor, "rank hidden"]
 

@@ -40,6 +40,9 @@ class FullRotationDAS(Blocks):
     ``blocks`` gives each variable its number of coordinates; see :class:`~itrain.interventions.blocks.Blocks`.
 
     Geiger et al. 2024, eq. 4; pyvene's ``RotatedSpaceIntervention`` with ``subspace_partition``.
+
+    Args:
+        blocks: the number of coordinates of each variable, or of all of them.
     """
 
     def __init__(self, hidden_size: int, *, blocks: int | Mapping[str, int] = 1) -> None:

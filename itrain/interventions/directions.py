@@ -66,6 +66,10 @@ class PairDifferences(Directions):
 
     Examples are paired at random, each once, by the seed. Linear artificial tomography: Zou et al. 2023,
     "Representation Engineering: A Top-Down Approach to AI Transparency", in the form of AxBench's LAT.
+
+    Args:
+        rank: how many directions are taken.
+        seed: of the pairs.
     """
 
     def __init__(self, hidden_size: int, *, rank: int = 1, seed: int = 0) -> None:
@@ -105,6 +109,10 @@ class LinearDiscriminant(Directions):
 
     S_w is the covariance within, S_b that between the classes; S_w has ``shrinkage`` * tr(S_w) / d added to its
     diagonal. Fisher 1936, "The Use of Multiple Measurements in Taxonomic Problems".
+
+    Args:
+        rank: how many directions are taken.
+        shrinkage: share of the mean variance that is added to the diagonal of S_w.
 
     Raises:
         ValueError: the shrinkage is negative, or it is 0 and S_w has no inverse.

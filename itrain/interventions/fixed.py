@@ -51,6 +51,9 @@ class Subtract(Intervention):
 
     pyvene's ``SubtractionIntervention``, and its ``AdditionIntervention``. A given vector is subtracted by
     :class:`AddVector` with a scale below 0.
+
+    Args:
+        scale: factor of what is subtracted.
     """
 
     scale: Float[Tensor, ""]
@@ -71,7 +74,11 @@ class Subtract(Intervention):
 
 
 class Scale(Intervention):
-    """Multiplies the activation: factor h."""
+    """Multiplies the activation: factor h.
+
+    Args:
+        factor: what the activation is multiplied by.
+    """
 
     takes_source: ClassVar[bool] = False
     factor: Float[Tensor, ""]
@@ -161,6 +168,10 @@ class Noise(Intervention):
     replayed, resumed or divided among processes. :class:`~itrain.training.tracing.CausalTracing` knows them, and draws
     for each token of each example; where sameness does not matter, a function of your own does:
     ``lambda h: h + 0.1 * torch.randn_like(h)``.
+
+    Args:
+        deviation: of each feature's noise.
+        seed: of the draw.
     """
 
     takes_source: ClassVar[bool] = False

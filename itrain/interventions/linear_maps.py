@@ -51,6 +51,9 @@ class LinearDAS(Blocks):
     ``blocks`` gives each variable its number of coordinates; see :class:`~itrain.interventions.blocks.Blocks`. A
     rotation writes along the direction that it reads; this map need not, so that it can leave correlations of a
     variable with others as they are.
+
+    Args:
+        blocks: the number of coordinates of each variable, or of all of them.
     """
 
     def __init__(self, hidden_size: int, *, blocks: int | Mapping[str, int] = 1) -> None:

@@ -45,6 +45,10 @@ class SigmoidGate(Gate):
     Models?"; Huang et al. 2024, "RAVEL") or desiderata-based masking (Davies et al. 2023, "Discovering Variable
     Binding Circuitry with Desiderata").
 
+    Args:
+        features: how many gates there are; the mask gives it.
+        temperature: T at the first and at the last step.
+
     Raises:
         ValueError: a temperature is not above 0.
     """
@@ -80,6 +84,9 @@ class HardConcreteGate(Gate):
     generator at each call.
 
     Louizos et al. 2018, "Learning Sparse Neural Networks through L0 Regularization", eq. 10 to 13.
+
+    Args:
+        features: how many gates there are; the mask gives it.
     """
 
     LOW, HIGH, SHARPNESS = -0.1, 1.1, 2 / 3
@@ -156,6 +163,10 @@ class Mask(Intervention):
 
 class FixedMask(Intervention):
     """Swaps chosen features: decode((1 - g) f(h) + g f(s)), with given gates g from 0 to 1; None opens all.
+
+    Args:
+        featurizer: builds f and its inverse.
+        gate: a gate for each feature; None: all are open.
 
     Raises:
         ValueError: there are more or fewer gates than features.

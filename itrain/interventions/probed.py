@@ -22,6 +22,10 @@ class ProbeDirections(Directions):
     free; of two values one row w says how likely the second is. For more values the principal directions of the rows. A
     baseline of Arora et al. 2024, "CausalGym", who take C from 0.1 for pythia-14m down to 1e-7 for pythia-12b.
 
+    Args:
+        rank: how many directions are taken.
+        inverse_strength: C; smaller values hold the weights smaller.
+
     Raises:
         ValueError: the inverse strength is not above 0.
     """

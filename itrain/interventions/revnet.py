@@ -26,6 +26,11 @@ class RevNet(Featurizer):
     Rounding is what h loses by f and back. It grows with the slopes of F and G, so that ``double`` computes both ways
     in fp64, with the weights in fp32.
 
+    Args:
+        num_blocks: couplings in the chain.
+        width: hidden units of F and of G.
+        double: compute both ways in fp64.
+
     Raises:
         ValueError: the activation has a single feature, which has no halves.
     """

@@ -120,6 +120,8 @@ def load_minilm(
 ) -> BaseModel:
     """all-MiniLM-L6-v2, a sentence encoder of six layers, with a head as :func:`load_pooled` fits it.
 
+    The arguments are those of :func:`load_pooled`.
+
     Raises:
         ModelError: the package that holds its weights is not installed.
     """

@@ -41,6 +41,9 @@ def make_network(
 
     The other arguments are those of HookedNetwork and ReplayNetwork.
 
+    Args:
+        replay: ``auto``, ``on`` or ``off``.
+
     Raises:
         TypeError: the model is no module.
         ValueError: replay is ``on`` and would not be exact, ``compile`` is set and nothing is replayed or

@@ -86,7 +86,11 @@ class DigitsPVR(Task):
 
 
 def pvr_cnn(*, block_size: int = 32) -> nn.Sequential:
-    """An untrained network for the task: an ``encoder`` to four blocks of features, a ``decoder`` to the ten digits."""
+    """An untrained network for the task: an ``encoder`` to four blocks of features, a ``decoder`` to the ten digits.
+
+    Args:
+        block_size: features in each of the four blocks.
+    """
     require_at_least(1, block_size=block_size)
     encoder = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),

@@ -1,0 +1,48 @@
+"""What the build of the site does beside mkdocs: pages from the code, pictures of recipes, and fences of the tests."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import api_pages
+import configuration_pages
+import recipes_page
+import tutorials
+from mkdocs.config.defaults import MkDocsConfig  # pyright: ignore[reportMissingImports]
+from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
+
+_TAGGED = re.compile(r"^(```python) (\w+)$", re.MULTILINE)
+"""A block of another library: the tests run it where that is installed."""
+
+_NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*)examples/(\w+)\.ipynb")
+"""A link from a file of docs/ to a notebook, which the site has beside its pages."""
+
+
+def generated_pages() -> dict[str, str]:
+    """The pages that are made of the code, by their path in docs."""
+    recipes = {"reference/recipes.md": recipes_page.page()}
+    return {**recipes, **configuration_pages.pages(), **api_pages.pages(), **tutorials.pages()}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the tutorials below their index."""
+    (section,) = [each["Tutorials"] for each in config.nav or () if "Tutorials" in each]
+    section.extend(tutorials.pages())
+    return config
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of the code, and the pictures of recipes and of notebooks."""
+    for path, text in generated_pages().items():
+        files.append(File.generated(config, path, content=text))
+    for picture in recipes_page.pictures():
+        files.append(File.generated(config, f"assets/recipes/{picture.name}", abs_src_path=str(picture)))
+    for path, data in tutorials.pictures().items():
+        files.append(File.generated(config, path, content=data))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Show the tag of a block as its title, and lead links to notebooks to their pages."""
+    return _NOTEBOOK.sub(r"](\1examples/\2.md", _TAGGED.sub(r'\1 title="\2"', markdown))
