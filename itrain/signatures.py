@@ -135,7 +135,9 @@ class Call:
         return self._evaluated(getattr(self.target, "__annotations__", {}).get("return"))
 
     def annotation(self, key: str) -> Any:
-        return self._evaluated((self.parameters or {})[key].annotation)
+        """The kind that an argument is annotated with; Any where it has no annotation."""
+        annotation = (self.parameters or {})[key].annotation
+        return Any if annotation is inspect.Parameter.empty else self._evaluated(annotation)
 
     def _evaluated(self, annotation: Any) -> Any:
         if not isinstance(annotation, str):
@@ -234,7 +236,7 @@ def misfits(call: Call) -> Iterator[tuple[str, str]]:
         if key not in call.node or _holds_target(call.node[key]):
             continue
         value, annotation = call.node[key], call.annotation(key)
-        if annotation is not inspect.Parameter.empty and not _fits(value, annotation):
+        if not _fits(value, annotation):
             literals = [part for part in _options(annotation) if get_origin(part) is Literal]
             words = [str(word) for literal in literals for word in get_args(literal)]
             close = difflib.get_close_matches(str(value), words, 1)

@@ -9,7 +9,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from itrain import CounterfactualDataModule, Gender, Site, Training, load_embedded, make_network
+from itrain import CounterfactualDataModule, Gender, Site, Training, config, load_embedded, make_network
 from itrain.networks.base import Network
 
 
@@ -56,3 +56,14 @@ def test_a_training_that_edits_nothing_needs_no_more_than_to_say_so() -> None:
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     lightning.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet).fit(reader, data)
     assert reader.groups == () and not torch.equal(reader.map.weight, before)
+
+
+class Unannotated(Reader):
+    def __init__(self, *, network, optimizer=None) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(network=network, optimizer=optimizer)
+
+
+def test_an_argument_without_annotation_takes_whatever_a_configuration_builds() -> None:
+    path = f"{Unannotated.__module__}.{Unannotated.__name__}"
+    composed = config.request(["recipe=das_gender", f"training._target_={path}"])
+    assert composed.training.optimizer._target_ == "torch.optim.Adam"
