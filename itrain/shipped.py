@@ -116,7 +116,7 @@ def _plain(file: Path) -> dict[str, Any]:
     """A file's mapping; an empty one where it cannot be read, as files in ./recipes need not be itrain's."""
     try:
         node = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return node if isinstance(node, dict) else {}
 
