@@ -225,7 +225,7 @@ def _count(settings: Mapping[str, Any], place: str) -> int:
 
 
 def _unread(place: str, kind: Any) -> SAEError:
-    return SAEError(f"{place} is of the architecture {shown(kind)}; ReLU, JumpReLU and TopK autoencoders are read")
+    return SAEError(f"{place} has the architecture {shown(kind)}; itrain reads ReLU, JumpReLU and TopK autoencoders")
 
 
 def _checked(found: Dictionary, place: str) -> Dictionary:
