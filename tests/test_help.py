@@ -12,7 +12,8 @@ from itrain import config
 from itrain.architectures.table import ARCHITECTURES
 from itrain.cli import main
 from itrain.help import HELP, VERBS
-from itrain.help.listing import FAMILIES, POSITIONS, components, list_group
+from itrain.help.listing import POSITIONS, components, list_group
+from itrain.shipped import FAMILIES
 from itrain.sites import Site
 
 
