@@ -17,8 +17,16 @@ def main() -> int:
 
         print("\n".join(candidates(sys.argv[2:])))
         return 0
-    from itrain import cli
-
+    try:
+        from itrain import cli
+    except ModuleNotFoundError as error:
+        if (error.name or "itrain").partition(".")[0] == "itrain" or os.environ.get("ITRAIN_DEBUG", "0") not in (
+            "",
+            "0",
+        ):
+            raise
+        print(f"itrain: {error}; it is not installed whole: pip install --force-reinstall itrain", file=sys.stderr)
+        return 1
     return cli.main()
 
 

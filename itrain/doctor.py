@@ -29,11 +29,16 @@ GIVES = {
     "minilm": "model=minilm",
 }
 """What an optional extra is for."""
-ACTING = ("ITRAIN_", "HF_", "TRANSFORMERS_", "WANDB_", "CUDA_VISIBLE", "SLURM_JOB", "SLURM_NTASKS", "OMP_NUM_THREADS")
+ACTING = (
+    *("ITRAIN_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "WANDB_", "CUDA_VISIBLE", "PYTORCH_", "OMP_NUM_THREADS"),
+    *("SLURM_JOB", "SLURM_NTASKS", "SLURM_PROCID", "MASTER_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK"),
+)
 """How environment variables begin that change a run."""
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-ENOUGH = 2**30
-"""Bytes that a disk has free where a run is not about to fill it."""
+ENOUGH, LEAST = 2**30, 2**24
+"""Bytes that a disk has free where a run is not about to fill it, and where it can write at all."""
+UNSOUND = (ImportError, OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError)
+"""What libraries raise that do not fit each other."""
 
 
 class Finding(NamedTuple):
@@ -77,7 +82,7 @@ def _versions() -> Iterator[Finding]:
         yield Finding("itrain", "not installed, so no ranges of versions are known: pip install -e .")
         return
     yield _ranged("python", platform.python_version(), SpecifierSet(python))
-    yield Finding("itrain", version("itrain"))
+    yield Finding("itrain", f"{version('itrain')}, from {Path(__file__).parent}")
     for each in map(Requirement, asked):
         if each.marker is None or each.marker.evaluate({"extra": ""}):
             yield _ranged(each.name, _installed(each.name), each.specifier)
@@ -125,10 +130,23 @@ def _folders() -> Iterator[Finding]:
         yield Finding(
             "outputs", f"cannot write to {there.resolve()}: {error.strerror}; give output=<folder>", broken=True
         )
-    yield Finding("free disk", f"{free / 2**30:.1f} GiB" + ("" if free >= ENOUGH else ", which a run may fill"))
-    cache = Path(constants.HF_HUB_CACHE)
-    yield Finding("hub cache", f"{cache}" + ("" if cache.is_dir() else ", which is not there yet"))
+    size = f"{free / 2**30:.1f} GiB" if free >= ENOUGH else f"{free / 2**20:.0f} MiB, which a run may fill"
+    full = free < LEAST
+    yield Finding("free disk", "full: free some, or give output=<folder> of another disk" if full else size, full)
+    yield _cache(Path(constants.HF_HUB_CACHE))
     yield Finding("hub", "offline: nothing is downloaded" if constants.HF_HUB_OFFLINE else "online")
+
+
+def _cache(folder: Path) -> Finding:
+    """The folder of models from the hub; what is there can be used even where nothing can be added."""
+    there = next(each for each in (folder, *folder.parents) if each.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        remedy = "nothing can be downloaded; set HF_HOME to a folder that can be written"
+        return Finding("hub cache", f"{folder}: {error.strerror} in {there}, so {remedy}")
+    return Finding("hub cache", f"{folder}" + ("" if there == folder else ", which is not there yet"))
 
 
 def _environment() -> Iterator[Finding]:
@@ -157,7 +175,13 @@ def _devices() -> Iterator[Finding]:
     used = "GPU 0" if gpus else "MPS" if torch.backends.mps.is_available() else "the CPU"
     bf16 = "bf16 in hardware" if gpus and torch.cuda.is_bf16_supported() else "fp32"
     yield Finding("a fit uses", f"{used} ({bf16}); trainer=cpu, gpu, ddp or fsdp chooses")
-    yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors; threads=<number> sets them")
+    threads = f"{torch.get_num_threads()}, and one for a small model; threads=<number> sets them"
+    yield Finding("threads", f"{threads} (this process may use {_processors()} processors)")
+
+
+def _processors() -> int:
+    """How many processors this process may use, which a scheduler may limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _self_test() -> Finding:
@@ -168,7 +192,7 @@ def _self_test() -> Finding:
         model = load_embedded()
         run = model.run("Mary walked because", "layer2.block_output@1", source="John walked because")
         before, after = (each.top(1)[0][0].text.strip() for each in (run.plain, run))
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except UNSOUND as error:
         return Finding("interchange", f"fails with {type(error).__name__}: {' '.join(str(error).split())}", broken=True)
     right = (before, after) == ("she", "he")
     return Finding("interchange", f"'{before}' becomes '{after}'" + ("" if right else ", not 'she' 'he'"), not right)

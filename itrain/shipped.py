@@ -88,11 +88,11 @@ def chosen(words: Iterable[str]) -> Chosen:
                 settings = _merged(settings, of_recipe.settings)
     groups = group_files()
     found |= {key: value for key, value in typed if key in groups and value in groups[key]}
-    return Chosen(found, settings)
+    return Chosen({group: name for group, name in found.items() if name}, settings)
 
 
 def recipe(name: str, seen: Sequence[str] = ()) -> Chosen:
-    """What a recipe, by its name or file, chooses and sets, with what it inherits."""
+    """What a recipe, by its name or file, chooses and sets, with what it inherits; "" for a part that it leaves out."""
     files = recipe_files()
     file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else files.get(name)
     if name in seen or file is None or not file.is_file():
@@ -108,8 +108,8 @@ def recipe(name: str, seen: Sequence[str] = ()) -> Chosen:
             settings = _merged(settings, inherited.settings)
         elif isinstance(each, Mapping):
             for key, value in each.items():
-                if str(key).startswith(_OVERRIDE) and value is not None:
-                    choices[str(key).removeprefix(_OVERRIDE)] = str(value)
+                if str(key).startswith(_OVERRIDE):
+                    choices[str(key).removeprefix(_OVERRIDE)] = "" if value is None else str(value)
     return Chosen(choices, _merged(settings, node))
 
 
@@ -129,6 +129,15 @@ def _comments(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         return [f"(cannot be read: {error})"]
     return [line.lstrip("# ").rstrip() for line in lines if line.startswith("#")]
+
+
+def unread(file: Path) -> str | None:
+    """Why a file is no mapping of YAML, in one line; None: it is one, or empty."""
+    try:
+        node = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return " ".join(str(error).split())
+    return None if node is None or isinstance(node, dict) else f"it holds a {type(node).__name__}, not keys and values"
 
 
 def _plain(file: Path) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def _recipes() -> Iterator[str]:
     """The recipes by their training, so that those for one purpose stand together."""
     files = shipped.recipe_files()
     width, marked, groups = max(map(len, files), default=0), False, {}
-    for name in sorted(files):
+    faults = {name: fault for name, file in files.items() if (fault := shipped.unread(file)) is not None}
+    for name in sorted(files.keys() - faults):
         groups.setdefault(shipped.chosen([f"recipe={name}"]).choices["training"], []).append(name)
     for training, names in groups.items():
         yield _clipped(f"{training}: {plain(described('training', training))}")
@@ -118,6 +119,9 @@ def _recipes() -> Iterator[str]:
             marked = marked or lacks is not None
             mark = "*" if lacks else " "
             yield _clipped(f"{mark} {name:{width}}  {printable(shipped.title(files[name]))}".rstrip())
+    if faults:
+        yield "cannot be read"
+        yield from (_clipped(f"! {name:{width}}  {printable(fault)}") for name, fault in sorted(faults.items()))
     if marked:
         yield "* needs weights that are not on this machine: itrain explain <recipe>"
 

@@ -336,11 +336,13 @@ keys
 """,
     "explain": """\
 usage: itrain explain <site> [base="<prompt>"] [key=value ...]
-       itrain explain <intervention, objective, recipe, metric, choice>
+       itrain explain <class, recipe, choice, component or position>
+       itrain explain <part>=<choice>
 
 Says what a site is: its module, shape and heads, the tokens that it names, and
 which later layers and tokens an edit there can reach. Of transformers' models
 the config.json is enough. Of a name it says what the class does and takes.
+Without base, a site is tried on an example of the recipe or task that you name.
 
 examples
   itrain explain layer2.block_output@last base="Mary walked because"
