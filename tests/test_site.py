@@ -193,7 +193,7 @@ def _is_dead(link: str, address: str, names: dict[str, list[str]]) -> bool:
     path, place = urldefrag(link.removeprefix(address))
     page = unquote(path) or "index.html"
     if page not in names:
-        return not page.startswith("assets/")
+        return not page.startswith("assets/") and not page.endswith(".png")
     return bool(place) and unquote(place) not in names[page]
 
 
