@@ -227,7 +227,8 @@ def test_a_pasted_message_leads_to_the_section_that_explains_it(site: tuple[str,
     with Page(f"{site[0]}errors.html", profile=tmp_path) as browser:
         examples = browser.run(_EXAMPLES)
         assert len(examples) > 30
-        lost = [text for section, text in examples if browser.run(f"({_FIND})({json.dumps(text)})")[:1] != [section]]
+        # Two sections may have the same message.
+        lost = [text for place, text in examples if place not in browser.run(f"({_FIND})({json.dumps(text)})")[:2]]
         assert browser.run(f"({_FIND})('CUDA driver version is insufficient')") == []
         assert not lost and not browser.errors
 
