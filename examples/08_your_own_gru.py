@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 8. Which variable does your own network keep?
 #
-# itrain works on any `nn.Module`. Here you write a small recurrent network, teach it parity in a few seconds, and ask: **after
-# it has read half of a sequence of bits, does its state hold the parity of what it has read? Or the number of ones?**
+# itrain works on any `nn.Module`. Here you write a small recurrent network and teach it parity in a few seconds. Then you
+# ask: **halfway through a sequence of bits, does its state hold the parity of what it has read? Or the number of ones?**
 #
 # Both would give the right answer. About 30 seconds.
 
@@ -61,8 +61,8 @@ axes = pandas.Series(losses).rolling(20).mean().plot(figsize=(7, 2.6), xlabel="s
 # %% [markdown]
 # ## A causal model
 #
-# A task holds a causal model, a sampler of pairs, and a rendering for the network. The mechanisms say it in three lines: the
-# first half has a number of ones, that has a parity, and the answer is the parity of it and of the other bits.
+# A task holds a causal model, a sampler of pairs, and a rendering for the network. The mechanisms are three lines. The
+# first half has a number of ones, and that number has a parity. The answer is the parity of it and of the other bits.
 #
 # A swap of the count and a swap of the parity predict the same answers here. So train on the parity, and look at the states
 # afterwards.

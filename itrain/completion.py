@@ -105,8 +105,8 @@ def candidates(words: Sequence[str]) -> list[str]:
     if verb == "completion":
         return _starting(last, SHELLS)
     if verb == "list":
-        parts = ["recipes", *shipped.group_files(), "objectives", "featurizers", "components", "positions", "metrics"]
-        return _starting(last, parts)
+        families = [f"{each}s" for each in (*shipped.FAMILIES, "component", "position")]
+        return _starting(last, ["recipes", *shipped.group_files(), *families])
     if verb == "reproduce":
         return _starting(last, [*OWN[verb], *(file.stem for file in shipped.shipped_rows())])
     if verb in ("report", "dashboard"):
@@ -134,7 +134,7 @@ def _values(key: str, words: Sequence[str]) -> Iterator[str]:
         place, _, name = key.rpartition(".")
         argument = _arguments(place, words).get(name)
         annotation = argument.annotation if argument else ""
-        yield from re.findall(r"'(\w+)'", annotation if "Literal" in annotation else "")
+        yield from re.findall(r"'([\w.-]+)'", annotation if "Literal" in annotation else "")
         yield from ("true", "false") if re.search(r"\bbool\b", annotation) else ()
 
 

@@ -267,7 +267,7 @@ def base_model_of(cfg: DictConfig, mesh: DeviceMesh | None = None) -> BaseModel:
         make = partial(instantiate, cfg.model)
         made = make() if mesh is None else load_sharded(make, mesh)
     if not isinstance(made, nn.Module | BaseModel):
-        raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, and no nn.Module or BaseModel")
+        raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, not an nn.Module or BaseModel")
     return made if isinstance(made, BaseModel) else BaseModel(model=made)
 
 

@@ -125,7 +125,7 @@ def run_once(cfg: DictConfig, request: Request, *, intervenes: bool) -> None:
     with limits_of_model(cfg.model._target_, None):
         made = instantiate(cfg.model)
     if not isinstance(made, nn.Module | BaseModel):
-        raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, and no nn.Module or BaseModel")
+        raise RunError(f"model: {cfg.model._target_} makes a {type(made).__name__}, not an nn.Module or BaseModel")
     model = made if isinstance(made, BaseModel) else BaseModel(model=made)
     choose_threads(model.model, cfg.get("threads"))
     intervention: Any = instantiate(cfg.intervention, _convert_="all") if intervenes else None

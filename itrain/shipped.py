@@ -1,4 +1,4 @@
-"""The files of configurations: the recipes, the choices for each part, and what a command line chooses among them.
+"""What ships with itrain to choose from: recipes, choices for each part, and classes; and what a command line chooses.
 
 Read as plain YAML, without Hydra, so that a shell's completion answers at once.
 """
@@ -13,6 +13,16 @@ import yaml
 
 ROWS = "reproduce"
 """The folder beside those of the groups that holds no choices, but the rows of ``itrain reproduce``."""
+FAMILIES = {
+    "objective": ("itrain.objectives", "Objective"),
+    "featurizer": ("itrain.interventions", "Featurizer"),
+    "gate": ("itrain.interventions", "Gate"),
+    "probe": ("itrain.probes", "Probe"),
+    "detector": ("itrain.detectors", "Detector"),
+    "judge": ("itrain.training.judges", "Judge"),
+    "metric": ("itrain.metrics", "Metric"),
+}
+"""Classes that no part chooses by name: the package that holds them, and the class that they derive from."""
 _OVERRIDE = "override /"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -103,20 +113,29 @@ def recipe(name: str, seen: Sequence[str] = ()) -> Chosen:
     return Chosen(choices, _merged(settings, node))
 
 
-def first_comment(file: Path) -> str:
-    """The first line that is a comment: what a recipe or a choice is."""
+def comment(file: Path) -> str:
+    """The comments of a choice, in one line: what it is."""
+    return " ".join(_comments(file))
+
+
+def title(recipe: Path) -> str:
+    """The first line of a recipe that is a comment: what it does."""
+    return next(iter(_comments(recipe)), "")
+
+
+def _comments(file: Path) -> list[str]:
     try:
-        lines: Sequence[str] = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        return f"(cannot be read: {error})"
-    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+        return [f"(cannot be read: {error})"]
+    return [line.lstrip("# ").rstrip() for line in lines if line.startswith("#")]
 
 
 def _plain(file: Path) -> dict[str, Any]:
     """A file's mapping; an empty one where it cannot be read, as files in ./recipes need not be itrain's."""
     try:
         node = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return node if isinstance(node, dict) else {}
 

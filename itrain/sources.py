@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
@@ -17,8 +18,11 @@ from pathlib import Path
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+(?=[A-Z])")
 _ITEM = re.compile(r"^(?P<names>\*{0,2}[a-z_]\w*(?:, \*{0,2}[a-z_]\w*)*): (?P<text>.*)")
 _MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``([^`]*)``")
+_REFERENCE = re.compile(r"[Aa]rguments are those of (.+?)\.")
 _DEPTH = 8
 """How many names in a row may stand for one another before a search is given up."""
+_SPELT_OUT = ("Literal", "Union", "Optional")
+"""Types whose aliases say less than they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +31,15 @@ class Argument:
 
     Args:
         name: its name.
-        annotation: its type.
+        annotation: its type; aliases of choices are spelt out.
         default: its default; None: it has none.
-        says: what the docstring says of it.
-        positional: whether it may be given by its position.
+        says: what the docstring says of it, or that of the class or function whose arguments it says are meant.
     """
 
     name: str
     annotation: str
     default: str | None
     says: str
-    positional: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,6 @@ class Source:
         arguments: those of the constructor or the function.
         bases: the paths of the classes that a class derives from, nearest first.
         abstract: whether some method of the class's own is abstract, or it is derived from ABC.
-        is_class: whether it is a class.
     """
 
     path: str
@@ -58,18 +59,17 @@ class Source:
     arguments: tuple[Argument, ...]
     bases: tuple[str, ...]
     abstract: bool
-    is_class: bool
+
+    @property
+    def paragraph(self) -> str:
+        """What the docstring says before its first empty line, in one line."""
+        return " ".join(self.doc.split("\n\n")[0].split())
 
     @property
     def sentence(self) -> str:
         """The first sentence of the docstring, as plain text."""
-        return sentence_of(self.doc)
-
-
-def sentence_of(doc: str) -> str:
-    """The first sentence of a docstring, as plain text."""
-    first = " ".join(doc.split("\n\n")[0].split())
-    return plain(_SENTENCE.split(first)[0] if not first.endswith(":") else first)
+        first = self.paragraph
+        return plain(first if first.endswith(":") else _SENTENCE.split(first)[0])
 
 
 def plain(text: str) -> str:
@@ -93,7 +93,6 @@ def source_of(path: str) -> Source | None:
         arguments=tuple(_arguments(module, node)),
         bases=bases,
         abstract=own is not None and _is_abstract(own),
-        is_class=own is not None,
     )
 
 
@@ -137,6 +136,16 @@ def _file(module: str) -> Path | None:
 
 
 def _find(path: str, depth: int) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
+    """The module that defines a class or function, and its syntax tree."""
+    found = _definition(path, depth)
+    if found is None:
+        return None
+    module, node = found
+    return (module, node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
+
+
+def _definition(path: str, depth: int) -> tuple[str, ast.ClassDef | ast.FunctionDef | ast.expr] | None:
+    """The module in which a name gets what it stands for: a class, a function, or the value that is assigned to it."""
     module, _, name = path.rpartition(".")
     file = _file(module) if module and depth else None
     if file is None:
@@ -144,10 +153,14 @@ def _find(path: str, depth: int) -> tuple[str, ast.ClassDef | ast.FunctionDef] |
     for node in _statements(_tree(file).body):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return module, node
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(each, ast.Name) and each.id == name for each in targets):
+                return module, node.value
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    found = _find(f"{_absolute(module, file, node)}.{alias.name}", depth - 1)
+                    found = _definition(f"{_absolute(module, file, node)}.{alias.name}", depth - 1)
                     if found is not None:
                         return found
     return None
@@ -190,30 +203,32 @@ def _is_abstract(node: ast.ClassDef) -> bool:
 
 def _arguments(module: str, node: ast.ClassDef | ast.FunctionDef) -> Iterator[Argument]:
     """The arguments of a function, of a class's own constructor, or of the one that it inherits."""
-    says = dict(_said(cleandoc(ast.get_docstring(node) or "")))
+    says = _described(module, node)
     if isinstance(node, ast.FunctionDef):
-        yield from _parameters(node, says)
+        yield from _parameters(module, node, says)
         return
     own = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
     if own is not None:
-        says |= dict(_said(cleandoc(ast.get_docstring(own) or "")))
         inherited = {each.name: each.says for each in _inherited(module, node)}
-        yield from _parameters(own, {**inherited, **says}, bound=True)
+        yield from _parameters(module, own, {**inherited, **says, **_described(module, own)}, bound=True)
         return
     fields = {each.name: each for each in _inherited(module, node)}
     if any("dataclass" in ast.unparse(each) for each in node.decorator_list) or _is_tuple(node):
         for part in node.body:
             if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-                default = None if part.value is None else ast.unparse(part.value)
-                name = part.target.id
-                fields[name] = Argument(
-                    name=name,
-                    annotation=ast.unparse(part.annotation),
-                    default=default,
-                    says=says.get(name, ""),
-                    positional=False,
-                )
+                fields[part.target.id] = _argument(module, part.target.id, part.annotation, part.value, says)
     yield from fields.values()
+
+
+def _described(module: str, node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
+    """What a docstring says of each argument, itself or by naming another class or function."""
+    doc = cleandoc(ast.get_docstring(node) or "")
+    says: dict[str, str] = {}
+    if found := _REFERENCE.search(doc):
+        for name in re.findall(r"\w+", plain(found[1])):
+            other = source_of(f"{module}.{name}")
+            says = {**({each.name: each.says for each in other.arguments if each.says} if other else {}), **says}
+    return says | dict(_said(doc))
 
 
 def _inherited(module: str, node: ast.ClassDef) -> Iterator[Argument]:
@@ -228,24 +243,71 @@ def _is_tuple(node: ast.ClassDef) -> bool:
     return any(ast.unparse(base) == "NamedTuple" for base in node.bases)
 
 
-def _parameters(node: ast.FunctionDef, says: dict[str, str], *, bound: bool = False) -> Iterator[Argument]:
+def _parameters(
+    module: str, node: ast.FunctionDef, says: Mapping[str, str], *, bound: bool = False
+) -> Iterator[Argument]:
     given = node.args
     by_place = [*given.posonlyargs, *given.args]
     defaults = [None] * (len(by_place) - len(given.defaults)) + list(given.defaults)
-    listed = [(each, default, True) for each, default in zip(by_place, defaults, strict=True)][1 if bound else 0 :]
-    listed += [(each, default, False) for each, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
-    for each, default, positional in listed:
-        yield Argument(
-            name=each.arg,
-            annotation="" if each.annotation is None else ast.unparse(each.annotation).strip("'\""),
-            default=None if default is None else ast.unparse(default),
-            says=says.get(each.arg, ""),
-            positional=positional,
-        )
+    listed = [*zip(by_place, defaults, strict=True)][1 if bound else 0 :]
+    for each, default in [*listed, *zip(given.kwonlyargs, given.kw_defaults, strict=True)]:
+        yield _argument(module, each.arg, each.annotation, default, says)
+
+
+def _argument(
+    module: str, name: str, annotation: ast.expr | None, default: ast.expr | None, says: Mapping[str, str]
+) -> Argument:
+    return Argument(
+        name=name,
+        annotation="" if annotation is None else ast.unparse(_spelt_out(module, annotation)).strip("'\""),
+        default=None if default is None else ast.unparse(_constant(module, default)),
+        says=says.get(name, ""),
+    )
+
+
+def _spelt_out(module: str, annotation: ast.expr) -> ast.expr:
+    """A type with the choices in place of the names that stand for them."""
+
+    class SpellOut(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            home, alias = _value(module, node) if _is_of_package(module, node.id) else (module, node)
+            is_alias = isinstance(alias, ast.Subscript) and ast.unparse(alias.value).rpartition(".")[2] in _SPELT_OUT
+            return _spelt_out(home, alias) if is_alias else node
+
+    return SpellOut().visit(deepcopy(annotation))
+
+
+def _value(module: str, name: ast.expr) -> tuple[str, ast.expr]:
+    """What is assigned to a name, and the module that does it; the name itself where nothing is."""
+    found = _definition(f"{module}.{name.id}", _DEPTH) if isinstance(name, ast.Name) else None
+    home, value = found or (module, name)
+    return (home, value) if isinstance(value, ast.expr) else (module, name)
+
+
+def _is_of_package(module: str, name: str) -> bool:
+    """Whether a module defines a name, or imports it from its own package: others' types are not looked into."""
+    file = _file(module)
+    for node in _statements(_tree(file).body) if file is not None else ():
+        if isinstance(node, ast.ImportFrom) and any((each.asname or each.name) == name for each in node.names):
+            return bool(node.level) or (node.module or "").split(".")[0] == module.split(".")[0]
+    return True
+
+
+def _constant(module: str, default: ast.expr) -> ast.expr:
+    """The value of a constant that a default names, if it is written out or the choices of a type; else the default."""
+    home, value = _value(module, default)
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "get_args":
+        choices = _spelt_out(home, value.args[0])
+        value = choices.slice if isinstance(choices, ast.Subscript) else value
+    try:
+        ast.literal_eval(value)
+    except ValueError:
+        return default
+    return value
 
 
 def _said(doc: str) -> Iterator[tuple[str, str]]:
-    """What the part ``Args:`` of a docstring says of each argument, as plain text."""
+    """What the part ``Args:`` of a docstring says of each argument, in one line."""
     _, found, rest = f"\n{doc}\n".partition("\nArgs:\n")
     names: list[str] = []
     texts: list[str] = []
@@ -257,8 +319,8 @@ def _said(doc: str) -> Iterator[tuple[str, str]]:
         depth = depth or indent
         item = _ITEM.match(line.strip()) if indent == depth else None
         if item:
-            yield from ((name, plain(" ".join(texts))) for name in names)
+            yield from ((name, " ".join(texts)) for name in names)
             names, texts = [name.lstrip("*") for name in item["names"].split(", ")], [item["text"]]
         elif line.strip():
             texts.append(line.strip())
-    yield from ((name, plain(" ".join(texts))) for name in names)
+    yield from ((name, " ".join(texts)) for name in names)

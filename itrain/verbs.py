@@ -20,6 +20,7 @@ from itrain.results.history import read_history
 from itrain.results.run import summarise_run
 from itrain.results.table import read_curves
 from itrain.run_folder import run_folder
+from itrain.sharing import EXPORT
 from itrain.signatures import ConfigError
 from itrain.sites import Site
 from itrain.training.base import Training
@@ -52,7 +53,7 @@ class Fit:
     @property
     def export(self) -> Path:
         """The folder of the export, for ``itrain.load``."""
-        return self.folder / "export"
+        return self.folder / EXPORT
 
     @property
     def picture(self) -> Picture:

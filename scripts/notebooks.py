@@ -2,7 +2,6 @@
 
 python scripts/notebooks.py                           # all of them
 python scripts/notebooks.py examples/01_gender.py     # one
-python scripts/notebooks.py --pages docs/examples     # Markdown pages of the notebooks as they are, for the site
 
 A tutorial is a Python file in the percent format: ``# %%`` begins a cell of code, ``# %% [markdown]`` one of prose,
 whose lines are comments. The file is what people edit and compare; the notebook beside it is what they read.
@@ -25,7 +24,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,7 @@ def _cell(number: int, mark: re.Match[str], body: str) -> Cell:
 def run(cells: Sequence[Cell], name: str) -> list[Cell]:
     """The cells with their outputs, run in order in an empty folder that is removed afterwards."""
     space: dict[str, Any] = {"__name__": "__main__"}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.chdir(folder) if sys.version_info >= (3, 11) else _inside(folder),
-    ):
+    with tempfile.TemporaryDirectory() as folder, _inside(folder):
         here, done = os.getcwd(), []
         for cell in cells:
             if cell["cell_type"] == "code":
@@ -106,12 +102,8 @@ def _run_cell(code: str, name: str, space: dict[str, Any], count: int) -> list[d
     *body, last = ast.parse(code).body
     if not isinstance(last, ast.Expr) or code.rstrip().endswith(";"):
         body, last = [*body, last], None
-    linecache.cache[name] = (
-        len(code),
-        None,
-        code.splitlines(keepends=True),
-        name,
-    )  # for libraries that read their caller
+    # Libraries that look at the source of their caller find it here.
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(ast.Module(body, []), name, "exec"), space)
@@ -195,71 +187,11 @@ def _in_lines(cell: Cell) -> Cell:
     return written
 
 
-def read_notebook(path: Path) -> list[Cell]:
-    """The cells of an ``.ipynb`` file, with texts in one piece."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    for cell in cells:
-        cell["source"] = "".join(cell["source"])
-        for output in cell.get("outputs", ()):
-            if "text" in output:
-                output["text"] = "".join(output["text"])
-            output["data"] = {kind: "".join(value) for kind, value in output.get("data", {}).items()}
-            if not output["data"]:
-                del output["data"]
-    return cells
-
-
-def page(path: Path) -> tuple[str, Mapping[str, bytes]]:
-    """A notebook as a Markdown page of the site, and its pictures by file name."""
-    parts: list[str] = []
-    pictures: dict[str, bytes] = {}
-    for cell in read_notebook(path):
-        if cell["cell_type"] == "markdown":
-            parts.append(_links_of_site(cell["source"]))
-            continue
-        claims = CLAIMS in cell["metadata"].get("tags", ())
-        code = f"```python\n{cell['source']}\n```"
-        if claims:
-            indented = "\n".join(f"    {line}".rstrip() for line in code.splitlines())
-            code = f'??? note "The asserts that hold this page to its word"\n\n{indented}'
-        parts.append(code)
-        for output in cell["outputs"]:
-            data = output.get("data", {})
-            if "image/png" in data:
-                name = f"{path.stem}_{len(pictures)}.png"
-                pictures[name] = base64.b64decode(data["image/png"])
-                parts.append(f"![{cell['metadata'].get('alt', 'What the code above draws')}]({name})")
-            elif "text/html" in data:
-                parts.append(f'<div class="output" markdown="0">{data["text/html"]}</div>')
-            else:
-                parts.append(f"```text\n{output.get('text', data.get('text/plain', '')).rstrip()}\n```")
-    return "\n\n".join(parts) + "\n", pictures
-
-
-def _links_of_site(text: str) -> str:
-    """Links to documentation and to other tutorials, from where the site has them."""
-    return re.sub(r"\]\((\w+)\.ipynb", r"](\1.md", text.replace("](../docs/", "](../"))
-
-
-def write_pages(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(EXAMPLES.glob("*.ipynb")):
-        text, pictures = page(path)
-        (folder / f"{path.stem}.md").write_text(text, encoding="utf-8")
-        for name, content in pictures.items():
-            (folder / name).write_bytes(content)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sources", nargs="*", type=Path, help="percent files; all of examples/ unless given")
-    parser.add_argument("--pages", type=Path, help="write the notebooks as they are to this folder, as Markdown")
-    options = parser.parse_args()
-    if options.pages is not None:
-        write_pages(options.pages)
-        return
     os.environ.setdefault("MPLBACKEND", "agg")
-    for path in options.sources or sorted(EXAMPLES.glob("*.py")):
+    for path in parser.parse_args().sources or sorted(EXAMPLES.glob("*.py")):
         start = time.process_time()
         text = as_notebook(run(read_source(path), path.stem))
         path.with_suffix(".ipynb").write_text(text, encoding="utf-8")

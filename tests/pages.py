@@ -177,10 +177,11 @@ class RunPage:
         """
         if page not in self.pages:
             folder = self.folder / page.removesuffix(".md").replace("/", "_")
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)  # A page that failed is run again by the next test that asks for it.
             ran = Ran(folder=folder)
             found = blocks(page)
-            with _standing_in(folder):
+            with _standing_in(folder), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
                 for block in reversed(found):  # A command may stand above the file that it reads.
                     _write(block, folder)
                 for block in found:

@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[1]
         (["test", "export="], ["<files>"]),
         (["list", "inter"], ["intervention"]),
         (["completion", "b"], ["bash"]),
+        (["list", "jud"], ["judges"]),
+        (["fit", "network.replay="], ["network.replay=auto", "network.replay=on", "network.replay=off"]),
         (["sweep", "sweep.m"], ["sweep.methods="]),
     ],
 )

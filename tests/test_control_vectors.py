@@ -168,7 +168,7 @@ BROKEN: Mapping[str, tuple[bytes, str]] = {
         counted(2, 0) + 2 * (text("direction.1") + struct.pack("<IQIQ", 1, 1, 0, 0)) + bytes(64), "twice",
     ),
     "a layer twice": (gguf_bytes(dict.fromkeys(["direction.1", "direction.01"], torch.ones(1))), "of its own"),
-    "a model": (gguf_bytes({"blk.1.w": torch.ones(HIDDEN)}, architecture="llama"), "of the architecture 'llama'"),
+    "a model": (gguf_bytes({"blk.1.w": torch.ones(HIDDEN)}, architecture="llama"), "its architecture is 'llama'"),
     "another tensor": (gguf_bytes({"scale": torch.ones(HIDDEN)}), "which is no direction"),
     "no directions": (gguf_bytes({}), "has no directions"),
     "another model's": (gguf_bytes({"direction.1": torch.ones(HIDDEN)}, hint="llama"), "add model_hint='llama'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,6 @@ def test_a_folder_that_cannot_be_written_is_broken(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_extra_says_what_it_gives() -> None:
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert set(doctor.GIVES) == set(project["optional-dependencies"]) - {"dev", "docs"}
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    assert set(doctor.GIVES) == set(re.findall(r"^(\w+) = \[", section, re.MULTILINE)) - {"dev", "docs"}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 import base64
-import importlib.util
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+
+from scripts import notebooks
+from scripts.docs import tutorials
+from tests.prose import sentences, words
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "examples").glob("*.py"))
@@ -24,19 +26,8 @@ VARYING = re.compile(r"^(threads|[\w ]*seconds|\d+ fits; wall time).*$", re.MULT
 each = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 
 
-def _load() -> ModuleType:
-    found = importlib.util.spec_from_file_location("notebooks", ROOT / "scripts" / "notebooks.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-notebooks = _load()
-
-
 def stored(source: Path) -> list[dict[str, Any]]:
-    return notebooks.read_notebook(source.with_suffix(".ipynb"))
+    return tutorials.read_notebook(source.with_suffix(".ipynb"))
 
 
 def prose(source: Path) -> Iterator[str]:
@@ -89,10 +80,8 @@ def test_a_notebook_asserts_what_it_says(source: Path):
 
 @each
 def test_prose_is_in_short_sentences(source: Path):
-    for cell in prose(source):
-        plain = re.sub(r"`[^`]*`", "x", re.sub(r"\]\([^)]*\)", "]", cell))
-        for sentence in re.split(r"(?<=[.?!:])\s|\n\n|\n- |\n#", plain):
-            assert len(sentence.split()) <= WORDS, sentence
+    long = [each for cell in prose(source) for each in sentences(cell) if words(each) > WORDS]
+    assert not long, "\n".join(long)
 
 
 @each
@@ -104,12 +93,12 @@ def test_links_between_tutorials_lead_somewhere(source: Path):
 def shape(cell: dict[str, Any]) -> list[Any]:
     """The outputs of a cell without numbers, pictures' contents, and what differs between machines."""
     return [
-        (output["output_type"], sorted(output.get("data", ())), words(output.get("text", "")))
+        (output["output_type"], sorted(output.get("data", ())), unnumbered(output.get("text", "")))
         for output in cell.get("outputs", ())
     ]
 
 
-def words(text: str) -> str:
+def unnumbered(text: str) -> str:
     return re.sub(r"[\d.\s±+e%-]+", "", VARYING.sub("", text))
 
 
@@ -140,6 +129,6 @@ def test_a_notebook_runs_in_a_kernel(tmp_path: Path):
 
 @each
 def test_a_page_of_the_site_has_the_outputs_and_the_site_s_links(source: Path):
-    text, pictures = notebooks.page(source.with_suffix(".ipynb"))
+    text, pictures = tutorials.page(source.with_suffix(".ipynb"))
     assert "../docs/" not in text and ".ipynb" not in text and pictures
     assert all(f"]({name})" in text for name in pictures) and '??? note "' in text

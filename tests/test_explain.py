@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -130,7 +132,10 @@ def test_a_wrong_request_names_the_nearest_right_one(
         ("loreft_math", ["needs weights that are not on this machine"]),
     ],
 )
-def test_a_name_is_explained(name: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_is_explained(
+    name: str, parts: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert main(["explain", name]) == 0
     text = capsys.readouterr().out
     assert all(part in text for part in parts)

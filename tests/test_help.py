@@ -12,7 +12,8 @@ from itrain import config
 from itrain.architectures.table import ARCHITECTURES
 from itrain.cli import main
 from itrain.help import HELP, VERBS
-from itrain.help.listing import FAMILIES, POSITIONS, components, list_group
+from itrain.help.listing import POSITIONS, components, list_group
+from itrain.shipped import FAMILIES
 from itrain.sites import Site
 
 
@@ -44,6 +45,7 @@ def test_recipes_are_listed_by_their_training_and_marked_where_weights_are_missi
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert main(["list", "recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = {line.split()[1 if line.startswith("* ") else 0]: line for line in lines[:-1] if line[1] == " "}

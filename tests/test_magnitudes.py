@@ -17,7 +17,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.response_style import ResponseStyle
 from itrain.tasks.stories import Stories
 from itrain.training.magnitudes import TopLatents, largest
-from itrain.training.preferences import Preference, likelihood, without_vector
+from itrain.training.preferences import Length, Preference, likelihood, prompt_length, without_vector
 from itrain.training.steering import Steering
 
 SITE = "layer2.block_output@all"
@@ -87,9 +87,19 @@ def test_a_text_is_moved_by_as_much_as_it_has_of_the_direction() -> None:
     torch.testing.assert_close(losses, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("normalized", [True, False])
-def test_a_preference_is_the_formula_of_its_paper(normalized: bool) -> None:
-    make = partial(Preference, factors=[3.0], length_normalized=normalized)
+def counted(batch: ResponseBatch, length: Length) -> torch.Tensor | int:
+    """The tokens that a length counts; the model reads all of a text but its last one."""
+    counts: dict[Length, torch.Tensor | int] = {
+        "response": (batch.label != UNUSED).sum(1),
+        "text": batch.inputs.arguments["attention_mask"].sum(1) + 1,
+        "none": 1,
+    }
+    return counts[length]
+
+
+@pytest.mark.parametrize("length", ["response", "text", "none"])
+def test_a_preference_is_the_formula_of_its_paper(length: Length) -> None:
+    make = partial(Preference, factors=[3.0], length=length)
     training, data = steering(intervention=SteeringVector, preference=make)
     assert first(data).rejected is None
     training.check(data)
@@ -114,12 +124,25 @@ def test_a_preference_is_the_formula_of_its_paper(normalized: bool) -> None:
 
     zero = torch.zeros(80)
     base, base_other = log_p(batch, zero), log_p(other, zero)
-    one, two = ((each.label != UNUSED).sum(1) if normalized else 1 for each in (batch, other))
+    one, two = (counted(each, length) for each in (batch, other))
     up, down = (base_other - base).clamp(min=1), (base - base_other).clamp(min=1)
     plus = up * log_p(batch, 3 * w) / one - log_p(other, 3 * w) / two
     minus = down * log_p(other, nulled(other)) / two - log_p(batch, nulled(batch)) / one
     expected = -(plus.sigmoid().log() + minus.sigmoid().log())
     torch.testing.assert_close(losses, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_length_of_a_prompt_leaves_out_padding() -> None:
+    _, data = steering(ResponseStyle(), intervention=SteeringVector)
+    inputs, base = next(iter(data.whole("train"))).inputs, load_embedded()
+    assert inputs.texts is not None
+    expected = [len(base.tokenizer(text)["input_ids"]) for text in inputs.texts]
+    assert len(set(expected)) > 1 and prompt_length(inputs).tolist() == expected
+
+
+def test_a_length_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="length='tokens': use response, text, none"):
+        Preference(length="tokens")  # type: ignore[arg-type]
 
 
 def test_a_vector_of_0_takes_nothing_out_and_has_a_gradient() -> None:

@@ -126,6 +126,15 @@ def test_a_cold_sigmoid_mask_is_the_hard_one() -> None:
     torch.testing.assert_close(mask(base, source), mask.hardened()(base, source))
 
 
+def test_the_temperature_falls_linearly_where_asked() -> None:
+    gate = SigmoidGate(HIDDEN, temperature=(4.0, 0.5), schedule="linear")
+    for progress, temperature in ((0.0, 4.0), (0.5, 2.25), (0.75, 1.375), (1.0, 0.5)):
+        gate.anneal(progress)
+        assert float(gate.temperature) == temperature
+    with pytest.raises(ValueError, match="schedule='cosine': use geometric, linear"):
+        SigmoidGate(HIDDEN, schedule="cosine")  # type: ignore[arg-type]
+
+
 def test_the_temperature_falls_geometrically_and_is_no_parameter() -> None:
     gate = SigmoidGate(HIDDEN, temperature=(4.0, 0.01))
     for progress, temperature in ((0.0, 4.0), (0.5, 0.2), (1.0, 0.01)):

@@ -96,9 +96,7 @@ def test_a_run_shows_whole_and_parts_without_a_verdict() -> None:
     summary = summarise_run(searched(InTheMiddle(), "module:down.input", GivenSubspace.of(directions=torch.eye(6)[:2])))
     assert list(summary.tables[0].rows) == ["trained", "row part", "null part", "full vector", "random subspace"]
     assert list(summary.tables[1].rows)[:3] == ["trained", "row part", "null part"]
-    assert any(
-        "in the row space of the next linear map: 0.000, in its null space: 1.000" in each for each in summary.lines
-    )
+    assert any("in the next linear map's row space: 0.000 (null space: 1.000)" in each for each in summary.lines)
     assert not any("row share" in table.rows for table in summary.tables)
 
 

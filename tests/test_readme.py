@@ -1,21 +1,19 @@
-"""What the README shows does what it says, and fits on a page."""
+"""What the README shows does what it says, and its links lead somewhere; tests/test_pages.py runs its blocks."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from itrain.cli import main
 from itrain.help import VERBS
 
 HOME = Path(__file__).parents[1]
 README = (HOME / "README.md").read_text(encoding="utf-8")
 (USE,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = sorted(set(re.findall(r"^itrain (?:fit|show|list|plan)[^#\n]*", README, re.MULTILINE)))
+COMMANDS = set(re.findall(r"^itrain (?:fit|show|list|plan)[^#\n]*", README, re.MULTILINE))
 TABLED = re.findall(r"\| `((?:fit|sweep|run|export) [^`]+)` \|", README)
 PAGES = [Path("README.md"), *(path.relative_to(HOME) for path in (HOME / "docs" / "results").glob("*.md"))]
 
@@ -31,18 +29,8 @@ def test_what_was_trained_acts_in_the_user_s_model(tmp_path: Path, monkeypatch: 
     assert model.tokenizer.decode(plain[0]).endswith("Mary walked because she was happy")
 
 
-def test_the_readme_is_a_page_and_shows_commands() -> None:
-    assert README.count("\n") <= 150
+def test_the_readme_shows_commands() -> None:
     assert len(COMMANDS) > 5 and "`make demo`" in README and "`make test`" in README
-
-
-@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("itrain test")])
-def test_the_commands_compose_and_fit_their_constructors(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    _, verb, *words = shlex.split(command)
-    assert main(["list"] if verb == "list" else ["show", *words]) == 0
 
 
 def test_the_commands_of_the_table_name_verbs_and_recipes() -> None:

@@ -136,6 +136,14 @@ def test_a_factor_is_learned_at_its_own_rate() -> None:
         FactoredVector(HIDDEN, factor=0.0)
 
 
+def test_a_vector_starts_at_random_within_its_start_by_the_root_of_the_size() -> None:
+    vector = FactoredVector(64, start=2.0).vector.detach()
+    assert 0.2 < vector.abs().max().item() <= 2 / 8 and abs(vector.mean().item()) < 0.1
+    assert not torch.equal(vector, FactoredVector(64, start=2.0).vector)
+    with pytest.raises(ValueError, match="start"):
+        FactoredVector(HIDDEN, start=-1.0)
+
+
 def test_the_rows_of_loreft_stay_orthonormal_and_those_of_the_others_are_free() -> None:
     torch.manual_seed(0)
     base, target = torch.randn(2, 32, HIDDEN)

@@ -8,10 +8,10 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Page
 
 from itrain.cli import main
-from itrain.reports.run_page import is_run
+from itrain.reports.run_page import _site, is_run
+from tests.browser import CHROMIUM, Page
 
 HOSTILE = "</pre><script>alert('a & b')</script>"
 PROBE = {f"test/{name}/{HOSTILE}": 0.9 for name in ("probe_accuracy", "control_accuracy", "selectivity")}
@@ -50,6 +50,23 @@ def test_the_page_of_a_run_holds_its_settings_tables_and_how_to_read_them(
     assert "<script" not in page and said.count(HOSTILE) >= 3
     asked = set(re.findall(r'(?:src|href)="([^"]{0,14})', page))
     assert asked and all(each.startswith(("#", "data:image/png")) for each in asked)
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ("layer2.block_output@name", "layer2.block_output@name"),
+        ({"layer": 2, "component": "value_output", "head": 3, "position": 1}, "layer2.value_output.head3@1"),
+        ({"component": "module:top.output"}, "module:top.output"),
+        (
+            {"layer": 1, "component": "mlp_output", "position": "last", "read": "layer0.mlp_output@1"},
+            "layer1.mlp_output@last (read: layer0.mlp_output@1)",
+        ),
+        ({"left": {"layer": 1, "component": "mlp_output", "position": "last"}}, "left: layer1.mlp_output@last"),
+    ],
+)
+def test_a_site_is_told_with_its_head_its_module_and_its_variables(node: object, said: str) -> None:
+    assert _site(node) == said
 
 
 @pytest.mark.parametrize(

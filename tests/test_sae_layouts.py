@@ -95,6 +95,16 @@ CASES: dict[str, tuple[Write, Formula]] = {
         lambda to, w: sae_lens(to, w, architecture="topk", k=3, rescale_acts_by_decoder_norm=True),
         rescaled,
     ),
+    "SAELens, not normalised in an older file": (
+        lambda to, w: sae_lens(to, w, normalize_activations=False),
+        lambda w: out(w, relu(pre(w))),
+    ),
+    "SAELens, scaled by 1": (
+        lambda to, w: sae_lens(
+            to, {**w, "scaling_factor": numpy.ones_like(w["b_enc"])}, finetuning_scaling_factor=False
+        ),
+        lambda w: out(w, relu(pre(w))),
+    ),
     "SAELens layer norm": (lambda to, w: sae_lens(to, w, normalize_activations="layer_norm"), layer_norm),
     "SAELens constant norm": (
         lambda to, w: sae_lens(to, w, normalize_activations="constant_norm_rescale"),
@@ -231,6 +241,19 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "another class": (
         lambda to: dictionary_learning(to, arrays(), "pt", dict_class="GatedAutoEncoder"),
         "of the architecture 'GatedAutoEncoder'",
+    ),
+    "a transcoder": (lambda to: sae_lens(to, arrays(), architecture="transcoder"), "of the architecture 'transcoder'"),
+    "a transcoder of Gemma Scope": (
+        lambda to: gemma_scope(to / "models--google--gemma-scope-2b-pt-transcoders" / "layer_3", arrays()),
+        "is a transcoder, from what an MLP reads to what it writes",
+    ),
+    "embeddings of Gemma Scope": (
+        lambda to: gemma_scope(to / "embedding" / "width_4k", arrays()),
+        "is of embeddings before the model multiplies them by sqrt",
+    ),
+    "a factor that is not in the file, in an older file": (
+        lambda to: sae_lens(to, arrays(), normalize_activations=True),
+        "fold the factor into its weights",
     ),
     "a factor that is not in the file": (
         lambda to: sae_lens(to, arrays(), normalize_activations="expected_average_only_in"),

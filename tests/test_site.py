@@ -40,13 +40,9 @@ def made() -> dict[str, str]:
     """The pages that are made of the code, by path."""
     sys.path.insert(0, str(HOME / "scripts" / "docs"))
     try:
-        import api_pages
-        import configuration_pages
-        import recipes_page
-        import tutorials
+        import generated
 
-        written = {"reference/recipes.md": recipes_page.page(), **tutorials.pages()}
-        return {**written, **configuration_pages.pages(), **api_pages.pages()}
+        return generated.pages()
     finally:
         sys.path.remove(str(HOME / "scripts" / "docs"))
 

@@ -304,7 +304,7 @@ def test_a_run_writes_judgements_and_an_export_that_acts_as_strong_as_it_said(
     words += ["trainer.enable_progress_bar=false", "training.strengths=[0.2,0.4]", "task.examples=24"]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "steering score at the chosen strength" in told and "steering score on 12 held-out prompts" in told
+    assert "steering score at the chosen strength" in told and "steering scores (0 to 2) on 12 held-out prompts" in told
     assert "judge   WordJudge(concept=0:0.02, instruct=0.1:0.3, fluency=4:2)" in told
     (folder,) = [path.parent for path in tmp_path.rglob("config.yaml")]
     figures = json.loads((folder / "metrics.json").read_text())

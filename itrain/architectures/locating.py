@@ -70,9 +70,10 @@ def blocks(model: nn.Module, stack: str | None = None) -> nn.ModuleList:
     row = architecture(model)
     if row is None:
         name = model_type_of(model)
-        lack = f"model_type '{name}' is not in the table" if name else "it has no config with a model_type"
+        table = f"model_type '{name}' is not in the table of itrain.architectures"
+        lack = table if name else "it has no config with a model_type"
         raise ValueError(
-            f"{type(model).__name__} has no named layers and components: {lack} of itrain.architectures. "
+            f"{type(model).__name__} has no named layers and components: {lack}. "
             "Add its row by itrain.register_architecture or model.components, or name its modules instead: "
             "module:<path>.output or module:<path>.input"
         )

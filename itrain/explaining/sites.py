@@ -52,7 +52,7 @@ def site_lines(site: Site, faked: Faked, base: str | None) -> Iterator[str]:
         rows["shape"] = "not known without inputs: in Python, BaseModel.run(...).read(site)"
     else:
         rows |= _in_a_run(asked, model, inputs, faked, base)
-    rows |= {"needs": "; ".join(_needs(site, location))} if any(_needs(site, location)) else {}
+    rows["needs"] = "; ".join(_needs(site, location))
     rows["nearby"] = ", ".join(_nearby(model, site))
     yield str(site)
     yield from (f"  {name:9}  {text}" for name, text in rows.items() if text)

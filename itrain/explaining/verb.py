@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from itrain import config, shipped
-from itrain.help.listing import FAMILIES, missing_weights
+from itrain.help.listing import missing_weights
 from itrain.signatures import ConfigError, nearest
 from itrain.sites import Site
 from itrain.sources import Source, classes_of, plain, source_of
 
-PACKAGES = {"intervention": "itrain.interventions", **{name: home for name, (home, _) in FAMILIES.items()}}
+PACKAGES = {"intervention": "itrain.interventions", **{name: home for name, (home, _) in shipped.FAMILIES.items()}}
 
 
 def explained(words: Sequence[str]) -> list[str]:
@@ -58,7 +58,7 @@ def _named(name: str) -> Iterator[str]:
         if name in choices:
             node = shipped.choice(group, name)
             yield f"{group}={name}"
-            if comment := shipped.first_comment(choices[name]):
+            if comment := shipped.comment(choices[name]):
                 yield f"  {comment}"
             source = source_of(str(node.get("_target_", "")))
             yield from _class(source) if source else ()
@@ -89,7 +89,7 @@ def _class(source: Source) -> Iterator[str]:
         yield "  arguments"
     for each in source.arguments:
         default = "" if each.default is None else f" = {each.default}"
-        yield f"    {each.name}: {each.annotation}{default}" + (f"  {each.says}" if each.says else "")
+        yield f"    {each.name}: {each.annotation}{default}" + (f"  {plain(each.says)}" if each.says else "")
 
 
 def _users(group: str, choice: str) -> Iterator[str]:

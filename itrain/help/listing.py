@@ -12,16 +12,6 @@ from itrain.signatures import ConfigError, nearest
 from itrain.sources import classes_of, plain, source_of
 from itrain.trust import printable
 
-FAMILIES = {
-    "objective": ("itrain.objectives", "Objective"),
-    "featurizer": ("itrain.interventions", "Featurizer"),
-    "gate": ("itrain.interventions", "Gate"),
-    "probe": ("itrain.probes", "Probe"),
-    "detector": ("itrain.detectors", "Detector"),
-    "judge": ("itrain.training.judges", "Judge"),
-    "metric": ("itrain.metrics", "Metric"),
-}
-"""Classes that no part chooses by name: the package that holds them, and the class that they derive from."""
 POSITIONS = {
     "first": "the first token that is not padding",
     "last": "the last token that is not padding",
@@ -42,7 +32,7 @@ def list_all() -> list[str]:
     groups = shipped.group_choices()
     lines = ["recipes", *list_group("recipe"), "", "choices: itrain list <part> says what each of them is"]
     lines += _lines({group: ", ".join(names) for group, names in groups.items()})
-    return [*lines, "", f"also: itrain list {'|'.join([*FAMILIES, 'component', 'position'])}"]
+    return [*lines, "", f"also: itrain list {'|'.join([*shipped.FAMILIES, 'component', 'position'])}"]
 
 
 def list_group(word: str) -> list[str]:
@@ -52,7 +42,7 @@ def list_group(word: str) -> list[str]:
         ConfigError: there is no such part or family.
     """
     files = shipped.group_files()
-    known = ["recipe", *files, *FAMILIES, "component", "position"]
+    known = ["recipe", *files, *shipped.FAMILIES, "component", "position"]
     group = next((each for each in known if word in (each, f"{each}s")), None)
     if group == "recipe":
         return [*_recipes()]
@@ -60,13 +50,25 @@ def list_group(word: str) -> list[str]:
         return _lines(components())
     if group == "position":
         return _lines(POSITIONS)
-    if group in FAMILIES:
-        package, kind = FAMILIES[group]
+    if group in shipped.FAMILIES:
+        package, kind = shipped.FAMILIES[group]
         found = [each for each in classes_of(package, kind=kind) if not each.abstract]
         return _lines({each.path.rpartition(".")[2]: each.sentence for each in found})
     if group is None:
         raise ConfigError(f"there is no part '{word}'{nearest(word, known)}")
-    return _lines({name: shipped.first_comment(file) or _described(group, name) for name, file in files[group].items()})
+    return _lines({name: plain(described(group, name)) for name in files[group]})
+
+
+def described(group: str, name: str) -> str:
+    """What a choice is: its comment, the name of a model, or the first paragraph about the class that it builds."""
+    if said := shipped.comment(shipped.group_files()[group][name]):
+        return said
+    node = shipped.choice(group, name)
+    if "name" in node and group == "model":
+        return f"{node['name']}, {node.get('dtype', 'auto')}"
+    source = source_of(str(node.get("_target_", "")))
+    text = source.paragraph if source else ""
+    return f"{text} ({node['name']})" if "name" in node and "${" not in node["name"] else text
 
 
 def components() -> dict[str, str]:
@@ -110,13 +112,12 @@ def _recipes() -> Iterator[str]:
     for name in sorted(files):
         groups.setdefault(shipped.chosen([f"recipe={name}"]).choices["training"], []).append(name)
     for training, names in groups.items():
-        comment = shipped.first_comment(shipped.group_files()["training"][training])
-        yield _clipped(f"{training}: {comment or _described('training', training)}")
+        yield _clipped(f"{training}: {plain(described('training', training))}")
         for name in names:
             lacks = missing_weights(name)
             marked = marked or lacks is not None
             mark = "*" if lacks else " "
-            yield _clipped(f"{mark} {name:{width}}  {printable(shipped.first_comment(files[name]))}".rstrip())
+            yield _clipped(f"{mark} {name:{width}}  {printable(shipped.title(files[name]))}".rstrip())
     if marked:
         yield "* needs weights that are not on this machine: itrain explain <recipe>"
 
@@ -130,13 +131,3 @@ def _clipped(line: str) -> str:
     """The line cut to the terminal's width; the whole line where the output goes elsewhere."""
     width = shutil.get_terminal_size().columns
     return f"{line[: width - 3]}..." if sys.stdout.isatty() and len(line) > width else line
-
-
-def _described(group: str, name: str) -> str:
-    """The name of a model, or the first paragraph about the class that is chosen."""
-    node = shipped.choice(group, name)
-    if "name" in node and group == "model":
-        return f"{node['name']}, {node.get('dtype', 'auto')}"
-    source = source_of(str(node.get("_target_", "")))
-    text = plain(" ".join(source.doc.split("\n\n")[0].split())) if source else ""
-    return f"{text} ({node['name']})" if "name" in node and "${" not in node["name"] else text

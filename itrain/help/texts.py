@@ -130,10 +130,8 @@ keys
              epochs without a lower validation loss after which a fit stops
   sweep.random_model
              fits once more on a randomly initialised model, as a control
-             
   sweep.control_task
              fits once more to arbitrary labels, for the selectivity of odds
-             
   launcher   devices, joblib, slurm or ray; the other keys are those of fit,
              without site and intervention
 """,
@@ -218,7 +216,6 @@ keys
              alone
   everywhere true: to=gguf or easysteer, whose files act at all tokens,
              whatever the export acts at
-             
 """,
     "generate": """\
 usage: itrain generate export=<folder> prompt="<text>" [prompt="<text>" ...] [key=value ...]

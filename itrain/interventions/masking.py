@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from itrain.bounds import require_at_least
 from itrain.interventions.base import Intervention, saved_lately
 from itrain.interventions.featurizers import Featurizer, Identity, interchange
+
+Schedule = Literal["geometric", "linear"]
 
 
 class Gate(nn.Module, ABC):
@@ -39,7 +42,7 @@ class Gate(nn.Module, ABC):
 
 
 class SigmoidGate(Gate):
-    """g = sigma(theta / T); T goes geometrically from the first ``temperature`` to the second. The size is sum g.
+    """g = sigma(theta / T); T goes from the first ``temperature`` to the second by a ``schedule``. The size is sum g.
 
     Known as DBM: differential binary masking (De Cao et al. 2020, "How do Decisions Emerge across Layers in Neural
     Models?"; Huang et al. 2024, "RAVEL") or desiderata-based masking (Davies et al. 2023, "Discovering Variable
@@ -48,17 +51,24 @@ class SigmoidGate(Gate):
     Args:
         features: how many gates there are; the mask gives it.
         temperature: T at the first and at the last step.
+        schedule: ``geometric``, by which gates are near 0 and 1 for much of a fit, or ``linear``, as the code of RAVEL,
+            MIB and SAE-RAVEL has it.
 
     Raises:
-        ValueError: a temperature is not above 0.
+        ValueError: a temperature is not above 0, or the schedule is none of these.
     """
 
     temperature: Float[Tensor, ""]
 
-    def __init__(self, features: int, *, temperature: tuple[float, float] = (1.0, 0.01)) -> None:
+    def __init__(
+        self, features: int, *, temperature: tuple[float, float] = (1.0, 0.01), schedule: Schedule = "geometric"
+    ) -> None:
         super().__init__()
         require_temperatures(temperature)
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"schedule={schedule!r}: use {', '.join(get_args(Schedule))}")
         self.start, self.end = temperature
+        self.schedule = schedule
         self.logits = nn.Parameter(torch.zeros(features))
         self.register_buffer("temperature", torch.tensor(float(self.start)))
 
@@ -69,7 +79,10 @@ class SigmoidGate(Gate):
         return self().sum()
 
     def anneal(self, progress: float) -> None:
-        self.temperature.fill_(self.start ** (1 - progress) * self.end**progress)
+        if self.schedule == "linear":
+            self.temperature.fill_((1 - progress) * self.start + progress * self.end)
+        else:
+            self.temperature.fill_(self.start ** (1 - progress) * self.end**progress)
 
 
 class HardConcreteGate(Gate):

@@ -18,7 +18,8 @@ from itrain.interventions.orthogonal import orthonormal_
 class LoReFT(Intervention):
     """Sets the coordinates in a learned subspace: h + R^T (W h + b - R h), R of orthonormal rows, (rank, hidden).
 
-    W, (rank, hidden), starts as R and b, (rank,), as 0, so that at first nothing changes.
+    W, (rank, hidden), starts as R and b, (rank,), as 0, so that at first nothing changes. pyreft's start at random, as
+    a linear layer's do, so that the coordinates are lost at first.
 
     Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", eq. 2.
 

@@ -81,32 +81,40 @@ class UnitVector(Intervention):
 
 
 class FactoredVector(Intervention):
-    """Adds a vector that is learned with its factor: h + a w. w starts as 0, so that at first nothing changes.
+    """Adds a vector that is learned with its factor: h + a w.
 
     A factor of its own learns how long the vector is as fast as where it points, so that none is chosen afterwards.
+    w starts as 0, so that at first nothing changes, unless ``start`` says otherwise.
 
     Bao et al. 2026, "Towards Steering without Sacrifice: Principled Training of Steering Vectors for Prompt-only
-    Interventions" (arXiv 2605.05983), which edits a few tokens of the prompt alone: PrOSV.
+    Interventions" (arXiv 2605.05983), which edits a few tokens of the prompt alone: PrOSV. Their a starts from a
+    multiple of sqrt(d), and their w at random; recipe=prosv_axbench has their numbers.
 
     Args:
-        hidden_size: features of the activation.
+        hidden_size: features of the activation, d.
         factor: what a starts from.
         factor_lr: the learning rate of a; None: that of the optimizer.
+        start: w starts uniform between -start / sqrt(d) and start / sqrt(d).
 
     Raises:
-        ValueError: the factor is 0 or not finite, or the learning rate is negative.
+        ValueError: the factor is 0 or not finite, or the learning rate or the start is negative.
     """
 
     takes_source: ClassVar[bool] = False
 
-    def __init__(self, hidden_size: int, *, factor: float = 4.0, factor_lr: float | None = None) -> None:
+    def __init__(
+        self, hidden_size: int, *, factor: float = 4.0, factor_lr: float | None = None, start: float = 0.0
+    ) -> None:
         super().__init__()
         if not factor or not math.isfinite(factor):
             raise ValueError(f"factor={factor}: give a finite number other than 0, or nothing is learned")
-        require_at_least(0, factor_lr=factor_lr)
+        require_at_least(0, factor_lr=factor_lr, start=start)
         self.hidden_size, self.rank, self.factor_lr = hidden_size, 1, factor_lr
         self.factor = nn.Parameter(torch.tensor(float(factor)))
         self.vector = nn.Parameter(torch.zeros(hidden_size))
+        if start:
+            bound = start / math.sqrt(hidden_size)
+            nn.init.uniform_(self.vector, -bound, bound)
 
     def forward(self, base: Float[Tensor, "*batch hidden"], source: None = None) -> Float[Tensor, "*batch hidden"]:
         return base + (self.factor * self.vector).to(base.dtype)

@@ -43,7 +43,7 @@ def with_random_weights(base_model: BaseModel, *, seed: int) -> BaseModel:
         # Transformers' models are initialised as they are made, from a configuration that they might change.
         made = getattr(type(base), "config_class", None) is not None
         if has_shards(model) and not made:
-            raise ModelError(f"model '{base_model.name}': it is sharded, and no model of transformers; {remedy}")
+            raise ModelError(f"model '{base_model.name}': it is sharded and not a model of transformers; {remedy}")
         fresh = _drawn(model) if made else deepcopy(model).cpu()
         for name, part in () if made else fresh.named_modules():
             reset = getattr(part, "reset_parameters", None)

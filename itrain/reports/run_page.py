@@ -22,6 +22,7 @@ from itrain.results.run import summarise_run
 from itrain.results.summary import brief, model_of
 from itrain.results.table import CONFIGURATION, RESULTS
 from itrain.sharing import CONFIG, EXPORT
+from itrain.sites import Site
 from itrain.trust import read_json, require_yaml
 from itrain.versions import versions
 
@@ -101,9 +102,16 @@ def _settings(configuration: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _site(node: Any) -> str:
-    if not isinstance(node, Mapping) or not node.keys() >= {"layer", "component", "position"}:
-        return brief(node) if isinstance(node, Mapping) else str(node)
-    return f"layer{node['layer']}.{node['component']}@{node['position']}"
+    """A site as it is written, with what is set at it besides; or those of each variable."""
+    if not isinstance(node, Mapping):
+        return str(node)
+    if "_target_" in node:
+        return brief(node)
+    fields = {key: value for key, value in node.items() if key in Site.__dataclass_fields__}
+    others = ", ".join(f"{key}: {_site(value)}" for key, value in node.items() if key not in fields)
+    if not fields:
+        return others
+    return f"{Site.parse(fields)} ({others})" if others else str(Site.parse(fields))
 
 
 def _picture(folder: Path, results: Mapping[str, float]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, get_args
 
 import numpy
@@ -139,7 +139,22 @@ def _is_centred(settings: Mapping[str, Any]) -> bool:
 
 
 def _gemma_scope(settings: Mapping[str, Any], tensors: Tensors, place: str) -> Dictionary:
-    """Gemma Scope: a JumpReLU, and nothing is subtracted from the input."""
+    """Gemma Scope: a JumpReLU, and nothing is subtracted from the input.
+
+    Its transcoders and its autoencoders of embeddings have the same file, and are told by their folders alone.
+    """
+    folders = PurePath(place.strip("'")).parent.parts
+    if any("transcoder" in each for each in folders):
+        raise SAEError(f"{place} is a transcoder, from what an MLP reads to what it writes, and no SAE")
+    if "embedding" in folders:
+        raise SAEError(
+            f"{place} is of embeddings before the model multiplies them by sqrt(hidden size), and sites are behind "
+            "that; name the SAE of a layer"
+        )
+    return _jumprelu(tensors, place)
+
+
+def _jumprelu(tensors: Tensors, place: str) -> Dictionary:
     return _plain(tensors, place)._replace(threshold=_named(tensors, "threshold", place), subtracts=False)
 
 
@@ -152,7 +167,7 @@ def _dictionary_learning(settings: Mapping[str, Any], tensors: Tensors, place: s
     trainer: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     kind = trainer.get("dict_class")
     if kind == "JumpReluAutoEncoder":
-        return _gemma_scope({}, tensors, place)
+        return _jumprelu(tensors, place)
     if kind == "MatryoshkaBatchTopKSAE":
         return _plain(tensors, place)._replace(threshold=_of_all(tensors, place))
     biases = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "AutoEncoderTopK": "b_dec"}
@@ -210,7 +225,7 @@ def _count(settings: Mapping[str, Any], place: str) -> int:
 
 
 def _unread(place: str, kind: Any) -> SAEError:
-    return SAEError(f"{place} is of the architecture {shown(kind)}; ReLU, JumpReLU and TopK autoencoders are read")
+    return SAEError(f"{place} has the architecture {shown(kind)}; itrain reads ReLU, JumpReLU and TopK autoencoders")
 
 
 def _checked(found: Dictionary, place: str) -> Dictionary:

@@ -286,7 +286,7 @@ def _run(
     if of_task:
         if column in cells.all:
             raise TaskError(
-                f"{cells.where(column)}: {shown(cells.all[column])} is no value of each of the task's inputs; write "
+                f"{cells.where(column)}: {shown(cells.all[column])} gives not every input a value; write "
                 f"{{input: value}}, or columns {column}.<input>; of rows with texts and labels, leave task=<task> out"
             )
         if spans:

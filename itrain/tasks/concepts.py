@@ -15,7 +15,7 @@ def instructions_of(task: Task) -> dict[str, list[int]]:
         TaskError: the task is no text, or a word is not in the vocabulary.
     """
     if not isinstance(task, TextTask):
-        raise TaskError(f"{type(task).__name__} is no task in text, so that its variables have no words to be told by")
+        raise TaskError(f"{type(task).__name__} is no task in text, so no words name its variables")
     found = {}
     for variable in task.variables:
         text = task.instruction(variable)

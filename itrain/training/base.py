@@ -60,6 +60,8 @@ class Training(Shardable, ABC):
     """Whether a run also tests the untrained start, and reports it as ``before/...``."""
     settles_in_test: ClassVar[bool] = False
     """Whether a test chooses something that an export holds, such as a strength."""
+    finds_edits: ClassVar[bool] = False
+    """Whether a fit finds what its interventions change, so that they change nothing before it."""
     retracts: ClassVar[bool] = False
     """Whether orthonormal rows are retracted after each step, so that steps keep their size."""
 
@@ -204,7 +206,8 @@ class Training(Shardable, ABC):
     def check(self, data: SplitDataModule) -> None:
         """Refuse data in which the placements have no sense, before the model runs; raises as :meth:`prepare` does."""
         data.require(self.placements)
-        require_meant(self.trained_parts, getattr(data, "task", None))
+        if not self.finds_edits:
+            require_meant(self.trained_parts, getattr(data, "task", None))
 
     def lacks_statistics_of(self, data: object) -> bool:
         """Whether closed-form statistics are to be fitted to this data, or data loader, before a fit."""
@@ -250,11 +253,7 @@ class Training(Shardable, ABC):
         return self.attach_to(target, sources, Attaching(acts=acts, strength=strength, prompts=texts))
 
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
-        """Have what was trained act in all calls of the model; see :meth:`attach`.
-
-        Raises:
-            ValueError: the training edits nothing.
-        """
+        """Have what was trained act in all calls of the model; raises as :meth:`attach` does."""
         raise ValueError(f"{type(self).__name__} edits nothing, so that there is nothing to attach")
 
     def export_arguments(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Preparation(FitCallback):
             module.training = mode
         if (data := data_of(trainer)) is not None:
             pl_module.prepare(data, uses=epochs_of(trainer))
-        else:
+        elif not pl_module.finds_edits:
             require_meant(pl_module.trained_parts, None)
         if data is None and pl_module.fits_activations:
             assert trainer.estimated_stepping_batches, "asking for their number loads the batches"

@@ -76,6 +76,7 @@ class InferenceTimeIntervention(Steering):
     """
 
     control: ClassVar[str] = "random_heads"
+    finds_edits: ClassVar[bool] = True
 
     def __init__(
         self,

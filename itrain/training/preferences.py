@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 from itrain.bounds import require_some
 from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.data.splits import SplitDataModule
+from itrain.inputs import ModelInputs
 from itrain.metrics import UNUSED
 from itrain.networks.lane import EditAt, scaled
 from itrain.training.magnitudes import vector_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FACTORS = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
 """The strengths of training steps, where nothing else is said."""
+Length = Literal["response", "text", "none"]
 
 
 class Preference(nn.Module):
@@ -32,32 +34,32 @@ class Preference(nn.Module):
     loss = -log sigma(D+) - log sigma(D-), with log p+ under h + a w, the strength a one of ``factors`` drawn for each
     batch, log p- under h - relu(h . w) / |w|^2 w, which takes the concept out, and log p of the model as it is:
 
-    D+ = b+ / |y_c| log p+(y_c | x) - 1 / |y| log p+(y | x), b+ = max(log p(y | x) - log p(y_c | x), 1)
+    D+ = b+ / n(y_c) log p+(y_c | x) - 1 / n(y) log p+(y | x), b+ = max(log p(y | x) - log p(y_c | x), 1)
 
-    D- = b- / |y| log p-(y | x) - 1 / |y_c| log p-(y_c | x), b- = max(log p(y_c | x) - log p(y | x), 1)
+    D- = b- / n(y) log p-(y | x) - 1 / n(y_c) log p-(y_c | x), b- = max(log p(y_c | x) - log p(y | x), 1)
 
-    Wu et al. 2025, "Improved Representation Steering for Language Models" (arXiv 2505.20809), RePS.
+    Wu et al. 2025, "Improved Representation Steering for Language Models" (arXiv 2505.20809), RePS. There n(y) = |y|,
+    the tokens of the response. Its code, of AxBench, divides by those of prompt and response together, draws a strength
+    for each response, and learns a number that is added to the strength.
 
     Args:
         factors: the strengths that are drawn from.
-        length_normalized: divide by the responses' lengths, as the paper does; otherwise their whole log probabilities
-            are compared.
+        length: what n counts: the tokens of the ``response``, as in the paper; those of the ``text``, prompt and
+            response, as in its code; or ``none``, n = 1, so that whole log probabilities are compared.
         suppress: train to take the concept out too, the second term.
 
     Raises:
-        ValueError: no factor is given.
+        ValueError: no factor is given, or the length is none of these.
     """
 
     def __init__(
-        self,
-        *,
-        factors: Sequence[float] = FACTORS,
-        length_normalized: bool = True,
-        suppress: bool = True,
+        self, *, factors: Sequence[float] = FACTORS, length: Length = "response", suppress: bool = True
     ) -> None:
         super().__init__()
         require_some(factors=factors)
-        self.factors, self.length_normalized, self.suppress = tuple(factors), length_normalized, suppress
+        if length not in get_args(Length):
+            raise ValueError(f"length={length!r}: use {', '.join(get_args(Length))}")
+        self.factors, self.length, self.suppress = tuple(factors), length, suppress
         self.factor = self.factors[0]
 
     def anneal(self, progress: float) -> None:
@@ -107,10 +109,19 @@ class Preference(nn.Module):
 
     def _lengths(self, batch: ResponseBatch) -> tuple[Tensor | float, Tensor | float]:
         assert batch.rejected is not None, "the data has been checked"
-        if not self.length_normalized:
+        if self.length == "none":
             return 1.0, 1.0
         first, second = ((each.label != UNUSED).sum(1) for each in (batch, batch.rejected))
-        return first, second
+        if self.length == "response":
+            return first, second
+        return first + prompt_length(batch.inputs), second + prompt_length(batch.rejected.inputs)
+
+
+def prompt_length(inputs: ModelInputs) -> Int[Tensor, " batch"]:
+    """How many tokens each prompt has, its special tokens among them."""
+    assert inputs.answer is not None, "the response is read from the prompt's last token on"
+    start, _ = inputs.extent
+    return inputs.answer[:, 0] + 1 - start.to(inputs.answer.device, non_blocking=True)
 
 
 def likelihood(

@@ -39,8 +39,8 @@ def require_vector(placement: Placement, intervention: Intervention, scale: str)
         return
     if found is None or found.matrix is not None or found.constant is None:
         raise ValueError(
-            f"site '{placement}': {type(intervention).__name__} is no vector that is added, whose length scale={scale} "
-            "sets; use scale=trained, or intervention=steering"
+            f"site '{placement}': {type(intervention).__name__} is no vector that is added, and scale={scale} "
+            "sets the length of one; use scale=trained, or intervention=steering"
         )
 
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
-from words import annotation, arguments, code, default, first_paragraph, parameters, plain, table
+from words import code, plain, table
 
-from itrain import config
+from itrain import shipped
 from itrain.files import read_yaml
-from itrain.interventions.base import Intervention
-from itrain.interventions.featurizers import Featurizer
-from itrain.interventions.masking import Gate
-from itrain.objectives.base import Objective
+from itrain.help.listing import described
 from itrain.owned import FILLED, OWNED
-from itrain.sweeps.grid import Grid
-from itrain.training.base import Training
+from itrain.sources import Source, classes_of, source_of
 
 FOLDER = "reference/configuration"
-CONFIGS = Path(__file__).parents[2] / "configs"
+TOP = shipped.shipped("configs") / "config.yaml"
 PARTS: Mapping[str, str] = {
     "model": "The model whose activations are edited, and how it is loaded.",
     "network": "How the model runs: replayed where that is exact, under plain hooks, or by nnsight.",
@@ -37,18 +27,18 @@ PARTS: Mapping[str, str] = {
     "launcher": "Where the fits of a sweep run. One after the other in this process, unless you choose.",
 }
 """What each group of the configuration is for."""
-MORE: Mapping[str, Mapping[str, tuple[type, tuple[str, ...]]]] = {
+MORE: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "intervention": {
-        "Featurizers": (Featurizer, ("itrain.interventions", "itrain.saes")),
-        "Gates": (Gate, ("itrain.interventions",)),
-        "Interventions without a choice": (Intervention, ("itrain.interventions",)),
+        "Featurizers": ("Featurizer", ("itrain.interventions", "itrain.saes")),
+        "Gates": ("Gate", ("itrain.interventions",)),
+        "Interventions without a choice": ("Intervention", ("itrain.interventions",)),
     },
     "training": {
-        "Objectives": (Objective, ("itrain.objectives",)),
-        "Trainings without a choice": (Training, ("itrain.training",)),
+        "Objectives": ("Objective", ("itrain.objectives",)),
+        "Trainings without a choice": ("Training", ("itrain.training",)),
     },
 }
-"""Classes that no file chooses, which are named by their path, by the page that they belong to."""
+"""Classes that no file chooses, which are named by their path: what they derive from, by the page they belong to."""
 _TOP = re.compile(r"^(\w+): ([^#\n]*?) *(?:# (.*))?$", re.MULTILINE)
 _SAID: Mapping[str, str] = {
     "name": "the name of the run, which is that of its folder in `output`; null: that of the recipe",
@@ -70,7 +60,7 @@ def pages() -> dict[str, str]:
 def _index() -> str:
     rows = [[f"[`{part}`]({part}.md)", said, _chosen(part)] for part, said in PARTS.items()]
     rows.append(["[`sweep`](sweep.md)", "What `itrain sweep` goes over: methods, sites, ranks and seeds.", ""])
-    text = (CONFIGS / "config.yaml").read_text(encoding="utf-8").split("\nname:")[1]
+    text = TOP.read_text(encoding="utf-8").split("\nname:")[1]
     keys = [
         [f"`{name}`", code(value), plain(comment or _SAID[name])]
         for name, value, comment in _TOP.findall(f"name:{text}")
@@ -102,17 +92,16 @@ take is refused before anything is built, with the nearest right one.
 
 
 def _chosen(part: str) -> str:
-    for each in read_yaml(CONFIGS / "config.yaml")["defaults"]:
+    for each in read_yaml(TOP)["defaults"]:
         if isinstance(each, dict) and each.get(part):
             return f"`{part}={each[part]}`"
     return ""
 
 
 def _part_page(part: str) -> str:
-    files = config.group_files()[part]
     made: dict[str, list[str]] = {}
-    for choice in files:
-        made.setdefault(target_of(part, choice), []).append(choice)
+    for choice in shipped.group_choices()[part]:
+        made.setdefault(_target_of(part, choice), []).append(choice)
     lines = [
         f"# `{part}`\n",
         f"{PARTS[part]} Choose with `{part}=<choice>`, set an argument with `{part}.<argument>=`.\n",
@@ -123,88 +112,57 @@ def _part_page(part: str) -> str:
     for target, choices in made.items():
         lines += _class(part, target, [f"`{part}={choice}`" for choice in choices])
     for title, (kind, packages) in MORE.get(part, {}).items():
-        others = {path: each for path, each in concrete(kind, packages).items() if path not in made}
+        found = [each for package in packages for each in classes_of(package, kind=kind) if not each.abstract]
         lines += [f"## {title}\n", "Named by path, `_target_: <path>`, where an argument takes one.\n"]
-        lines += [line for path in others for line in _class("", path, [])]
+        lines += [line for each in found if each.path not in made for line in _class("", each.path, [])]
     return "\n".join(lines)
 
 
 def _choices(part: str) -> Iterator[list[str]]:
-    for choice, file in config.group_files()[part].items():
-        target = target_of(part, choice)
+    for choice in shipped.group_choices()[part]:
+        target = _target_of(part, choice)
         made = f"[`{target.split('.')[-1]}`](#{target})" if target else "nothing"
-        yield [f"`{choice}`", plain(said_of(part, choice, file)), made]
+        yield [f"`{choice}`", plain(described(part, choice)), made]
 
 
-def said_of(part: str, choice: str, file: Path) -> str:
-    """What `itrain list <part>` says of a choice: its comment, else the first paragraph of the class."""
-    comment = [line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    node = read_yaml(file)
-    if comment:
-        return " ".join(comment)
-    if "name" in node:
-        return f"`{node['name']}`, {node.get('dtype', 'auto')}"
-    return first_paragraph(located(target_of(part, choice)))
-
-
-@cache
-def target_of(part: str, choice: str) -> str:
-    """The path of what a choice builds, which may stand in the file on which it builds; "" for nothing."""
-    node = read_yaml(config.group_files()[part][choice]) or {}
-    bases = [each for each in node.get("defaults") or () if each != "_self_"]
-    return node["_target_"] if "_target_" in node else target_of(part, bases[0]) if bases else ""
-
-
-def located(path: str) -> Callable[..., Any] | None:
-    """A class or function by its path; None where the library that an extra of itrain brings is not installed."""
-    try:
-        return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError):
-        if path.startswith("itrain."):
-            raise
-        return None
+def _target_of(part: str, choice: str) -> str:
+    """The path of what a choice builds; "" for nothing."""
+    return str(shipped.choice(part, choice).get("_target_", ""))
 
 
 def _class(part: str, target: str, choices: Iterable[str]) -> Iterator[str]:
     yield f"### {target.rpartition('.')[2]} {{ #{target} }}\n"
-    thing = located(target)
-    if thing is None:
+    source = source_of(target)
+    if source is None:
         yield f"{', '.join(choices)}. Its library comes with an extra of itrain: `pip install 'itrain[{part}]'`.\n"
         return
-    yield f"{plain(first_paragraph(thing))}\n"
+    yield f"{plain(source.paragraph)}\n"
     yield f"{', '.join([*choices, f'`_target_: {target}`'])}\n"
-    if rows := list(argument_rows(thing, part)):
+    if rows := list(_argument_rows(source, part)):
         yield table(_ARGUMENTS, rows)
     yield ""
 
 
-def argument_rows(thing: Callable[..., Any], part: str = "") -> Iterator[list[str]]:
+def _argument_rows(source: Source, part: str = "") -> Iterator[list[str]]:
     """A row for each argument that a configuration can set."""
-    said = arguments(thing)
-    for parameter in parameters(thing):
-        name = parameter.name
-        if name in OWNED.get(part, {}) or name == "_target_":
+    for each in source.arguments:
+        if each.name in OWNED.get(part, {}) or each.name == "_target_":
             continue
-        required = parameter.default is inspect.Parameter.empty
-        filled = name in FILLED.get(part, ()) or (required and name == "hidden_size")
-        value = "(the run gives it)" if filled else "**required**" if required else code(default(parameter))
-        kind = annotation(parameter, thing)
-        text = said.get(name) or _USUAL.get(name, "")
-        yield [code(name), code(kind) if kind else "", value, plain(text)]
+        required = each.default is None
+        filled = each.name in FILLED.get(part, ()) or (required and each.name == "hidden_size")
+        value = "(the run gives it)" if filled else "**required**" if required else code(_as_yaml(each.default or ""))
+        text = each.says or _USUAL.get(each.name, "")
+        yield [code(each.name), code(each.annotation) if each.annotation else "", value, plain(text)]
 
 
-def concrete(kind: type, packages: Iterable[str]) -> dict[str, type]:
-    """The classes of a kind that packages define, without abstract ones."""
-    found = {}
-    for package in packages:
-        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-            for value in vars(importlib.import_module(module.name)).values():
-                if inspect.isclass(value) and issubclass(value, kind) and value.__module__ == module.name:
-                    found |= {} if inspect.isabstract(value) else {f"{module.name}.{value.__name__}": value}
-    return found
+def _as_yaml(default: str) -> str:
+    """A default of Python as a configuration writes it."""
+    return {"None": "null", "True": "true", "False": "false"}.get(default, default.strip("'"))
 
 
 def _sweep_page() -> str:
+    grid = source_of("itrain.sweeps.grid.Grid")
+    assert grid is not None, "the grid of a sweep is a class"
     return f"""\
 # `sweep`
 
@@ -217,5 +175,5 @@ itrain sweep recipe=das_gender sweep.methods=[das,probing] sweep.layers="every(2
 
 ## Arguments
 
-{table(_ARGUMENTS, argument_rows(Grid))}
+{table(_ARGUMENTS, _argument_rows(grid))}
 """

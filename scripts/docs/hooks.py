@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import api_pages
-import configuration_pages
+import generated
 import recipes_page
 import tutorials
 from mkdocs.config.defaults import MkDocsConfig  # pyright: ignore[reportMissingImports]
@@ -25,12 +24,6 @@ _NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*)examples/(\w+)\.ipynb")
 """A link from a file of docs/ to a notebook, which the site has beside its pages."""
 
 
-def generated_pages() -> dict[str, str]:
-    """The pages that are made of the code, by their path in docs."""
-    recipes = {"reference/recipes.md": recipes_page.page()}
-    return {**recipes, **configuration_pages.pages(), **api_pages.pages(), **tutorials.pages()}
-
-
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List the tutorials below their index."""
     (section,) = [each["Tutorials"] for each in config.nav or () if "Tutorials" in each]
@@ -40,7 +33,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages that are made of the code, and the pictures of recipes and of notebooks."""
-    for path, text in generated_pages().items():
+    for path, text in generated.pages().items():
         files.append(File.generated(config, path, content=text))
     for picture in recipes_page.pictures():
         files.append(File.generated(config, f"assets/recipes/{picture.name}", abs_src_path=str(picture)))

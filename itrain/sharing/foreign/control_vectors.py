@@ -137,7 +137,7 @@ def _read(file: Path) -> tuple[dict[int, Float[Tensor, " hidden"]], str]:
     """The directions of a file by layer, and the type of model that they are for."""
     keys, vectors = read(file)
     if (architecture := keys.get("general.architecture", ARCHITECTURE)) != ARCHITECTURE:
-        raise ForeignError(f"'{file}' is of the architecture {shown(architecture)}, and no control vector")
+        raise ForeignError(f"'{file}' is not a control vector: its architecture is {shown(architecture)}")
     found: dict[int, Tensor] = {}
     for name, vector in vectors.items():
         layer = re.fullmatch(r"direction\.(\d{1,6})", name)
@@ -152,6 +152,6 @@ def _model_type(model: nn.Module) -> str:
     found = getattr(getattr(unwrap(model), "config", None), "model_type", "")
     if not found:
         raise ForeignError(
-            f"a control vector is for a type of model, and {type(model).__name__} has no config with one"
+            f"a control vector names its model's type, and {type(model).__name__} has no config with a model_type"
         )
     return found
