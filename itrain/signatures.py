@@ -186,8 +186,10 @@ def _check_keys(call: Call, calls: Sequence[Call]) -> None:
     if not call.takes_anything:
         for key in call.node:
             if key not in accepts and key not in _SPECIAL:
-                who = f"{call.target.__name__} takes no '{key}'" if call.place else "no such key"
-                raise ConfigError(f"{call.at(key)}: {who}{_suggestion(key, call, calls)}")
+                meant = _suggestion(key, call, calls)
+                if not call.place:
+                    raise ConfigError(f"{call.at(key)}: no such key{meant}")
+                raise ConfigError(f"{call.at(key)}: {call.target.__name__} takes no '{key}'{meant}")
     positional = [each for each in call.parameters.values() if each.kind in _BY_POSITION]
     several = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in positional)
     if not several and len(call.node.get("_args_") or ()) > len(positional):

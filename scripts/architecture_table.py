@@ -131,7 +131,7 @@ def tried(model_type: str, before: Line | None) -> Line:
 
 def page_of(lines: Mapping[str, Line]) -> str:
     """The whole page."""
-    legend = [f"  - **{group}**: {', '.join(f'`{name}`' for name in members)}" for group, members in GROUPS.items()]
+    legend = [f"    - **{group}**: {', '.join(f'`{name}`' for name in members)}" for group, members in GROUPS.items()]
     table = [HEADER, "| --- | --- | --- | --- |", *(str(lines[name]) for name in sorted(lines))]
     return HEAD.format(
         command=COMMAND, glossary="\n".join(glossary()), legend="\n".join(legend), table="\n".join(table)
@@ -152,8 +152,9 @@ that itrain knows, what each component means, and how replay runs each of them. 
 - **components** are written in groups:
 {legend}
 
-  "without" names what a row lacks of a group, and what follows the groups is had besides. Some blocks may lack a
-  component that others have, as in models that mix kinds of blocks; an error then names the layers that have it.
+    "without" names what a row lacks of a group, and what follows the groups is had besides. Some blocks may lack a
+    component that others have, as in models that mix kinds of blocks; an error then names the layers that have it.
+
 - **replay** says how much of a run is skipped when the output of the first block is edited at the last token, as told
   by the network itself (`replay=auto`). *suffix*: the blocks below, and the tokens before the edited one. *prefix*:
   the blocks below. *none*: nothing, the model runs under plain hooks. The reason follows where less than the most is

@@ -207,13 +207,23 @@ def page() -> str:
     return "\n".join([*parts, *_index(listed, found)]) + "\n"
 
 
-HEAD = """# Errors
+HEAD = """---
+search: {{boost: 4}}
+---
+
+# Errors
 
 <!-- Written by {command} from docs/errors.yaml and the sources. -->
 
 itrain tells a fault in one line: the thing, the place and a remedy.
-Paste the part of a message without your own names into the search of this site.
-Each section below says what its messages mean, and lists them all.
+Paste yours below to find the section that says what it means and what to do.
+Each section lists all its messages.
+
+<div class="finder" hidden>
+<label for="message">Your message</label>
+<textarea id="message" rows="2" placeholder="itrain: there is no verb 'fitt', did you mean 'fit'?"></textarea>
+<ul id="found" aria-live="polite"></ul>
+</div>
 
 The command line ends with code 2 for a wrong command or configuration, and with 1 for a run that went wrong.
 Add `--debug` to a command to see where in the code an error comes from.

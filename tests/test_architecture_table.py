@@ -36,7 +36,7 @@ def components_of(cell: str, groups: dict[str, list[str]]) -> set[str]:
 def test_the_page_has_every_row_with_the_components_of_the_code_and_no_other() -> None:
     page = PAGE.read_text()
     groups = {
-        name: re.findall(r"`(\w+)`", rest) for name, rest in re.findall(r"^  - \*\*([\w-]+)\*\*: (.*)$", page, re.M)
+        name: re.findall(r"`(\w+)`", rest) for name, rest in re.findall(r"^    - \*\*([\w-]+)\*\*: (.*)$", page, re.M)
     }
     table = dict(re.findall(r"^\| `([\w-]+)` \| (.*?) \|", page, re.M))
     assert sorted(table) == sorted(ARCHITECTURES)

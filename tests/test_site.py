@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -189,13 +190,13 @@ def _is_dead(link: str, address: str, names: dict[str, list[str]]) -> bool:
     path, place = urldefrag(link.removeprefix(address))
     page = unquote(path) or "index.html"
     if page not in names:
-        return not page.startswith("assets/")
+        return not page.startswith("assets/") and not page.endswith(".png")
     return bool(place) and unquote(place) not in names[page]
 
 
 @pytest.mark.slow
 @needs_browser
-@pytest.mark.parametrize("word", ["Boundless", "padding"])
+@pytest.mark.parametrize("word", ["Boundless", "padding", "mlp_output", "IIA", "selectivity"])
 def test_the_search_finds(word: str, site: tuple[str, list[str]], tmp_path: Path) -> None:
     address, _ = site
     with Page(address, profile=tmp_path) as browser:
@@ -214,3 +215,28 @@ _RESULTS = """new Promise(done => {
   };
   look();
 })"""
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_pasted_message_leads_to_the_section_that_explains_it(site: tuple[str, list[str]], tmp_path: Path) -> None:
+    with Page(f"{site[0]}errors.html", profile=tmp_path) as browser:
+        examples = browser.run(_EXAMPLES)
+        assert len(examples) > 30
+        # Two sections may have the same message.
+        lost = [text for place, text in examples if place not in browser.run(f"({_FIND})({json.dumps(text)})")[:2]]
+        assert browser.run(f"({_FIND})('CUDA driver version is insufficient')") == []
+        assert not lost and not browser.errors
+
+
+_EXAMPLES = """[...document.querySelectorAll('.language-text code')].map(code => {
+  let section = code.closest('.highlight');
+  while (section.tagName != 'H2') section = section.previousElementSibling;
+  return ['#' + section.id, code.textContent];
+})"""
+_FIND = """text => {
+  const box = document.querySelector('#message');
+  box.value = text;
+  box.dispatchEvent(new Event('input'));
+  return [...document.querySelectorAll('#found a')].map(link => link.getAttribute('href'));
+}"""

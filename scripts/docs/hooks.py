@@ -14,6 +14,12 @@ from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingI
 _TAGGED = re.compile(r"^(```python) (\w+)$", re.MULTILINE)
 """A block of another library: the tests run it where that is installed."""
 
+_PAIR = re.compile(r'^(```python title="\w+"\n(?:(?!```).*\n)*```\n\s*```python)$', re.MULTILINE)
+"""A block of another library, and the one of itrain that does the same."""
+
+_PICTURE = re.compile(r'<img [^>]*src="([^"]+\.png)"[^>]*>')
+"""A picture of a run, which is wider than a page's column."""
+
 _NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*)examples/(\w+)\.ipynb")
 """A link from a file of docs/ to a notebook, which the site has beside its pages."""
 
@@ -37,5 +43,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Show the tag of a block as its title, and lead links to notebooks to their pages."""
-    return _NOTEBOOK.sub(r"](\1examples/\2.md", _TAGGED.sub(r'\1 title="\2"', markdown))
+    """Show whose code a block is as its title, and lead links to notebooks to their pages."""
+    tagged = _PAIR.sub(r'\1 title="itrain"', _TAGGED.sub(r'\1 title="\2"', markdown))
+    return _NOTEBOOK.sub(r"](\1examples/\2.md", tagged)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Open a picture of a run in its full size where it is clicked."""
+    return _PICTURE.sub(r'<a href="\1">\g<0></a>', html)
