@@ -63,9 +63,10 @@ def read_history(metrics: Path) -> pandas.DataFrame:
     if not metrics.is_file():
         return pandas.DataFrame()
     rows = pandas.read_csv(metrics)
-    kept = [name for name in rows if name == "epoch" or str(name).startswith(("train", "val"))]
+    kept = [name for name in map(str, rows) if name == "epoch" or name.startswith(("train", "val"))]
     # Training and validation of one step are rows of their own in the file.
-    return rows.groupby("step")[kept].first().dropna(how="all", subset=[name for name in kept if name != "epoch"])
+    steps = rows.groupby("step").first()[kept]
+    return steps.loc[steps.drop(columns="epoch", errors="ignore").notna().any(axis=1)]
 
 
 def rows_before(metrics: Path, steps: int) -> list[dict[str, float]]:
