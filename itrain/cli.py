@@ -6,7 +6,6 @@ is reported in one line; a bug of itrain's keeps its traceback.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from itrain import __version__, config
 from itrain.config.saved import last_checkpoint
+from itrain.files import unwritten
 from itrain.help import SHORT, VERBS, help_on
 from itrain.help.listing import list_all, list_group
 from itrain.processes import Fault, rank
@@ -30,9 +30,6 @@ from itrain.telling import RunFailed, one_line
 from itrain.trust import packages_of, printable
 
 NOTHING = "nothing was saved"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
-FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-"""Errors of the machine, not of a program."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     silence_records()
     words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words):
+        return _help([word for word in words if word not in ("-h", "--help", "--quiet", "--debug")])
     if "--quiet" in words:
         from itrain.reports.terminal import only_results
 
@@ -57,9 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words:
         print(SHORT, end="", file=sys.stderr)
         return 2
-    if {"-h", "--help"} & set(words):
-        print(help_on(words[0]), end="")
-        return 0
     if words == ["--version"]:
         print(f"itrain {__version__}")
         return 0
@@ -100,7 +96,7 @@ def _heeding(stop: Stop, words: list[str], *, debug: bool) -> int:
             raise
         if stop.signum is not None:  # which a data loader's workers were sent, too
             return _stopped(stop, Stopped(stop.signum))
-        if (full := _unwritten(error)) is not None:
+        if (full := unwritten(error)) is not None:
             return stop.leave(_say(stop.tell(full), 1))
         if (fault := stop.processes.lost()) is not None:
             stop.end(fault)
@@ -116,9 +112,13 @@ def _stopped(stop: Stop, stopped: Stopped) -> int:
 def _command(stop: Stop, verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"there is no verb '{verb}'{nearest(verb, VERBS)}")
-    if "" not in sys.path and os.getcwd() not in sys.path:
+    try:
+        here = os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working folder was deleted; change to another: cd <folder>") from error
+    if "" not in sys.path and here not in sys.path:
         # The `itrain` script then finds the user's classes, as `python -m itrain` does.
-        sys.path.append(os.getcwd())
+        sys.path.append(here)
     if (answer := _ANSWERS.get(verb)) is not None:
         return answer(words)
     if verb == "sweep":
@@ -136,6 +136,14 @@ def _command(stop: Stop, verb: str, words: list[str]) -> int:
         both = "not both" if configuration.ckpt else "there is nothing to " + verb
         raise ConfigError(f"'{verb}' needs {wanted}; {both}")
     return _run(stop, verb, configuration)
+
+
+def _help(words: Sequence[str]) -> int:
+    try:
+        print(help_on(words), end="")
+    except ConfigError as error:
+        return _say(str(error), 2)
+    return 0
 
 
 def _list(words: Sequence[str]) -> int:
@@ -388,13 +396,3 @@ def _say(message: str, code: int) -> int:
     who = f"itrain (process {rank()})" if rank() else "itrain"
     print(f"{who}: {printable(message)}", file=sys.stderr)
     return code
-
-
-def _unwritten(error: BaseException | None) -> str | None:
-    """What could not be written, and why, if that ended the run: a disk that is full, or only to be read."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL + FORBIDDEN:
-            remedy = "; raise it with ulimit -n, or use data.num_workers=0" if error.errno == errno.EMFILE else ""
-            return f"cannot write {error.filename!r}: {error.strerror}{remedy}"
-        error = error.__cause__
-    return None

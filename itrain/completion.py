@@ -12,11 +12,11 @@ from typing import Any
 
 from itrain import shipped
 from itrain.help import VERBS
-from itrain.sources import Argument, source_of
+from itrain.sources import Argument, classes_of, source_of
 
 SHELLS = ("bash", "zsh", "fish")
 CONFIGURED = ("fit", "plan", "sweep", "test", "export", "describe", "generate", "run", "task", "show", "explain")
-FILES = ("ckpt", "export", "output", "resume", "prompts", "data.pairs")
+FILES = ("ckpt", "export", "output", "resume", "prompts", "data.pairs", "model.name")
 """Keys whose values are files, which the shell completes."""
 OWN = {
     "sweep": ("sweep.methods=", "sweep.layers=", "sweep.positions=", "sweep.components=", "sweep.seeds=", "resume="),
@@ -31,18 +31,32 @@ OWN = {
 TOP = ("recipe=", "site=", "seed=", "name=", "output=", "threads=", "ckpt=", "export=")
 _BASH = """\
 _itrain() {
-    local line="${COMP_LINE:0:COMP_POINT}" word
-    read -ra words <<< "$line"
-    [[ "$line" == *" " ]] && words+=("")
-    word="${words[${#words[@]}-1]}"
-    local found; found="$(itrain --complete "${words[@]:1}" 2>/dev/null)"
+    # Words as the shell would read them, without quotes; cut is what readline takes for an earlier word.
+    local line="${COMP_LINE:0:COMP_POINT}" quote="" cut="" char each found i n=0
+    local -a words=("")
+    for ((i = 0; i < ${#line}; i++)); do
+        char="${line:i:1}"
+        if [[ "$char" == "\\\\" && "$quote" != "'" ]]; then
+            i=$((i + 1))
+            words[n]+="${line:i:1}"
+        elif [[ -n "$quote" ]]; then
+            if [[ "$char" == "$quote" ]]; then quote=""; else words[n]+="$char"; fi
+        elif [[ "$char" == [\\"\\'] ]]; then
+            quote="$char" cut="${words[n]}"
+        elif [[ "$char" == " " ]]; then
+            if [[ -n "${words[n]}" ]]; then n=$((n + 1)) cut=""; words[n]=""; fi
+        else
+            words[n]+="$char"
+            [[ "$char" == [=:] ]] && cut="${words[n]}"
+        fi
+    done
+    found="$(itrain --complete "${words[@]:1}" 2>/dev/null)"
     if [[ "$found" == "<files>" ]]; then
         compopt -o filenames 2>/dev/null
-        COMPREPLY=($(compgen -f -- "${word#*=}"))
-        return
+        local key="" word="${words[n]}"
+        [[ "$word" == *=* ]] && key="${word%%=*}="
+        found="$(compgen -f -- "${word#"$key"}" | while IFS= read -r each; do printf '%s\\n' "$key$each"; done)"
     fi
-    # Readline takes = and : for the ends of words.
-    local cut="${word%"${word##*[=:]}"}"
     COMPREPLY=()
     while IFS= read -r each; do
         [[ -n "$each" ]] && COMPREPLY+=("${each#"$cut"}")
@@ -113,15 +127,29 @@ def candidates(words: Sequence[str]) -> list[str]:
         return ["<files>"]
     if verb not in CONFIGURED:
         return []
+    if before == ["task", "check"] and not equals:
+        return ["<files>"]
     if equals:
-        return _starting(last, (f"{key}={each}" for each in _values(key, before[1:])))
+        found = _starting(last, (f"{key}={each}" for each in _values(key, before[1:])))
+        return found or (["<files>"] if key == "recipe" else [])
     names = [*TOP, *OWN.get(verb, ()), *shipped.group_files(), *(["check"] if verb == "task" else []), "--help"]
     keyed = [f"{each}=" if each in shipped.group_files() else each for each in names]
-    return _starting(last, [*keyed, *(_keys(last, before[1:]) if "." in last else ())])
+    explained = _explained() if before == ["explain"] else ()
+    return _starting(last, [*keyed, *explained, *(_keys(last, before[1:]) if "." in last else ())])
 
 
 def _starting(word: str, names: Sequence[str] | Iterator[str]) -> list[str]:
     return [each for each in dict.fromkeys(names) if each.startswith(word)]
+
+
+def _explained() -> Iterator[str]:
+    """Names that 'explain' knows: recipes, choices, components and classes."""
+    yield from shipped.recipe_files()
+    for choices in shipped.group_files().values():
+        yield from choices
+    yield from shipped.components()
+    for package in {"itrain.interventions", *(home for home, _ in shipped.FAMILIES.values())}:
+        yield from (each.path.rpartition(".")[2] for each in classes_of(package))
 
 
 def _values(key: str, words: Sequence[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -21,6 +22,9 @@ from itrain.trust import shown
 
 MOST_TEXT = 64 * 2**20
 """Bytes of a file of texts."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Errors of the machine, not of a program."""
 
 
 class FolderError(ValueError):
@@ -163,3 +167,13 @@ def one_a_line(path: Path) -> list[str]:
     if not texts:
         raise ValueError(f"'{path}' holds no text")
     return texts
+
+
+def unwritten(error: BaseException | None) -> str | None:
+    """What could not be written, and why, if that ended the run: a disk that is full, or only to be read."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL + FORBIDDEN:
+            remedy = "; raise it with ulimit -n, or use data.num_workers=0" if error.errno == errno.EMFILE else ""
+            return f"cannot write {error.filename!r}: {error.strerror}{remedy}"
+        error = error.__cause__
+    return None

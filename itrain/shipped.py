@@ -5,11 +5,14 @@ Read as plain YAML, without Hydra, so that a shell's completion answers at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from itrain.sources import plain, source_of
 
 ROWS = "reproduce"
 """The folder beside those of the groups that holds no choices, but the rows of ``itrain reproduce``."""
@@ -23,6 +26,9 @@ FAMILIES = {
     "metric": ("itrain.metrics", "Metric"),
 }
 """Classes that no part chooses by name: the package that holds them, and the class that they derive from."""
+COMPONENTS = "itrain.architectures.parts.Architecture"
+"""The class whose description says what each component of a block is."""
+_NAMES = re.compile(r"((?:``[a-z_.]+``(?:, )?)+): ")
 _OVERRIDE = "override /"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -121,6 +127,21 @@ def comment(file: Path) -> str:
 def title(recipe: Path) -> str:
     """The first line of a recipe that is a comment: what it does."""
     return next(iter(_comments(recipe)), "")
+
+
+def components() -> dict[str, str]:
+    """What each component of a block is, from the description of the table's rows."""
+    source = source_of(COMPONENTS)
+    assert source is not None, "the table's rows are a class"
+    text, _, weights = source.doc.split("components:", 1)[1].partition("Rows with ")
+    found: dict[str, str] = {}
+    for item in re.split(r"\n\s*\* ", text)[1:]:
+        _, *parts = _NAMES.split(" ".join(item.split()))
+        for names, says in zip(parts[::2], parts[1::2], strict=True):
+            found |= dict.fromkeys(re.findall(r"``([a-z_.]+)``", names), plain(says).strip(" ;."))
+    return found | {
+        "attention_weights": plain(" ".join(weights.partition("``, ")[2].split()) or " ".join(weights.split()))
+    }
 
 
 def _comments(file: Path) -> list[str]:

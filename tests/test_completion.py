@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,14 @@ ROOT = Path(__file__).parents[1]
         (["test", "export="], ["<files>"]),
         (["list", "inter"], ["intervention"]),
         (["completion", "b"], ["bash"]),
+        (["fit", "model.name="], ["<files>"]),
+        (["fit", "recipe=./"], ["<files>"]),
+        (["task", "check", "pairs"], ["<files>"]),
+        (["task", "check", "pairs.jsonl", "model=tiny"], ["model=tiny_world"]),
+        (["explain", "das_g"], ["das_gender", "das_gender_pythia"]),
+        (["explain", "Boundless"], ["BoundlessDAS"]),
+        (["explain", "block_out"], ["block_output"]),
+        (["explain", "layer2.block_output", "DA"], []),
         (["list", "jud"], ["judges"]),
         (["fit", "network.replay="], ["network.replay=auto", "network.replay=on", "network.replay=off"]),
         (["sweep", "sweep.m"], ["sweep.methods="]),
@@ -90,13 +99,23 @@ def test_a_shell_can_read_its_script(shell: str, capsys: pytest.CaptureFixture[s
         ("itrain fit recipe=das_gender_p", ["das_gender_pythia"]),
         ("itrain fit intervention.ra", ["intervention.rank="]),
         ("itrain fit ckpt=scr", ["script"]),
+        ("itrain fit ckpt=a", ["a dir"]),
+        ("itrain report a", ["a dir"]),
+        (r"itrain fit ckpt=a\ d", ["a dir"]),
+        ("itrain fit ckpt='a d", ["a dir"]),
+        ('itrain test "export=a d', ["export=a dir"]),
+        (r"itrain report a\ dir/", ["a dir/x y.ckpt"]),
+        ("itrain fit recipe=./scr", ["./script"]),
+        ("itrain task check a", ["a dir"]),
     ],
 )
 def test_bash_completes(line: str, reply: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["completion", "bash"]) == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "a dir").mkdir()
+    (tmp_path / "a dir" / "x y.ckpt").touch()
     program = (
-        f'itrain() {{ "{sys.executable}" -m itrain "$@"; }}\nsource ./script\nCOMP_LINE="{line}"\n'
+        f'itrain() {{ "{sys.executable}" -m itrain "$@"; }}\nsource ./script\nCOMP_LINE={shlex.quote(line)}\n'
         'COMP_POINT=${#COMP_LINE}\n_itrain\nprintf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
@@ -106,7 +125,7 @@ def test_bash_completes(line: str, reply: list[str], capsys: pytest.CaptureFixtu
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.stdout.split() == reply, done.stderr
+    assert done.stdout.splitlines() == reply, done.stderr
 
 
 def test_one_shell_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from itrain import config
 from itrain.architectures.table import ARCHITECTURES
 from itrain.cli import main
 from itrain.help import HELP, VERBS
-from itrain.help.listing import POSITIONS, components, list_group
-from itrain.shipped import FAMILIES
+from itrain.help.listing import POSITIONS, list_group
+from itrain.shipped import FAMILIES, components
 from itrain.sites import Site
 
 
@@ -23,6 +23,42 @@ def test_each_verb_says_what_it_takes_with_an_example(verb: str, capsys: pytest.
     said = capsys.readouterr().out
     assert said.startswith(f"usage: itrain {verb}")
     assert said.count(f"itrain {verb}") > 1 and said != HELP
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["fit", "--help", "recipe=x"],
+            "'recipe=x' does nothing beside --help: itrain fit --help; itrain explain recipe=x",
+        ),
+        (["list", "models", "-h"], "'models' does nothing beside --help: itrain list --help\n"),
+        (["--help", "fiit"], "there is no verb 'fiit', did you mean 'fit'?"),
+    ],
+)
+def test_a_word_that_does_nothing_beside_help_is_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.out == "" and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--help", "fit"], ["fit", "--quiet", "--help"], ["fit", "-h", "--debug"]])
+def test_help_on_a_verb_is_asked_for_in_any_order(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("usage: itrain fit")
+
+
+def test_a_working_folder_that_was_deleted_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for verb in VERBS:
+        assert main([verb]) == 2
+        assert capsys.readouterr().err == "itrain: the working folder was deleted; change to another: cd <folder>\n"
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

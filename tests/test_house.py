@@ -20,7 +20,6 @@ ROOMS = [
     {
         "itrain.sites",
         "itrain.layouts",
-        "itrain.shipped",
         "itrain.signatures",
         "itrain.sources",
         "itrain.trust",
@@ -33,7 +32,7 @@ ROOMS = [
         "itrain.probes",
         "itrain.interventions",
     },
-    {"itrain.placements", "itrain.detectors"},
+    {"itrain.placements", "itrain.detectors", "itrain.shipped"},
     {
         "itrain.inputs",
         "itrain.architectures",

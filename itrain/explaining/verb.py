@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from itrain import config, shipped
-from itrain.help.listing import POSITIONS, components, missing_weights
+from itrain.help.listing import POSITIONS, missing_weights
 from itrain.signatures import ConfigError, nearest
 from itrain.sites import Site
 from itrain.sources import Source, classes_of, plain, source_of
@@ -17,6 +17,8 @@ from itrain.sources import Source, classes_of, plain, source_of
 PACKAGES = {"intervention": "itrain.interventions", **{name: home for name, (home, _) in shipped.FAMILIES.items()}}
 MENTIONED = 6
 """How many names are told that speak of a word."""
+_CLASS = re.compile(r"itrain\.[\w.]+|(\w+\.)+[A-Z]\w*")
+"""Paths of classes, which no site looks like."""
 
 
 def explained(words: Sequence[str]) -> list[str]:
@@ -35,6 +37,8 @@ def explained(words: Sequence[str]) -> list[str]:
         lines = _named(what)
     elif (source := source_of(what)) is not None:
         lines = _class(source)
+    elif _CLASS.fullmatch(what):
+        raise ConfigError(_misplaced(what))
     else:
         return _site(what, rest)
     if rest:
@@ -73,13 +77,13 @@ def _named(name: str) -> Iterator[str]:
         if name in _choices(part) or (part == "recipe" and Path(name).is_file()):
             yield from _chosen(part, name)
             return
-    sources = {each.path.rpartition(".")[2]: each for home in set(PACKAGES.values()) for each in classes_of(home)}
+    sources = _classes()
     found = next((each for key, each in sources.items() if key.lower() == name.lower()), None)
-    said = components() | POSITIONS
+    said = shipped.components() | POSITIONS
     if found is None and name in said:
         yield name
         yield f"  {said[name]}"
-        example = f"layer2.{name}@last" if name in components() else f"layer2.block_output@{name}"
+        example = f"layer2.{name}@last" if name in shipped.components() else f"layer2.block_output@{name}"
         yield f"  itrain explain {example} says more"
         return
     if found is None:
@@ -103,9 +107,21 @@ def _unknown(name: str, others: Mapping[str, Source | str]) -> str:
     if spoken:
         more = ", ..." if len(spoken) > MENTIONED else ""
         return f"{begin}; it is spoken of in {', '.join(spoken[:MENTIONED])}{more}"
-    lower = {each.lower(): each for each in (*said, *components())}
+    lower = {each.lower(): each for each in (*said, *shipped.components())}
     close = get_close_matches(name.lower(), lower, 1)
     return begin + (f", did you mean '{lower[close[0]]}'?" if close else "; itrain list shows what there is")
+
+
+def _classes() -> dict[str, Source]:
+    """The classes that can be explained by their names."""
+    return {each.path.rpartition(".")[2]: each for home in set(PACKAGES.values()) for each in classes_of(home)}
+
+
+def _misplaced(path: str) -> str:
+    """What is told of a path at which there is no class: where the class of that name is, or the nearest path."""
+    begin, sources = f"there is no class '{path}'", _classes()
+    found = sources.get(path.rpartition(".")[2])
+    return begin + (f", it is '{found.path}'" if found else nearest(path, [each.path for each in sources.values()]))
 
 
 def _choices(part: str) -> Mapping[str, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,8 +22,6 @@ POSITIONS = {
     '"Mary"': 'the tokens of a text in the prompt; "Mary"[0] where it stands several times',
     "name.last+2": "several of these together",
 }
-COMPONENTS = "itrain.architectures.parts.Architecture"
-_NAMES = re.compile(r"((?:``[a-z_.]+``(?:, )?)+): ")
 
 
 def list_all() -> list[str]:
@@ -47,7 +44,7 @@ def list_group(word: str) -> list[str]:
     if group == "recipe":
         return [*_recipes()]
     if group == "component":
-        return _lines(components())
+        return _lines(shipped.components())
     if group == "position":
         return _lines(POSITIONS)
     if group in shipped.FAMILIES:
@@ -69,21 +66,6 @@ def described(group: str, name: str) -> str:
     source = source_of(str(node.get("_target_", "")))
     text = source.paragraph if source else ""
     return f"{text} ({node['name']})" if "name" in node and "${" not in node["name"] else text
-
-
-def components() -> dict[str, str]:
-    """What each component of a block is, from the description of the table's rows."""
-    source = source_of(COMPONENTS)
-    assert source is not None, "the table's rows are a class"
-    text, _, weights = source.doc.split("components:", 1)[1].partition("Rows with ")
-    found: dict[str, str] = {}
-    for item in re.split(r"\n\s*\* ", text)[1:]:
-        _, *parts = _NAMES.split(" ".join(item.split()))
-        for names, says in zip(parts[::2], parts[1::2], strict=True):
-            found |= dict.fromkeys(re.findall(r"``([a-z_.]+)``", names), plain(says).strip(" ;."))
-    return found | {
-        "attention_weights": plain(" ".join(weights.partition("``, ")[2].split()) or " ".join(weights.split()))
-    }
 
 
 def missing_weights(recipe: str) -> str | None:

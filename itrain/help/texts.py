@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _SYNTAX = """\
 After the verb comes Hydra's syntax: key=value, group=choice, +key=value, ~key.
@@ -379,6 +379,18 @@ examples
 VERBS = tuple(_OF_VERBS)
 
 
-def help_on(verb: str) -> str:
-    """The help of a verb, or of all where there is no such verb."""
-    return f"{_OF_VERBS[verb]}\n{_SYNTAX}" if verb in _OF_VERBS else HELP
+def help_on(words: Sequence[str]) -> str:
+    """The help on a verb, or on all of them where there are no words.
+
+    Raises:
+        ConfigError: there is no such verb, or another word is given, which would do nothing.
+    """
+    from itrain.signatures import ConfigError, nearest
+
+    verb, *others = words or [""]
+    if verb and verb not in VERBS:
+        raise ConfigError(f"there is no verb '{verb}'{nearest(verb, VERBS)}")
+    if others and [verb, *others] != ["task", "check"]:
+        what = f"; itrain explain {others[0]} says what that is" if others[0].startswith("recipe=") else ""
+        raise ConfigError(f"'{others[0]}' does nothing beside --help: itrain {verb} --help{what}")
+    return f"{_OF_VERBS[verb]}\n{_SYNTAX}" if verb else HELP
