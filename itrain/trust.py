@@ -127,6 +127,12 @@ def packages_of(value: Any) -> list[str]:
     return sorted({path.split(".")[0] for path in paths if isinstance(path, str) and not is_known(path)})
 
 
+def trusting(configuration: Any) -> str:
+    """The word that a command needs to read a run again, a space before it; nothing without classes of one's own."""
+    packages = packages_of(configuration)
+    return f" trust=[{','.join(packages)}]" if packages else ""
+
+
 def is_known(path: str) -> bool:
     """Whether a path lies in a package that needs no trust, at least where its kind fits."""
     return path.startswith(("itrain.", "torch.optim.", "lightning.", "hydra_plugins."))

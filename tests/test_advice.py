@@ -46,7 +46,11 @@ def test_the_command_that_goes_on_trusts_the_classes_of_the_run(
     command = re.search(r"to go on: itrain (.*)", told)
     assert command and command[1].endswith(" trust=[own_of_advice]"), told
     assert cli.main(shlex.split(command[1])) == 0
-    assert "distinct test pairs: 8" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "distinct test pairs: 8" in told
+    following = re.search(r"itrain (test export=\S+ seed=1 trust=\[own_of_advice\])  #", told)
+    assert following, told
+    assert cli.main(shlex.split(following[1])) == 0
 
 
 def test_a_network_is_made_of_a_module_and_a_training_of_a_network() -> None:
