@@ -27,7 +27,7 @@ from itrain.screen import lasting_screen
 from itrain.signatures import ConfigError, nearest
 from itrain.stops import Stop, Stopped, heeded
 from itrain.telling import RunFailed, one_line
-from itrain.trust import packages_of, printable
+from itrain.trust import printable, trusting
 
 NOTHING = "nothing was saved"
 
@@ -354,7 +354,7 @@ def _sweep(stop: Stop, words: list[str]) -> int:
 def _run_sweep(stop: Stop, configuration: DictConfig, folder: Path) -> int:
     from itrain.sweeps.run import sweep
 
-    again = f"to go on: itrain sweep resume={folder}{_trusting(configuration)}"
+    again = f"to go on: itrain sweep resume={folder}{trusting(OmegaConf.to_container(configuration))}"
     # A folder in which nothing came to be is gone by then.
     stop.advice = lambda: again if folder.exists() else NOTHING
     with one_line(configuration):
@@ -378,13 +378,8 @@ def _run(stop: Stop, verb: str, configuration: DictConfig) -> int:
 
 def _how_to_go_on(folder: Path, configuration: DictConfig) -> str:
     checkpoint = last_checkpoint(folder) or configuration.ckpt
-    return f"to go on: itrain fit ckpt={checkpoint}{_trusting(configuration)}" if checkpoint else NOTHING
-
-
-def _trusting(configuration: DictConfig) -> str:
-    """The word that a saved run needs besides its folder if it has classes of the user's own."""
-    packages = packages_of(OmegaConf.to_container(configuration))
-    return f" trust=[{','.join(packages)}]" if packages else ""
+    trust = trusting(OmegaConf.to_container(configuration))
+    return f"to go on: itrain fit ckpt={checkpoint}{trust}" if checkpoint else NOTHING
 
 
 def _is_interrupt(stop: BaseException) -> bool:

@@ -24,6 +24,7 @@ from itrain.training.judgements import FILE as JUDGEMENTS
 from itrain.training.judgements import write_judgements
 from itrain.training.monitoring import Monitoring
 from itrain.training.steering import Steering
+from itrain.trust import trusting
 
 METRICS = "metrics.csv"
 
@@ -56,9 +57,10 @@ def show_results(module: Training, data: SplitDataModule, results: Mapping[str, 
     commands = {f"itrain report {typed(folder)}": "a page with tables, picture, settings and how to read them"}
     if (folder / EXPORT / CONFIG).is_file():
         export = f"export={typed(folder / EXPORT)}"
+        trust = trusting(module.origin["configuration"])
         if texts is not None:
-            commands[f'itrain generate {export} prompt="<text>"'] = "continues a prompt before and after"
-        commands[f"itrain test {export} seed=1"] = "tests the export on other data"
+            commands[f'itrain generate {export} prompt="<text>"{trust}'] = "continues a prompt before and after"
+        commands[f"itrain test {export} seed=1{trust}"] = "tests the export on other data"
     suggest(commands)
 
 

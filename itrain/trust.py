@@ -51,6 +51,8 @@ class TrustError(QuotingError):
     """A file names what is not trusted, asks for too much, or is damaged."""
 
 
+ANNOTATE = "; annotate what the function returns"
+"""The remedy for a function that does not say what it makes."""
 _FACTORIES = ("itrain.models.", "itrain.tasks.", "itrain.networks.")
 """The modules of itrain whose functions make models and networks; what others return has been read from files."""
 
@@ -91,9 +93,14 @@ def find(path: Any, kinds: tuple[type, ...], *, role: str, trust: Sequence[str],
     if not (inspect.isclass(found) or inspect.isroutine(found)) or not defined.startswith(f"{home}."):
         raise TrustError(f"{place} names {path}, which is no {role} defined in {home}")
     if not any(issubclass(each, kinds) for each in _made_by(found, owned=home == "itrain")):
-        hint = "" if inspect.isclass(found) else "; annotate what the function returns" if home in trust else ""
+        hint = ANNOTATE if home in trust and not inspect.isclass(found) else ""
         raise TrustError(f"{place} names {path}, which is no {role}{hint}")
     return found
+
+
+def says_what_it_makes(function: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether :func:`find` would take a user's function for one that makes one of the kinds."""
+    return any(issubclass(each, kinds) for each in _made_by(function, owned=False))
 
 
 def require_names(trust: Sequence[str]) -> None:
@@ -125,6 +132,12 @@ def packages_of(value: Any) -> list[str]:
     paths += [each["class"] for each in _mappings(value) if each.keys() == {"class", "arguments"}]
     paths += [value["training"]] if isinstance(value, Mapping) and "training" in value else []
     return sorted({path.split(".")[0] for path in paths if isinstance(path, str) and not is_known(path)})
+
+
+def trusting(configuration: Any) -> str:
+    """The word that a command needs to read a run again, a space before it; nothing without classes of one's own."""
+    packages = packages_of(configuration)
+    return f" trust=[{','.join(packages)}]" if packages else ""
 
 
 def is_known(path: str) -> bool:

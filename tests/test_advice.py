@@ -14,6 +14,8 @@ from torch import nn
 
 import itrain
 from itrain import cli
+from itrain.config import check, compose
+from itrain.signatures import ConfigError
 from itrain.tasks import TaskError
 from itrain.trust import TrustError, find
 
@@ -46,7 +48,33 @@ def test_the_command_that_goes_on_trusts_the_classes_of_the_run(
     command = re.search(r"to go on: itrain (.*)", told)
     assert command and command[1].endswith(" trust=[own_of_advice]"), told
     assert cli.main(shlex.split(command[1])) == 0
-    assert "distinct test pairs: 8" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "distinct test pairs: 8" in told
+    following = re.search(r"itrain (test export=\S+ seed=1 trust=\[own_of_advice\])  #", told)
+    assert following, told
+    assert cli.main(shlex.split(following[1])) == 0
+
+
+def test_a_function_that_does_not_say_what_it_makes_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "unsaid.py").write_text(
+        "import itrain\n"
+        "def trained():\n    return itrain.load_embedded()\n"
+        "def said() -> itrain.BaseModel:\n    return trained()\n"
+        "def called_back():\n    return None\n"
+    )
+    configuration = compose(["recipe=das_gender", "model._target_=unsaid.said"])
+    check(configuration)
+    for key, made, role in (
+        ("model", "trained", "model"),
+        ("+trainer.callbacks.mine", "called_back", "part of the trainer"),
+    ):
+        told = rf"\._target_ names unsaid\.{made}, which is no {role}; annotate what the function returns: -> "
+        with pytest.raises(ConfigError, match=told):
+            check(compose(["recipe=das_gender", f"{key}._target_=unsaid.{made}"]))
 
 
 def test_a_network_is_made_of_a_module_and_a_training_of_a_network() -> None:

@@ -38,7 +38,7 @@ class Explodes(Intervention):
         return base
 
 
-def no_model() -> None: ...
+def no_model() -> models.BaseModel: ...
 
 
 # Refused before anything is built: `itrain show` with these words.

@@ -15,8 +15,10 @@ from itrain.cli import main
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.networks.hooks import HookedNetwork
-from itrain.results.columns import in_order, named_layer
+from itrain.reproducing import figures
+from itrain.results.columns import in_order, named_layer, named_site
 from itrain.results.flags import flagged
+from itrain.results.maps import axis_of
 from itrain.results.summary import summarise
 from itrain.results.table import read_results
 from itrain.sites import Site
@@ -40,7 +42,7 @@ def opened(model: nn.Module, inputs: Any = None) -> Any:
 
 
 def test_a_sweep_goes_over_the_modules_and_calls_of_ones_own_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipes").mkdir()
@@ -62,6 +64,24 @@ def test_a_sweep_goes_over_the_modules_and_calls_of_ones_own_model(
     assert list(summary.maps[0].rows) == ["head.input", "cell.output"]
     cell = next(each for each in summary.maps if each.method == "full vector").at("cell.output", "step 1")  # type: ignore[arg-type]
     assert cell is not None and cell.name == "full vector, cell.output, step 1"
+    # What is read of it speaks of modules and their calls.
+    assert summary.maps[0].axis == "module" and summary.settings["sites"] == "3: 2 modules x 3 positions"
+    assert "cell.output.step0" in {each.site.split(" +")[0] for each in summary.best}
+    told, page = capsys.readouterr().out, (folder / "report.html").read_text(encoding="utf-8")
+    for text in (told, page):
+        assert "A row is a module" in " ".join(text.split()) and "A row is a layer" not in text
+    assert '<th scope="row">module</th>' in page and "cell.output@step" not in told + page
+    assert [figures._site(row) for row in frame.to_dict("records")[:2]] == SITES[:2]
+
+
+def test_a_place_is_named_as_its_site_says_it() -> None:
+    assert [named_site(*each) for each in ((3, "last"), ("3", "last"))] == ["3@last", "3@last"]
+    found = [named_site("cell.output", each) for each in ("step 2", "last", "step 2, last", "(whole)")]
+    assert found == ["cell.output.step2", "cell.output@last", "cell.output.step2@last", "cell.output"]
+    assert [axis_of(rows) for rows in ([1, 2], ["1", "2"], ["cell"], ["1", "cell"])] == ["layer"] * 2 + [
+        "module",
+        "site",
+    ]
 
 
 def test_paths_are_ordered_by_their_numbers() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 from hydra.utils import get_object
 
 from itrain.config.placing import all_have_own, check_site, own_interventions
+from itrain.factories import PARTNER
 from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned, runs_on_all_devices
 from itrain.signatures import Call, ConfigError, calls_in, check_calls, check_kind
+from itrain.trust import ANNOTATE, is_known, says_what_it_makes
 
 Node = Mapping[str, Any]
 
@@ -30,6 +32,7 @@ _KINDS = {
     "logger": "lightning.pytorch.loggers.Logger",
     "sweep": "itrain.sweeps.grid.Grid",
 }
+_MODELS = ("torch.nn.Module", "itrain.BaseModel")
 _CALLBACK = "lightning.pytorch.Callback"
 _LARGEST_SEED = 2**32 - 1
 
@@ -87,6 +90,9 @@ def check_parts(plain: Node) -> None:
         # A sweep's logger is any object that takes sweeps, as the sweep itself checks.
         if kind is not None and not (place == "logger" and plain.get("sweep")):
             check_kind(call, get_object(kind))
+            _check_annotated(call, (kind,))
+        if place == "model" or place.endswith(f".{PARTNER}"):
+            _check_annotated(call, _MODELS)
         if place in (*_BUILT, *own) and (call.node.get("_partial_") is True) != (place in (*COMPLETED, *own)):
             raise ConfigError(f"{place}._partial_: leave it out; itrain knows which parts a run completes")
     check_calls(Configuration, plain)
@@ -99,6 +105,21 @@ def check_parts(plain: Node) -> None:
         if part in calls:
             _check_completed(calls[part])
     _check_parts_of(plain, calls["training"])
+
+
+def _check_annotated(call: Call, kinds: Sequence[str]) -> None:
+    """Refuse a user's function that does not say what it makes: what is saved of the run could not be read again."""
+    path = str(call.node["_target_"])
+    if inspect.isclass(call.target) or is_known(path):
+        return
+    if not says_what_it_makes(call.target, tuple(map(get_object, kinds))):
+        wanted = " or ".join(kinds)
+        group, _, rest = call.place.partition(".")
+        role = f"part of the {group}" if rest else group
+        raise ConfigError(
+            f"{call.place}._target_ names {path}, which is no {role}{ANNOTATE}: -> {wanted}; or else an export of the "
+            "run could not be tested"
+        )
 
 
 def _check_completed(call: Call) -> None:

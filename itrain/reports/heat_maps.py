@@ -11,7 +11,7 @@ from itrain.reports.figures import save_figure
 from itrain.reports.text import drawn
 from itrain.results.columns import IIA, PROBE_ACCURACY
 from itrain.results.heads import HEAD
-from itrain.results.maps import HeatMap
+from itrain.results.maps import HeatMap, axis_of
 from itrain.results.summary import SweepSummary
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def draw(maps: Sequence[HeatMap]) -> Figure:
     for place in axes.flat[len(maps) :]:
         place.set_axis_off()
     for place in axes[:, 0]:
-        place.set_ylabel("layer")
+        place.set_ylabel(axis_of(row for each in maps for row in each.rows))
     if len({each.scale for each in maps}) == 1:
         shown = {each.figure for each in maps}
         label = "difference" if maps[0].is_difference else shown.pop() if len(shown) == 1 else "share"

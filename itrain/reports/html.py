@@ -25,9 +25,8 @@ from itrain.results.columns import (
     written,
 )
 from itrain.results.flags import REASONS
-from itrain.results.maps import Cell, HeatMap
+from itrain.results.maps import Cell, HeatMap, maps_read
 from itrain.results.peaks import RULE
-from itrain.results.reading import MAPS_READ
 from itrain.results.summary import SweepSummary, summarise
 from itrain.results.tasks import over_tasks
 from itrain.versions import versions
@@ -84,7 +83,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         subtracted=list(dict.fromkeys(_name(each) for sweep in sweeps for each in sweep.differences)),
         difference_scale=[colour_of(share / 20, DIFFERENCES)[0] for share in range(21)],
         rule=RULE,
-        maps_read=MAPS_READ,
+        maps_read=maps_read([each for sweep in sweeps for each in sweep.maps]),
         by_figure=by_figure,
         tasks=over_tasks([sweep.frame for sweep in sweeps]),
         beside=heads_beside,

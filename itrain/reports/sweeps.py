@@ -13,12 +13,12 @@ from itrain.reports.tables import print_note, print_table
 from itrain.reports.terminal import is_quiet, suggest, typed
 from itrain.reports.text import plain
 from itrain.results.best import Best, by_figure, heads_beside
-from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION, UNBOUNDED, order_of
+from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION, UNBOUNDED, named_site, order_of
 from itrain.results.intervals import Estimate
-from itrain.results.maps import HeatMap
+from itrain.results.maps import HeatMap, maps_read
 from itrain.results.parts import Table as RunTable
 from itrain.results.peaks import LEAST
-from itrain.results.reading import BEST_READ, MAPS_READ
+from itrain.results.reading import BEST_READ
 from itrain.results.summary import SweepSummary
 from itrain.trust import printable
 
@@ -57,7 +57,7 @@ class SweepProgress:
         for row in rows:
             for figure in (figure for figure in FIGURES if row.get(figure) is not None):
                 if figure not in {IIA, *UNBOUNDED} or row[METHOD] not in CONTROLS:
-                    found = row[figure], row[LAYER], f"{row[METHOD]} {row[LAYER]}@{row[POSITION]}"
+                    found = row[figure], row[LAYER], f"{row[METHOD]} {named_site(row[LAYER], row[POSITION])}"
                     # Of equal ones the lowest layer, and there the first.
                     both = self.best.get(figure, found), found
                     self.best[figure] = min(both, key=lambda each: (-each[0], order_of(each[1])))
@@ -72,7 +72,7 @@ def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = ""
     for each in summary.maps:
         print_table(console, _map_table(each))
     if summary.maps:
-        print_note(console, MAPS_READ)
+        print_note(console, maps_read(summary.maps))
     if example.tokens:
         named = ", ".join(f"{position} {token}" for position, token in example.tokens.items())
         console.print(plain(f"\ntokens of '{example.text}': {named}"), soft_wrap=True)
@@ -103,7 +103,7 @@ def _map_table(each: HeatMap) -> RunTable:
         for layer, cells in each.rows.items()
     }
     heads = [("", position) for position in each.positions]
-    return RunTable(title=f"{each.method}: {each.caption}", heads=heads, rows=rows, corner="layer")
+    return RunTable(title=f"{each.method}: {each.caption}", heads=heads, rows=rows, corner=each.axis)
 
 
 def _best_table(figure: str, rows: Sequence[Best]) -> RunTable:

@@ -9,12 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itrain.results.columns import COMPONENT, KNOWN, LAYER, METHOD, POSITION, RANK, is_known
+from itrain.results.columns import COMPONENT, KNOWN, LAYER, METHOD, POSITION, RANK, WHOLE, is_known, named_site
 from itrain.results.layers import mean_over_layers
 from itrain.results.peaks import peak_of
 from itrain.results.table import read_results
 from itrain.signatures import ConfigError, nearest
-from itrain.sweeps.grid import WHOLE
 
 if TYPE_CHECKING:
     import pandas
@@ -105,6 +104,8 @@ def _parts(name: str, methods: Collection[str]) -> tuple[str, str, str]:
 def _site(row: Mapping[str, Any]) -> str:
     """The site of a row, as a command names it."""
     layer, component = row[LAYER], row[COMPONENT]
+    if component == "module":
+        return f"module:{named_site(layer, row[POSITION])}"
     number = layer if isinstance(layer, str) else f"{layer:g}"
-    place = f"module:{number}.output" if component == "module" else f"layer{number}.{component}"
+    place = f"layer{number}.{component}"
     return place if row[POSITION] == WHOLE else f"{place}@{row[POSITION]}"

@@ -12,6 +12,8 @@ METHOD, COMPONENT, LAYER, POSITION = "method", "component", "layer", "position"
 WINDOW, RANK, SEED, COMMAND = "window", "rank", "seed", "command"
 PLACE = [LAYER, POSITION]
 """The columns that make a cell of a heat map."""
+STEP, WHOLE = "step ", "(whole)"
+"""How the position of a module's call begins, and that of a site without one; no span can have these names."""
 REQUIRED = (METHOD, *PLACE, SEED, COMMAND, "flag")
 """The columns that every table of a sweep has."""
 
@@ -163,7 +165,21 @@ def order_of(layer: Any) -> list[int | str]:
 
 def named_layer(layer: Any) -> str:
     """How text speaks of a layer, or of a module that is named by its path."""
-    return str(layer) if isinstance(layer, str) and not layer.isdigit() else f"layer {layer}"
+    return str(layer) if names_module(layer) else f"layer {layer}"
+
+
+def names_module(layer: Any) -> bool:
+    """Whether a value of the column of layers is the path of a module."""
+    return isinstance(layer, str) and not layer.isdigit()
+
+
+def named_site(layer: Any, position: str) -> str:
+    """A row's place as its site says it: ``3@last``, and of a module ``cell.output.step2@last``."""
+    if not names_module(layer):
+        return f"{layer}@{position}"
+    parts = [] if position == WHOLE else position.split(", ")
+    steps = [f".step{part.removeprefix(STEP)}" for part in parts if part.startswith(STEP)]
+    return "".join([str(layer), *steps, *(f"@{part}" for part in parts if not part.startswith(STEP))])
 
 
 def written(value: Any) -> str:

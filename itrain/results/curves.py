@@ -27,7 +27,7 @@ from itrain.results.columns import (
 )
 from itrain.results.controls import without_void
 from itrain.results.intervals import estimated
-from itrain.results.maps import methods_of
+from itrain.results.maps import axis_of, methods_of
 from itrain.results.peaks import DIGITS, first_highest
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def boundaries(
             ]
             lines.append(Line(name=called, stroke=strokes[position], points=points))
         top = 2 * max(1, ceil(part[RANK_FOUND].max() / 2))
-        yield _over_steps(name, "layer", list(map(str, layers)), lines, top=top)
+        yield _over_steps(name, axis_of(layers), list(map(str, layers)), lines, top=top)
 
 
 def over_training(

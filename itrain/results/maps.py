@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,14 @@ from itrain.results.columns import (
     in_order,
     is_known,
     named_layer,
+    names_module,
     spoken,
     written,
 )
 from itrain.results.heads import HEAD, is_by_head
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.peaks import chance_of
+from itrain.results.reading import MAPS_READ, ROWS_READ
 
 if TYPE_CHECKING:
     import pandas
@@ -76,6 +78,11 @@ class HeatMap:
     is_control: bool = False
 
     @property
+    def axis(self) -> str:
+        """What its rows are: ``layer``, ``module``, or ``site`` where there are both."""
+        return axis_of(self.rows)
+
+    @property
     def is_by_head(self) -> bool:
         """Whether its positions are the heads of a component."""
         return all(position.startswith(HEAD) for position in self.positions)
@@ -106,6 +113,18 @@ class HeatMap:
         if layer not in self.rows or position not in self.positions:
             return None
         return self.rows[layer][list(self.positions).index(position)]
+
+
+def axis_of(rows: Iterable[Any]) -> str:
+    """What the rows of maps are: ``layer``, ``module``, or ``site`` where there are both."""
+    kinds = {names_module(row) for row in rows}
+    return "site" if len(kinds) > 1 else "module" if True in kinds else "layer"
+
+
+def maps_read(maps: Iterable[HeatMap]) -> str:
+    """How to read maps: what their rows and columns are, and what to compare them with."""
+    axis = axis_of(row for each in maps for row in each.rows)
+    return f"{ROWS_READ[axis]} {MAPS_READ}"
 
 
 def settings_apart(frames: Sequence[pandas.DataFrame]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from itrain.results.columns import CHANCE, LAYER, PLACE, POSITION, order_of
+from itrain.results.columns import CHANCE, LAYER, PLACE, POSITION, named_site, order_of
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +35,7 @@ class Peak:
     def __str__(self) -> str:
         if not self.is_above_chance:
             return "none"
-        return f"{self.layer}@{self.position}" + (f" +{self.ties}" if self.ties else "")
+        return named_site(self.layer, self.position) + (f" +{self.ties}" if self.ties else "")
 
 
 def peak_of(fits: pandas.DataFrame, figure: str) -> Peak:

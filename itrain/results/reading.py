@@ -47,12 +47,20 @@ BARS_READ = "A bar is a figure on held-out data; the whisker is its 95% interval
 LINES_READ = "A dot is a figure on held-out data; the vertical line through it is its 95% interval."
 CURVE_READ = "Grey: the loss of each training step."
 VALIDATION_READ = "Blue dots: validation, read on the right axis."
+_OF_CALLS = "a column is the call, or the token, that is edited or read."
+ROWS_READ = {
+    "layer": "A row is a layer, the last on top; a column is the token that is edited or read.",
+    "module": f"A row is a module, the last on top; {_OF_CALLS}",
+    "site": f"A row is a layer or a module, the last on top; {_OF_CALLS}",
+}
+"""What rows and columns of maps are, by the name of the rows."""
 MAPS_READ = (
-    "A row is a layer, the last on top; a column is the token that is edited or read. A value is the mean over seeds "
-    "on held-out data. Compare each map with that of the random subspace and the whole vector."
+    "A value is the mean over seeds on held-out data. Compare each map with that of the random subspace and the whole "
+    "vector."
 )
 BEST_READ = (
-    "The best site is layer@position; +2: two other sites score the same; none: nothing is above chance. 95%: the "
-    "interval of the value. Beside it stand the controls at that site, the gap from training to held-out pairs, and "
-    "the divergence of edited from natural activations (in brackets: natural ones from each other)."
+    "The best site is layer@position, or a module's path with its step and position; +2: two other sites score the "
+    "same; none: nothing is above chance. 95%: the interval of the value. Beside it stand the controls at that site, "
+    "the gap from training to held-out pairs, and the divergence of edited from natural activations (in brackets: "
+    "natural ones from each other)."
 )

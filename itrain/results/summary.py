@@ -22,6 +22,8 @@ from itrain.results.columns import (
     RANK,
     SECONDS,
     SEED,
+    named_site,
+    names_module,
     spoken,
 )
 from itrain.results.controls import without_void
@@ -123,7 +125,7 @@ def _flags(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> dict[
     for number, row in frame.loc[frame[FLAG] != ""].iterrows():
         named = [setting(key, row[key]) for key in apart[row[METHOD]] if key in row]
         named += [f"seed {row[SEED]}"] if several else []
-        name = ", ".join([f"{spoken(row[METHOD])} {row[LAYER]}@{row[POSITION]}", *named])
+        name = ", ".join([f"{spoken(row[METHOD])} {named_site(row[LAYER], row[POSITION])}", *named])
         flags.setdefault(row[FLAG], []).append((int(str(number)), name))
     return flags
 
@@ -137,12 +139,13 @@ def _settings(frame: pandas.DataFrame, configuration: Mapping[str, Any]) -> dict
     """What was swept, on which model, and how much of it: lines by name."""
     grid = configuration.get("sweep") or {}
     sites = frame[PLACE].drop_duplicates()
+    rows = "modules" if all(map(names_module, frame[LAYER])) else "layers"
     ranks = sorted(frame[RANK].dropna().unique()) if RANK in frame else []
     settings = {
         "model": model_of(configuration.get("model")),
         "task": brief(configuration.get("task")),
         "methods": ", ".join(map(spoken, dict.fromkeys(frame[METHOD]))),
-        "sites": f"{len(sites)}: {frame[LAYER].nunique()} layers x {frame[POSITION].nunique()} positions",
+        "sites": f"{len(sites)}: {frame[LAYER].nunique()} {rows} x {frame[POSITION].nunique()} positions",
         "ranks": ", ".join(f"{rank:g}" for rank in ranks),
         "seeds": ", ".join(map(str, sorted(frame[SEED].unique()))),
         "fits": str(len(frame)),

@@ -17,6 +17,7 @@ from itrain.experiment import Opened
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
 from itrain.placements import plain_sites
+from itrain.results.columns import STEP, WHOLE
 from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
 from itrain.training.probing import ProbeTraining
@@ -24,8 +25,6 @@ from itrain.training.probing import ProbeTraining
 HEADS = ".heads"
 """The end of a component each of whose heads is meant."""
 _OF_STACK = re.compile(r"([a-z]+\.)((?!head\d)[a-z_]+(?:\.head\d+)?)")
-WHOLE = "(whole)"
-"""How a table calls the position of a site without one; no span can have the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +225,7 @@ class Fit:
         site = self.site
         of_head = "" if site.head is None else f".head{site.head}"
         if site.layer is None:
-            calls = [] if site.step is None else [f"step {site.step}"]
+            calls = [] if site.step is None else [f"{STEP}{site.step}"]
             places = [site.position] if site.position else []
             return "module", site.component.removeprefix("module:"), ", ".join([*calls, *places]) or WHOLE
         of_step = "" if site.step is None else f".step{site.step}"
