@@ -203,6 +203,8 @@ def _check_keys(call: Call, calls: Sequence[Call]) -> None:
 
 
 def _suggestion(key: str, call: Call, calls: Sequence[Call]) -> str:
+    if call.place and any(not other.place and key in other.accepts for other in calls):
+        return f"; '{key}' stands alone: {key}=<value>"
     meant = [other.at(key) for other in calls if key in other.accepts]
     meant += [call.at(close) for close in difflib.get_close_matches(key, call.accepts, 1)]
     return f", did you mean '{meant[0]}'?" if meant else f"; there is {', '.join(call.accepts) or 'nothing to set'}"

@@ -118,6 +118,7 @@ def test_the_command_line_wins_over_the_recipe_which_wins_over_the_defaults() ->
         ("model=hf", "model.name has no value; add model.name=<value>"),
         ("model={name:x}", "set its keys one by one: model.<key>=<value>"),
         ("intervention.rnk=4", "intervention.rnk: DAS takes no 'rnk', did you mean 'intervention.rank'?"),
+        ("intervention.site=layer4.block_output", "DAS takes no 'site'; 'site' stands alone: site=<value>"),
         ("trainer.max_epoch=3", "trainer.max_epoch: Trainer takes no 'max_epoch', did you mean 'trainer.max_epochs'?"),
         ("trainer.max_epochs=abc", 'trainer.max_epochs: expected an integer or null, not "abc"'),
         ("trainer.max_epochs=2.5", "trainer.max_epochs: expected an integer or null, not 2.5"),
