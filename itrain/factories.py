@@ -18,10 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from itrain.placements import Placement
 from itrain.sites import Site
-from itrain.trust import QuotingError, TrustError, find, shown
+from itrain.trust import PARTNER, QuotingError, TrustError, find, shown
 
-PARTNER = "partner"
-"""The argument that is a second model, or what makes it."""
 PLACES = ("sites", "partner_sites")
 """The arguments that are placements."""
 

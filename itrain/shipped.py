@@ -156,7 +156,7 @@ def unread(file: Path) -> str | None:
     """Why a file is no mapping of YAML, in one line; None: it is one, or empty."""
     try:
         node = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         return " ".join(str(error).split())
     return None if node is None or isinstance(node, dict) else f"it holds a {type(node).__name__}, not keys and values"
 

@@ -51,6 +51,8 @@ class TrustError(QuotingError):
     """A file names what is not trusted, asks for too much, or is damaged."""
 
 
+PARTNER = "partner"
+"""The argument that is a second model, or what makes it."""
 ANNOTATE = "; annotate what the function returns"
 """The remedy for a function that does not say what it makes."""
 _FACTORIES = ("itrain.models.", "itrain.tasks.", "itrain.networks.")

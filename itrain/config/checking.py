@@ -11,10 +11,9 @@ from typing import Any
 from hydra.utils import get_object
 
 from itrain.config.placing import all_have_own, check_site, own_interventions
-from itrain.factories import PARTNER
 from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned, runs_on_all_devices
 from itrain.signatures import Call, ConfigError, calls_in, check_calls, check_kind
-from itrain.trust import ANNOTATE, is_known, says_what_it_makes
+from itrain.trust import ANNOTATE, PARTNER, is_known, says_what_it_makes
 
 Node = Mapping[str, Any]
 
