@@ -236,13 +236,13 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"the encoder_bias has the shape \(6,\); the encoder \(6, 16\) needs \(16,\)",
     ),
     "NaN": (lambda to: sae_lens(to, with_nan()), "the decoder is not finite"),
-    "another architecture": (lambda to: sae_lens(to, arrays(), architecture="gated"), "of the architecture 'gated'"),
+    "another architecture": (lambda to: sae_lens(to, arrays(), architecture="gated"), "has the architecture 'gated'"),
     "another activation": (lambda to: sae_lens(to, arrays(), activation_fn="tanh-relu"), "architecture 'tanh-relu'"),
     "another class": (
         lambda to: dictionary_learning(to, arrays(), "pt", dict_class="GatedAutoEncoder"),
-        "of the architecture 'GatedAutoEncoder'",
+        "has the architecture 'GatedAutoEncoder'",
     ),
-    "a transcoder": (lambda to: sae_lens(to, arrays(), architecture="transcoder"), "of the architecture 'transcoder'"),
+    "a transcoder": (lambda to: sae_lens(to, arrays(), architecture="transcoder"), "has the architecture 'transcoder'"),
     "a transcoder of Gemma Scope": (
         lambda to: gemma_scope(to / "models--google--gemma-scope-2b-pt-transcoders" / "layer_3", arrays()),
         "is a transcoder, from what an MLP reads to what it writes",
