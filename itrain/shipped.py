@@ -154,20 +154,25 @@ def _comments(file: Path) -> list[str]:
 
 def unread(file: Path) -> str | None:
     """Why a file is no mapping of YAML, in one line; None: it is one, or empty."""
-    try:
-        node = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        return " ".join(str(error).split())
-    return None if node is None or isinstance(node, dict) else f"it holds a {type(node).__name__}, not keys and values"
+    read = _read(file)
+    return read if isinstance(read, str) else None
 
 
 def _plain(file: Path) -> dict[str, Any]:
     """A file's mapping; an empty one where it cannot be read, as files in ./recipes need not be itrain's."""
+    read = _read(file)
+    return {} if isinstance(read, str) else read
+
+
+def _read(file: Path) -> dict[str, Any] | str:
+    """A file's mapping, or why it is none."""
     try:
         node = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return node if isinstance(node, dict) else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        return " ".join(str(error).split())
+    if node is None or isinstance(node, dict):
+        return node or {}
+    return f"it holds a {type(node).__name__}, not keys and values"
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

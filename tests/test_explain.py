@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import itrain
-from itrain.architectures import ARCHITECTURES, blocks
+from itrain.architectures import ARCHITECTURES, blocks, has
 from itrain.cli import main
-from itrain.explaining.sites import NEVER, SURE, UNSURE, _exists, mixes, reached, token_reach
+from itrain.explaining.sites import NEVER, SURE, UNSURE, mixes, reached, token_reach
 from itrain.inputs import ModelInputs
 from itrain.networks.hooks import HookedNetwork
 from itrain.runs.given import evaluating, inputs_of
@@ -103,7 +103,7 @@ def test_what_is_reached_is_true_at_each_component_of_each_architecture(model_ty
         before, plain = network.read(inputs, outputs), network(inputs)
     sites = [Site(component=name, layer=layer, position="2") for layer in range(layers) for name in row.components]
     for site in sites:
-        if site.is_weights or not _exists(model, site):
+        if site.is_weights or not has(model, site):
             continue
         with evaluating(model):
             after, answer = network.read(inputs, outputs, [(site, noise)]), network.edit(inputs, [(site, noise)])

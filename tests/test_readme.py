@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from itrain.help import VERBS
+from tests.pages import RunPage
 
 HOME = Path(__file__).parents[1]
 README = (HOME / "README.md").read_text(encoding="utf-8")
-(USE,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = set(re.findall(r"^itrain (?:fit|show|list|plan)[^#\n]*", README, re.MULTILINE))
 TABLED = re.findall(r"\| `((?:fit|sweep|run|export) [^`]+)` \|", README)
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), Path("scripts/README.md")]
 """Pages that are none of the site's, whose own build checks its links."""
 
 
-def test_what_was_trained_acts_in_the_user_s_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    scope: dict[str, Any] = {}
-    exec(USE, scope)
+def test_what_was_trained_acts_in_the_user_s_model(run_page: RunPage) -> None:
+    scope = run_page("README.md").space
     model, run, prompt = (scope[name] for name in ("model", "run", "prompt"))
     assert run.probability("he") > run.probability("she") and run.plain.probability("he") < 0.5
     assert model.tokenizer.decode(scope["tokens"][0]).endswith("Mary walked because he was happy")

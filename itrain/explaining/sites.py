@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from itrain.architectures import Location, architecture, blocks, heads_of, locate, unwrap
+from itrain.architectures import Location, architecture, blocks, has, heads_of, locate, unwrap
 from itrain.explaining.examples import Example, shown
 from itrain.inputs import ModelInputs
 from itrain.networks.hooks import HookedNetwork
@@ -169,15 +169,7 @@ def _of_mixing(model: nn.Module) -> list[Site]:
         return []
     names = [name for name in row.components if name in (*MIXED_AT_ONCE, *PAST_MIXING) and name != "block_input"]
     sites = (Site(component=name, layer=layer) for layer in range(len(blocks(model))) for name in names)
-    return [each for each in sites if _exists(model, each)]
-
-
-def _exists(model: nn.Module, site: Site) -> bool:
-    try:
-        locate(model, site)
-    except ValueError:
-        return False
-    return True
+    return [each for each in sites if has(model, each)]
 
 
 def _module(model: nn.Module, location: Location) -> str:
@@ -225,4 +217,4 @@ def _nearby(model: nn.Module, site: Site) -> Iterator[str]:
     names = [name for name in row.components if name.rpartition(".")[0] == stack]
     place = names.index(site.component) if site.component in names else 0
     others = (replace(site, component=name, head=None) for name in names[max(0, place - 2) : place + 3])
-    yield from (str(each) for each in others if each.component != site.component and _exists(model, each))
+    yield from (str(each) for each in others if each.component != site.component and has(model, each))
