@@ -95,10 +95,8 @@ def _inside(folder: str) -> Iterator[None]:
         os.chdir(before)
 
 
-def _run_cell(code: str, name: str, space: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """What a cell prints, shows, draws and ends in."""
-    shown: list[dict[str, Any]] = []
-    space["display"] = lambda *values: shown.extend({"output_type": "display_data", **_bundle(each)} for each in values)
+def run_code(code: str, name: str, space: dict[str, Any]) -> tuple[str, Any]:
+    """What a cell prints, and the value that it ends in; None where there is none, or a semicolon hides it."""
     *body, last = ast.parse(code).body
     if not isinstance(last, ast.Expr) or code.rstrip().endswith(";"):
         body, last = [*body, last], None
@@ -108,8 +106,16 @@ def _run_cell(code: str, name: str, space: dict[str, Any], count: int) -> list[d
     with contextlib.redirect_stdout(printed):
         exec(compile(ast.Module(body, []), name, "exec"), space)
         value = None if last is None else eval(compile(ast.Expression(last.value), name, "eval"), space)
-    if printed.getvalue():
-        shown.insert(0, {"output_type": "stream", "name": "stdout", "text": printed.getvalue()})
+    return printed.getvalue(), value
+
+
+def _run_cell(code: str, name: str, space: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """What a cell prints, shows, draws and ends in."""
+    shown: list[dict[str, Any]] = []
+    space["display"] = lambda *values: shown.extend({"output_type": "display_data", **_bundle(each)} for each in values)
+    printed, value = run_code(code, name, space)
+    if printed:
+        shown.insert(0, {"output_type": "stream", "name": "stdout", "text": printed})
     if value is not None:
         shown.append({"output_type": "execute_result", "execution_count": count, **_bundle(value)})
     return [*shown, *_drawn()]

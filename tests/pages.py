@@ -6,10 +6,8 @@ what is left out would each be a parser or an evaluator of our own, and finding 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
-import io
 import linecache
 import os
 import re
@@ -22,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from scripts.notebooks import run_code
 
 HOME = Path(__file__).parents[1]
 DOCS = HOME / "docs"
@@ -115,17 +115,8 @@ def _with(block: Block, shown: str | None) -> Block:
 
 def run(code: str, space: dict[str, Any]) -> str:
     """What a block prints, or its last expression as a notebook shows it if it has a value."""
-    *body, last = ast.parse(code).body
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        if not isinstance(last, ast.Expr):
-            body, last = [*body, last], None
-        # Libraries that look at the source of their caller find it here.
-        name = f"<block {len(linecache.cache)}>"
-        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
-        exec(compile(ast.Module(body, []), name, "exec"), space)
-        value = None if last is None else eval(compile(ast.Expression(last.value), "block", "eval"), space)
-    return printed.getvalue() if value is None else f"{value!r}\n"
+    printed, value = run_code(code, f"<block {len(linecache.cache)}>", space)
+    return printed if value is None else f"{value!r}\n"
 
 
 def alike(shown: str, expected: str) -> bool:
