@@ -763,12 +763,6 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-
-
 def machine() -> str:
     """What was measured on, without a date."""
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

@@ -41,7 +41,6 @@ from bench_common import (
     Quartiles,
     alignment_search,
     machine,
-    markdown,
     peak_bytes,
     require_equal,
     reset_peak,
@@ -63,6 +62,7 @@ from itrain.interventions.orthogonal import retract_after_steps
 from itrain.metrics import RULES, is_right
 from itrain.networks.choose import make_network
 from itrain.networks.replay import ReplayNetwork
+from itrain.results.markdown import markdown
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.optimization import with_linear_schedule
 

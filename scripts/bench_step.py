@@ -42,7 +42,6 @@ from bench_common import (
     import_pyvene,
     interleaved,
     machine,
-    markdown,
     peak_bytes,
     ratios,
     require_equal,
@@ -54,6 +53,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.interventions.orthogonal import retract_after_steps
+from itrain.results.markdown import markdown
 
 BATCHES = 2
 """Batches of different pairs that steps are made on."""

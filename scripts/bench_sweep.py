@@ -24,7 +24,7 @@ from typing import Any
 
 import lightning
 import torch
-from bench_common import SETTINGS, import_pyvene, machine, markdown
+from bench_common import SETTINGS, import_pyvene, machine
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +36,7 @@ from itrain.interventions.das import DAS
 from itrain.models import load_embedded
 from itrain.networks.base import Network
 from itrain.networks.choose import make_network
+from itrain.results.markdown import markdown
 from itrain.sites import Site
 from itrain.tasks.base import Split
 from itrain.tasks.gender import Gender

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from itrain.files import read_yaml, write_text
+from itrain.results.markdown import markdown
 
 HOME = Path(__file__).parents[1]
 PACKAGE, TABLE, PAGE = HOME / "itrain", HOME / "docs" / "errors.yaml", HOME / "docs" / "errors.md"
@@ -245,14 +246,15 @@ def _section(kind: Kind, places: Sequence[Raised]) -> str:
     return "\n".join(lines)
 
 
-def _index(listed: Sequence[Kind], found: Mapping[str, Sequence[Raised]]) -> Iterator[str]:
+def _index(listed: Sequence[Kind], found: Mapping[str, Sequence[Raised]]) -> list[str]:
     """The table of error classes, with the sections that have them."""
-    yield from ["## Classes", "", "| class | is a | what it says | messages |", "| --- | --- | --- | --- |"]
+    rows = []
     for name in sorted({place.error for places in found.values() for place in places} | classes().keys()):
         base, meaning = classes().get(name, ("built in", ""))
         at = [kind for kind in listed if any(place.error == name for place in found[kind.title])]
         links = ", ".join(f"[{kind.title}](#{kind.anchor})" for kind in at)
-        yield f"| `{name}` | {base if base == 'built in' else f'`{base}`'} | {meaning} | {links} |"
+        rows.append([f"`{name}`", base if base == "built in" else f"`{base}`", meaning, links])
+    return ["## Classes", "", markdown(["class", "is a", "what it says", "messages"], rows)]
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from itrain.interventions.base import Intervention
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.reports.silence import silence_others
+from itrain.results.markdown import markdown
 from itrain.sites import Site
 from itrain.tasks.base import Task
 from itrain.training.alignment import AlignmentSearch
@@ -95,11 +96,11 @@ def mean(runs: Sequence[Figures]) -> Figures:
 
 def write(rows: Mapping[str, Sequence[Figures]], columns: Mapping[str, str], folder: Path, name: str) -> None:
     """Print and keep a table with a row for each method: mean and standard deviation of its runs."""
-    lines = [f"| {name} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for method, runs in rows.items():
-        cells = [_spread([run[key] for run in runs if key in run]) for key in columns.values()]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    table = "\n".join(lines) + "\n"
+    lines = [
+        [method, *(_spread([run[key] for run in runs if key in run]) for key in columns.values())]
+        for method, runs in rows.items()
+    ]
+    table = markdown([name, *columns], lines) + "\n"
     print(table)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(table)

@@ -32,7 +32,6 @@ from bench_common import (
     Way,
     count_flops,
     machine,
-    markdown,
     relative_errors,
 )
 from bench_step import _available
@@ -47,6 +46,7 @@ from itrain.networks.base import Network
 from itrain.networks.choose import make_network
 from itrain.networks.lane import Edit
 from itrain.networks.replay import ReplayNetwork
+from itrain.results.markdown import markdown
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.cohort import Cohort

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from itrain.models import ANSWER
+from itrain.results.markdown import markdown
 from itrain.tiny_world import (
     ASSETS,
     END_OF_TEXT,
@@ -246,10 +247,10 @@ def readme(card: dict[str, Any]) -> str:
     rows = []
     for ability in dict.fromkeys(name.partition("/")[0] for name in card["accuracies"]):
         unseen, seen = (card["accuracies"][f"{ability}/{split}"] for split in ("held_out", "seen"))
-        rows.append(f"| {ability} | {unseen['accuracy']:.3f} ({unseen['n']}) | {seen['accuracy']:.3f} ({seen['n']}) |")
+        rows.append([ability, *(f"{found['accuracy']:.3f} ({found['n']})" for found in (unseen, seen))])
     return README.format(
         **card,
-        table="\n".join(rows),
+        table=markdown(["ability", "held out", "seen"], rows),
         shares=", ".join(f"{name} {share:.0%}" for name, share in card["mixture"].items()),
         entities={name: len(facts) for name, (facts, _) in FACTS.items()},
         megabytes=sum(card["bytes"].values()) / 1e6,
@@ -271,8 +272,6 @@ the padding token) before a text; any other word than those of the tiny world be
 
 Top-1 accuracy over the whole vocabulary; in brackets the number of questions.
 
-| ability | held out | seen |
-|---|---|---|
 {table}
 
 * **pronouns**: `Sarah walked because` -> `she`; with a distractor `When John slept , Sarah walked because` -> `she`;

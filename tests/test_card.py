@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from itrain.results.claims import claim
+from itrain.results.markdown import markdown
 from itrain.sharing import CONFIG, ExportError, load
 from itrain.sharing.card import card_of, escaped, line_of, note_on_merged
 from tests.canary import CANARY
@@ -176,3 +177,8 @@ def test_a_damaged_description_is_one_line(content: bytes, hub: Hub, model: Any)
     with pytest.raises(ExportError) as found:
         load("alice/gender", model)
     assert "\n" not in str(found.value)
+
+
+def test_what_separates_cells_is_escaped_once() -> None:
+    table = markdown(["name", "value"], [["a|b", r"c\|d"]], numbers=True)
+    assert table.splitlines() == ["| name | value |", "| --- | ---: |", r"| a\|b | c\|d |"]

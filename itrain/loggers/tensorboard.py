@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from itrain.loggers.base import FinishedFit, before_the_test, legible, require_package
 from itrain.loggers.runs import Identity, identify_results
 from itrain.results.best import BEST, best_table
+from itrain.results.markdown import markdown
 from itrain.results.run import RunSummary
 from itrain.results.summary import SweepSummary
 
@@ -43,7 +44,7 @@ class TensorBoard(TensorBoardLogger):
     def log_run(self, summary: RunSummary, figure: Path) -> None:
         self.experiment.add_image("figure", imread(figure), dataformats="HWC")
         for name, table in summary.named_tables.items():
-            self.experiment.add_text(name, _markdown(table.columns, table.lines))
+            self.experiment.add_text(name, markdown(table.columns, table.lines))
         self.log_metrics(before_the_test(summary))
         # Lightning has ended the run by now: nothing else would write what is still in the queue.
         self.experiment.close()
@@ -60,10 +61,6 @@ class TensorBoard(TensorBoardLogger):
         for name, file in pictures.items():
             logger.experiment.add_image(name, imread(file), dataformats="HWC")
         best = best_table(summary.best)
-        logger.experiment.add_text(BEST, _markdown(best.columns, best.lines))
+        logger.experiment.add_text(BEST, markdown(best.columns, best.lines))
         logger.log_hyperparams(dict(identify_results(sweep, summary).config))
         logger.experiment.close()
-
-
-def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines))

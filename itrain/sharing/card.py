@@ -13,7 +13,9 @@ from yaml import YAMLError
 
 from itrain import __version__
 from itrain.results.claims import claim
-from itrain.results.run import Table, summarise_run
+from itrain.results.markdown import markdown
+from itrain.results.parts import Table
+from itrain.results.run import summarise_run
 from itrain.sharing.exports import ExportError
 from itrain.trust import printable
 
@@ -158,15 +160,12 @@ def _facts(config: Mapping[str, Any]) -> str:
         "versions": [f"{name} {version}" for name, version in _items(run.get("versions") or config.get("versions"))],
         "commit of the author's code": _texts(run.get("commit")),
     }
-    lines = [f"| {name} | {', '.join(map(escaped, values))} |" for name, values in rows.items() if values]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    return markdown(["", ""], [[name, ", ".join(map(escaped, values))] for name, values in rows.items() if values])
 
 
 def _drawn(table: Table) -> str:
-    head = table.columns
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *table.lines]
-    rows = ["| " + " | ".join(map(_plain, line) if place != 1 else line) + " |" for place, line in enumerate(lines)]
-    return f"**{_plain(table.title)}**\n\n" + "\n".join(rows)
+    drawn = markdown([*map(_plain, table.columns)], (map(_plain, line) for line in table.lines), numbers=True)
+    return f"**{_plain(table.title)}**\n\n{drawn}"
 
 
 def _plain(text: str) -> str:

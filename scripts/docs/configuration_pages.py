@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from words import code, plain, table
+from words import code, plain
 
 from itrain import shipped
 from itrain.files import read_yaml
 from itrain.help.listing import described
 from itrain.owned import FILLED, OWNED
+from itrain.results.markdown import markdown
 from itrain.sources import Source, classes_of, source_of
 
 FOLDER = "reference/configuration"
@@ -83,11 +84,11 @@ take is refused before anything is built, with the nearest right one.
 
 ## Parts
 
-{table(("part", "what it is", "default"), rows)}
+{markdown(("part", "what it is", "default"), rows)}
 
 ## Keys of the run
 
-{table(("key", "default", "what it is"), keys)}
+{markdown(("key", "default", "what it is"), keys)}
 """
 
 
@@ -106,7 +107,7 @@ def _part_page(part: str) -> str:
         f"# `{part}`\n",
         f"{PARTS[part]} Choose with `{part}=<choice>`, set an argument with `{part}.<argument>=`.\n",
     ]
-    lines += ["## Choices\n", table(("choice", "what it is", "builds"), _choices(part)), ""]
+    lines += ["## Choices\n", markdown(("choice", "what it is", "builds"), _choices(part)), ""]
     lines.append("## Arguments\n")
     made.pop("", None)
     for target, choices in made.items():
@@ -139,7 +140,7 @@ def _class(part: str, target: str, choices: Iterable[str]) -> Iterator[str]:
     yield f"{plain(source.paragraph)}\n"
     yield f"{', '.join([*choices, f'`_target_: {target}`'])}\n"
     if rows := list(_argument_rows(source, part)):
-        yield table(_ARGUMENTS, rows)
+        yield markdown(_ARGUMENTS, rows)
     yield ""
 
 
@@ -175,5 +176,5 @@ itrain sweep recipe=das_gender sweep.methods=[das,probing] sweep.layers="every(2
 
 ## Arguments
 
-{table(_ARGUMENTS, _argument_rows(grid))}
+{markdown(_ARGUMENTS, _argument_rows(grid))}
 """

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from words import plain, table
+from words import plain
+
+from itrain.results.markdown import markdown
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 START = """\
@@ -69,7 +71,7 @@ def page() -> str:
             [f"[`{name}`](#{name})", plain(found[name]["Title"]), plain(found[name].get("Hardware", ""))]
             for name in names
         )
-        parts += [f"## {title}\n", table(("recipe", "what it does", "hardware"), rows), ""]
+        parts += [f"## {title}\n", markdown(("recipe", "what it does", "hardware"), rows), ""]
     for title, names in groups.items():
         parts += [f"## {title}: each recipe\n", *(line for name in names for line in _section(name, found[name]))]
     return "\n".join(parts)
