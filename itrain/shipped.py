@@ -30,7 +30,14 @@ COMPONENTS = "itrain.architectures.parts.Architecture"
 """The class whose description says what each component of a block is."""
 _NAMES = re.compile(r"((?:``[a-z_.]+``(?:, )?)+): ")
 _OVERRIDE = "override /"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NUMBER = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Takes 1e-3 for a number, as Hydra does."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
 
 
 class Chosen(NamedTuple):
@@ -167,7 +174,7 @@ def _plain(file: Path) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any] | str:
     """A file's mapping, or why it is none."""
     try:
-        node = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
+        node = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         return " ".join(str(error).split())
     if node is None or isinstance(node, dict):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from itrain import config, shipped
 from itrain.config import ConfigError, check, compose
+from itrain.files import read_yaml
 
 if TYPE_CHECKING:
     from nowhere import Unknown
@@ -360,3 +361,12 @@ def test_the_resolved_configuration_is_plain_data() -> None:
     composed = compose(["recipe=plain", "logger=wandb"])
     assert composed.logger.name == "plain"
     assert yaml.safe_load(OmegaConf.to_yaml(composed)) == OmegaConf.to_container(composed)
+
+
+def test_choices_are_read_as_hydra_reads_them() -> None:
+    """Without Hydra's reader 1e-3 would be a text."""
+    for group, files in shipped.group_files().items():
+        for name, file in files.items():
+            own = {key: value for key, value in read_yaml(file).items() if key != "defaults"}
+            found = shipped.choice(group, name)
+            assert {key: found[key] for key in own} == own, f"{group}={name}"

@@ -21,9 +21,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from itrain import config, experiment, models, trainers
+from itrain import config, experiment, models, shipped, trainers
 from itrain.cli import main
-from itrain.config import ConfigError, check, compose, composition, recording
+from itrain.config import ConfigError, check, compose, recording
 from itrain.owned import OWNED, owner
 from itrain.run_folder import run_folder
 from itrain.signatures import Call, _fits, _options, calls_in
@@ -218,7 +218,7 @@ def test_every_argument_of_every_constructor_acts_or_is_refused(
     tally, seen = Tally(), {None}
     for group, choices in config.group_choices().items():
         for choice in choices:
-            words, target = [f"{group}={choice}", *NEEDS.get(choice, [])], composition._target_of(group, choice)
+            words, target = [f"{group}={choice}", *NEEDS.get(choice, [])], shipped.choice(group, choice).get("_target_")
             if target in seen or (group == "launcher" and choice not in INSTALLED):
                 continue
             seen.add(target)
@@ -280,7 +280,7 @@ def test_no_constructor_of_itrain_ignores_an_argument() -> None:
     """What reaches a constructor is also read there."""
     for group, choices in config.group_files().items():
         for choice in choices:
-            target = composition._target_of(group, choice)
+            target = shipped.choice(group, choice).get("_target_")
             if target is None or not target.startswith("itrain."):
                 continue
             (call,) = calls_in({"_target_": target})

@@ -25,7 +25,7 @@ from itrain.config.saved import configuration_of_run, configuration_of_sweep, fi
 from itrain.config.tables import fill_in_fingerprint, take_table
 from itrain.config.tasks import CHOICE, is_task_file, register_task, registered, with_words
 from itrain.files import read_yaml
-from itrain.shipped import group_choices, recipe_files, shipped
+from itrain.shipped import choice, group_choices, recipe_files, shipped
 from itrain.signatures import ConfigError, brief, nearest
 from itrain.versions import versions
 
@@ -194,29 +194,21 @@ def _replaced(parsed: Sequence[Override], groups: Mapping[str, object]) -> list[
         if isinstance(value, dict):
             chosen = value.get("_target_")
         else:
-            chosen = None if value is None else _target_of(group, str(value[-1] if isinstance(value, list) else value))
+            name = value[-1] if isinstance(value, list) else value
+            chosen = None if value is None else _choice(group, str(name)).get("_target_")
         if chosen != (of_recipe.get(group) or {}).get("_target_"):
             found.append(group)
     return found
-
-
-def _target_of(group: str, choice: str) -> str | None:
-    """The class or function that a choice names, itself or through another choice that it begins with."""
-    if choice.startswith(CHOICE):
-        return registered(choice).get("_target_")
-    node = read_yaml(shipped("configs") / group / f"{choice}.yaml")
-    inherited = node.get("defaults", ())
-    return node.get("_target_") or (_target_of(group, inherited[0]) if inherited else None)
 
 
 def _default_name(config: DictConfig) -> str:
     """The name of a run without a recipe: its choices, or the names of the user's own classes."""
     names = []
     for group in ("intervention", "task"):
-        choice, target = config.hydra.runtime.choices.get(group), (config.get(group) or {}).get("_target_")
+        name, target = config.hydra.runtime.choices.get(group), (config.get(group) or {}).get("_target_")
         if target is not None:
-            known = choice is not None and _target_of(group, choice) == target
-            names.append(choice.removeprefix(CHOICE) if choice and known else str(target).rpartition(".")[2])
+            known = name is not None and _choice(group, name).get("_target_") == target
+            names.append(name.removeprefix(CHOICE) if name and known else str(target).rpartition(".")[2])
     return "_".join(names) or "run"
 
 
@@ -231,33 +223,29 @@ def _base(parsed: Sequence[Override], chosen: Mapping[str, Sequence[str]], *, te
 
 
 def _choice(group: str, name: str) -> dict[str, Any]:
-    """What a choice in a group says, with what it inherits."""
-    if name.startswith(CHOICE):
-        return registered(name)
-    node = read_yaml(shipped("configs") / group / f"{name}.yaml")
-    inherited = [_choice(group, each) for each in node.pop("defaults", ()) if isinstance(each, str)]
-    return {key: value for each in (*inherited, node) for key, value in each.items()}
+    """What a choice in a group says, with what it inherits: one that ships with itrain, or a task's file."""
+    return registered(name) if name.startswith(CHOICE) else choice(group, name)
 
 
 def _require_plugin(launcher: Node) -> None:
     """Refuse a launcher whose Hydra plugin, an extra named as the choice, is not installed."""
-    for file in sorted((shipped("configs") / "launcher").glob("*.yaml")):
-        target = read_yaml(file)["_target_"]
+    for name in group_choices()["launcher"]:
+        target = choice("launcher", name)["_target_"]
         if launcher.get("_target_") == target:
             try:
                 import_module(target.rpartition(".")[0])
             except ModuleNotFoundError as error:
                 raise ConfigError(
-                    f"launcher={file.stem} needs a plugin that is not installed: pip install 'itrain[{file.stem}]'"
+                    f"launcher={name} needs a plugin that is not installed: pip install 'itrain[{name}]'"
                 ) from error
 
 
 def _methods(config: DictConfig, groups: Mapping[str, Sequence[str]]) -> list[str]:
     """The methods of a sweep that names none: those of a training of another objective are its own intervention."""
-    target, folder = (config.get("intervention") or {}).get("_target_"), shipped("configs") / "intervention"
+    target = (config.get("intervention") or {}).get("_target_")
     if target is None or config.training._target_ in SEARCHES:
         return METHODS
-    own = [name for name in groups["intervention"] if read_yaml(folder / f"{name}.yaml")["_target_"] == target]
+    own = [name for name in groups["intervention"] if choice("intervention", name)["_target_"] == target]
     return own[:1] or METHODS
 
 
@@ -286,7 +274,7 @@ def _grid(
             raise ConfigError(f"sweep.methods: {name} is listed twice; leave one of them out")
         if name not in homes:
             raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")
-    node["methods"] = {name: read_yaml(shipped("configs") / homes[name] / f"{name}.yaml") for name in node["methods"]}
+    node["methods"] = {name: choice(homes[name], name) for name in node["methods"]}
     for method in node["methods"].values():
         if method["_target_"] == settings.get("_target_"):
             method |= {key: value for key, value in settings.items() if key != "rank"}  # which the grid gives
