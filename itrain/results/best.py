@@ -35,8 +35,8 @@ from itrain.results.controls import is_full_rank, without_void
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.layers import mean_over_layers
 from itrain.results.maps import methods_of
+from itrain.results.parts import Table
 from itrain.results.peaks import peak_of
-from itrain.results.run import Table
 
 if TYPE_CHECKING:
     import pandas

@@ -1,4 +1,4 @@
-"""What a summary of a run is made of: tables, bars, and the kinds of runs that have them."""
+"""What a summary of a run is made of: tables, bars, the kinds of runs that have them, and what kinds draw alike."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from itrain.results.columns import DATA, EXAMPLES, TEST, is_known, spoken
 from itrain.results.curves import Plot
-from itrain.results.intervals import Ends
+from itrain.results.intervals import Ends, of_run
 
 if TYPE_CHECKING:
     import pandas
+
+INTERVALS = "95% intervals"
+"""The second line of an axis whose bars have them."""
 
 Results = Mapping[str, float]
 
@@ -83,3 +87,45 @@ class Kind:
     def shows(self, key: str) -> bool:
         """Whether a figure is one of its own; the others are shown beside its table."""
         return not self.known.isdisjoint(key.split("/"))
+
+
+def at_place(results: Results, place: str) -> dict[str, float]:
+    """The figures of a place, by their names there, and those of the data."""
+    return {
+        key.removeprefix(f"{place}/"): value for key, value in results.items() if key.startswith((f"{place}/", DATA))
+    }
+
+
+def count(figures: Mapping[str, float]) -> str:
+    """The number of examples, followed by a space, where it is known."""
+    return f"{figures[EXAMPLES]:.0f} " if EXAMPLES in figures else ""
+
+
+def decimals(value: float | None) -> str:
+    """A share as a cell; an empty one where there is none."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def plain_table(figures: Results, *, title: str, name: str = "results", note: str = "") -> Table:
+    """A row for each figure."""
+    rows = {
+        spoken(key.removeprefix(f"{TEST}/")): [decimals(value) if is_known(key) else f"{value:.5g}"]
+        for key, value in figures.items()
+    }
+    return Table(title=title, heads=[("", "value")], rows=rows, name=name, note=note)
+
+
+def bars_of_places(figure: str, places: Mapping[str, str], axis: str) -> Callable[[Results], Bars]:
+    """Draws one figure at several places, with what the axis says."""
+
+    def bars(results: Results) -> Bars:
+        found = {name: at_place(results, place) for name, place in places.items() if f"{place}/{figure}" in results}
+        intervals = [of_run(figures, figure) for figures in found.values()]
+        return Bars(
+            axis=f"{axis}, {count(at_place(results, TEST))}held-out examples\n{INTERVALS}" if any(intervals) else axis,
+            names=list(found),
+            series={figure: [figures[figure] for figures in found.values()]},
+            intervals={figure: intervals},
+        )
+
+    return bars
