@@ -195,7 +195,7 @@ def _replaced(parsed: Sequence[Override], groups: Mapping[str, object]) -> list[
             chosen = value.get("_target_")
         else:
             name = value[-1] if isinstance(value, list) else value
-            chosen = None if value is None else _choice(group, str(name)).get("_target_")
+            chosen = None if value is None else _target_of(group, str(name))
         if chosen != (of_recipe.get(group) or {}).get("_target_"):
             found.append(group)
     return found
@@ -207,7 +207,7 @@ def _default_name(config: DictConfig) -> str:
     for group in ("intervention", "task"):
         name, target = config.hydra.runtime.choices.get(group), (config.get(group) or {}).get("_target_")
         if target is not None:
-            known = name is not None and _choice(group, name).get("_target_") == target
+            known = name is not None and _target_of(group, name) == target
             names.append(name.removeprefix(CHOICE) if name and known else str(target).rpartition(".")[2])
     return "_".join(names) or "run"
 
@@ -225,6 +225,11 @@ def _base(parsed: Sequence[Override], chosen: Mapping[str, Sequence[str]], *, te
 def _choice(group: str, name: str) -> dict[str, Any]:
     """What a choice in a group says, with what it inherits: one that ships with itrain, or a task's file."""
     return registered(name) if name.startswith(CHOICE) else choice(group, name)
+
+
+def _target_of(group: str, name: str) -> str | None:
+    """The class or function that a choice names."""
+    return _choice(group, name).get("_target_")
 
 
 def _require_plugin(launcher: Node) -> None:
