@@ -15,12 +15,13 @@ from itrain.config.overrides import parse
 from itrain.processes import rank
 from itrain.run_folder import run_folder
 from itrain.sharing import EXPORT, load
+from itrain.sharing.bases import base_model_of
 from itrain.sharing.card import hub_name, line_of, note_on_merged
-from itrain.sharing.exports import base_model_of, read_config
 from itrain.sharing.foreign import FORMATS
 from itrain.sharing.hub import Address, HubError, export_in, fetch, is_address, list_exports
 from itrain.sharing.merging import Merged, merge
 from itrain.sharing.pushing import Push, public, push
+from itrain.sharing.reading import read_config
 from itrain.signatures import ConfigError, nearest
 from itrain.telling import RunFailed, one_line
 from itrain.training.base import Training

@@ -35,8 +35,8 @@ from itrain.networks.replay import ReplayNetwork
 from itrain.probes import LinearProbe
 from itrain.quantized import count_weights, quantized_weights
 from itrain.sharing import export, load
-from itrain.sharing.exports import ExportError
 from itrain.sharing.merging import MergeError, merge
+from itrain.sharing.reading import ExportError
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training

@@ -21,8 +21,8 @@ from itrain.interventions.reft import LoReFT
 from itrain.interventions.steering import SteeringDirection, SteeringVector
 from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
-from itrain.sharing.exports import read_config
 from itrain.sharing.merging import MergeError, merge
+from itrain.sharing.reading import read_config
 from itrain.tasks.axbench import AxBench
 from itrain.training.judgements import figures_of, read_judgements, write_judgements
 from itrain.training.judges import Continuation, Judge, JudgeError, Verdict, WordJudge

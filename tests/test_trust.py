@@ -127,7 +127,7 @@ NAMED: Mapping[str, tuple[str, Any, str]] = {
     "a path that refers": ("task", call("${name}"), "which no file may ask for"),
     "a function that writes": ("task", call("itrain.sharing.export"), "which is no task"),
     "a function that reads with trust": ("model", call("itrain.sharing.load", trust=[CANARY]), "which is no model"),
-    "a private function": ("model", call("itrain.sharing.exports._made_anew"), "which is no model"),
+    "a private function": ("model", call("itrain.sharing.bases._made_anew"), "which is no model"),
     "a loader as an intervention": ("intervention", call("itrain.models.load_pretrained"), "is no intervention"),
     "an intervention as a task": ("task", call("itrain.interventions.das.DAS"), "which is no task"),
     "the command line": ("training", call("itrain.cli.main"), "which is no training"),

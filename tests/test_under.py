@@ -27,7 +27,7 @@ from itrain.interventions.reft import LoReFT
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.sharing import export, load
-from itrain.sharing.exports import ExportError
+from itrain.sharing.reading import ExportError
 from itrain.sites import Site
 from itrain.sweeps.grid import Grid
 from itrain.tasks.base import Pair, Split, Task

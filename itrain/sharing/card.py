@@ -16,7 +16,7 @@ from itrain.results.claims import claim
 from itrain.results.markdown import markdown
 from itrain.results.parts import Table
 from itrain.results.run import summarise_run
-from itrain.sharing.exports import ExportError
+from itrain.sharing.reading import ExportError
 from itrain.trust import printable
 
 README = "README.md"

@@ -16,7 +16,7 @@ from torch import nn
 from itrain import __version__
 from itrain.models import BaseModel
 from itrain.sharing import exports
-from itrain.sharing.exports import CONFIG, EXPORT, WEIGHTS, ExportError
+from itrain.sharing.reading import CONFIG, EXPORT, WEIGHTS, ExportError
 from itrain.training.base import Training
 from itrain.trust import TrustError, read_json, shown
 
@@ -153,6 +153,11 @@ def list_exports(
     repo_id: str, *, revision: str | None = None, token: Token = None, cache_dir: str | Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """The descriptions of all exports in a repository, by subfolder; that at the top has the name ``""``.
+
+    Args:
+        repo_id: the repository, ``user/repo``.
+        revision: its branch, tag or commit.
+        token, cache_dir: as in ``from_pretrained`` of huggingface_hub.
 
     Raises:
         HubError: the repository cannot be read, or a description is damaged.

@@ -32,8 +32,8 @@ from itrain.networks.forward import TAKE_MASKS
 from itrain.networks.hooks import HookedNetwork
 from itrain.placements import Placement
 from itrain.quantized import quantized_weights
-from itrain.sharing.exports import ExportError
 from itrain.sharing.folding import Fold, add_to_embeddings, fold_input, fold_output, is_linear
+from itrain.sharing.reading import ExportError
 from itrain.sites import Site
 from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions

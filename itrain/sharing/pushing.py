@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from itrain import __version__
 from itrain.models import BaseModel
 from itrain.sharing.card import README, card_of
-from itrain.sharing.exports import CONFIG, WEIGHTS, export, read_config, read_shapes
+from itrain.sharing.exports import export
 from itrain.sharing.hub import Address, HubError, Token, client, in_one_line, list_exports
+from itrain.sharing.reading import CONFIG, WEIGHTS, read_config, read_shapes
 from itrain.training.base import Training
 from itrain.trust import TrustError, read_text
 

@@ -17,7 +17,8 @@ from itrain.interventions.base import Intervention
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.placements import Placement
-from itrain.sharing.exports import FLOATS, ExportError, fill
+from itrain.sharing.reading import ExportError
+from itrain.sharing.values import FLOATS, fill
 from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.base import Training
