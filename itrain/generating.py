@@ -14,12 +14,12 @@ import yaml
 from omegaconf import DictConfig
 from torch import Tensor
 
-from itrain.experiment import base_model_of
 from itrain.files import one_a_line
 from itrain.inputs import Acts, ModelInputs
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.networks.lane import require_acts, require_strength
+from itrain.opening import base_model_of
 from itrain.reports.generations import print_generations
 from itrain.reports.silence import silence_others
 from itrain.reports.token_scores import print_token_scores

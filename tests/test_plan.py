@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from itrain import config, experiment
+from itrain import config, experiment, opening
 from itrain.cli import main
 from itrain.models import BaseModel, load_embedded
 from itrain.models.skeleton import SHIPPED, skeleton
@@ -23,7 +23,7 @@ CHECKPOINTED = ("network.replay=off", "network.gradient_checkpointing=true")
 
 def peaks(words: Sequence[str], folder: Path, patch: pytest.MonkeyPatch) -> tuple[int, int]:
     """The planned peak of a fit, and that of its tensors as it runs, counted alike."""
-    memory, load = Memory(), experiment.base_model_of
+    memory, load = Memory(), opening.base_model_of
 
     def loaded(*arguments: Any) -> BaseModel:
         made = load(*arguments)
@@ -31,7 +31,7 @@ def peaks(words: Sequence[str], folder: Path, patch: pytest.MonkeyPatch) -> tupl
         return made
 
     planned = estimate(config.request([*words])).peak
-    patch.setattr(experiment, "base_model_of", loaded)
+    patch.setattr(opening, "base_model_of", loaded)
     with memory:
         experiment.fit(config.request([*words]), folder)
     return planned, memory.peak

@@ -15,7 +15,6 @@ import yaml
 
 from itrain.cli import main
 from itrain.data import CounterfactualDataModule
-from itrain.experiment import Opened
 from itrain.interventions.clusters import ClusterDifference
 from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.das import DAS
@@ -23,6 +22,7 @@ from itrain.interventions.directions import LinearDiscriminant, MeanDifference, 
 from itrain.interventions.probed import ProbeDirections
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
+from itrain.opening import Opened
 from itrain.results.summary import summarise
 from itrain.results.tasks import over_tasks
 from itrain.tasks.causalgym import CausalGym

@@ -21,7 +21,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from itrain import config, experiment, models, shipped, trainers
+from itrain import config, experiment, models, opening, shipped, trainers
 from itrain.cli import main
 from itrain.config import ConfigError, check, compose, recording
 from itrain.owned import OWNED, owner
@@ -165,7 +165,7 @@ def sweep_trainer(cfg: Any, folder: Path) -> None:
 
 
 def network(cfg: Any, folder: Path) -> None:
-    experiment._network(cfg, models.load_embedded(), folder, trainable=False)
+    opening._network(cfg, models.load_embedded(), folder, trainable=False)
 
 
 def launch(cfg: Any, folder: Path) -> None:
@@ -246,7 +246,7 @@ def test_every_argument_of_every_constructor_acts_or_is_refused(
 def test_what_a_run_reads_itself_acts_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     threads: list[int | None] = []
-    monkeypatch.setattr(experiment, "choose_threads", lambda model, asked: str(threads.append(asked)))
+    monkeypatch.setattr(opening, "choose_threads", lambda model, asked: str(threads.append(asked)))
     words = ["name=mine", "seed=7", "output=there", "site=layer3.block_output@last", "threads=2", *SMALL]
     cfg = config.request(words)
     with run_folder(cfg) as folder:

@@ -25,12 +25,12 @@ from itrain.causal_model import Setting
 from itrain.cli import main
 from itrain.config import compose
 from itrain.data import CounterfactualBatch, CounterfactualDataModule
-from itrain.experiment import Opened, open_model
 from itrain.inputs import ModelInputs
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
+from itrain.opening import Opened, open_model
 from itrain.results.flags import SHOWN_UNTRAINED, flagged
 from itrain.results.table import read_results
 from itrain.sites import Site

@@ -16,9 +16,9 @@ from itrain.checking.counts import counted
 from itrain.checking.examples import rendered
 from itrain.config.overrides import quoted
 from itrain.config.tasks import read_task
-from itrain.experiment import base_model_of
 from itrain.models.skeleton import folder_of
 from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
+from itrain.opening import base_model_of
 from itrain.planning.fakes import ASSETS, EMBEDDED, PRETRAINED
 from itrain.signatures import ConfigError, check_calls
 from itrain.tasks import TaskError

@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from itrain.architectures import architecture
-from itrain.experiment import open_model
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
 from itrain.networks.choose import make_network
+from itrain.opening import open_model
 from itrain.planning.fakes import Faked
 from itrain.runs.given import inputs_of
 from itrain.signatures import brief

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from itrain.architectures import blocks
 from itrain.data.splits import SplitDataModule
-from itrain.experiment import open_model, placements_of
+from itrain.opening import open_model, placements_of
 from itrain.planning.fakes import faked, without_storage
 from itrain.planning.memory import Memory
 from itrain.signatures import ConfigError

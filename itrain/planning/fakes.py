@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from itrain.experiment import base_model_of
 from itrain.models import BaseModel
 from itrain.models.skeleton import folder_of, skeleton
 from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
+from itrain.opening import base_model_of
 from itrain.signatures import ConfigError
 from itrain.tiny_world import words
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from itrain.architectures import architecture, blocks, has, heads_of, locate
 from itrain.bounds import require_at_least
-from itrain.experiment import Opened
 from itrain.inputs import ModelInputs
 from itrain.interventions.base import Intervention
+from itrain.opening import Opened
 from itrain.placements import plain_sites
 from itrain.results.columns import STEP, WHOLE
 from itrain.sites import Site, SiteLike

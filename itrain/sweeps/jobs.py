@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from itrain.data.splits import SplitDataModule
-from itrain.experiment import Opened
+from itrain.opening import Opened
 from itrain.results.columns import (
     CONTROL_TASK,
     DIVERGED,

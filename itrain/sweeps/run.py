@@ -15,9 +15,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import distributed
 
-from itrain.experiment import Opened, open_model
 from itrain.files import write_json
 from itrain.loggers.base import SweepLog
+from itrain.opening import Opened, open_model
 from itrain.owned import runs_on_all_devices
 from itrain.processes import rank
 from itrain.reports.curves import save_curves

@@ -12,7 +12,7 @@ import lightning
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from itrain.experiment import Opened, base_model_of
+from itrain.opening import Opened, base_model_of
 from itrain.results.columns import DIVERGED, RANDOM_MODEL, TEST
 from itrain.sweeps.grid import Fit, Grid
 from itrain.sweeps.rows import Figures, described, make_trainer, of_data, set_beside
