@@ -9,20 +9,15 @@ from typing import Any
 import pytest
 
 from itrain.data import CounterfactualDataModule
-from itrain.models import BaseModel, load_embedded
+from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
-from itrain.tasks.columns import COLUMNS
+from itrain.tasks.cells import COLUMNS
 from itrain.tasks.gender import Gender
 from itrain.tasks.table import table
 from tests.pages import DOCS, blocks
 
 GUIDE = (DOCS / "howto" / "data.md").read_text(encoding="utf-8")
 TABLES = {block.file: block.code for block in blocks("howto/data.md") if block.file}
-
-
-@pytest.fixture(scope="module")
-def embedded() -> BaseModel:
-    return load_embedded()
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -23,10 +23,11 @@ from itrain.training.base import Training
 from itrain.training.interchange import Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory
 from itrain.training.parts import require_next_map
+from itrain.training.placed import Placed
 from itrain.training.scores import InterchangeScores
 
 
-class AlignmentSearch(Training):
+class AlignmentSearch(Placed, Training):
     """Trains interventions at sites of a frozen model on the counterfactual labels of a causal model.
 
     loss = 1/N sum_n w_n sum_o weight_o loss_o(model(base_n | do(site := intervention(base_n, source_n))), label_n)
@@ -142,38 +143,6 @@ class AlignmentSearch(Training):
 
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:
         return attach_interchange(self.interchange, model, sources, how)
-
-    @property
-    def placements(self) -> tuple[Placement, ...]:
-        return self.interchange.placements
-
-    @property
-    def trained(self) -> Interventions:
-        """The intervention of each placement."""
-        return self.interchange.trained
-
-    @property
-    def trained_parts(self) -> dict[str, nn.Module]:
-        """The intervention of each placement, under its name."""
-        return self.interchange.parts
-
-    @property
-    def exported(self) -> nn.Module:
-        return self.interchange.interventions
-
-    @property
-    def fits_activations(self) -> bool:
-        return self.interchange.fits_activations
-
-    def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Fit closed-form statistics to the base activations of the training pairs."""
-        self.interchange.learn(batches)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return self.interchange.parameter_groups()
-
-    def anneal(self, progress: float) -> None:
-        self.interchange.anneal(progress)
 
     def begin(self, split: str) -> None:
         self.scores.begin(split)

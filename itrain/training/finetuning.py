@@ -26,13 +26,14 @@ from itrain.networks.attached import Attached, AttachedMaps
 from itrain.networks.base import Network
 from itrain.networks.lane import EditAt, require_acts
 from itrain.objectives.cross_entropy import answer_loss
-from itrain.placements import Factory, Placement, Placements
+from itrain.placements import Factory, Placements
 from itrain.sites import module_names
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers
 from itrain.training.interchange import Interchange, Interventions
 from itrain.training.optimization import OptimizerFactory, at_rest
+from itrain.training.placed import Placed
 
 SHOWN = 8
 """The number of test examples whose generations a run shows."""
@@ -152,7 +153,7 @@ class Finetuning(Training):
         return found
 
 
-class RepresentationFinetuning(Finetuning):
+class RepresentationFinetuning(Placed, Finetuning):
     """Finetunes a frozen model by interventions on its activations.
 
     A position such as ``first2+last2`` counts the prompt's tokens. The interventions act on these, once, and the
@@ -242,37 +243,9 @@ class RepresentationFinetuning(Finetuning):
     def penalty(self) -> Tensor | float:
         return self.interchange.penalty()
 
-    @property
-    def placements(self) -> tuple[Placement, ...]:
-        return self.interchange.placements
-
-    @property
-    def trained(self) -> Interventions:
-        """The intervention of each placement."""
-        return self.interchange.trained
-
-    @property
-    def trained_parts(self) -> dict[str, nn.Module]:
-        """The intervention of each placement, under its name."""
-        return self.interchange.parts
-
-    @property
-    def exported(self) -> nn.Module:
-        return self.interchange.interventions
-
-    @property
-    def fits_activations(self) -> bool:
-        return self.interchange.fits_activations
-
     def learn_statistics(self, batches: Iterable[ResponseBatch]) -> None:
         """Fit closed-form statistics to the activations of the training prompts."""
         self.interchange.fit((batch.inputs, None) for batch in batches)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return self.interchange.parameter_groups()
-
-    def anneal(self, progress: float) -> None:
-        self.interchange.anneal(progress)
 
 
 class LoRA(nn.ModuleDict):

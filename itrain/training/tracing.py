@@ -26,9 +26,10 @@ from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
 from itrain.training.finite import FiniteAnswers, require_finite
 from itrain.training.interchange import Activations, Interchange, Interventions, across, kept
+from itrain.training.placed import Placed
 
 
-class CausalTracing(Training):
+class CausalTracing(Placed, Training):
     """Restores sites of a corrupted run from the clean one; nothing is trained.
 
     The clean run is the base's. In the corrupted run, the activation at ``corrupted``, the subject's tokens at the
@@ -108,20 +109,6 @@ class CausalTracing(Training):
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch vocabulary"]:
         """The logits of each restored run."""
         return self.interchange(batch, self.interchange.hardened())
-
-    @property
-    def placements(self) -> tuple[Placement, ...]:
-        return self.interchange.placements
-
-    @property
-    def trained(self) -> Interventions:
-        """The intervention of each placement."""
-        return self.interchange.trained
-
-    @property
-    def trained_parts(self) -> dict[str, nn.Module]:
-        """The intervention of each placement, under its name."""
-        return self.interchange.parts
 
     @property
     def exported(self) -> nn.Module:
