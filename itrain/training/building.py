@@ -129,6 +129,12 @@ def count_features(
 ) -> list[int]:
     """The number of features at each placement, found by running the example where the modules do not tell it.
 
+    Args:
+        network: the base model.
+        sites: the placements, in each form that a training takes.
+        example: inputs as in the data, for example ``data.example()``.
+        join_positions: count a site's positions as one vector of P * D features.
+
     Raises:
         ValueError: a placement reads another number than it writes.
     """

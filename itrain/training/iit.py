@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 
 from itrain.architectures import unwrap
@@ -23,14 +22,16 @@ from itrain.networks.base import Network
 from itrain.objectives.base import Edited, ObjectiveFactory, Objectives, Outcome
 from itrain.objectives.cross_entropy import CrossEntropy, answer_loss
 from itrain.placements import Factory, Placement, Placements
-from itrain.precision import FullPrecision, match_precision
+from itrain.precision import match_precision
 from itrain.sites import Site, SiteLike
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
 from itrain.training.building import require_unlearned
 from itrain.training.callbacks import FirstStepError
-from itrain.training.interchange import Interchange, Interventions
+from itrain.training.interchange import Interchange
 from itrain.training.optimization import OptimizerFactory
+from itrain.training.placed import Placed
+from itrain.training.readouts import Readouts
 from itrain.training.scores import InterchangeScores
 from itrain.training.strict import Resampling, Sampling
 from itrain.training.trained_weights import choose_weights, frozen_to_eval
@@ -39,7 +40,7 @@ TERMS = frozenset({"task", "strict", "source", "readout"})
 """The terms of the loss beside those of the objectives."""
 
 
-class InterchangeInterventionTraining(Training):
+class InterchangeInterventionTraining(Placed, Training):
     """Trains a model so that interventions at its sites act as a causal model predicts, while it keeps doing its task.
 
     loss = 1/N sum_n task_weight CE(model(base_n), base label_n)
@@ -153,7 +154,7 @@ class InterchangeInterventionTraining(Training):
         choose_weights(network, parts=parts, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets)
         self._alone = parts is not None and lora_rank is None
         network.eval()
-        self.readouts = self._heads(classes) if readout_weight else nn.ModuleList()
+        self.readouts = Readouts(self.interchange, classes=classes) if readout_weight else nn.ModuleList()
         match_precision(self.readouts, network)
         self.network = network
 
@@ -166,24 +167,6 @@ class InterchangeInterventionTraining(Training):
                 "strict_weight: nothing can be resampled, since the interventions leave no coordinate of their sites; "
                 "give the variables fewer coordinates (intervention.blocks), or name strict_sites=[<site>, ...]"
             )
-
-    def _heads(self, classes: Mapping[str, int] | None) -> nn.ModuleList:
-        """A linear head for each variable that a placement serves."""
-        if not classes:
-            raise ValueError(
-                "readout_weight trains linear heads, which need each variable's number of values: "
-                "classes={variable: len(task.values(variable)) for variable in task.variables}"
-            )
-        return nn.ModuleList(
-            FullPrecision(
-                {
-                    variable: nn.Linear(each.hidden_size, count)
-                    for variable, count in classes.items()
-                    if placement.serves(variable)
-                }
-            )
-            for placement, each in self.trained.items()
-        )
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> Tensor:
         terms = self.terms(batch)
@@ -254,17 +237,7 @@ class InterchangeInterventionTraining(Training):
 
     def readout_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The mean loss of the linear heads, which read the variables' values from the bases."""
-        losses, activations = [], self.network.read(batch.base, [each.read for each in self.placements])
-        for placement, heads in zip(self.placements, self.readouts, strict=True):
-            site = placement.read
-            activation = self.interchange.joined(activations[site])
-            if activation.ndim == 3 and activation.shape[1] != 1:
-                raise ValueError(f"site '{site}' has {activation.shape[1]} tokens; join_positions=True reads them all")
-            activation = activation.flatten(1)
-            for variable, head in cast(FullPrecision, heads).items():
-                block = self.trained[placement].edit_for(variable)(torch.zeros_like(activation), activation)
-                losses.append(cross_entropy(head(block), batch.variables[variable], reduction="none"))
-        return torch.stack(losses).mean(0)
+        return self.readouts.losses(self.interchange, batch)
 
     def weight_of_pairs(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The interchange weight of each pair, by the variables that it interchanges, on the CPU."""
@@ -291,15 +264,6 @@ class InterchangeInterventionTraining(Training):
         return attach_interchange(self.interchange, model, sources, how)
 
     @property
-    def placements(self) -> tuple[Placement, ...]:
-        return self.interchange.placements
-
-    @property
-    def trained(self) -> Interventions:
-        """The intervention of each placement."""
-        return self.interchange.trained
-
-    @property
     def trained_parts(self) -> dict[str, nn.Module]:
         """The intervention of each placement, under its name, and the model."""
         return {**self.interchange.parts, "model": self.network.model}
@@ -308,20 +272,9 @@ class InterchangeInterventionTraining(Training):
     def exported(self) -> nn.Module:
         return nn.ModuleDict({"interventions": self.interchange.interventions, "network": self.network})
 
-    @property
-    def fits_activations(self) -> bool:
-        return self.interchange.fits_activations
-
-    def learn_statistics(self, batches: Iterable[CounterfactualBatch]) -> None:
-        """Fit closed-form statistics to the base activations of the training pairs."""
-        self.interchange.learn(batches)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         own = [*self.readouts.parameters(), *self.network.parameters()]
         return [*self.interchange.parameter_groups(), {"params": [each for each in own if each.requires_grad]}]
-
-    def anneal(self, progress: float) -> None:
-        self.interchange.anneal(progress)
 
     def predict_step(self, batch: CounterfactualBatch, batch_idx: int) -> Float[Tensor, "batch vocabulary"]:
         """The logits of each pair's interchange, with gates as in evaluation."""
