@@ -136,6 +136,7 @@ class CounterfactualBatch(Batch, Interchanging):
     compared: Int[Tensor, "batch 2 ..."] | None = None
     answered: ModelInputs | None = None
     answered_sources: Mapping[str, ModelInputs] = field(default_factory=dict)
+    natural: tuple[ModelInputs, ...] = ()
 
     @property
     def own(self) -> ModelInputs:
@@ -145,8 +146,6 @@ class CounterfactualBatch(Batch, Interchanging):
     def own_source(self, variable: str) -> ModelInputs:
         """The sources of a variable as they answer themselves, for ``source_labels``."""
         return self.answered_sources.get(variable, self.sources[variable])
-
-    natural: tuple[ModelInputs, ...] = ()
 
     @property
     def changes(self) -> Bool[Tensor, " batch"]:

@@ -24,6 +24,9 @@ class SteeringVector(Intervention):
     Args:
         hidden_size: features of the activation.
         alpha: the strength, which may be changed after training: ``intervention.alpha = 2.0``. It is exported.
+
+    Raises:
+        ValueError: alpha is not finite.
     """
 
     takes_source: ClassVar[bool] = False
