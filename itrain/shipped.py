@@ -30,10 +30,11 @@ COMPONENTS = "itrain.architectures.parts.Architecture"
 """The class whose description says what each component of a block is."""
 _NAMES = re.compile(r"((?:``[a-z_.]+``(?:, )?)+): ")
 _OVERRIDE = "override /"
+_FASTEST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NUMBER = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(_FASTEST):
     """Takes 1e-3 for a number, as Hydra does."""
 
 

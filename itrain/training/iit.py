@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -237,7 +237,7 @@ class InterchangeInterventionTraining(Placed, Training):
 
     def readout_loss(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The mean loss of the linear heads, which read the variables' values from the bases."""
-        return self.readouts.losses(self.interchange, batch)
+        return cast(Readouts, self.readouts).losses(self.interchange, batch)
 
     def weight_of_pairs(self, batch: CounterfactualBatch) -> Float[Tensor, " batch"]:
         """The interchange weight of each pair, by the variables that it interchanges, on the CPU."""

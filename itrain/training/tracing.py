@@ -53,6 +53,7 @@ class CausalTracing(Placed, Training):
         ValueError: the intervention has parameters, a placement names variables, or answers have several tokens.
     """
 
+    interchange: Restoration  # type: ignore[override]
     optimizer = None
     warmup = 0.0
 
