@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 
+from itrain.models import BaseModel, load_embedded
+from itrain.networks.hooks import HookedNetwork
 from itrain.reports.silence import REMARKS, silence_records
+from scripts.tiny_models import row_model
+from tests.elsewhere import Elsewhere
 from tests.page_commands import PageCommands
 from tests.pages import RunPage
 
@@ -38,6 +42,33 @@ def nnsight() -> Iterator[Any]:
     if not mounted and hasattr(0, "save"):
         import_module("nnsight._c").unmount("save")
     torch.Tensor.backward = backward
+
+
+@pytest.fixture(scope="module")
+def embedded() -> BaseModel:
+    """The model of the tiny world, which tests of a file share."""
+    return load_embedded()
+
+
+@pytest.fixture(scope="module")
+def network_of() -> Callable[[str], HookedNetwork]:
+    """Gives the network of a tiny random model of an architecture, one for all tests of a file."""
+    built: dict[str, HookedNetwork] = {}
+
+    def network_of(model_type: str) -> HookedNetwork:
+        if model_type not in built:
+            built[model_type] = HookedNetwork(row_model(model_type))
+        return built[model_type]
+
+    return network_of
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> Iterator[Elsewhere]:
+    """Calls functions in a process that orders sets in another way."""
+    process = Elsewhere()
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")

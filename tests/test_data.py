@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
-import json
-import os
 import pkgutil
-import subprocess
-import sys
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -19,7 +15,6 @@ import itrain.tasks
 from itrain.data import CounterfactualDataModule, PairError, collate
 from itrain.data.balance import balance
 from itrain.data.loading import BatchSampler
-from itrain.models import load_embedded
 from itrain.models.stand_in import stand_in_tokenizer
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import ClassTask, ListedTask, Split, Task
@@ -30,6 +25,7 @@ from itrain.tasks.labelled import LabelledTask
 from itrain.tasks.responses import ResponseTask
 from itrain.tasks.sequences import listable
 from itrain.tasks.table import Table
+from tests.elsewhere import Elsewhere
 from tests.planted import Bits, Planted
 
 NEEDING_DATA = (ResponseTask, ListedTask, LabelledTask, Table, DeclaredTask)
@@ -50,11 +46,6 @@ def discovered() -> list[type[Task]]:
 
 TASKS = discovered()
 each_task = pytest.mark.parametrize("cls", TASKS, ids=lambda cls: cls.__name__)
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return load_embedded()
 
 
 def bound(cls: type[Task], embedded) -> Task:
@@ -114,43 +105,25 @@ def test_some_pairs_change_the_label_and_others_do_not(cls: type[Task], embedded
     assert 0 < int(changes.sum()) < len(changes)
 
 
-SAMPLES = """
-import importlib, json, sys
-from random import Random
-printed = {}
-for module, name in json.loads(sys.argv[1]):
-    task, random = getattr(importlib.import_module(module), name)(), Random(0)
-    printed[name] = repr([task.sample(random, s) for s in ("train", "validation", "test") for _ in range(20)])
-print(json.dumps(printed))
-"""
+def samples(cls: type[Task]) -> str:
+    task, random = cls(), Random(0)
+    return repr([task.sample(random, split) for split in SPLITS for _ in range(20)])
+
+
+def samples_of_tasks() -> dict[str, str]:
+    return {cls.__name__: samples(cls) for cls in TASKS}
 
 
 @pytest.fixture(scope="module")
-def samples_of_processes() -> list[dict[str, str]]:
-    """What each task samples in two processes that order sets in different ways."""
-    names = json.dumps([(cls.__module__, cls.__name__) for cls in TASKS])
-    root = str(Path(__file__).parents[1])
-    return [
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", SAMPLES, names],
-                env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": root},
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for seed in ("1", "2")
-    ]
+def samples_elsewhere(elsewhere: Elsewhere) -> dict[str, str]:
+    return ast.literal_eval(elsewhere(samples_of_tasks))
 
 
 @each_task
-def test_a_seed_gives_the_same_pairs_in_every_process(
-    cls: type[Task], samples_of_processes: list[dict[str, str]]
-) -> None:
+def test_a_seed_gives_the_same_pairs_in_every_process(cls: type[Task], samples_elsewhere: dict[str, str]) -> None:
     """T12: an unsorted set before sampling makes the data depend on the process."""
-    one, other = (printed[cls.__name__] for printed in samples_of_processes)
-    assert one == other and one.count("Pair(") == 60
+    here = samples(cls)
+    assert samples_elsewhere[cls.__name__] == here and here.count("Pair(") == 60
 
 
 # --- the gender task

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -15,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from itrain.models import load_embedded
 from itrain.tasks.base import Pair, Split, Task
 from itrain.tasks.contract import check_task
 from itrain.tasks.declaration import DeclarationError
@@ -24,6 +20,7 @@ from itrain.tasks.entity_attributes import EntityAttributes
 from itrain.tasks.gender import Gender
 from itrain.tasks.price_tagging import PriceTagging
 from tests import test_data
+from tests.elsewhere import Elsewhere
 from tests.test_data import SPLITS
 
 FOLDER = Path(__file__).parent / "declared"
@@ -56,11 +53,6 @@ def sampled(task: Task, split: Split = "train", count: int = 300) -> list[Pair]:
     return [task.sample(random, split) for _ in range(count)]
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Any:
-    return load_embedded()
-
-
 # --- the contract of a task, as for every other
 
 
@@ -86,23 +78,14 @@ def test_a_declared_task_is_taken_by_the_check_before_a_run(name: str, embedded:
     check_task(task)
 
 
-def test_pairs_are_the_same_in_every_process() -> None:
-    program = (
-        "import json, sys; from random import Random; from itrain.tasks.declared import DeclaredTask\n"
-        "task, random = DeclaredTask(**json.loads(sys.argv[1])), Random(0)\n"
-        "print(task.outputs, [task.sample(random, s) for s in ('train', 'test') for _ in range(20)])"
-    )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", program, json.dumps(node("attributes"))],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(FOLDER.parents[1])},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(printed) == 1 and printed.pop().count("Pair(") == 40
+def test_pairs_are_the_same_in_every_process(elsewhere: Elsewhere) -> None:
+    here = some_pairs()
+    assert elsewhere(some_pairs) == repr(here) and len(here[1]) == 40
+
+
+def some_pairs() -> tuple[list[Any], list[Pair]]:
+    task, random = declared("attributes"), Random(0)
+    return list(task.outputs), [task.sample(random, split) for split in ("train", "test") for _ in range(20)]
 
 
 # --- parity: the same settings and pairs have the same labels as those of the classes

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib
 import inspect
-import json
 import pickle
 import pkgutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.das import DAS, FullRotationDAS
 from itrain.interventions.featurizers import Rotation, Subspace, interchange
 from itrain.interventions.orthogonal import retract_after_steps
+from tests.elsewhere import Elsewhere
 
 HIDDEN = 12
 
@@ -137,33 +136,25 @@ def test_survives_bf16_inputs_and_a_bf16_cast(cls: type[Intervention]) -> None:
     )
 
 
-STARTS = """
-import importlib, json, sys
-import torch
-sizes = {}
-for module, name in json.loads(sys.argv[1]):
-    torch.manual_seed(0)
-    made = getattr(importlib.import_module(module), name)(int(sys.argv[2]))
-    sizes[name] = sum(p.double().abs().sum().item() for p in made.parameters())
-print(json.dumps(sizes))
-"""
+def start(cls: type[Intervention]) -> float:
+    """The sum of an intervention's weights."""
+    return sum(each.double().abs().sum().item() for each in build(cls).parameters())
+
+
+def starts() -> dict[str, float]:
+    return {cls.__name__: start(cls) for cls in TRAINED}
 
 
 @pytest.fixture(scope="module")
-def starts_of_a_process() -> dict[str, float]:
-    """The sum of each intervention's weights in another process."""
-    names = json.dumps([(cls.__module__, cls.__name__) for cls in TRAINED])
-    command = [sys.executable, "-c", STARTS, names, str(HIDDEN)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def starts_elsewhere(elsewhere: Elsewhere) -> dict[str, float]:
+    return ast.literal_eval(elsewhere(starts))
 
 
 @with_each_trained
 def test_a_seed_gives_the_same_start_in_every_process(
-    cls: type[Intervention], starts_of_a_process: dict[str, float]
+    cls: type[Intervention], starts_elsewhere: dict[str, float]
 ) -> None:
-    assert starts_of_a_process[cls.__name__] == pytest.approx(
-        sum(p.double().abs().sum().item() for p in build(cls).parameters()), rel=1e-9
-    )
+    assert starts_elsewhere[cls.__name__] == pytest.approx(start(cls), rel=1e-9)
 
 
 def _train(intervention: Intervention, optimizer: torch.optim.Optimizer, steps: int = 20) -> None:

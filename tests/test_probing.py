@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +29,7 @@ from itrain.sharing import export, load
 from itrain.sites import Site
 from itrain.tasks.base import Pair, Split, Task
 from itrain.training.probing import ProbeSet, ProbeTraining
+from tests.elsewhere import Elsewhere
 
 JOIN = Site.parse("module:join.output")
 KIND = f"kind {JOIN}"
@@ -208,12 +206,8 @@ def test_a_type_has_one_label_and_the_labels_are_spread_evenly() -> None:
     assert abs(agree - 0.2) < 0.04
 
 
-def test_control_labels_are_the_same_in_every_process() -> None:
-    program = "from tests.test_probing import some_control_labels; print(some_control_labels())"
-    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    words = [sys.executable, "-W", "ignore", "-c", program]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(some_control_labels())
+def test_control_labels_are_the_same_in_every_process(elsewhere: Elsewhere) -> None:
+    assert elsewhere(some_control_labels) == repr(some_control_labels())
 
 
 def some_control_labels() -> list[int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -21,17 +19,12 @@ from itrain.tasks.gender import Gender
 from itrain.tasks.instructions import Instructions
 from itrain.tasks.response_style import ResponseStyle
 from itrain.tasks.responses import ResponseTask
-from tests.test_house import environment
+from tests.elsewhere import Elsewhere
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 ROWS = [
     {"question": f"The bolbin is painted {color}", "answer": f"{color} ."} for color in ("red", "blue", "green")
 ] * 4
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return load_embedded()
 
 
 def bound(task: ResponseTask, embedded) -> ResponseTask:
@@ -120,23 +113,13 @@ def test_configurations_of_before_name_the_same_class() -> None:
     assert responses.ResponseDataModule is ResponseDataModule
 
 
-def test_a_seed_draws_the_same_examples_in_every_process(embedded) -> None:
-    """Here, and in a process that orders sets in another way."""
-    program = (
-        "from tests.test_responses import drawn; from itrain.models import load_embedded; print(drawn(load_embedded()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        env={**environment(), "PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == str(drawn(embedded))
+def test_a_seed_draws_the_same_examples_in_every_process(elsewhere: Elsewhere) -> None:
+    assert elsewhere(drawn) == repr(drawn())
 
 
-def drawn(embedded) -> list[str]:
-    return list(data(ResponseStyle(), embedded, train_examples=20).datasets["train"].examples.inputs.texts)
+def drawn() -> list[str]:
+    style = data(ResponseStyle(), load_embedded(), train_examples=20)
+    return list(style.datasets["train"].examples.inputs.texts)
 
 
 @pytest.mark.parametrize("wanted", [0, 10_000])
