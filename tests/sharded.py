@@ -16,6 +16,8 @@ import lightning
 import torch
 from torch import Tensor, distributed
 
+from tests.commands import only_run
+
 ROOT = Path(__file__).parents[1]
 PAIRS = ["data.train_pairs=77", "data.validation_pairs=33", "data.test_pairs=61", "data.eval_batch_size=32"]
 EXAMPLES = ["data.train_examples=77", "data.validation_examples=33", "data.test_examples=41", "data.eval_batch_size=32"]
@@ -66,11 +68,6 @@ def fit(folder: str, *words: str, **environment: str) -> Path:
     done = in_processes("fit", *words, f"output={folder}", **environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return only_run(Path(folder))
-
-
-def only_run(folder: Path) -> Path:
-    (found,) = [path.parent for path in folder.rglob("config.yaml")]
-    return found
 
 
 def saved(run: Path) -> dict[str, Any]:

@@ -143,8 +143,3 @@ def advised(told: str) -> list[str] | None:
 def weights(run: Path) -> dict[str, Tensor]:
     """What a run has exported; a fit that is resumed when it is over writes no checkpoint again."""
     return load_file(run / "export" / "intervention.safetensors")
-
-
-def only_run(folder: str | Path) -> Path:
-    (found,) = [path.parent for path in Path(folder).rglob("config.yaml")]
-    return found

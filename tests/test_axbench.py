@@ -92,11 +92,6 @@ def lines(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def embedded() -> BaseModel:
-    return load_embedded()
-
-
 def asked(task: AxBench | AxBenchTexts, split: Split) -> list[str]:
     return [setting["prompt"] for setting in task.settings(split)]
 

@@ -26,16 +26,10 @@ from itrain.training.alignment import AlignmentSearch
 from tests.canary import CANARY
 from tests.canary import watched as watched
 from tests.commands import SMALL
+from tests.foreign import Runs
 
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher.config"
 EVIL = {"_target_": "os.system", "command": "touch ran"}
-
-
-class Runs:
-    """What a pickle runs as it is read."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("open('ran', 'w').close()",))
 
 
 @pytest.fixture(scope="module")

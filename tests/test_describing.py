@@ -12,7 +12,6 @@ from itrain import cli
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
-from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
@@ -25,11 +24,6 @@ from itrain.training.describing import (
     token_change,
     vocabulary_projection,
 )
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return load_embedded()
 
 
 @pytest.fixture(scope="module")

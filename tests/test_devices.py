@@ -23,7 +23,8 @@ from itrain.sweeps import devices, worker
 from itrain.sweeps.devices import Deal, Devices, Pool
 from itrain.sweeps.launching import Failure
 from tests import commands
-from tests.stopping import ROOT, _of_session, only_run
+from tests.commands import only_run
+from tests.stopping import ROOT, _of_session
 
 SWEEP = ["sweep", "recipe=das_vs_probe_gender", *commands.SMALL, "sweep.positions=[name]", "sweep.layers=[1,2,3,4]"]
 IN_TWO = ["launcher=devices", "launcher.processes=2"]

@@ -15,7 +15,6 @@ import torch
 from itrain.data import CounterfactualDataModule, collate
 from itrain.interventions.controls import FullVector
 from itrain.metrics import Disentanglement, disentangled, disentangled_pair
-from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import Question
 from itrain.tasks.entity_attributes import EntityAttributes
@@ -149,11 +148,6 @@ def test_a_set_of_all_attributes_has_a_cause_and_leaves_the_means_to_the_others(
     assert 0 < found["Country+Language/cause"] < 1 and not any(map(isnan, found.values()))
     own = {f"Country/{name}" for name in alone.compute()}
     assert found.keys() == {*alone.compute(), *own, "Country+Language/cause"}
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return load_embedded()
 
 
 def test_a_test_has_the_averages_of_all_variables_and_of_each(embedded) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import itrain
 from itrain.cli import main
 from itrain.models import load_embedded
-from tests.commands import SMALL, heed_interrupts
+from tests.commands import SMALL, heed_interrupts, only_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,11 +31,6 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def run(*words: str) -> int:
     verb, *rest = words
     return main([verb, *SMALL, *rest])
-
-
-def only_run(folder: Path) -> Path:
-    (found,) = [path.parent for path in folder.rglob("config.yaml")]
-    return found
 
 
 def command(*words: str) -> list[str]:

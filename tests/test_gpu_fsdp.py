@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from itrain.cli import main
-from tests.commands import SMALL
-from tests.sharded import figures, in_a_group, only_run, require_alike, state
+from tests.commands import SMALL, only_run
+from tests.sharded import figures, in_a_group, require_alike, state
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

@@ -11,8 +11,7 @@ import torch
 from itrain.cli import main
 from itrain.results.table import read_results
 from itrain.sweeps.devices import Devices, Pool
-from tests.commands import SMALL
-from tests.stopping import only_run
+from tests.commands import SMALL, only_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

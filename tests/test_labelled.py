@@ -24,11 +24,6 @@ NAMES = ("Lisa", "Mary", "Sarah", "Laura", "John", "David", "Mark", "Paul")
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    return load_embedded()
-
-
-@pytest.fixture(scope="module")
 def network(embedded):
     return HookedNetwork(embedded.model)
 

@@ -24,6 +24,7 @@ from itrain.results.summary import SweepSummary
 from itrain.results.table import read_curves, read_results
 from itrain.sweeps.launching import Failure, launch, repeating
 from tests import commands
+from tests.commands import only_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = [*commands.SMALL, "sweep.positions=[name]"]
@@ -68,11 +69,6 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def by(launcher: Mapping[str, Any]) -> str:
     return "++launcher={" + ",".join(f"{key}:{value}" for key, value in launcher.items()) + "}"
-
-
-def only_run(folder: Path | str) -> Path:
-    (found,) = [path.parent for path in Path(folder).rglob("config.yaml")]
-    return found
 
 
 def test_workers_share_the_cores_and_a_killed_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from itrain.loggers.runs import figure_name, identify_run, shortened
 from itrain.loggers.trackio import Trackio
 from itrain.results.columns import TOKENS
 from itrain.results.table import read_curves, read_results
-from tests.commands import SMALL
+from tests.commands import SMALL, only_run
 
 SWEEP = [
     "sweep",
@@ -39,11 +39,6 @@ FITS = 6
 ROOT = Path(__file__).parents[1]
 METHODS = {"das": " r2", "probing": "", "full_vector": ""}
 """The end of the names of each method's runs."""
-
-
-def only_run(folder: Path) -> Path:
-    (found,) = [path.parent for path in folder.rglob("config.yaml")]
-    return found
 
 
 @cache

@@ -23,6 +23,7 @@ from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.judgements import read_judgements
 from itrain.training.monitoring import Monitoring
 from itrain.training.probing import ProbeTraining
+from tests.commands import only_run
 
 ROOT = Path(__file__).parents[1]
 STEPS = ["trainer.max_epochs=4", "data.batch_size=16", "trainer.enable_progress_bar=false"]
@@ -115,11 +116,6 @@ def whole(
         assert main(["fit", *TRAININGS[training], *STEPS, "trainer=cpu", f"output={folder}"]) == 0
         whole_runs[training] = only_run(folder)
     return whole_runs[training]
-
-
-def only_run(folder: Path) -> Path:
-    (found,) = [path.parent for path in folder.rglob("config.yaml")]
-    return found
 
 
 def in_two_processes(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,6 @@ import torch
 
 from itrain.data import collate
 from itrain.metrics import UNUSED
-from itrain.models import load_embedded
 from itrain.objectives.cross_entropy import answer_loss
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split
@@ -23,11 +22,6 @@ from tests.ravel_files import WIKIPEDIA, instance, objects, write_ravel
 
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 FEW: dict[str, Any] = {"cause": 120, "isolate": 30, "per_prompt": 8}
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return load_embedded()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from itrain.interventions.base import Intervention
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.metrics import UNUSED
-from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import Pair
 from itrain.tasks.entity_attributes import EntityAttributes
@@ -24,11 +23,6 @@ from itrain.training.alignment import AlignmentSearch
 from tests.ravel_files import objects, write_ravel
 from tests.test_not_finite import trainer
 from tests.test_ravel import PART, bound, source
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return load_embedded()
 
 
 @pytest.fixture(scope="module")

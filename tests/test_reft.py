@@ -32,6 +32,7 @@ from itrain.networks.hooks import HookedNetwork
 from itrain.networks.replay import ReplayNetwork
 from itrain.tasks.response_style import ResponseStyle
 from itrain.training.finetuning import Finetuning, LoRAFinetuning, RepresentationFinetuning
+from tests.commands import only_run
 from tests.models import sites, tiny_model
 
 HIDDEN, RANK = 16, 3
@@ -446,11 +447,6 @@ RECIPES = ["reft_style", "direft_style", "lora_style"]
 @pytest.fixture
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def only_run(folder: str) -> Path:
-    (found,) = [path.parent for path in Path(folder).rglob("config.yaml")]
-    return found
 
 
 def weights(folder: str) -> dict[str, Tensor]:

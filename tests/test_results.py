@@ -31,7 +31,7 @@ from itrain.results.table import read_results
 from itrain.sites import Sites
 from itrain.training.alignment import AlignmentSearch
 from itrain.training.probing import ProbeTraining
-from tests.commands import SMALL
+from tests.commands import SMALL, only_run
 from tests.tables import finished, summary_of
 
 RIGHT = {
@@ -84,11 +84,6 @@ class Halved(DAS):
 
     def forward(self, base: Tensor, source: Tensor) -> Tensor:
         return (base + super().forward(base, source)) / 2
-
-
-def only_run(folder: Path) -> Path:
-    (found,) = [path.parent for path in folder.rglob("config.yaml")]
-    return found
 
 
 def swept(folder: Path, frame: pandas.DataFrame) -> SweepSummary:

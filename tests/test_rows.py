@@ -5,7 +5,6 @@ tests/test_architectures.py has the first rows, and tests/test_two_texts.py thos
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -34,18 +33,6 @@ FORMS = ("query_output", "key_output", "value_output", "attention_value_output")
 
 def quickly(names: list[str]) -> list[Any]:
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.fixture(scope="module")
-def network_of() -> Callable[[str], HookedNetwork]:
-    built: dict[str, HookedNetwork] = {}
-
-    def network_of(model_type: str) -> HookedNetwork:
-        if model_type not in built:
-            built[model_type] = HookedNetwork(row_model(model_type))
-        return built[model_type]
-
-    return network_of
 
 
 def places(model: nn.Module, component: str, position: str | None = "all") -> list[Site]:

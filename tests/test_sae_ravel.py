@@ -13,7 +13,6 @@ import torch
 from itrain.data import CounterfactualDataModule
 from itrain.interventions.featurizers import Rotation
 from itrain.interventions.masking import Mask
-from itrain.models import load_embedded
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks import TaskError
 from itrain.tasks.base import Pair, Split
@@ -24,11 +23,6 @@ from tests.ravel_files import save, write_sae_ravel
 from tests.test_not_finite import trainer
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return load_embedded()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from itrain import cli, stops
 from itrain.cli import main
 from itrain.results.table import read_results
-from tests.commands import heed_interrupts
+from tests.commands import heed_interrupts, only_run
 from tests.disturbed import FIT as MOMENTS
 from tests.disturbed import SWEEP as MOMENTS_OF_SWEEP
 from tests.stopping import (
@@ -29,7 +29,6 @@ from tests.stopping import (
     finish,
     in_a_fork,
     in_two_processes,
-    only_run,
     weights,
 )
 

@@ -38,7 +38,7 @@ from itrain.sweeps.grid import Fit, Grid, tokens_of
 from itrain.sweeps.jobs import CohortJob
 from itrain.sweeps.run import open_part
 from itrain.tasks.base import Pair, Split
-from tests.commands import SMALL
+from tests.commands import SMALL, only_run
 from tests.planted import Bits, Planted
 
 ROOT = Path(__file__).parents[1]
@@ -48,11 +48,6 @@ GRID = ["sweep.layers=[2,4]", "sweep.positions=[name,connective]", "sweep.ranks=
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def only_run(folder: Path) -> Path:
-    (found,) = [path.parent for path in folder.rglob("config.yaml")]
-    return found
 
 
 def settled(frame: pandas.DataFrame) -> pandas.DataFrame:

@@ -10,17 +10,12 @@ from typing import Any
 import pytest
 
 from itrain.data.counterfactual import collate
-from itrain.models import BaseModel, load_embedded
+from itrain.models import BaseModel
 from itrain.tasks import TaskError
 from itrain.tasks.contract import check_task
 from itrain.tasks.gender import Gender
 from itrain.tasks.table import Table, table
 from tests.listed import SIZES, gender_rows, one_row, three, write_csv, write_jsonl
-
-
-@pytest.fixture(scope="module")
-def embedded() -> BaseModel:
-    return load_embedded()
 
 
 @pytest.fixture(scope="module")

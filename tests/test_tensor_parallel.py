@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from itrain.cli import main
 from itrain.models import load_embedded
-from tests.sharded import DESCENT, EXAMPLES, PAIRS, STEPS, figures, fit, only_run, require_alike, state
+from tests.commands import only_run
+from tests.sharded import DESCENT, EXAMPLES, PAIRS, STEPS, figures, fit, require_alike, state
 
 ROUNDING = 1e-4
 """Sums over features are made in another order in each layer, and not only sums over examples as in sharded runs."""

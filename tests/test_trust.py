@@ -27,17 +27,11 @@ from itrain.sites import Site
 from itrain.training.alignment import AlignmentSearch
 from tests.canary import CANARY
 from tests.canary import watched as watched
+from tests.foreign import Runs
 from tests.planted import HIDDEN, Planted
 
 EVIL = {"_target_": "os.system", "command": "touch ran"}
 LONG = "9" * 5000
-
-
-class Runs:
-    """What a pickle runs as it is read."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("open('ran', 'w').close()",))
 
 
 @pytest.fixture(scope="module")

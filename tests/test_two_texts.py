@@ -34,18 +34,6 @@ def both(encoded: tuple[int, ...] = ENCODED, decoded: tuple[int, ...] = DECODED,
     return TwoTexts.of(tiny_inputs(encoded, **settings), decoder)
 
 
-@pytest.fixture(scope="module")
-def network_of() -> Any:
-    built: dict[str, HookedNetwork] = {}
-
-    def network_of(model_type: str) -> HookedNetwork:
-        if model_type not in built:
-            built[model_type] = HookedNetwork(row_model(model_type))
-        return built[model_type]
-
-    return network_of
-
-
 def every(model: nn.Module, model_type: str, layer: int = 0) -> list[Site]:
     return [Site(layer=layer, component=name, position="all") for name in ARCHITECTURES[model_type].components]
 
