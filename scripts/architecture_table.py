@@ -168,8 +168,9 @@ itrain list components
 | T5, BART | `t5`, `bart` |
 | ViT, DINO, CLIP, SigLIP; Whisper, wav2vec 2.0 | `vit`, `dinov2`, `clip`, `siglip`; `whisper`, `wav2vec2` |
 
-`AutoConfig.from_pretrained(name).model_type` says what a model of yours is. Sizes are read from the model, so that all sizes
-of a type work. Weights of these models were not run for the table: each row was tried on a tiny model with random weights.
+`AutoConfig.from_pretrained(name).model_type` says what a model of yours is. Sizes are read from the model, so that
+all sizes of a type work. The table was made without the weights of these models: each row was tried on a tiny model
+with random weights.
 
 ## The table
 
