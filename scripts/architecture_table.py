@@ -147,6 +147,39 @@ architecture, which itrain finds by the `model_type` of the model's configuratio
 that itrain knows, what each component means, and how replay runs each of them. `module:<path>.input` and
 `module:<path>.output` name any module of any model, whether it has a row or not.
 
+```sh
+itrain explain layer2.mlp_output@last  # and model=<choice>, or model=hf model.name=<folder or name>
+itrain list components
+```
+
+## Which models
+
+| you know it as | `model_type` |
+| --- | --- |
+| GPT-2; Pythia, GPT-NeoX; GPT-J; OPT; BLOOM | `gpt2`; `gpt_neox`; `gptj`; `opt`; `bloom` |
+| Llama 1 to 3, and models that took its shape; Llama 4 | `llama`; `llama4_text` |
+| Mistral; Mixtral; Ministral | `mistral`; `mixtral`; `ministral` |
+| Qwen 2 to 2.5; Qwen 3; Qwen 3.5 | `qwen2`; `qwen3`, `qwen3_moe`; `qwen3_5_text` |
+| Gemma 1 to 4 | `gemma`; `gemma2`; `gemma3_text`; `gemma4_text` |
+| Phi; OLMo; Falcon; StableLM; SmolLM3 | `phi`, `phi3`; `olmo2`, `olmo3`; `falcon`; `stablelm`; `smollm3` |
+| DeepSeek; GPT-OSS; GLM; Cohere; Granite | `deepseek_v3`; `gpt_oss`; `glm4`; `cohere2`; `granite` |
+| Mamba | `mamba`, `mamba2`, `falcon_mamba` |
+| BERT, RoBERTa, ModernBERT | `bert`, `roberta`, `modernbert` |
+| T5, BART | `t5`, `bart` |
+| ViT, DINO, CLIP, SigLIP; Whisper, wav2vec 2.0 | `vit`, `dinov2`, `clip`, `siglip`; `whisper`, `wav2vec2` |
+
+`AutoConfig.from_pretrained(name).model_type` says what a model of yours is. Sizes are read from the model, so that
+all sizes of a type work. The table was made without the weights of these models: each row was tried on a tiny model
+with random weights.
+
+## The table
+
+What the cells mean stands [below it](#how-to-read-the-table).
+
+{table}
+
+Tried by `{command}`, which builds a model of two or three blocks with random weights for each row.
+
 ## How to read the table
 
 - **components** are written in groups:
@@ -206,12 +239,6 @@ model:
 
 In Python, `itrain.register_architecture("my_type", {{"blocks": ..., "causal": True, "components": {{...}}}})` does it
 for all models of a `model_type`, and a class in place of the name for modules of your own.
-
-## The table
-
-{table}
-
-Tried by `{command}`, which builds a model of two or three blocks with random weights for each row.
 """
 
 

@@ -48,6 +48,12 @@ def test_the_page_has_every_row_with_the_components_of_the_code_and_no_other() -
         assert components_of(table[model_type], groups) == expected, f"{model_type}: run scripts/architecture_table.py"
 
 
+def test_models_that_are_named_first_have_rows() -> None:
+    table = PAGE.read_text().split("| you know it as |")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)`", table.partition("\n")[2])
+    assert len(named) > 40 and not set(named) - ARCHITECTURES.keys()
+
+
 def test_the_rest_of_the_page_is_what_the_script_writes() -> None:
     script: Any = __import__("architecture_table")
     lines = script.written()

@@ -39,7 +39,15 @@ def prose(source: Path) -> Iterator[str]:
 def test_there_are_ten_tutorials_and_the_index_names_each():
     index = (ROOT / "docs" / "tutorials.md").read_text()
     assert [path.stem[:2] for path in SOURCES] == [f"{number:02d}" for number in range(1, 11)]
-    assert [path.stem for path in SOURCES if f"(examples/{path.stem}.md)" not in index] == []
+    assert [path.stem for path in SOURCES if f"(../examples/{path.stem}.ipynb)" not in index] == []
+
+
+def test_the_site_shows_a_picture_of_each_notebook_in_the_index():
+    rows = "".join(f"| {path.stem} | [A question](examples/{path.stem}.md) |\n" for path in SOURCES)
+    shown = re.findall(r"\| (\w+) \| \[!\[\]\((\S+)\)\{ .thumbnail \} A question\]", tutorials.with_thumbnails(rows))
+    assert [stem for stem, _ in shown] == [path.stem for path in SOURCES]
+    pictures = tutorials.pictures()
+    assert all(picture.startswith(f"examples/{stem}_") and picture in pictures for stem, picture in shown)
 
 
 @each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -28,10 +29,8 @@ def test_each_verb_says_what_it_takes_with_an_example(verb: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["fit", "--help", "recipe=x"],
-            "'recipe=x' does nothing beside --help: itrain fit --help; itrain explain recipe=x",
-        ),
+        (["fit", "--help", "recipe=x"], "'x'"),
+        (["test", "--help", "recipe=x"], "'recipe=x' does nothing beside --help: itrain test --help\n"),
         (["list", "models", "-h"], "'models' does nothing beside --help: itrain list --help\n"),
         (["--help", "fiit"], "there is no verb 'fiit', did you mean 'fit'?"),
     ],
@@ -42,6 +41,22 @@ def test_a_word_that_does_nothing_beside_help_is_refused(
     assert main(words) == 2
     said = capsys.readouterr()
     assert message in said.err and said.out == "" and said.err.count("\n") == 1
+
+
+def test_the_help_lists_the_keys_that_words_compose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "recipe=das_gender", "--help", "intervention=mask", "data.batch_size=8"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: itrain fit") and "\nintervention (Mask): " in said
+    assert re.search(r"^  data.batch_size=8 +examples of one training step", said, re.MULTILINE)
+    assert re.search(r"^  training.optimizer.lr=0.01$", said, re.MULTILINE)
+    keys = said.partition("\nkeys of ")[2]
+    assert max(map(len, keys.splitlines())) <= 80
+
+
+def test_the_help_of_a_sweep_lists_its_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--help", "recipe=das_vs_probe_gender"]) == 0
+    said = capsys.readouterr().out
+    assert "\nsweep.methods.das (DAS): " in said and re.search(r"^  sweep.ranks=\[1\] +for", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("words", [["--help", "fit"], ["fit", "--quiet", "--help"], ["fit", "-h", "--debug"]])

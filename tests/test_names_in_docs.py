@@ -19,6 +19,8 @@ FILE = re.compile(r"(?:itrain|tests|scripts|configs|recipes|docs)/[\w./-]*")
 NAME = re.compile(r"[A-Z]\w+(?:\.\w+)?")
 OTHERS = {"Trainer.fit"}
 """Names of other libraries."""
+OF_YOUR_OWN = {"x"}
+"""Recipes that the page itself shows."""
 
 
 @cache
@@ -53,6 +55,14 @@ def test_a_function_is_named_beside_the_file_that_defines_it() -> None:
         last = name.rpartition(".")[2]
         code = (HOME / file).read_text(encoding="utf-8")
         assert re.search(rf"^\s*(?:def|class) {last}\b", code, re.MULTILINE), f"{file} has no {name}"
+
+
+def test_recipes_that_pages_name_in_a_sentence_or_a_table_exist() -> None:
+    pages = [*sorted(DOCS.rglob("*.md")), HOME / "README.md"]
+    codes = [code for page in pages for code in CODE.findall(page.read_text(encoding="utf-8"))]
+    named = {name for code in codes for name in re.findall(r"\brecipe=(\w+)(?![\w/.])", code)}
+    files = {path.stem for path in (HOME / "recipes").glob("*.yaml")}
+    assert len(named) > 30 and not named - files - OF_YOUR_OWN
 
 
 def test_the_picture_of_the_house_is_that_of_the_plan() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from itrain.cli import main
-from itrain.reports.run_page import _site, is_run
+from itrain.reports.run_page import _site, headline, is_run
+from itrain.results.parts import Bars
 from tests.browser import CHROMIUM, Page
 
 HOSTILE = "</pre><script>alert('a & b')</script>"
@@ -50,6 +51,14 @@ def test_the_page_of_a_run_holds_its_settings_tables_and_how_to_read_them(
     assert "<script" not in page and said.count(HOSTILE) >= 3
     asked = set(re.findall(r'(?:src|href)="([^"]{0,14})', page))
     assert asked and all(each.startswith(("#", "data:image/png")) for each in asked)
+
+
+def test_the_page_begins_with_what_was_found() -> None:
+    two = {"pairwise": [0.99, 0.0, 0.981], "argmax": [0.9, 0.0, 0.8]}
+    pairs = Bars(axis="IIA, 128 pairs\n95% intervals", names=["full vector", "random subspace", "trained"], series=two)
+    assert headline(pairs) == "IIA, 128 pairs (pairwise): trained 0.98, random subspace 0.00, full vector 0.99"
+    assert headline(Bars(axis="accuracy", names=["a", "b"], series={"": [float("nan"), 0.5]})) == "accuracy: b 0.50"
+    assert headline(Bars(axis="loss", names=["a"], series={"": [3.0]}, shares=False)) == "" == headline(None)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ examples
 keys
   <part>=<choice>, <part>.<argument>=<value>
              parts are model, network, task, data, intervention, training,
-             trainer and logger: itrain list <part>
+             trainer and logger: itrain list <part>, or --help recipe=<name>
   site       where: layer2.block_output@name, a list of them, or site.layer=3
              site.position=last; site.read=<site> reads the sources elsewhere;
              {<variable>: <site>} has a site for each variable
@@ -377,20 +377,23 @@ examples
 }
 
 VERBS = tuple(_OF_VERBS)
+_COMPOSING = ("fit", "sweep", "show", "plan")
 
 
 def help_on(words: Sequence[str]) -> str:
     """The help on a verb, or on all of them where there are no words.
 
     Raises:
-        ConfigError: there is no such verb, or another word is given, which would do nothing.
+        ConfigError: there is no such verb, or another word is given, which does nothing there or composes no run.
     """
+    from itrain.help.keys import key_lines
     from itrain.signatures import ConfigError, nearest
 
     verb, *others = words or [""]
     if verb and verb not in VERBS:
         raise ConfigError(f"there is no verb '{verb}'{nearest(verb, VERBS)}")
+    if others and verb in _COMPOSING:
+        return "\n".join([_OF_VERBS[verb], *key_lines(others, sweeps=verb == "sweep"), "", _SYNTAX])
     if others and [verb, *others] != ["task", "check"]:
-        what = f"; itrain explain {others[0]} says what that is" if others[0].startswith("recipe=") else ""
-        raise ConfigError(f"'{others[0]}' does nothing beside --help: itrain {verb} --help{what}")
+        raise ConfigError(f"'{others[0]}' does nothing beside --help: itrain {verb} --help")
     return f"{_OF_VERBS[verb]}\n{_SYNTAX}" if verb else HELP

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDE = 9.0
+"""Inches of a figure with several pictures."""
 SHARES = 1.15
 """The right end of an axis of shares, with room for the numbers at the bars."""
 LETTERS = 17
@@ -28,10 +30,10 @@ ROOM = 0.25
 
 
 def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> None:
-    """Draw what a run found: the figures of the test beside the curve of the training, as PNG and SVG.
+    """Draw what a run found, as PNG and SVG: the figures of the test, and the curve of the training if there is one.
 
     Args:
-        metrics: the run's ``metrics.csv``; a run without training has none.
+        metrics: the run's ``metrics.csv``; a run that trains nothing has none.
         results: the run's final figures.
         path: of the PNG; the SVG goes beside it.
     """
@@ -39,9 +41,12 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
 
     summary = summarise_run(results, metrics)
     names = 0 if summary.bars is None else len(summary.bars.names)
-    figure = Figure(figsize=(9, max(3.6, 0.25 * names)), layout="constrained")
-    widths = [1] * len(summary.plots) or [1.5]
-    *lefts, right = figure.subplots(1, len(widths) + 1, width_ratios=[*widths, 1])
+    widths = [1.0] * len(summary.plots) or [1.5]
+    trained = [1.0] if summary.curve is not None else []
+    wide = WIDE if trained or summary.plots else WIDE * 0.7
+    figure = Figure(figsize=(wide, max(3.6, 0.25 * names)), layout="constrained")
+    (row,) = figure.subplots(1, len(widths + trained), width_ratios=widths + trained, squeeze=False)
+    lefts = row[: len(widths)]
     for place, plot in zip(lefts, summary.plots, strict=False):
         draw_plot(place, plot)
     if summary.plots:
@@ -50,13 +55,11 @@ def save_run_figure(metrics: Path, results: Mapping[str, float], path: Path) -> 
         _say(lefts[0], "no figures")
     else:
         _draw_bars(lefts[0], summary.bars)
-    if summary.curve is None:
-        _say(right, "no training")
-    else:
-        _draw_curve(right, summary.curve)
+    if summary.curve is not None:
+        _draw_curve(row[-1], summary.curve)
     if summary.caption:
-        wide = int(figure.get_figwidth() * LETTERS)
-        figure.supxlabel("\n".join(wrap(drawn(summary.caption), wide)), x=0.01, ha="left", fontsize=8, color=SOFT)
+        lines = wrap(drawn(summary.caption), int(wide * LETTERS))
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=SOFT)
     save_figure(figure, path, path.with_suffix(".svg"))
 
 

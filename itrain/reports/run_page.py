@@ -6,6 +6,7 @@ import json
 import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ from itrain.reports.figures import save_run_figure
 from itrain.reports.generations import FILE as GENERATIONS
 from itrain.reports.html import save_report
 from itrain.reports.token_scores import PAGE as TOKEN_SCORES
+from itrain.results.parts import Bars
 from itrain.results.run import summarise_run
 from itrain.results.summary import brief, model_of
 from itrain.results.table import CONFIGURATION, RESULTS
@@ -29,6 +31,8 @@ from itrain.versions import versions
 FIGURES, STEPS = "metrics.json", "metrics.csv"
 PARTS = ("task", "intervention", "training")
 """The parts of a configuration that stand on top, beside the model, the site and the seed."""
+_READABLE = 6
+"""Groups of bars whose figures fit a line."""
 
 
 def save_page(folders: Sequence[Path], path: Path) -> None:
@@ -61,6 +65,7 @@ def save_run_page(folder: Path, path: Path) -> None:
         folder=folder,
         settings=_settings(configuration),
         summary=summary,
+        headline=headline(summary.bars),
         picture=_picture(folder, results),
         figures={name: f"{value:.5g}" for name, value in sorted(results.items())},
         texts=_texts(folder / GENERATIONS),
@@ -73,6 +78,16 @@ def save_run_page(folder: Path, path: Path) -> None:
         else None,
     )
     write_text(path, text)
+
+
+def headline(bars: Bars | None) -> str:
+    """What the bars show, in a line that begins with what was trained; "" where there are none, or too many to read."""
+    if bars is None or not bars.shares or not 0 < len(bars.names) <= _READABLE:
+        return ""
+    kind, values = next(iter(bars.series.items()))
+    groups = [f"{name} {value:.2f}" for name, value in zip(bars.names, values, strict=True) if isfinite(value)]
+    rule = f" ({kind})" if len(bars.series) > 1 else ""
+    return f"{bars.axis.splitlines()[0]}{rule}: {', '.join(reversed(groups))}"
 
 
 def _figures(file: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ from words import code, plain
 
 from itrain import shipped
 from itrain.files import read_yaml
+from itrain.help.keys import USUAL
 from itrain.help.listing import described
 from itrain.owned import FILLED, OWNED
 from itrain.results.markdown import markdown
@@ -47,8 +48,6 @@ _SAID: Mapping[str, str] = {
     "site": "where the intervention acts: `{layer: 2, component: block_output, position: name}`, or in one word",
     "output": "the folder of all runs",
 }
-_USUAL: Mapping[str, str] = {"hidden_size": "features of the activation.", "rank": "dimensions of the subspace."}
-"""What arguments are wherever a docstring does not say it."""
 _ARGUMENTS = ("argument", "type", "default", "what it is")
 
 
@@ -152,7 +151,7 @@ def _argument_rows(source: Source, part: str = "") -> Iterator[list[str]]:
         required = each.default is None
         filled = each.name in FILLED.get(part, ()) or (required and each.name == "hidden_size")
         value = "(the run gives it)" if filled else "**required**" if required else code(_as_yaml(each.default or ""))
-        text = each.says or _USUAL.get(each.name, "")
+        text = each.says or USUAL.get(each.name, "")
         yield [code(each.name), code(each.annotation) if each.annotation else "", value, plain(text)]
 
 

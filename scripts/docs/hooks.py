@@ -10,6 +10,7 @@ import recipes_page
 import tutorials
 from mkdocs.config.defaults import MkDocsConfig  # pyright: ignore[reportMissingImports]
 from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
+from mkdocs.structure.pages import Page  # pyright: ignore[reportMissingImports]
 
 _TAGGED = re.compile(r"^(```python) (\w+)$", re.MULTILINE)
 """A block of another library: the tests run it where that is installed."""
@@ -17,8 +18,8 @@ _TAGGED = re.compile(r"^(```python) (\w+)$", re.MULTILINE)
 _PAIR = re.compile(r'^(```python title="\w+"\n(?:(?!```).*\n)*```\n\s*```python)$', re.MULTILINE)
 """A block of another library, and the one of itrain that does the same."""
 
-_PICTURE = re.compile(r'<img [^>]*src="([^"]+\.png)"[^>]*>')
-"""A picture of a run, which is wider than a page's column."""
+_PICTURE = re.compile(r'<img (?![^>]*class="thumbnail")[^>]*src="([^"]+\.png)"[^>]*>')
+"""A picture of a run, which is wider than a page's column. Thumbnails lead to their pages."""
 
 _NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*)examples/(\w+)\.ipynb")
 """A link from a file of docs/ to a notebook, which the site has beside its pages."""
@@ -42,10 +43,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Show whose code a block is as its title, and lead links to notebooks to their pages."""
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """Show whose code a block is as its title, lead links to notebooks to their pages, and illustrate their index."""
     tagged = _PAIR.sub(r'\1 title="itrain"', _TAGGED.sub(r'\1 title="\2"', markdown))
-    return _NOTEBOOK.sub(r"](\1examples/\2.md", tagged)
+    linked = _NOTEBOOK.sub(r"](\1examples/\2.md", tagged)
+    return tutorials.with_thumbnails(linked) if page.file.src_uri == "tutorials.md" else linked
 
 
 def on_page_content(html: str, **_: Any) -> str:

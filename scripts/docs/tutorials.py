@@ -11,6 +11,9 @@ from typing import Any
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+_LINKED = re.compile(r"(?<=\| )\[([^]]+)\]\(examples/(\w+)\.md\)")
+"""A link to a tutorial that begins a cell of a table."""
+
 
 def pages() -> dict[str, str]:
     """All tutorials, by their path in docs."""
@@ -61,6 +64,18 @@ def page(path: Path) -> tuple[str, Mapping[str, bytes]]:
             else:
                 parts.append(f"```text\n{output.get('text', data.get('text/plain', '')).rstrip()}\n```")
     return "\n\n".join(parts) + "\n", pictures
+
+
+def with_thumbnails(index: str) -> str:
+    """The index of tutorials, with the largest picture of each notebook in its row, a part of the link to it."""
+    return _LINKED.sub(_thumbnail, index)
+
+
+def _thumbnail(link: re.Match[str]) -> str:
+    question, stem = link.groups()
+    pictures = page(EXAMPLES / f"{stem}.ipynb")[1]
+    largest = max(pictures, key=lambda name: len(pictures[name]))
+    return f"[![](examples/{largest}){{ .thumbnail }} {question}](examples/{stem}.md)"
 
 
 def _links_of_site(text: str) -> str:
