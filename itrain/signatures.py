@@ -71,7 +71,7 @@ def check_kind(call: Call, kind: type) -> None:
         ConfigError: naming the place and the kind.
     """
     made = call.target if inspect.isclass(call.target) else call.returns
-    if inspect.isclass(made) and kind is not Any and not issubclass(made, kind):
+    if _is_class(made) and kind is not Any and not issubclass(made, kind):
         raise ConfigError(f"{call.place}._target_: {call.target.__name__} makes no {kind.__name__}")
 
 
@@ -252,16 +252,16 @@ def _check_part(call: Call, key: str) -> None:
     """Check that an argument that is built is of the annotated kind, or a factory of it where one is asked for."""
     options = _options(call.annotation(key))
     factories = [get_args(option) for option in options if get_origin(option) is Callable and get_args(option)]
-    classes = [option for option in options if inspect.isclass(option) and option is not NoneType]
+    classes = [option for option in options if _is_class(option) and option is not NoneType]
     (part, *_) = calls_in(call.node[key], call.at(key))
     if factories and not classes:
         if part.node.get("_partial_") is not True:
             raise ConfigError(
                 f"{part.place}: add {part.place}._partial_=true; {call.target.__name__} completes the call"
             )
-        if inspect.isclass(kind := factories[0][-1]):
+        if _is_class(kind := factories[0][-1]):
             check_kind(part, kind)
-    elif len(classes) == len(options) - (NoneType in options) == 1 and get_origin(classes[0]) is None:
+    elif len(classes) == len(options) - (NoneType in options) == 1:
         check_kind(part, classes[0])
 
 
@@ -282,7 +282,7 @@ def _check_named_parts(call: Call, key: str, given: Mapping[str, Any], takes: An
         if not (isinstance(node, dict) and "_target_" in node):
             raise ConfigError(f"{place}: needs _target_, the path of a class")
         (part, *_) = calls_in(node, place)
-        if inspect.isclass(kind):
+        if _is_class(kind):
             check_kind(part, kind)
         missing = [each for each in part.required if each not in node] if takes == [] else []
         if missing:
@@ -314,6 +314,11 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 def _options(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _is_class(annotation: Any) -> bool:
+    """Whether an annotation is a class; Python 3.10 takes ``list[int]`` and ``Callable[[], int]`` for classes too."""
+    return inspect.isclass(annotation) and get_origin(annotation) is None
 
 
 def _describe(annotation: Any) -> str:

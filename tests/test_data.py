@@ -38,7 +38,7 @@ def discovered() -> list[type[Task]]:
     found = []
     for info in pkgutil.walk_packages(itrain.tasks.__path__, "itrain.tasks."):
         for value in vars(importlib.import_module(info.name)).values():
-            own = isinstance(value, type) and issubclass(value, Task) and value.__module__ == info.name
+            own = isinstance(value, type) and value.__module__ == info.name and issubclass(value, Task)
             if own and not inspect.isabstract(value) and not issubclass(value, NEEDING_DATA):
                 found.append(value)
     return found

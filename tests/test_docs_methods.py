@@ -44,7 +44,7 @@ def defined(kind: type, *packages: ModuleType) -> dict[str, type]:
     for package in packages:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for value in vars(importlib.import_module(module.name)).values():
-                if inspect.isclass(value) and issubclass(value, kind) and value.__module__ == module.name:
+                if inspect.isclass(value) and value.__module__ == module.name and issubclass(value, kind):
                     found |= {} if inspect.isabstract(value) else {_path(value): value}
     return found
 

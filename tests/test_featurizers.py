@@ -56,7 +56,7 @@ def discovered() -> list[type[Featurizer]]:
         paths = importlib.import_module(package).__path__
         for info in pkgutil.walk_packages(paths, f"{package}."):
             for value in vars(importlib.import_module(info.name)).values():
-                own = isinstance(value, type) and issubclass(value, Featurizer) and value.__module__ == info.name
+                own = isinstance(value, type) and value.__module__ == info.name and issubclass(value, Featurizer)
                 if own and not inspect.isabstract(value):
                     found.append(value)
     return found

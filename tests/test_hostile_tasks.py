@@ -159,7 +159,7 @@ def test_every_task_that_reads_files_says_by_which_arguments() -> None:
         module = import_module(f"itrain.tasks.{file.stem}")
         reading = {"read_rows", "read_groups", "expanduser"} & {*re.findall(r"\w+", file.read_text(encoding="utf-8"))}
         for made in vars(module).values():
-            if not isinstance(made, type) or not issubclass(made, Task) or made.__module__ != module.__name__:
+            if not isinstance(made, type) or made.__module__ != module.__name__ or not issubclass(made, Task):
                 continue
             assert {*made.reads} <= {*inspect.signature(made).parameters}, made
             assert made.reads or not reading or made is Table, f"{made.__name__}: say in reads which arguments it reads"

@@ -28,7 +28,7 @@ def discovered() -> list[type[Intervention]]:
     for info in pkgutil.walk_packages(itrain.interventions.__path__, "itrain.interventions."):
         module = importlib.import_module(info.name)
         for value in vars(module).values():
-            own = isinstance(value, type) and issubclass(value, Intervention) and value.__module__ == info.name
+            own = isinstance(value, type) and value.__module__ == info.name and issubclass(value, Intervention)
             if own and not inspect.isabstract(value):
                 found.append(value)
     return found

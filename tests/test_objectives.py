@@ -38,7 +38,7 @@ FOUND = [
     value
     for module in pkgutil.walk_packages(itrain.objectives.__path__, "itrain.objectives.")
     for value in vars(importlib.import_module(module.name)).values()
-    if inspect.isclass(value) and issubclass(value, Objective) and value.__module__ == module.name
+    if inspect.isclass(value) and value.__module__ == module.name and issubclass(value, Objective)
 ]
 FINAL = [each for each in FOUND if not inspect.isabstract(each)]
 

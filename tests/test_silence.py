@@ -163,5 +163,8 @@ def test_a_profiler_that_was_asked_for_is_heard() -> None:
 )
 def test_records_that_are_no_news_go_untold(name: str, text: str, told: bool, caplog: pytest.LogCaptureFixture) -> None:
     silence_records()
-    logging.getLogger(name).warning(text)
-    assert [each.message for each in caplog.records if each.name == name] == ([text] if told else [])
+    logger = logging.getLogger(name)
+    logger.addHandler(caplog.handler)  # torch hands no records on to the root
+    logger.warning(text)
+    logger.removeHandler(caplog.handler)
+    assert text in caplog.messages if told else text not in caplog.messages
