@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itrain.models import TINY_WORLD
-from itrain.results.best import TWIN, Best, best_odds, best_of
+from itrain.results.best import DIRECTIONS, TWIN, Best, best_odds, best_of
 from itrain.results.columns import (
+    AUROC,
     CONTROLS,
     FLAG,
+    IIA,
     LAYER,
     METHOD,
     PAIRS_CHANGING,
     PAIRS_PRESERVING,
     PLACE,
     POSITION,
+    RANDOM_DIRECTION,
     RANDOM_MODEL,
     RANK,
     SECONDS,
@@ -131,7 +134,10 @@ def _flags(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> dict[
 
 
 def _absent(frame: pandas.DataFrame) -> list[str]:
-    absent = [spoken(control) for control in CONTROLS if control not in set(frame[METHOD])]
+    edits = IIA in frame and frame[IIA].notna().any()  # or there is nothing that these would be controls of
+    absent = [spoken(control) for control in CONTROLS if edits and control not in set(frame[METHOD])]
+    if AUROC in frame and RANDOM_DIRECTION + AUROC not in frame:
+        absent.append(DIRECTIONS)
     return absent + ([] if any(name.startswith(RANDOM_MODEL) for name in frame) else [TWIN])
 
 
