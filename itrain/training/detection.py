@@ -134,7 +134,7 @@ class Detected:
             if f"test/auroc/{name}" in found:  # of many concepts their means alone
                 figures |= {f"test/{figure}/{name}": value for figure, value in each.items()}
                 figures[f"test/auroc_selectivity/{name}"] = float(found[f"test/auroc/{name}"]) - each[CONTROLLED[0]]
-        return {name: torch.tensor(value) for name, value in figures.items()}
+        return {name: torch.tensor(float(value)) for name, value in figures.items()}
 
     def _figures(self, scores: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
         rates = rates_above(scores, labels, threshold)
