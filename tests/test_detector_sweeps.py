@@ -51,9 +51,7 @@ def test_each_detector_is_a_method_at_each_site(swept: Path) -> None:
     assert (frame.positives + frame.negatives == 64).all()
 
 
-def test_a_row_is_what_its_command_finds_alone(
-    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_is_what_its_command_finds_alone(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = read_results(swept)
     monkeypatch.chdir(tmp_path)
     row = frame[(frame.method == "monitoring_mean_difference") & (frame.layer == 2) & (frame.position == "all")].iloc[0]
@@ -70,7 +68,8 @@ def test_a_row_is_what_its_command_finds_alone(
 def test_maps_best_sites_and_pages_speak_of_detectors(swept: Path) -> None:
     (summary,) = summarise([swept])
     maps = {(each.method, each.column): each for each in summary.maps}
-    assert set(maps) == {(name.replace("_", " "), each) for name in DETECTORS for each in ("auroc", "auroc_selectivity")}
+    figures = ("auroc", "auroc_selectivity")
+    assert set(maps) == {(name.replace("_", " "), figure) for name in DETECTORS for figure in figures}
     assert all(each.caption == "AUROC, chance 0.50" for each in summary.maps if each.column == "auroc")
     for row in summary.best:
         assert row.figure == "AUROC" and row.value.over == "64 texts"
