@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from itrain.data.arbitrary import NoControlError, arbitrary_labels
@@ -222,6 +223,39 @@ def test_unlabelled_texts_count_for_nothing_however_a_batch_is_divided(
     known = whole.take((whole.labels[:, 0] >= 0).nonzero()[:, 0])
     found.known_share = None
     assert torch.allclose(divided, found.training_step(known, 0), atol=1e-6)
+
+
+# --- parity with scikit-learn
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_the_best_probe_of_mean_scores_is_scikit_learns_regression(
+    network: Any, base: Any, data: LabelledDataModule, control: bool
+) -> None:
+    strength = 0.1
+    found = monitoring(
+        network, base, detectors={"probe": ProbeDetector}, l2=strength, random_directions=0, control=True
+    )
+    found.fit_activations(data.whole("train"))
+    found.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    (whole,) = [data.datasets["train"].examples]
+    detector: Any = found.detector("probe", found.places[0], control=control)
+    with torch.no_grad():
+        tokens, counted = found.read(whole.inputs)[SITE]
+        x = (tokens - detector.probe.mean) / detector.probe.deviation
+        # A linear probe's mean score is its score of the mean.
+        pooled = ((x * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)).double().numpy()
+    labels = (whole.control if control else whole.labels)[:, 0]
+    known = LogisticRegression(C=1 / (len(whole) * strength), tol=1e-10, max_iter=5000).fit(pooled, labels)
+    with torch.no_grad():
+        detector.probe.scores.weight.copy_(torch.tensor(known.coef_))
+        detector.probe.scores.bias.copy_(torch.tensor(known.intercept_))
+    found.training_step(whole, 0).backward()
+    for name in ("weight", "bias"):
+        assert getattr(detector.probe.scores, name).grad.abs().max() < 2e-5, "the loss is least where its is"
+    with torch.no_grad():
+        scores = detector(tokens, counted)[:, 0]
+    assert torch.allclose(scores.double(), torch.tensor(known.decision_function(pooled)), atol=1e-4)
 
 
 # --- poolings and readings

@@ -11,9 +11,9 @@ from itrain.models import TINY_WORLD
 from itrain.results.best import DIRECTIONS, TWIN, Best, best_odds, best_of
 from itrain.results.columns import (
     AUROC,
+    CONTROL_AUROC,
     CONTROLS,
     FLAG,
-    IIA,
     LAYER,
     METHOD,
     PAIRS_CHANGING,
@@ -38,6 +38,9 @@ from itrain.results.tokens import Example, read_tokens
 
 if TYPE_CHECKING:
     import pandas
+
+OF_DETECTORS: Mapping[str, str] = {RANDOM_DIRECTION + AUROC: DIRECTIONS, CONTROL_AUROC: "control task"}
+"""The columns of the controls of detectors, and how they are spoken of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +137,10 @@ def _flags(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> dict[
 
 
 def _absent(frame: pandas.DataFrame) -> list[str]:
-    edits = IIA in frame and frame[IIA].notna().any()  # or there is nothing that these would be controls of
-    absent = [spoken(control) for control in CONTROLS if edits and control not in set(frame[METHOD])]
-    if AUROC in frame and RANDOM_DIRECTION + AUROC not in frame:
-        absent.append(DIRECTIONS)
+    if AUROC in frame:  # Detectors edit nothing, and have controls of their own.
+        absent = [name for column, name in OF_DETECTORS.items() if column not in frame]
+    else:
+        absent = [spoken(control) for control in CONTROLS if control not in set(frame[METHOD])]
     return absent + ([] if any(name.startswith(RANDOM_MODEL) for name in frame) else [TWIN])
 
 
