@@ -100,7 +100,7 @@ class Opened:
             **({} if intervention is None else {"intervention": lambda: intervention}),
             "example": self.data.example,
             "classes": lambda: {variable: count_classes(self.task, variable) for variable in self.task.variables},
-            "control": lambda: self.task.control is not None,
+            "control": lambda: getattr(self.data, "has_control", self.task.control is not None),
             "concept": lambda: self.task.mentions if isinstance(self.task, ResponseTask) else [],
             "end": lambda: self.task.end if isinstance(self.task, ResponseTask) else None,
             "concepts": lambda: concepts_of(self.data),

@@ -165,7 +165,7 @@ def test_figures_that_a_kind_of_run_has_no_room_for_are_shown_beside_its_table()
 
 
 def test_every_figure_has_a_chance_level() -> None:
-    nothing = {IIA, "exact_match", "selectivity", "odds", "odds_selectivity"}
+    nothing = {IIA, "exact_match", "selectivity", "odds", "odds_selectivity", "auroc_selectivity"}
     assert {figure for figure in FIGURES if figure not in CHANCE} == nothing, "0 where nothing is found"
 
 

@@ -173,8 +173,8 @@ def _check_parts_of(plain: Node, training: Call) -> None:
 
 
 def _check_sweep(sweep: Node, training: Call) -> None:
-    """Check that a sweep's methods are interventions or trainings, for a training that takes interventions."""
-    kinds = tuple(get_object(_KINDS[group]) for group in ("intervention", "training"))
+    """Check that a sweep's methods are trainings, or interventions of a training that takes such."""
+    kinds, compared = tuple(get_object(_KINDS[group]) for group in ("intervention", "training")), False
     for name, method in sweep["methods"].items():
         place = f"sweep.methods.{name}"
         if not isinstance(method, dict) or "_target_" not in method:
@@ -182,6 +182,7 @@ def _check_sweep(sweep: Node, training: Call) -> None:
         (call, *_) = calls_in(method, place)
         if not (inspect.isclass(call.target) and issubclass(call.target, kinds)):
             raise ConfigError(f"{place}: {call.target.__name__} is neither an intervention nor a training")
-    if not {"sites", "intervention"} <= set(training.accepts):
+        compared = compared or issubclass(call.target, kinds[0])
+    if compared and not {"sites", "intervention"} <= set(training.accepts):
         name = training.target.__name__
         raise ConfigError(f"training: a sweep compares interventions, and {name} takes none; training=alignment")

@@ -31,6 +31,8 @@ from itrain.versions import versions
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
 """The methods that a sweep compares by default."""
+READERS = ("probing", "monitoring")
+"""The trainings that are methods of a sweep by themselves."""
 SEARCHES = ("itrain.training.alignment.AlignmentSearch", "itrain.training.tracing.CausalTracing")
 """The trainings for which these are."""
 
@@ -84,7 +86,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
             grid = config.get("sweep") or OmegaConf.create()
             if sweeps and "methods" not in grid:
                 grid.methods = _methods(config, groups)
-            config.sweep = _grid(grid, groups, typed, config.get("intervention") or {}) if sweeps else None
+            config.sweep = _grid(grid, groups, typed, config) if sweeps else None
         # In a sweep, values that refer to the seed stay unresolved: they follow each fit's own.
         OmegaConf.resolve(config.copy() if sweeps else config)
     except RecursionError:
@@ -247,6 +249,9 @@ def _require_plugin(launcher: Node) -> None:
 
 def _methods(config: DictConfig, groups: Mapping[str, Sequence[str]]) -> list[str]:
     """The methods of a sweep that names none: those of a training of another objective are its own intervention."""
+    for name in READERS:
+        if _target_of("training", name) == config.training._target_:
+            return [name]
     target = (config.get("intervention") or {}).get("_target_")
     if target is None or config.training._target_ in SEARCHES:
         return METHODS
@@ -254,18 +259,17 @@ def _methods(config: DictConfig, groups: Mapping[str, Sequence[str]]) -> list[st
     return own[:1] or METHODS
 
 
-def _grid(
-    grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The grid of a sweep, with its methods written out: choices of the group intervention, and probes.
+def _grid(grid: Any, groups: Mapping[str, Sequence[str]], words: Sequence[str], config: DictConfig) -> dict[str, Any]:
+    """The grid of a sweep, with its methods written out: choices of the group intervention, probes and detectors.
 
-    A recipe's settings of an intervention are those of the method of the same class, as they are in a single fit.
+    The settings of an intervention are those of the method of the same class, as they are in a single fit; so are
+    those of a training that is a method itself.
     """
     given: Any = OmegaConf.to_container(grid)
     # A launcher changes no result, so the printed commands leave it out.
     words = [text for text in words if not launches(text)]
     node = {"_target_": "itrain.sweeps.grid.Grid", **given, "words": words}
-    homes = {**dict.fromkeys(groups["intervention"], "intervention"), "probing": "training"}
+    homes = {**dict.fromkeys(groups["intervention"], "intervention"), **dict.fromkeys(READERS, "training")}
     node["named"] = not isinstance(node["methods"], dict)
     if isinstance(node["methods"], dict):
         for method in node["methods"].values():
@@ -280,7 +284,9 @@ def _grid(
         if name not in homes:
             raise ConfigError(f"sweep.methods: there is no method '{name}'{nearest(str(name), homes)}")
     node["methods"] = {name: choice(homes[name], name) for name in node["methods"]}
-    for method in node["methods"].values():
+    for name, method in node["methods"].items():
+        # Not resolved: what refers to the seed follows each fit's own.
+        settings: Any = OmegaConf.to_container(config.get(homes[name]) or OmegaConf.create(), resolve=False)
         if method["_target_"] == settings.get("_target_"):
             method |= {key: value for key, value in settings.items() if key != "rank"}  # which the grid gives
     return node

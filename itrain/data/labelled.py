@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from itrain.causal_model import Setting
-from itrain.data.splits import Batch, SplitDataModule
+from itrain.data.arbitrary import NoControlError, arbitrary_labels
+from itrain.data.splits import Batch, SplitDataModule, SplitDataset
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
 from itrain.tasks.base import SPLITS, Split, Task, TextTask
@@ -37,12 +40,14 @@ class LabelledBatch(Batch):
         labels: 1 where a text has a concept, 0 where not, ``UNLABELLED`` where that is not known.
         sets: the names of the test sets, ``test`` first; of other splits, of the split alone.
         of: which of the sets each text belongs to, on the CPU.
+        control: the arbitrary labels of the control task, of training texts; None: there are none.
     """
 
     inputs: ModelInputs
     labels: Int[Tensor, "batch concepts"]
     sets: tuple[str, ...]
     of: Int[Tensor, " batch"]
+    control: Int[Tensor, "batch concepts"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,7 +60,8 @@ class LabelledBatch(Batch):
     def each(
         self, change: Callable[[ModelInputs], ModelInputs], change_tensor: Callable[[Tensor], Tensor]
     ) -> LabelledBatch:
-        return replace(self, inputs=change(self.inputs), labels=change_tensor(self.labels))
+        control = None if self.control is None else change_tensor(self.control)
+        return replace(self, inputs=change(self.inputs), labels=change_tensor(self.labels), control=control)
 
 
 def collate(task: LabelledTask, settings: Mapping[str, Sequence[Setting]]) -> LabelledBatch:
@@ -137,7 +143,54 @@ class LabelledDataModule(SplitDataModule[LabelledBatch]):
 
     def collect(self, split: Split) -> LabelledBatch:
         sets = [split, *(self.task.shifts if split == "test" else ())]
-        return collate(self.task, {name: self._chosen(name, split) for name in sets})
+        found = collate(self.task, {name: self._chosen(name, split) for name in sets})
+        if split == "train" and self.has_control:
+            found.control = self._arbitrary(self._chosen("train", "train"))
+        return found
+
+    @cached_property
+    def control_task(self) -> Mapping[Hashable, Sequence[int]] | NoControlError:
+        """The arbitrary labels of each type of the training texts; or why there are none."""
+        train = self._chosen("train", "train")
+        try:
+            found = arbitrary_labels(
+                [self.task.kind(each) for each in train], [self.task.labels(each) for each in train], seed=self.seed
+            )
+            tested = [found[self.task.kind(each)] for each in self._controlled(found)]
+            if not tested or any(len({*column}) < 2 for column in zip(*tested, strict=True)):
+                raise NoControlError("no new texts of types in the training split have both arbitrary labels")
+        except NoControlError as error:
+            return error
+        return found
+
+    @property
+    def has_control(self) -> bool:
+        """Whether the texts have types, with new texts to test arbitrary labels of them on."""
+        return not isinstance(self.control_task, NoControlError)
+
+    def control_dataloader(self) -> DataLoader[LabelledBatch]:
+        """New texts of the types of the training split, with their arbitrary labels.
+
+        They come from the test split or, where it shares no type with the training split, are drawn as its texts.
+
+        Raises:
+            NoControlError: there are none.
+        """
+        if isinstance(self.control_task, NoControlError):
+            raise self.control_task
+        texts = self._controlled(self.control_task)
+        found = collate(self.task, {"test": texts})
+        return self.loader(SplitDataset(replace(found, labels=self._arbitrary(texts))), self.eval_batch_size)
+
+    def _controlled(self, types: Mapping[Hashable, object]) -> Sequence[Setting]:
+        """The new texts of some types."""
+        tested = [each for each in self._chosen("test", "test") if self.task.kind(each) in types]
+        return tested or [each for each in self.task.further(self.sizes["test"]) if self.task.kind(each) in types]
+
+    def _arbitrary(self, settings: Sequence[Setting]) -> Int[Tensor, "texts concepts"]:
+        known = self.control_task
+        assert not isinstance(known, NoControlError), "asked for where there is a control task"
+        return torch.tensor([known[self.task.kind(each)] for each in settings])
 
     def example(self) -> ModelInputs:
         return self.task.inputs(self.task.settings("train")[:1])

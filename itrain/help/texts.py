@@ -113,7 +113,7 @@ examples
 
 keys
   sweep.methods
-             names of interventions and probing
+             names of interventions, probing, or monitoring
   sweep.layers
              all, every(2), or [2,4]
   sweep.positions

@@ -83,9 +83,15 @@ def identify_fit(sweep: str, settings: Mapping[str, Any], configuration: Mapping
     method, rank, seed = (settings.get(key) for key in (METHOD, RANK, SEED))
     site = Site(**{key: settings[key] for key in Site.__dataclass_fields__ if key in settings})
     alone = {key: value for key, value in configuration.items() if key not in ("sweep", "launcher")}
-    node = dict(((configuration.get("sweep") or {}).get("methods") or {}).get(method) or {})
+    methods = (configuration.get("sweep") or {}).get("methods") or {}
+    # Of a training of several detectors each is a method of the table, named after it and the training.
+    given = [name for name in methods if method == name or str(method).startswith(f"{name}_")]
+    chosen = max(given, key=len, default=str(method))
+    node = dict(methods.get(chosen) or {})
     words = shlex.split(str(settings.get(COMMAND, "")))
-    part = "training" if f"training={method}" in words else "intervention"
+    own = node.get("_target_", "") == (configuration.get("training") or {}).get("_target_")
+    trains = own or any(word.startswith((f"training={chosen}", "training._target_=")) for word in words)
+    part = "training" if trains else "intervention"
     alone[part] = node | ({} if rank is None else {RANK: rank})
     where = {key: settings[key] for key in (LAYER, COMPONENT, POSITION) if key in settings}
     tags = _tags(str(method), str(site), _setting(RANK, rank), _setting(SEED, seed), _recipe(configuration), "sweep")

@@ -15,6 +15,7 @@ from itrain.metrics.detection import exact_interval as exact_interval
 from itrain.metrics.detection import rates_above as rates_above
 from itrain.metrics.detection import threshold_at as threshold_at
 from itrain.metrics.detection import threshold_interval as threshold_interval
+from itrain.metrics.detection import threshold_of_youden as threshold_of_youden
 from itrain.metrics.differences import LogitDifference as LogitDifference
 from itrain.metrics.differences import fldd as fldd
 from itrain.metrics.differences import logit_difference as logit_difference

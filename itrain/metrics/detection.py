@@ -81,6 +81,36 @@ def threshold_at(negatives: Float[Tensor, " texts"], rate: float) -> float:
     return float(negatives.sort(descending=True).values[above])
 
 
+def threshold_of_youden(scores: Float[Tensor, " texts"], labels: Int[Tensor, " texts"]) -> float:
+    """The threshold above which alarms tell the two classes apart best: it maximises J = TPR - FPR.
+
+    Halfway between the lowest score that raises an alarm and the highest that raises none; of equal J the one with the
+    fewest alarms. Equal scores raise an alarm together or not at all. Where no threshold has J > 0 it is the highest
+    score, above which none lies. Youden 1950, "Index for rating diagnostic tests". Texts that are labelled neither 0
+    nor 1 are left out.
+
+    Raises:
+        ValueError: a class has no texts, so that one of the rates is not known.
+    """
+    positive, negative = (scores[labels == value] for value in (1, 0))
+    for what, found in (("with", positive), ("without", negative)):
+        if not len(found):
+            raise ValueError(
+                f"Youden's threshold needs texts with and without the concept, and there are none {what} it"
+            )
+    levels = torch.cat([positive, negative]).unique()  # rising
+    above = [len(each) - torch.searchsorted(each.sort().values, levels, right=True) for each in (positive, negative)]
+    # J N+ N- in whole numbers, of alarms above each level; the highest level raises none, and has 0.
+    j = above[0] * len(negative) - above[1] * len(positive)
+    at = int((j == j.max()).nonzero()[-1])
+    if at == len(levels) - 1:
+        return float(levels[at])
+    # In the scores' own precision, in which no rounding may move the middle up to the higher one.
+    low, high = levels[at], levels[at + 1]
+    middle = low + (high - low) / 2
+    return float(middle if middle < high else low)
+
+
 def threshold_interval(negatives: Float[Tensor, " texts"], rate: float, level: float = LEVEL) -> tuple[float, float]:
     """Where the threshold lies that lets through the rate of *all* negatives, from this sample of them.
 

@@ -13,6 +13,7 @@ from itrain.reports.colours import DIFFERENCES, SCALE, colour_of, stroke_of
 from itrain.reports.svg import Drawing
 from itrain.results.best import TWIN, by_figure, heads_beside
 from itrain.results.columns import (
+    AUROC,
     COMMAND,
     CONTROL_TASK,
     DIVERGENCE,
@@ -88,6 +89,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         tasks=over_tasks([sweep.frame for sweep in sweeps]),
         beside=heads_beside,
         random=any(TWIN in row.beside for sweep in sweeps for row in sweep.best),
+        detectors=any(row.figure == FIGURES[AUROC] for sweep in sweeps for row in sweep.best),
         gap=any(GAP in row.beside for sweep in sweeps for row in sweep.best),
         divergence=any(DIVERGENCE in row.beside for sweep in sweeps for row in sweep.best),
         shade=_shade,

@@ -13,12 +13,23 @@ from itrain.reports.tables import print_note, print_table
 from itrain.reports.terminal import is_quiet, suggest, typed
 from itrain.reports.text import plain
 from itrain.results.best import Best, by_figure, heads_beside
-from itrain.results.columns import CONTROLS, FIGURES, IIA, LAYER, METHOD, POSITION, UNBOUNDED, named_site, order_of
+from itrain.results.columns import (
+    AUROC,
+    CONTROLS,
+    FIGURES,
+    IIA,
+    LAYER,
+    METHOD,
+    POSITION,
+    UNBOUNDED,
+    named_site,
+    order_of,
+)
 from itrain.results.intervals import Estimate
 from itrain.results.maps import HeatMap, maps_read
 from itrain.results.parts import Table as RunTable
 from itrain.results.peaks import LEAST
-from itrain.results.reading import BEST_READ
+from itrain.results.reading import BEST_READ, DETECTORS_BEST_READ
 from itrain.results.summary import SweepSummary
 from itrain.trust import printable
 
@@ -80,7 +91,8 @@ def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = ""
     for figure, rows in by_figure([*summary.best, *summary.odds]).items():
         print_table(console, _best_table(figure, rows), left=[SITE])
     if summary.best:
-        print_note(console, BEST_READ)
+        detectors = all(row.figure == FIGURES[AUROC] for row in summary.best)
+        print_note(console, DETECTORS_BEST_READ if detectors else BEST_READ)
         console.print()
     for flag, fits in summary.flags.items():
         named = "; ".join(name for _, name in fits)

@@ -78,8 +78,8 @@ def coloured(readings: Mapping[str, Reading], tokenizer: Any) -> list[Shown]:
                     Token(
                         text=text,
                         score=score,
-                        share=max(-1.0, min(1.0, (score - limit) / scales[name])),
-                        counted=counts,
+                        share=max(-1.0, min(1.0, (score - limit) / scales[name])) if isfinite(score) else 0.0,
+                        counted=counts and isfinite(score),
                     )
                     for text, score, counts in zip(
                         texts, reading.token_scores[name].tolist(), reading.counted.tolist(), strict=True
@@ -132,9 +132,9 @@ def readings_of_run(module: Monitoring, data: LabelledDataModule) -> dict[str, R
 def _scale(name: str, readings: Sequence[Reading]) -> float:
     """How far the farthest counted token of a detector is from its threshold."""
     far = [
-        (reading.token_scores[name][reading.counted] - reading.thresholds[name]).abs().max()
+        (reading.token_scores[name][shown] - reading.thresholds[name]).abs().max()
         for reading in readings
-        if bool(reading.counted.any())
+        if bool((shown := reading.counted & reading.token_scores[name].isfinite()).any())
     ]
     found = float(torch.stack(far).max()) if far else 1.0
     return found if isfinite(found) and found > 0 else 1.0

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from itrain.results.columns import (
+    AUROC,
+    AUROC_SELECTIVITY,
+    AUROC_SPREAD,
     COMPONENT,
     CONTROL_ACCURACY,
+    CONTROL_AUROC,
     CONTROL_TASK,
     CONTROLS,
     DIVERGENCE,
@@ -24,11 +28,13 @@ from itrain.results.columns import (
     ODDS,
     ODDS_SELECTIVITY,
     POSITION,
+    RANDOM_DIRECTION,
     RANDOM_MODEL,
     RANDOM_SUBSPACE,
     RANK,
     RUNS,
     SELECTIVITY,
+    SHIFTED,
     spoken,
 )
 from itrain.results.controls import is_full_rank, without_void
@@ -49,12 +55,16 @@ OVER_LAYERS = "mean over layers"
 """The figure at the best position of each layer, averaged over the layers."""
 SELECTIVITY_OVER_LAYERS = "its mean over layers"
 """The selectivity at the best position of each layer, averaged over the layers."""
+DIRECTIONS, WORST = "random directions", "lowest shift"
+"""The mean AUROC of random directions, and its spread; the lowest AUROC of the shifted test sets."""
 BESIDE = (
     OVER_LAYERS,
     spoken(RANDOM_SUBSPACE),
     spoken(FULL_VECTOR),
     "control task",
     SELECTIVITY,
+    DIRECTIONS,
+    WORST,
     SELECTIVITY_OVER_LAYERS,
     "most frequent class",
     *(f"{run} run" for run in RUNS),
@@ -158,16 +168,34 @@ def _beside(frame: pandas.DataFrame, here: pandas.DataFrame, figure: str) -> dic
             estimate = None if control == here[METHOD].iloc[0] else _control(frame, here, control)
             if estimate is not None:
                 found[spoken(control)] = estimate
-    references = {CONTROL_ACCURACY: "control task", MAJORITY_ACCURACY: "most frequent class"}
+    references = {CONTROL_ACCURACY: "control task", CONTROL_AUROC: "control task"}
+    references |= {} if figure == AUROC else {MAJORITY_ACCURACY: "most frequent class"}
     references |= {f"{run}/{figure}": f"{run} run" for run in RUNS}
     references |= {RANDOM_MODEL + figure: TWIN, FALSE_VARIABLE + figure: "false variable"}
     for column, name in references.items():
         if column in here and here[column].notna().any():
             found[name] = estimated(here, column)
+    if figure == AUROC:
+        found |= _of_detectors(here)
     if GAP in here and here[GAP].notna().any():
         found[GAP] = f"{here[GAP].mean():+.2f}"
     if {DIVERGENCE, NATURAL_DIVERGENCE} <= {*here} and here[DIVERGENCE].notna().any():
         found[DIVERGENCE] = f"{here[DIVERGENCE].mean():.3g} ({here[NATURAL_DIVERGENCE].mean():.3g})"
+    return found
+
+
+def _of_detectors(here: pandas.DataFrame) -> dict[str, str | Estimate]:
+    """What stands beside a detector alone: selectivity, random directions, and the shift that it tells least in."""
+    found: dict[str, str | Estimate] = {}
+    if AUROC_SELECTIVITY in here and here[AUROC_SELECTIVITY].notna().any():
+        found[SELECTIVITY] = estimated(here, AUROC_SELECTIVITY)
+    means = [here[RANDOM_DIRECTION + each].mean() for each in (AUROC, AUROC_SPREAD) if RANDOM_DIRECTION + each in here]
+    if means and means[0] == means[0]:
+        found[DIRECTIONS] = " ±".join(f"{mean:.2f}" for mean in means if mean == mean)
+    shifts = {name: here[name].mean() for name in map(str, here) if name.startswith(SHIFTED) and name.endswith(AUROC)}
+    if known := {name: mean for name, mean in shifts.items() if mean == mean}:
+        worst = min(known, key=lambda name: known[name])
+        found[WORST] = f"{known[worst]:.2f} ({worst.removeprefix(SHIFTED).removesuffix('/' + AUROC)})"
     return found
 
 

@@ -65,11 +65,19 @@ JUDGED = (STEERING_SCORE, "concept_score", "instruct_score", "fluency_score")
 WIN_RATES = ("win_rate", "loss_rate", "tie_rate")
 """How often a continuation's score is above a reference's, below it, and neither."""
 AUROC, TRUE_POSITIVES, FALSE_POSITIVES = "auroc", "true_positive_rate", "false_positive_rate"
+AREA_BY_CHANCE = 0.5
 F1, F1_RARE, ACCURACY, AUROC_SPREAD = "f1", "f1_rare", "accuracy", "auroc_spread"
 """Of detection: F1 of balanced classes and of rare positives; the standard deviation of AUROC over controls."""
 POSITIVES, NEGATIVES = "positives", "negatives"
 THRESHOLDS = ("threshold", "threshold_low", "threshold_high")
 """Above which a score is an alarm, and the ends of its interval."""
+RANDOM_DIRECTION = "random_direction/"
+"""Prefix of the mean figures of random directions as detectors, at the same site."""
+CONTROL_AUROC, AUROC_SELECTIVITY = "control_auroc", "auroc_selectivity"
+"""Of a detector on arbitrary labels of types of texts, in new texts of these; and how far it lies below the AUROC."""
+CONTROL_POSITIVES, CONTROL_NEGATIVES = "control_positives", "control_negatives"
+SHIFTED = "shift/"
+"""Prefix of the figures on a shifted test set, before its name."""
 RANDOM_MODEL = "random_model/"
 """Prefix of the figures of the same fit on a randomly initialised model."""
 FALSE_VARIABLE = "false_variable/"
@@ -90,8 +98,16 @@ FIGURES: Mapping[str, str] = {
     ODDS: "odds, label-changing pairs",
     ODDS_SELECTIVITY: "odds above the control task's",
     EXACT_MATCH: "exact match of responses",
+    AUROC: "AUROC",
+    AUROC_SELECTIVITY: "AUROC above the control task's",
 }
 """The figures that have heat maps, with their titles."""
+AREAS: Mapping[str, tuple[str, str]] = {
+    AUROC: (POSITIVES, NEGATIVES),
+    RANDOM_MODEL + AUROC: (POSITIVES, NEGATIVES),
+    CONTROL_AUROC: (CONTROL_POSITIVES, CONTROL_NEGATIVES),
+}
+"""For figures that are an AUROC: the columns with the number of texts with and without the concept."""
 UNBOUNDED = frozenset({ODDS, ODDS_SELECTIVITY, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE})
 """Figures that are no shares, and may lie anywhere."""
 COUNTED: Mapping[str, tuple[str, str]] = {
@@ -104,16 +120,17 @@ COUNTED: Mapping[str, tuple[str, str]] = {
     CONCEPT_RATE: (EXAMPLES, "examples"),
 }
 """For figures that are shares: the column with the number of pairs or examples, and what is counted."""
-CHANCE: Mapping[str, str] = {
+CHANCE: Mapping[str, str | float] = {
+    AUROC: AREA_BY_CHANCE,
     PROBE_ACCURACY: MAJORITY_ACCURACY,
     RANDOM_MODEL + PROBE_ACCURACY: MAJORITY_ACCURACY,
     ANSWER_PROBABILITY: f"{RUNS[0]}/{ANSWER_PROBABILITY}",
 }
-"""The column with the chance level of a figure; the other figures of ``FIGURES`` are 0 where there is nothing to find.
+"""The chance level of a figure, or its column; the others of ``FIGURES`` are 0 where there is nothing to find.
 
 A probe that has learned nothing is right as often as the most frequent class, which is never below 1 / classes. An
 intervention that changes nothing leaves the base's label in place: on label-changing pairs its IIA is 0. A trace that
-restores nothing has the probability of the corrupted run.
+restores nothing has the probability of the corrupted run. Scores that say nothing have an AUROC of 0.5.
 """
 
 # --- figures of a single run: ``<test or before>/<part>/<figure>``, or ``test/<figure>/<probe>``
@@ -143,6 +160,7 @@ KNOWN = frozenset(
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}
     | {*JUDGED, *WIN_RATES}
     | {AUROC, TRUE_POSITIVES, FALSE_POSITIVES, F1, F1_RARE, ACCURACY, AUROC_SPREAD, POSITIVES, NEGATIVES, *THRESHOLDS}
+    | {CONTROL_AUROC, AUROC_SELECTIVITY, CONTROL_POSITIVES, CONTROL_NEGATIVES}
     | {f"{figure}_{rule}" for figure in _SHARES for rule in ("argmax", "pairwise")}
 )
 """The figures that itrain's own trainings report; a figure with another name is one of the user's own."""

@@ -9,8 +9,13 @@ from math import isfinite
 from itrain.metrics import auroc_interval, exact_interval
 from itrain.results.columns import (
     ACCURACY,
+    AREAS,
     AUROC,
+    AUROC_SELECTIVITY,
     AUROC_SPREAD,
+    CONTROL_AUROC,
+    CONTROL_NEGATIVES,
+    CONTROL_POSITIVES,
     F1,
     F1_RARE,
     FALSE_POSITIVES,
@@ -54,11 +59,11 @@ def _at(results: Results, place: str, name: str) -> dict[str, float]:
 
 def _interval(figures: Mapping[str, float], figure: str) -> Ends | None:
     """The interval of a figure over its texts; of several controls, that of their spread."""
-    positives, negatives = (int(figures.get(each, 0)) for each in (POSITIVES, NEGATIVES))
+    positives, negatives = (int(figures.get(each, 0)) for each in AREAS.get(figure, (POSITIVES, NEGATIVES)))
     value = figures[figure]
     if AUROC_SPREAD in figures or not isfinite(value):
         return None
-    if figure == AUROC and positives and negatives:
+    if figure in AREAS and positives and negatives:
         return auroc_interval(value, positives, negatives)
     count = {TRUE_POSITIVES: positives, FALSE_POSITIVES: negatives}.get(figure, 0)
     return exact_interval(value, count) if count else None
@@ -96,21 +101,29 @@ COLUMNS = {
     F1_RARE: "rare F1",
     ACCURACY: "accuracy",
     MAJORITY_ACCURACY: "most frequent class",
+    CONTROL_AUROC: "control task 95%",
+    AUROC_SELECTIVITY: "selectivity",
 }
 
 
 def _table(results: Results) -> Table:
     names, sets = _names(results), _sets(results)
     shared, short = _short(names)
+    columns = {
+        figure: head
+        for figure, head in COLUMNS.items()
+        if figure not in (CONTROL_AUROC, AUROC_SELECTIVITY)
+        or any(key.startswith(f"{TEST}/{figure}/") for key in results)
+    }
     rows = {
         short[name] if shift == TEST else f"{short[name]}, {shift}": [
-            _cell(_at(results, place, name), figure) for figure in COLUMNS
+            _cell(_at(results, place, name), figure) for figure in columns
         ]
         for name in names
         for shift, place in sets.items()
     }
     title = f"detection of {shared}, held-out texts" if shared else "detection on held-out texts"
-    return Table(title=title, heads=[("", head) for head in COLUMNS.values()], rows=rows, note=DETECTION_READ)
+    return Table(title=title, heads=[("", head) for head in columns.values()], rows=rows, note=DETECTION_READ)
 
 
 def _bars(results: Results) -> Bars:
@@ -164,7 +177,7 @@ DETECTION = Kind(
     fits=lambda results: bool(_names(results)),
     known=frozenset(
         {AUROC, AUROC_SPREAD, TRUE_POSITIVES, FALSE_POSITIVES, F1, F1_RARE, ACCURACY, MAJORITY_ACCURACY}
-        | {POSITIVES, NEGATIVES, *THRESHOLDS}
+        | {POSITIVES, NEGATIVES, *THRESHOLDS, CONTROL_AUROC, AUROC_SELECTIVITY, CONTROL_POSITIVES, CONTROL_NEGATIVES}
     ),
     table=_table,
     bars=_bars,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from itrain.metrics import auroc_interval
 from itrain.results.columns import (
+    AREA_BY_CHANCE,
+    AUROC,
     COMPONENT,
     CONTROLS,
     DIVERGED,
@@ -17,7 +20,9 @@ from itrain.results.columns import (
     LAYER,
     MAJORITY_ACCURACY,
     METHOD,
+    NEGATIVES,
     POSITION,
+    POSITIVES,
     PROBE_ACCURACY,
     RANDOM_MODEL,
     RANDOM_SUBSPACE,
@@ -66,11 +71,13 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     pairs or more. ``false variable passes``: the same fit to a variable that the model need not have is right on three
     quarters of its pairs, those that change the label counted as much as the others. ``random model passes``: the same
     fit on a randomly initialised model is right on three quarters of the label-changing pairs; or, of a probe that is
-    better than the most frequent class, it comes into or above the 95% interval of the probe's accuracy.
+    better than the most frequent class, it comes into or above the 95% interval of the probe's accuracy; or, of a
+    detector that is better than chance, into or above that of its AUROC.
     ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
     """
     needed = [IIA, PROBE_ACCURACY, RANDOM_MODEL + IIA, RANDOM_MODEL + PROBE_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, RANK]
     needed += [FALSE_VARIABLE + IIA, FALSE_VARIABLE + KEPT]
+    needed += [AUROC, RANDOM_MODEL + AUROC, POSITIVES, NEGATIVES]
     table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = [LAYER, COMPONENT, POSITION, SEED]
     genuine = without_void(table)
@@ -89,6 +96,10 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
         if row[PROBE_ACCURACY] == row[PROBE_ACCURACY]:
             low, _ = over_pairs(row[PROBE_ACCURACY], row[EXAMPLES])
             return RANDOM_MODEL_PASSES if row[RANDOM_MODEL + PROBE_ACCURACY] >= low > row[MAJORITY_ACCURACY] else ""
+        if row[AUROC] == row[AUROC]:
+            counts = [0 if row[each] != row[each] else int(row[each]) for each in (POSITIVES, NEGATIVES)]
+            low, _ = auroc_interval(row[AUROC], *counts)
+            return RANDOM_MODEL_PASSES if row[RANDOM_MODEL + AUROC] >= low > AREA_BY_CHANCE else ""
         if row[IIA] == row[IIA] and control.get((*here, row[RANK]), 0.0) >= SHOWN:
             return CONTROL_PASSES
         changed, kept = row[FALSE_VARIABLE + IIA], row[FALSE_VARIABLE + KEPT]

@@ -8,11 +8,16 @@ from math import exp, inf, isfinite, log, nan, sqrt
 from statistics import NormalDist, fmean, harmonic_mean, stdev, variance
 from typing import TYPE_CHECKING
 
+from itrain.metrics import auroc_interval
 from itrain.results.columns import (
     ANSWER_PROBABILITY,
     ANSWER_SPREAD,
+    AREAS,
+    AUROC,
+    AUROC_SELECTIVITY,
     BASES_DISTINCT,
     CONTROL_ACCURACY,
+    CONTROL_AUROC,
     CONTROL_TASK,
     COUNTED,
     DATA,
@@ -39,6 +44,12 @@ MEANS: Mapping[str, tuple[str, str, str]] = {
     ODDS: (ODDS_SPREAD, PAIRS_CHANGING, "pairs"),
 }
 """For figures that are means: the columns of their standard deviation and of their number, and what is counted."""
+DIFFERENCES: Mapping[str, tuple[str, str]] = {
+    SELECTIVITY: (PROBE_ACCURACY, CONTROL_ACCURACY),
+    ODDS_SELECTIVITY: (ODDS, CONTROL_TASK + ODDS),
+    AUROC_SELECTIVITY: (AUROC, CONTROL_AUROC),
+}
+"""For figures that are differences of two others: these."""
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 """Student's t for 1 to 9 degrees of freedom."""
@@ -113,15 +124,16 @@ class Sampled:
 def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
     """The mean of a figure over the fits of one site, one for each seed, with its 95% interval.
 
-    Pairs and seeds are both samples. Over pairs, a share has Wilson's interval, with all seeds' pairs counted together;
-    a mean of probabilities or of odds has Student's, and selectivity that of a difference. Where seeds differ by more
-    than their pairs explain (their variance is above the mean variance that the sampling of pairs gives each), each end
-    is the farthest one of this interval and of Student's over seeds; of shares of three seeds or more also of Student's
-    over their log odds, as shares near 0 or 1 lie unevenly about their mean. So equal seeds leave the interval of their
-    pairs, and seeds that differ widely are not averaged away. Of 3 to 5 seeds with 64 to 256 pairs it covers in 91% to
-    97% of cases; of two seeds, in 82% to 96%. Near 0 or 1 it covers less where seeds differ widely: of log odds with a
-    deviation of 1.5 about a share of 0.98, in 83% to 91%, and in 74% to 80% of two seeds. The interval of one seed is
-    over its pairs alone. Figures that count nothing have Student's interval over seeds.
+    Pairs and seeds are both samples. Over pairs, a share has Wilson's interval, with all seeds' pairs counted
+    together; a mean of probabilities or of odds has Student's, an AUROC Newcombe's over texts of both classes, and
+    selectivity that of a difference. Where seeds differ by more than their pairs explain (their variance is above
+    the mean variance that the sampling of pairs gives each), each end is the farthest one of this interval and of
+    Student's over seeds; of shares of three seeds or more also of Student's over their log odds, as shares near 0
+    or 1 lie unevenly about their mean. So equal seeds leave the interval of their pairs, and seeds that differ
+    widely are not averaged away. Of 3 to 5 seeds with 64 to 256 pairs it covers in 91% to 97% of cases; of two
+    seeds, in 82% to 96%. Near 0 or 1 it covers less where seeds differ widely: of log odds with a deviation of 1.5
+    about a share of 0.98, in 83% to 91%, and in 74% to 80% of two seeds. The interval of one seed is over its pairs
+    alone. Figures that count nothing have Student's interval over seeds.
     """
     fits = fits.loc[fits[figure].notna()]
     values = [float(value) for value in fits[figure]]
@@ -140,7 +152,7 @@ def estimated(fits: pandas.DataFrame, figure: str) -> Estimate:
         return Estimate(value=fmean(values), form=form)
     if is_known(figure) and figure.split("/")[-1] not in UNBOUNDED:
         # Selectivity is a difference of shares; the others are shares, or the count of a rank.
-        lowest, highest = -1.0 if figure == SELECTIVITY else 0.0, inf if figure == RANK_FOUND else 1.0
+        lowest, highest = -1.0 if figure in DIFFERENCES else 0.0, inf if figure == RANK_FOUND else 1.0
         ends = (max(ends[0], lowest), min(ends[1], highest))
     return Estimate(value=fmean(values), interval=ends, over=", ".join(over), form=form)
 
@@ -171,9 +183,10 @@ def over_seeds(values: Sequence[float]) -> Ends:
 
 
 def _sampled(fits: pandas.DataFrame, figure: str) -> Sampled | None:
-    differences = {SELECTIVITY: (PROBE_ACCURACY, CONTROL_ACCURACY), ODDS_SELECTIVITY: (ODDS, CONTROL_TASK + ODDS)}
-    if figure in differences:
-        return _difference(fits, *differences[figure])
+    if figure in DIFFERENCES:
+        return _difference(fits, *DIFFERENCES[figure])
+    if figure in AREAS:
+        return _area(fits, figure)
     return _mean(fits, figure) if figure.split("/")[-1] in MEANS else _share(fits, figure)
 
 
@@ -202,6 +215,20 @@ def _share(fits: pandas.DataFrame, figure: str) -> Sampled | None:
     spread = fmean(share * (1 - share) / max(count - 1, 1) for share, count in zip(shares, counts, strict=True))
     odds = _over_odds(shares, counts) if len(shares) > 2 else None
     return Sampled(ends=ends, variance=spread, count=sum(counts), what=what, over_odds=odds)
+
+
+def _area(fits: pandas.DataFrame, figure: str) -> Sampled | None:
+    """Over the texts of both classes, with those of all seeds counted together."""
+    positives, negatives = (_counts(fits, column) for column in AREAS[figure])
+    if not positives or not negatives:
+        return None
+    areas, count = [float(area) for area in fits[figure]], len(fits)
+    both = harmonic_mean(positives), harmonic_mean(negatives)
+    ends = auroc_interval(fmean(areas), round(count * both[0]), round(count * both[1]))
+    # Of one seed: the square of a half width in deviations, of an interval as wide as that of its texts alone.
+    low, high = auroc_interval(fmean(areas), *map(round, both))
+    texts = sum(positives) + sum(negatives)
+    return Sampled(ends=ends, variance=((high - low) / 2 / _Z) ** 2, count=texts, what="texts")
 
 
 def _over_odds(shares: Sequence[float], counts: Sequence[float]) -> Ends:

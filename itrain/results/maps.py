@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from itrain.results.columns import (
+    AUROC,
+    AUROC_SELECTIVITY,
     COMMAND,
     COMPONENT,
     CONTROL_TASK,
@@ -34,7 +36,7 @@ from itrain.results.columns import (
 from itrain.results.heads import HEAD, is_by_head
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.peaks import chance_of
-from itrain.results.reading import MAPS_READ, ROWS_READ
+from itrain.results.reading import DETECTOR_MAPS_READ, MAPS_READ, ROWS_READ
 
 if TYPE_CHECKING:
     import pandas
@@ -123,8 +125,10 @@ def axis_of(rows: Iterable[Any]) -> str:
 
 def maps_read(maps: Iterable[HeatMap]) -> str:
     """How to read maps: what their rows and columns are, and what to compare them with."""
+    maps = list(maps)
     axis = axis_of(row for each in maps for row in each.rows)
-    return f"{ROWS_READ[axis]} {MAPS_READ}"
+    detectors = bool(maps) and all(each.column in (AUROC, AUROC_SELECTIVITY) for each in maps)
+    return f"{ROWS_READ[axis]} {DETECTOR_MAPS_READ if detectors else MAPS_READ}"
 
 
 def settings_apart(frames: Sequence[pandas.DataFrame]) -> dict[str, list[str]]:
@@ -183,7 +187,7 @@ def maps_of(
                 for layer in reversed(in_order(part[LAYER].unique()))
             }
             beside = {run: float(part[f"{run}/{column}"].mean()) for run in RUNS if f"{run}/{column}" in part}
-            chance = chance_of(part, column) if column == PROBE_ACCURACY else None
+            chance = chance_of(part, column) if column in (PROBE_ACCURACY, AUROC) else None
             beside |= {} if chance is None else {"chance": chance}
             yield HeatMap(
                 method=method,

@@ -68,6 +68,8 @@ def chance_of(fits: pandas.DataFrame, figure: str) -> float | None:
     if figure not in CHANCE:
         return 0.0
     column = CHANCE[figure]
+    if isinstance(column, float):
+        return column
     if column not in fits or fits[column].isna().all():
         return None
     return float(fits[column].mean())

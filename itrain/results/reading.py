@@ -41,7 +41,8 @@ JUDGED_READ = (
 DETECTION_READ = (
     "AUROC: how well scores rank texts with the concept above the others; 0.5 is chance. TPR, FPR: the share of texts "
     "with and without it that raise an alarm. Below a figure: its 95% interval, or ± its standard deviation over "
-    "random directions. Rare F1: F1 where few texts have the concept (1 in 100 unless set)."
+    "random directions. Rare F1: F1 where few texts have the concept (1 in 100 unless set). Control task: the same "
+    "detector on arbitrary labels of types of texts; selectivity: AUROC minus that."
 )
 BARS_READ = "A bar is a figure on held-out data; the whisker is its 95% interval over pairs or examples."
 LINES_READ = "A dot is a figure on held-out data; the vertical line through it is its 95% interval."
@@ -57,6 +58,16 @@ ROWS_READ = {
 MAPS_READ = (
     "A value is the mean over seeds on held-out data. Compare each map with that of the random subspace and the whole "
     "vector."
+)
+DETECTOR_MAPS_READ = (
+    "A value is the mean over seeds on held-out texts; 0.5 is chance. The column all is all tokens of a text together. "
+    "Compare with random directions and the random model below."
+)
+DETECTORS_BEST_READ = (
+    "The best site is layer@position; +2: two other sites score the same; none: nothing is above chance. 95%: the "
+    "interval over texts. Control task: the same detector on random labels of types of texts, and selectivity: how far "
+    "it lies below. Random directions: their mean AUROC ± its standard deviation. Lowest shift: the test set in "
+    "another wording that it tells least in. Gap: AUROC on training texts minus that on held-out ones."
 )
 BEST_READ = (
     "The best site is layer@position, or a module's path with its step and position; +2: two other sites score the "

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itrain.models import TINY_WORLD
-from itrain.results.best import TWIN, Best, best_odds, best_of
+from itrain.results.best import DIRECTIONS, TWIN, Best, best_odds, best_of
 from itrain.results.columns import (
+    AUROC,
+    CONTROL_AUROC,
     CONTROLS,
     FLAG,
     LAYER,
@@ -18,6 +20,7 @@ from itrain.results.columns import (
     PAIRS_PRESERVING,
     PLACE,
     POSITION,
+    RANDOM_DIRECTION,
     RANDOM_MODEL,
     RANK,
     SECONDS,
@@ -35,6 +38,9 @@ from itrain.results.tokens import Example, read_tokens
 
 if TYPE_CHECKING:
     import pandas
+
+OF_DETECTORS: Mapping[str, str] = {RANDOM_DIRECTION + AUROC: DIRECTIONS, CONTROL_AUROC: "control task"}
+"""The columns of the controls of detectors, and how they are spoken of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +137,10 @@ def _flags(frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> dict[
 
 
 def _absent(frame: pandas.DataFrame) -> list[str]:
-    absent = [spoken(control) for control in CONTROLS if control not in set(frame[METHOD])]
+    if AUROC in frame:  # Detectors edit nothing, and have controls of their own.
+        absent = [name for column, name in OF_DETECTORS.items() if column not in frame]
+    else:
+        absent = [spoken(control) for control in CONTROLS if control not in set(frame[METHOD])]
     return absent + ([] if any(name.startswith(RANDOM_MODEL) for name in frame) else [TWIN])
 
 

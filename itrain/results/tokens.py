@@ -39,7 +39,8 @@ def save_tokens(inputs: ModelInputs, sites: Sequence[Site], tokenizer: Tokenizer
     row = inputs.arguments["input_ids"][0].cpu()
     tokens: dict[str, str] = {}
     for site in sites:
-        if site.position is not None and site.position not in tokens:
+        # All tokens are the text itself, which stands beside them.
+        if site.position not in (None, "all") and site.position not in tokens:
             index, valid = (None if each is None else each[0].cpu() for each in inputs.indices(site, inputs.length))
             assert index is not None, "a site with a position has tokens"
             tokens[site.position] = str(tokenizer.decode(row[index if valid is None else index[valid]].tolist()))

@@ -20,8 +20,12 @@ from itrain.placements import plain_sites
 from itrain.results.columns import STEP, WHOLE
 from itrain.sites import Site, SiteLike
 from itrain.training.base import Training
+from itrain.training.detecting import names_of
+from itrain.training.monitoring import Monitoring
 from itrain.training.probing import ProbeTraining
 
+WHOLE_TEXT = "all"
+"""The position of all tokens of a text."""
 HEADS = ".heads"
 """The end of a component each of whose heads is meant."""
 _OF_STACK = re.compile(r"([a-z]+\.)((?!head\d)[a-z_]+(?:\.head\d+)?)")
@@ -32,10 +36,11 @@ class Grid:
     """The methods, sites, ranks and seeds of a sweep.
 
     Args:
-        methods: interventions and probe trainings, by name.
+        methods: interventions, and trainings of probes or detectors, by name.
         layers: ``all``, ``every(2)`` from the last one down, or numbers.
         positions: ``all``, for the tokens that the task names, the first and the last, or, where its inputs have no
-            tokens, for whole activations; or a list, also of whole spans.
+            tokens, for whole activations; of detectors also for all tokens of a text together, and for no token that
+            they leave out; or a list, also of whole spans.
         components: the components of each layer, also of one head: ``attention_value_output.head3``, or of each of its
             heads: ``attention_value_output.heads``.
         sites: in place of these three: whole sites, such as the modules of a model that the table of architectures
@@ -103,6 +108,12 @@ class Grid:
         probes = [name for name, method in self.methods.items() if reads_only(method)]
         if probes and any(self.width(component) > 1 for component in self.components):
             raise ValueError(f"sweep.window: {probes[0]} reads one layer; leave it out, or the window")
+        for name in probes:
+            if getattr(self.methods[name], "keywords", {}).get("join_sites"):
+                raise ValueError(
+                    f"sweep.methods.{name}.join_sites: a sweep compares sites, each by itself; leave it out, or join "
+                    "sites in a fit of its own"
+                )
 
     def _require_layers(self) -> None:
         layers = self.layers
@@ -151,9 +162,8 @@ class Grid:
             layers_with(model, component.removesuffix(HEADS))
         layers = {component: self._layers_of(model, component) for component in self.components}
         every = [layer for found in layers.values() for layer in found]
-        examples = opened.data.edited()[0]
         # Numbers on a command line are no text.
-        positions = tokens_of(examples) if isinstance(self.positions, str) else list(map(str, self.positions))
+        positions = self._of_texts(opened) if isinstance(self.positions, str) else list(map(str, self.positions))
         suffixes = [f"@{position}" for position in positions] or [""]
         return [
             Site.parse(f"{activation}{suffix}")
@@ -163,6 +173,14 @@ class Grid:
             for activation in _activations(model, layer, component)
             for suffix in suffixes
         ]
+
+    def _of_texts(self, opened: Opened) -> list[str]:
+        """The positions of a task's texts; of detectors first all tokens, then those that they count."""
+        examples = opened.data.edited()[0]
+        if not all(map(detects, self.methods.values())):
+            return tokens_of(examples)
+        left = getattr(opened.base_model.tokenizer, "all_special_ids", ())
+        return [WHOLE_TEXT, *tokens_of(examples, without=left)]
 
     def _layers_of(self, model: nn.Module, component: str) -> list[int]:
         """The layers of a component: those that are listed, or those of its stack of blocks that have it.
@@ -212,12 +230,19 @@ class Fit:
     """The sites of the window around the site."""
     rank: int | None
     seed: int
+    detector: str = ""
+    """The detector of a training that fits several at a site."""
+
+    @property
+    def label(self) -> str:
+        """The method as the table names it: of detectors each is one."""
+        return f"{self.method}_{self.detector}" if self.detector else self.method
 
     @property
     def name(self) -> str:
         rank = "" if self.rank is None else f" rank{self.rank}"
         # A module's name may hold no dots, and no site holds another colon.
-        return f"{self.method} {self.site}{rank}".replace(".", ":")
+        return f"{self.label} {self.site}{rank}".replace(".", ":")
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -265,8 +290,11 @@ def _activations(model: nn.Module, layer: int, component: str) -> list[str]:
     return [f"{whole}.head{head}" for head in range(heads_of(model, Site.parse(whole)))]
 
 
-def tokens_of(examples: ModelInputs) -> list[str]:
-    """Positions of one token each, in order: the first token, the last, and the last of each span; or no tokens'."""
+def tokens_of(examples: ModelInputs, *, without: Collection[int] = ()) -> list[str]:
+    """Positions of one token each, in order: the first token, the last, and the last of each span; or no tokens'.
+
+    Leaves out positions at which some text has one of the tokens ``without``.
+    """
     if examples.tokens is None:
         return []
     first, end = examples.tokens.unbind(1)
@@ -277,6 +305,9 @@ def tokens_of(examples: ModelInputs) -> list[str]:
     places = {"first": first, **named, "last": end - 1}
     # A span that is the first or the last token in all examples stands for it.
     doubled = [edge for edge in ("first", "last") if any(torch.equal(places[edge], named[name]) for name in named)]
+    if without:
+        ids, left = examples.arguments["input_ids"], torch.tensor(list(without))
+        doubled += [name for name, at in places.items() if torch.isin(ids.gather(1, at[:, None]), left).any()]
     order = {name: float((place - first).float().mean()) for name, place in places.items() if name not in doubled}
     return sorted(order, key=lambda name: order[name])
 
@@ -305,8 +336,18 @@ def is_training(factory: Callable[..., Any]) -> bool:
 
 
 def reads_only(factory: Callable[..., Any]) -> bool:
-    """Whether a method trains probes, whose sites share a fit."""
-    return _makes(factory, ProbeTraining)
+    """Whether a method trains probes or detectors, whose sites share a fit."""
+    return _makes(factory, ProbeTraining) or detects(factory)
+
+
+def detects(factory: Callable[..., Any]) -> bool:
+    """Whether a method trains detectors of labelled texts."""
+    return _makes(factory, Monitoring)
+
+
+def detectors_of(factory: Callable[..., Any]) -> list[str]:
+    """The names of what a method trains at each site and a row is about: its detectors, or itself."""
+    return names_of(getattr(factory, "keywords", {}).get("detectors")) if detects(factory) else [""]
 
 
 def _makes(factory: Callable[..., Any], kind: type) -> bool:

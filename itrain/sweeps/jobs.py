@@ -30,7 +30,8 @@ from itrain.results.columns import (
     TOKENS,
 )
 from itrain.sites import Site
-from itrain.sweeps.grid import Fit, Grid, is_training, layers_with, reads_only
+from itrain.sweeps.detectors import of_detectors
+from itrain.sweeps.grid import Fit, Grid, detectors_of, is_training, layers_with, reads_only
 from itrain.sweeps.rows import Figures, described, make_trainer, of_data, set_beside
 from itrain.sweeps.separate import SeparateJob
 from itrain.training.alignment import AlignmentSearch
@@ -40,6 +41,7 @@ from itrain.training.cohort import Cohort
 from itrain.training.describing import can_describe, directions_of, in_a_row
 from itrain.training.divergence import is_nonlinear
 from itrain.training.finite import NotFiniteError
+from itrain.training.monitoring import Monitoring
 from itrain.training.probing import ProbeTraining
 from itrain.training.tracing import CausalTracing
 
@@ -88,7 +90,7 @@ class CohortJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """The probes of all sites, trained in one fit; or another training of its own kind, in a fit for each site."""
+    """The probes or detectors of all sites, trained in one fit; or another training, in a fit for each site."""
 
     name: str
     fits: Sequence[Fit]
@@ -111,9 +113,11 @@ class ProbeJob:
             return self._figures(cfg, opened, grid, fits)
         except NotFiniteError as error:
             # A place is a site, or a site and its variable.
-            lost = [
-                fit for fit in fits if any(f"{place} ".startswith(f"{fit.site} ") for place in error.places)
-            ] or fits
+            lost = [fit for fit in fits if any(f"{place} ".startswith(f"{fit.site} ") for place in error.places)]
+        if not lost and len(_sites(fits)) > 1:  # What concerns all of a fit may come from one of its sites.
+            alone = ([fit for fit in fits if fit.site == site] for site in _sites(fits))
+            return {name: row for each in alone for name, row in self._fitted(cfg, opened, grid, each).items()}
+        lost = lost or list(fits)
         rest = [fit for fit in fits if fit not in lost]
         found = self._fitted(cfg, opened, grid, rest) if rest else {}
         return found | {fit.name: {DIVERGED: 1.0} for fit in lost}
@@ -122,10 +126,12 @@ class ProbeJob:
         """The figures of each probe, averaged over variables."""
         lightning.seed_everything(self.fits[0].seed, verbose=False)
         training: Any = grid.methods[self.fits[0].method]
-        probes = opened.module(training, [fit.site for fit in fits])
+        probes = opened.module(training, _sites(fits))
         trainer = make_trainer(cfg)
         trainer.fit(probes, datamodule=opened.data)
         (figures,) = trainer.test(probes, datamodule=opened.data, verbose=False)
+        if isinstance(probes, Monitoring):
+            return of_detectors(figures, fits, probes, _training_pairs(opened.data))
         if not isinstance(probes, ProbeTraining):
             return {fits[0].name: {key.removeprefix(f"{TEST}/"): value for key, value in figures.items()}}
         trained = probes.accuracies(_training_pairs(opened.data))
@@ -171,10 +177,16 @@ def jobs_of(grid: Grid, seed: int, opened: Opened, training: type[Training] = Al
             yield kind(name=f"seed{seed} {layer}", fits=fits)
     for method, factory in grid.methods.items():
         if is_training(factory):
+            named: dict[str, Any] = {"group": "training", "method": method, "rank": None, "seed": seed}
             fits = [
-                Fit(group="training", method=method, site=site, sites=[site], rank=None, seed=seed) for site in sites
+                Fit(**named, site=site, sites=[site], detector=each) for each in detectors_of(factory) for site in sites
             ]
             yield ProbeJob(name=f"seed{seed} {method}", fits=fits)
+
+
+def _sites(fits: Sequence[Fit]) -> list[Site]:
+    """The sites of some fits, each once."""
+    return list(dict.fromkeys(fit.site for fit in fits))
 
 
 def _layer(site: Site) -> str:

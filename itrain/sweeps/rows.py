@@ -18,7 +18,10 @@ from itrain.sweeps.grid import Fit, Grid
 from itrain.trainers import trainer_factory
 from itrain.training.safeguards import safeguard
 
-OF_EXAMPLES = ("pairs_changing", "pairs_preserving", "majority_accuracy", "examples", FEATURES)
+OF_EXAMPLES = (
+    *("pairs_changing", "pairs_preserving", "majority_accuracy", "examples", "positives", "negatives"),
+    FEATURES,
+)
 """Figures that depend on the examples and the site alone, not on the model's weights."""
 
 _PLAIN = {"intervention": "full_vector", "training": "probing"}
@@ -59,18 +62,20 @@ def identity(fit: Fit, grid: Grid) -> dict[str, Any]:
     # One kind in a column: numbers, unless modules are named by their paths.
     site = {"component": component, "layer": layer if grid.names_modules else fit.site.layer, "position": position}
     site["window"] = grid.width(fit.site.component)
-    return {"method": fit.method, **site, "rank": fit.rank, "seed": fit.seed}
+    return {"method": fit.label, **site, "rank": fit.rank, "seed": fit.seed}
 
 
 def described(fit: Fit, grid: Grid, cfg: DictConfig) -> dict[str, Any]:
     """The columns of a row besides its figures, among them the command that repeats the fit alone."""
     left = ("sweep", "seed=", "logger")
-    if fit.group == "training":  # The settings that were typed are those of the sweep's own training.
+    own = fit.group == "training" and cfg.sweep.methods[fit.method]._target_ == cfg.training._target_
+    if fit.group == "training" and not (own and grid.named):  # What was typed is of the sweep's own training.
         left += ("training",)
     command = ["python", "-m", "itrain", "fit"]
     command += [word for word in grid.words if not word.lstrip("+~").startswith(left)]
     sites = str(fit.site) if len(fit.sites) == 1 else f"[{','.join(map(str, fit.sites))}]"
-    command += [*_choice(fit, grid, cfg), f"site={sites}", f"seed={fit.seed}"]
+    choice = [] if own and grid.named else _choice(fit, grid, cfg)
+    command += [*choice, f"site={sites}", f"seed={fit.seed}"]
     command += [] if fit.rank is None else [f"intervention.rank={fit.rank}"]
     return {**identity(fit, grid), "command": shlex.join(command)}
 

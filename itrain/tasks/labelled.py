@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,14 @@ class LabelledTask(TextTask):
     @abstractmethod
     def labels(self, setting: Setting) -> Sequence[int]:
         """For each concept 1 if the text has it, 0 if not, and ``UNLABELLED`` where that is not known."""
+
+    def kind(self, setting: Setting) -> Hashable | None:
+        """The type of a text, which has a label of its own in the control task; None: texts have no types."""
+        return None
+
+    def further(self, count: int) -> Sequence[Setting]:
+        """More texts like those of the training split, none of which is in a split; none where texts are listed."""
+        return ()
 
     @property
     def outputs(self) -> Sequence[Any]:
@@ -114,25 +122,38 @@ class LabelledBases(LabelledTask):
     def identity(self, setting: Setting) -> Hashable:
         return setting["task"].identity(setting["base"])
 
+    def kind(self, setting: Setting) -> Hashable | None:
+        task: TextTask = setting["task"]
+        return None if task.control is None else task.causal_model.run(setting["base"])[task.control]
+
+    def further(self, count: int) -> Sequence[Setting]:
+        known = {self.identity(each) for split in self.tasks for each in self.settings(split)}
+        return self._drawn("train", "control", count, known)
+
     def _render(self, setting: Setting) -> tuple[str, dict[str, tuple[int, int]]]:
         return setting["task"]._render(setting["base"])
 
     def _sample(self) -> None:
         """Draw the texts of all splits and shifts, none of them twice."""
         known: set[Hashable] = set()
-        for split, task in self.tasks.items():
+        for split in self.tasks:
             of: Split = split if split in SPLITS else "test"  # type: ignore[assignment]
-            random, wanted = Random(f"{self.seed} {split}"), self.counts[of]
-            found: dict[Hashable, Setting] = {}
-            for _ in range(DRAWS * wanted):
-                setting = {"task": task, "base": task.sample(random, of).base}
-                text = self.identity(setting)
-                if text not in known:
-                    found.setdefault(text, setting)
-                if len(found) == wanted:
-                    break
-            known |= found.keys()
-            self._settings[split] = list(found.values())
+            self._settings[split] = self._drawn(split, split, self.counts[of], known)
+            known |= set(map(self.identity, self._settings[split]))
+
+    def _drawn(self, split: str, name: str, wanted: int, known: Collection[Hashable]) -> list[Setting]:
+        """Texts of a split or shift that are not known, drawn by a name."""
+        task, random = self.tasks[split], Random(f"{self.seed} {name}")
+        of: Split = split if split in SPLITS else "test"  # type: ignore[assignment]
+        found: dict[Hashable, Setting] = {}
+        for _ in range(DRAWS * wanted):
+            setting = {"task": task, "base": task.sample(random, of).base}
+            text = self.identity(setting)
+            if text not in known:
+                found.setdefault(text, setting)
+            if len(found) == wanted:
+                break
+        return list(found.values())
 
 
 def _classes(

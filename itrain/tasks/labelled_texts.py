@@ -65,6 +65,8 @@ class LabelledTexts(LabelledTask):
         split: the column that names each row's split: train, validation, test, or the name of a shift. Without such a
             column, rows are divided 60 : 20 : 20.
         group: a column whose values stay together in one split where rows are divided; None: equal texts do.
+        type: a column of what the control task of detectors gives arbitrary labels to, such as a name or a template;
+            None: no control task.
         positive: the class that is the concept, for a column of classes.
         name, revision: of a data set of the hub.
         split_seed: shuffles the texts before they are divided.
@@ -84,6 +86,7 @@ class LabelledTexts(LabelledTask):
         label: str | Sequence[str] = "label",
         split: str = "split",
         group: str | None = None,
+        type: str | None = None,
         positive: str | None = None,
         name: str | None = None,
         revision: str | None = None,
@@ -98,10 +101,11 @@ class LabelledTexts(LabelledTask):
             tables[shift] = [row for rows in read(source).values() for row in rows]
         rows = [row for each in tables.values() for row in each]
         names = [label] if isinstance(label, str) else list(label)
-        _require_columns(rows, [text, *names])
+        _require_columns(rows, [text, *names, *([type] if type else [])])
         for row in rows:
             _require_labels(row, names)
-        self.text, self.columns = text, [_column(each, rows, positive) for each in names]
+        self.text, self.type = text, type
+        self.columns = [_column(each, rows, positive) for each in names]
         self.concepts = [concept for column in self.columns for concept in column.concepts]
         self._settings = {part: [self._setting(row) for row in each] for part, each in tables.items()}
         self.shifts = [each for each in self._settings if each not in SPLITS]
@@ -128,6 +132,9 @@ class LabelledTexts(LabelledTask):
 
     def template(self, setting: Setting) -> str:
         return setting["text"].replace("{", "{{").replace("}", "}}")
+
+    def kind(self, setting: Setting) -> Hashable | None:
+        return setting["type"]
 
     def label(self, output: Any) -> int:
         raise TaskError("labelled texts have no answers; use them with data=labelled")
@@ -165,7 +172,8 @@ class LabelledTexts(LabelledTask):
                 f"{row.place}, column '{self.text}': {shown(text)} is no text; write one, or a list of chat messages"
             )
         labels = [label for column in self.columns for label in column.labels(row)]
-        return {"text": text, "place": row.place, "labels": labels}
+        kind = None if self.type is None else str(row.columns[self.type])
+        return {"text": text, "place": row.place, "labels": labels, "type": kind}
 
 
 def _tables(

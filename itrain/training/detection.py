@@ -29,6 +29,9 @@ MEANS = ("auroc", "true_positive_rate", "false_positive_rate", "f1", "f1_rare")
 ALL = "all concepts"
 """The figures that are averaged over several concepts, and the name of these in theirs."""
 
+CONTROLLED = ("control_auroc", "control_positives", "control_negatives")
+"""The figures of the control task: AUROC, and its texts with and without the label."""
+
 Told: TypeAlias = tuple[int, int]
 """A detector and a concept, by number."""
 
@@ -78,9 +81,16 @@ class Detected:
 
     def validated(self) -> dict[str, Tensor]:
         """The mean AUROC of a validation, over detectors that are no controls and over concepts."""
-        (scored,) = self.sets.values()
-        found = [auroc(*column) for (number, _), column in self._told(scored) if number not in self.controls]
+        found = [area for number, area in enumerate(self.areas()) if number not in self.controls]
         return {"validation/auroc": torch.stack(found).nanmean().float()}
+
+    def areas(self) -> list[Float[Tensor, ""]]:
+        """The AUROC of each detector on a split of one set, the mean over concepts."""
+        (scored,) = self.sets.values()
+        of: dict[int, list[Tensor]] = {}
+        for (number, _), column in self._told(scored):
+            of.setdefault(number, []).append(auroc(*column))
+        return [torch.stack(each).nanmean() for each in of.values()]
 
     def tested(self, detectors: Sequence[Detector]) -> dict[str, Tensor]:
         """The figures of each detector and concept on each test set, and of several concepts their means."""
@@ -103,6 +113,27 @@ class Detected:
                 for name, several in shown.items()
                 for figure, value in _means(several).items()
             }
+        return {name: torch.tensor(float(value)) for name, value in figures.items()}
+
+    def selectivity(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of detectors on a control task: their AUROC, its texts, and how far it lies below the one in ``found``."""
+        (scored,) = self.sets.values()
+        own: dict[str, dict[str, float]] = {}
+        for (detector, concept), (scores, labels) in self._told(scored):
+            name = self.detectors[detector]
+            counts = [int((labels == value).sum()) for value in (1, 0)]
+            area = float(auroc(scores, labels))
+            own[name.format(self.concepts[concept])] = dict(zip(CONTROLLED, (area, *counts), strict=True))
+            if len(self.concepts) > 1:
+                own.setdefault(name.format(ALL), {})[str(concept)] = area
+        for name, figures in own.items():
+            if CONTROLLED[0] not in figures:
+                own[name] = {CONTROLLED[0]: fmean(figures.values())}
+        figures: dict[str, float] = {}
+        for name, each in own.items():
+            if f"test/auroc/{name}" in found:  # of many concepts their means alone
+                figures |= {f"test/{figure}/{name}": value for figure, value in each.items()}
+                figures[f"test/auroc_selectivity/{name}"] = float(found[f"test/auroc/{name}"]) - each[CONTROLLED[0]]
         return {name: torch.tensor(float(value)) for name, value in figures.items()}
 
     def _figures(self, scores: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:

@@ -40,7 +40,7 @@ class Reading:
     Args:
         tokens: the text's own tokens that were run, without padding. The last one that is generated is not run.
         counted: which of them count.
-        token_scores: the score of each token.
+        token_scores: the score of each token; NaN where the detector's site leaves it out.
         scores: the text's score; NaN where no token counts.
         thresholds: above which a score is an alarm.
     """

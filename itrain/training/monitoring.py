@@ -6,40 +6,39 @@ Tensor letters: B batch, P tokens, D features, C concepts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from itrain.bounds import require_at_least, require_some
-from itrain.data import LabelledBatch, SplitDataModule
-from itrain.detectors import Detector, DirectionDetector, Pooling, ProbeDetector, RandomDirection, pooled
+from itrain.data import LabelledBatch, LabelledDataModule, SplitDataModule
+from itrain.detectors import Detector, Pooling, pooled
 from itrain.devices import device_of
 from itrain.inputs import ModelInputs
-from itrain.metrics import threshold_at, threshold_interval
 from itrain.networks.base import Network
 from itrain.placements import Placements, plain_sites
 from itrain.precision import FullPrecision, match_precision
 from itrain.sites import Site, module_names
 from itrain.training.attaching import Attaching
 from itrain.training.base import Training
-from itrain.training.detection import Detected, countable
+from itrain.training.detecting import (
+    CONTROL,
+    RANDOM,
+    Place,
+    build_detectors,
+    factories_of,
+    is_random,
+    loss_of,
+    places_of,
+)
+from itrain.training.detection import ALL, Detected, countable
 from itrain.training.finite import FiniteAnswers, require_finite
 from itrain.training.monitor import Monitor, Reading, Watching
 from itrain.training.optimization import OptimizerFactory
-
-RANDOM = "random_direction"
-"""What the names of the controls among the detectors begin with."""
-
-
-class Place(NamedTuple):
-    """Where some detectors read: one site, or several whose features are joined."""
-
-    name: str
-    sites: tuple[Site, ...]
+from itrain.training.readings import readings_of
+from itrain.training.thresholds import ThresholdRule, choose_threshold, require_rule
 
 
 class Monitoring(Training):
@@ -51,8 +50,13 @@ class Monitoring(Training):
     loss = sum over detectors of BCE(score, label) + l2 / 2 * sum W^2, in nats.
 
     The threshold of each detector and concept lets through ``false_positive_rate`` of the validation texts without the
-    concept. It is used as it is on the test texts and on those of each shift. Control: random directions, of which
-    means and the spread of AUROC are shown, since a single one is far from 0.5 where a concept moves activations far.
+    concept, or has Youden's highest J = TPR - FPR on the validation texts. It is used as it is on the test texts and on
+    those of each shift. Control: random directions, of which means and the spread of AUROC are shown, since a single
+    one is far from 0.5 where a concept moves activations far.
+
+    Another control is a detector of the same kind on the labels of a control task, which are arbitrary for each type of
+    texts (see :mod:`itrain.data.arbitrary`). Selectivity = AUROC - AUROC of the control on new texts of the types that
+    it was trained on. Hewitt and Liang 2019, "Designing and Interpreting Probes with Control Tasks", section 2.
 
     Args:
         network: the base model, frozen.
@@ -63,10 +67,12 @@ class Monitoring(Training):
         join_sites: whether each detector reads the features of all sites, one after the other; else each has its own.
         excluded: the tokens that are not counted, such as a tokenizer's special ones.
         prefix: how many tokens at the start of each text are not counted, such as those of a chat template.
-        false_positive_rate: at which the thresholds are chosen.
+        threshold: how thresholds are chosen: at the ``false_positive_rate``, or by ``youden``.
+        false_positive_rate: at which the thresholds are chosen, by that rule.
         positive_rate: the share of texts with a concept in F1 beside the balanced one.
         l2: the strength of the regularisation of probes.
         random_directions: how many directions the control has.
+        control: whether detectors of the control task are trained; the texts must have types.
         seed: draws them.
         optimizer: builds the optimizer from groups of parameters; None: for evaluation only.
         warmup: share of the steps in which the learning rate rises.
@@ -89,10 +95,12 @@ class Monitoring(Training):
         join_sites: bool = False,
         excluded: Sequence[int] | None = None,
         prefix: int = 0,
+        threshold: ThresholdRule = "false_positive_rate",
         false_positive_rate: float = 0.01,
         positive_rate: float = 0.01,
         l2: float = 0.01,
         random_directions: int = 8,
+        control: bool = False,
         seed: int = 0,
         optimizer: OptimizerFactory | None = None,
         warmup: float = 0.1,
@@ -108,40 +116,38 @@ class Monitoring(Training):
         self.sites, self.concepts = plain_sites(sites, who="a detector"), countable(concepts, random_directions)
         self.pooling: Pooling = pooling
         self.excluded, self.prefix = sorted(excluded or ()), prefix
+        self.threshold: ThresholdRule = require_rule(threshold)
         self.false_positive_rate, self.positive_rate, self.l2 = false_positive_rate, positive_rate, l2
+        self.known_share: float | None = None
+        """The share of labels of the training texts that are known; None: that of each batch."""
         self.optimizer, self.warmup = optimizer, warmup
         sizes = list(hidden_sizes or [network.hidden_size(site) for site in self.sites])
-        factories = {
-            **(_usual(pooling) if detectors is None else detectors),
-            **{f"{RANDOM}_{n}": partial(RandomDirection, seed=seed + n) for n in range(random_directions)},
-        }
-        self.names = list(factories)
-        self.places = _places(self.sites, joined=join_sites)
+        factories = factories_of(detectors, pooling=pooling, directions=random_directions, seed=seed)
+        self.names, self.control = list(factories), control
+        self.places = places_of(self.sites, joined=join_sites)
         self.arguments.update(
             sites=self.sites, hidden_sizes=sizes, concepts=self.concepts, excluded=self.excluded, detectors=detectors
         )
         features = dict(zip(self.sites, sizes, strict=True))
-        built = {
-            f"{name} {place.name}": self._built(name, factory, sum(features[site] for site in place.sites))
-            for place in self.places
-            for name, factory in factories.items()
-        }
+        joined = {place: sum(features[site] for site in place.sites) for place in self.places}
+        counts: dict[str, Any] = {"concepts": len(self.concepts), "pooling": pooling, "control": control}
+        built = dict(build_detectors(factories, joined, **counts))
         self._keys = dict(zip(built, module_names(list(built)), strict=True))
         self.detectors = FullPrecision({self._keys[name]: each for name, each in built.items()})
         match_precision(self.detectors, network)
         self.register_buffer("uncounted", torch.tensor(self.excluded, dtype=torch.long), persistent=False)
         self.network = network
         self.detected = Detected(
-            detectors=[f"{{}} {RANDOM if _is_control(name) else name} {place.name}" for name, place, _ in self.each()],
+            detectors=[f"{{}} {RANDOM if is_random(name) else name} {place.name}" for name, place, _ in self.each()],
             concepts=self.concepts,
-            controls=[number for number, (name, _, _) in enumerate(self.each()) if _is_control(name)],
+            controls=[number for number, (name, _, _) in enumerate(self.each()) if is_random(name)],
             positive_rate=positive_rate,
         )
         self.answers = FiniteAnswers(network)
 
-    def detector(self, name: str, place: Place) -> Detector:
-        """The detector of a name at a place."""
-        found = self.detectors[self._keys[f"{name} {place.name}"]]
+    def detector(self, name: str, place: Place, *, control: bool = False) -> Detector:
+        """The detector of a name at a place, or its like that is fitted to the control task."""
+        found = self.detectors[self._keys[f"{CONTROL} {name} {place.name}" if control else f"{name} {place.name}"]]
         assert isinstance(found, Detector), "only detectors are held"
         return found
 
@@ -151,19 +157,28 @@ class Monitoring(Training):
             for name in self.names:
                 yield name, place, self.detector(name, place)
 
+    def controls(self) -> Iterator[tuple[str, Place, Detector]]:
+        """Every detector of the control task, with the name of the one whose control it is, and its place."""
+        for place in self.places if self.control else ():
+            for name in self.names:
+                if not is_random(name):
+                    yield name, place, self.detector(name, place, control=True)
+
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
-        read, penalties, losses = self.read(batch.inputs), [], []
-        known = batch.labels >= 0
-        for place in self.places:
-            tokens, counted = read[place.name]
-            for detector in self._learning(place):
-                loss = binary_cross_entropy_with_logits(
-                    detector(tokens, counted), batch.labels.clamp(min=0).to(tokens.dtype), reduction="none"
-                )
-                losses.append((loss * known).sum() / known.sum().clamp(min=1))
-                penalties.append(self.l2 / 2 * detector.penalty())
+        read, learning = self.read(batch.inputs), [each for *_, each in (*self.each(), *self.controls()) if each.learns]
+        losses = [
+            loss_of(each(*read[place.name]), batch.labels, self.known_share)
+            for _, place, each in self.each()
+            if each.learns
+        ]
         self.log("train/loss", torch.stack(losses).mean(), prog_bar=self.shows_loss, batch_size=len(batch))
-        return torch.stack(losses).sum() * batch.weight + torch.stack(penalties).sum()
+        arbitrary = [
+            loss_of(each(*read[place.name]), self._arbitrary(batch))
+            for _, place, each in self.controls()
+            if each.learns
+        ]
+        penalties = [self.l2 / 2 * each.penalty() for each in learning]
+        return torch.stack(losses + arbitrary).sum() * batch.weight + torch.stack(penalties).sum()
 
     def read(
         self, inputs: ModelInputs
@@ -202,13 +217,16 @@ class Monitoring(Training):
         watching = [
             Watching(detector, place.sites, [f"{concept} {name} {place.name}" for concept in self.concepts])
             for name, place, detector in self.each()
-            if not _is_control(name)
+            if not is_random(name)
         ]
         return Monitor(model, watching, excluded=self.excluded, prefix=self.prefix)
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
-        return {f"{place.name} ({name})": detector for name, place, detector in self.each()}
+        arbitrary: dict[str, nn.Module] = {
+            f"{place.name} ({name}, control task)": each for name, place, each in self.controls()
+        }
+        return {f"{place.name} ({name})": detector for name, place, detector in self.each()} | arbitrary
 
     @property
     def exported(self) -> nn.Module:
@@ -226,9 +244,14 @@ class Monitoring(Training):
         """Refuse texts of which no token counts, before the model runs.
 
         Raises:
-            ValueError: naming the text, or the sites that read other tokens.
+            ValueError: naming the text, the sites that read other tokens, or why there is no control task.
         """
         super().check(data)
+        if isinstance(data, LabelledDataModule):
+            # Unlabelled texts count for nothing, however batches are divided.
+            self.known_share = float((data.datasets["train"].examples.labels >= 0).double().mean())
+            if self.control and not data.has_control:
+                raise ValueError(f"control: {data.control_task}; leave it out")
         for inputs in data.edited():
             for site in self.sites:
                 counted = self.counted(inputs, site if site.position else site.at("all"))
@@ -244,48 +267,27 @@ class Monitoring(Training):
         device = device_of(self.network)
         how: Pooling = "last" if self.pooling == "last" else "mean"
         found: dict[str, list[Tensor]] = {place.name: [] for place in self.places}
-        labels = []
+        labels, arbitrary = [], []
         for batch in (each.to(device) for each in batches):
             labels.append(batch.labels)
+            arbitrary += [self._arbitrary(batch)] if self.control else []
             for name, (tokens, counted) in self.read(batch.inputs).items():
                 found[name].append(pooled(tokens, counted, how))
-        every = torch.cat(labels)
+        activations = {
+            place.name: require_finite(torch.cat(found[place.name]), place.sites[0]) for place in self.places
+        }
         for _, place, detector in self.each():
-            detector.fit(require_finite(torch.cat(found[place.name]), place.sites[0]), every)
+            detector.fit(activations[place.name], torch.cat(labels))
+        for _, place, detector in self.controls():
+            detector.fit(activations[place.name], torch.cat(arbitrary))
 
     def scores(self, inputs: ModelInputs) -> Float[Tensor, "batch detectors concepts"]:
         """The scores of texts by all detectors, in the order of :meth:`each`."""
-        read = self.read(inputs)
-        # Detectors are small and compute in fp32, whatever the model is cast to.
-        with torch.autocast(inputs.device.type, enabled=False):
-            return torch.stack([detector(*read[place.name]) for _, place, detector in self.each()], 1)
+        return self._scored(inputs, self.each())
 
-    @torch.no_grad()
     def readings(self, inputs: ModelInputs) -> list[Reading]:
         """What the detectors, without the controls, say of each text and each of its tokens."""
-        read, scored = self.read(inputs), self.scores(inputs)
-        watching = [(number, each) for number, each in enumerate(self.each()) if not _is_control(each[0])]
-        of_tokens = {number: detector.token_scores(read[place.name][0]) for number, (_, place, detector) in watching}
-        at = self.sites[0] if self.sites[0].position else self.sites[0].at("all")
-        index, valid = inputs.indices(at, inputs.length)
-        ids, found = inputs.arguments["input_ids"].gather(1, index), []
-        for row in range(inputs.batch_size):
-            own = torch.ones_like(index[row], dtype=torch.bool) if valid is None else valid[row]
-            names = {
-                f"{concept} {name} {place.name}": (number, column)
-                for number, (name, place, _) in watching
-                for column, concept in enumerate(self.concepts)
-            }
-            found.append(
-                Reading(
-                    tokens=ids[row][own].cpu(),
-                    counted=self.counted(inputs, at)[row][own].cpu(),
-                    token_scores={name: of_tokens[n][row][own][:, c].cpu() for name, (n, c) in names.items()},
-                    scores={name: float(scored[row, n, c]) for name, (n, c) in names.items()},
-                    thresholds={name: self._threshold(n, c) for name, (n, c) in names.items()},
-                )
-            )
-        return found
+        return readings_of(self, inputs)
 
     def predict_step(self, batch: LabelledBatch, batch_idx: int) -> dict[str, Float[Tensor, "batch concepts"]]:
         """The scores of each text by each detector."""
@@ -312,7 +314,7 @@ class Monitoring(Training):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[LabelledBatch]) -> None:
-        """Choose the thresholds on the texts without each concept."""
+        """Choose the thresholds by the rule, on these texts."""
         device, scores, labels = device_of(self.network), [], []
         for batch in (each.to(device) for each in batches):
             scores.append(self.scores(batch.inputs))
@@ -320,11 +322,8 @@ class Monitoring(Training):
         found, known = torch.cat(scores), torch.cat(labels)
         for number, (_, _, detector) in enumerate(self.each()):
             for concept in range(len(self.concepts)):
-                negatives = found[known[:, concept] == 0, number, concept]
-                detector.thresholds[concept] = threshold_at(negatives, self.false_positive_rate)
-                ends = torch.tensor(threshold_interval(negatives, self.false_positive_rate))
-                detector.bounded[concept] = ends.isfinite()
-                detector.bounds[concept] = ends.nan_to_num(posinf=0.0, neginf=0.0)
+                own = found[:, number, concept], known[:, concept]
+                choose_threshold(detector, concept, *own, rule=self.threshold, rate=self.false_positive_rate)
             detector.calibrated.fill_(True)
 
     def score(self, split: str, batch: LabelledBatch) -> None:
@@ -337,7 +336,21 @@ class Monitoring(Training):
         self.answers.require()
         if split == "validation":
             return self.detected.validated()
-        return self.detected.tested([detector for _, _, detector in self.each()])
+        found = self.detected.tested([detector for _, _, detector in self.each()])
+        return found | (self._control_figures(found) if self.control else {})
+
+    @torch.no_grad()
+    def areas(self, batches: Iterable[LabelledBatch]) -> dict[tuple[str, str], float]:
+        """The AUROC of each detector at each place on other texts than the test's, the mean over concepts."""
+        self.detected.clear()
+        for batch in (each.to(device_of(self.network)) for each in batches):
+            self.detected.update(self.scores(batch.inputs), batch)
+        names = ((name, place.name) for name, place, _ in self.each())
+        return dict(zip(names, map(float, self.detected.areas()), strict=True))
+
+    def told(self, name: str, place: str) -> str:
+        """What the figures of a detector at a place end in; of several concepts, their means."""
+        return f"{self.concepts[0] if len(self.concepts) == 1 else ALL} {name} {place}"
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.detectors.parameters())}]
@@ -349,46 +362,34 @@ class Monitoring(Training):
             with self.trainer.precision_plugin.test_step_context():
                 self.calibrate(data.whole("validation"))
 
-    def _threshold(self, number: int, concept: int) -> float:
-        *_, detector = list(self.each())[number]
-        return float(detector.thresholds[concept])
+    @torch.no_grad()
+    def _control_figures(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The AUROC of the control task's detectors on new texts of the training types, and the selectivity of each."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, LabelledDataModule):
+            raise ValueError(
+                "the control task is tested on new texts of the training types: give trainer.test the data as "
+                "datamodule=LabelledDataModule(...)"
+            )
+        controls = list(self.controls())
+        names = [f"{{}} {name} {place.name}" for name, place, _ in controls]
+        scored = Detected(
+            detectors=names, concepts=self.concepts, controls=(), positive_rate=self.detected.positive_rate
+        )
+        with self.trainer.precision_plugin.test_step_context():
+            for batch in (each.to(self.device) for each in data.control_dataloader()):
+                scored.update(self._scored(batch.inputs, controls), batch)
+        return scored.selectivity(found)
 
-    def _learning(self, place: Place) -> list[Detector]:
-        return [detector for name in self.names if (detector := self.detector(name, place)).learns]
+    def _scored(
+        self, inputs: ModelInputs, detectors: Iterable[tuple[str, Place, Detector]]
+    ) -> Float[Tensor, "batch detectors concepts"]:
+        read = self.read(inputs)
+        # Detectors are small and compute in fp32, whatever the model is cast to.
+        with torch.autocast(inputs.device.type, enabled=False):
+            return torch.stack([detector(*read[place.name]) for _, place, detector in detectors], 1)
 
-    def _built(self, name: str, factory: Callable[..., Detector], features: int) -> Detector:
-        if not name.isidentifier():
-            raise ValueError(f"detectors: '{name}' is no name; use letters, digits and _")
-        own = getattr(factory, "keywords", {})
-        pooling = {} if "pooling" in own else {"pooling": self._pooling_of(name)}
-        built = factory(features, concepts=len(self.concepts), **pooling)
-        if not isinstance(built, Detector):
-            raise ValueError(f"detectors.{name}: it makes a {type(built).__name__}; derive it from itrain.Detector")
-        return built
-
-    def _pooling_of(self, name: str) -> Pooling:
-        """The training's pooling; of the control the mean where that is attention, which it has no query for."""
-        return "mean" if _is_control(name) and self.pooling == "attention" else self.pooling
-
-
-def _is_control(name: str) -> bool:
-    return name.startswith(RANDOM)
-
-
-def _usual(pooling: Pooling) -> dict[str, Callable[..., Detector]]:
-    """The detectors where none are named; the difference in means has no query, and takes the mean."""
-    closed = partial(DirectionDetector, pooling="mean") if pooling == "attention" else DirectionDetector
-    return {"mean_difference": closed, "probe": ProbeDetector}
-
-
-def _places(sites: Sequence[Site], *, joined: bool) -> list[Place]:
-    """Each site by itself, or all of them joined, which then read the same tokens.
-
-    Raises:
-        ValueError: they read other tokens.
-    """
-    if not joined:
-        return [Place(str(site), (site,)) for site in sites]
-    if len({site.position for site in sites}) > 1:
-        raise ValueError("join_sites: sites whose features are joined read the same tokens; give them one position")
-    return [Place("+".join(map(str, sites)), tuple(sites))]
+    def _arbitrary(self, batch: LabelledBatch) -> Int[Tensor, "batch concepts"]:
+        if batch.control is None:
+            raise ValueError("control: these texts have no labels of a control task; give them by LabelledDataModule")
+        return batch.control
