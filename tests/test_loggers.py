@@ -55,7 +55,7 @@ def wandb_runs(folder: Path) -> list[dict[str, Any]]:
 def read_run(file: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
-    run: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "artifacts": {}}
+    run: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "artifacts": {}, "axes": {}}
     run["files"] = file.parent / "files"
     for record in map(json.loads, told.stdout.splitlines()):
         if record["type"] == "run":
@@ -66,6 +66,8 @@ def read_run(file: Path) -> dict[str, Any]:
             run["summary"] |= record["summary"]["update"]
         elif record["type"] == "history":
             run["history"].append(record["history"]["item"])
+        elif record["type"] == "metric" and (axis := record["metric"].get("step_metric")):
+            run["axes"][record["metric"].get("name") or record["metric"]["glob_name"]] = axis
         elif record["type"] == "artifact":
             found = record["artifact"]
             run["artifacts"][found["type"]] = {each["path"] for each in found["manifest"]["contents"]}
@@ -110,7 +112,7 @@ def test_every_run_has_the_whole_configuration(swept: Path) -> None:
         if run["job_type"] == "results":
             assert config["sweep"]["ranks"] == [2] and config["training"] == whole["training"]
             continue
-        assert "sweep" not in config and config["site"]["position"] == config["position"]
+        assert config["sweep"] is None and config["site"]["position"] == config["position"]
         part = "training" if config["method"] == "probing" else "intervention"
         rank = {"rank": 2} if config["method"] == "das" else {}
         assert config[part] == whole["sweep"]["methods"][config["method"]] | rank
