@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from itrain.config import request
 from itrain.loggers.runs import Identity, compared, identify_run, legible
 from itrain.loggers.wandb import Wandb
+from itrain.signatures import ConfigError
+from itrain.trainers import make_logger
 from tests.test_loggers import read_run
 
 
@@ -102,3 +105,17 @@ def test_a_fit_of_its_own_and_one_that_logged_nothing_begin_a_run(former: str | 
     logger.log_hyperparams = lambda *_: None  # type: ignore[method-assign, assignment]
     logger.identify(identity)
     assert logger.version is None
+
+
+@pytest.mark.parametrize("name", ["TensorBoardLogger", "CSVLogger"])
+def test_another_logger_of_lightning_s_needs_its_class_alone(name: str, tmp_path: Path) -> None:
+    if name == "TensorBoardLogger":
+        pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
+    config = request(["recipe=das_gender", f"logger._target_=lightning.pytorch.loggers.{name}"])
+    logger = make_logger(config, tmp_path)
+    assert type(logger).__name__ == name and logger.save_dir == str(tmp_path)
+
+
+def test_what_no_run_fills_in_is_still_asked_of_a_logger() -> None:
+    with pytest.raises(ConfigError, match=r"logger\.project has no value"):
+        request(["recipe=das_gender", "logger._target_=itrain.loggers.wandb.Wandb"])

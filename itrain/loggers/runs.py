@@ -57,8 +57,10 @@ ABOVE_CHANCE = f"{TEST}/above_chance"
 _COUNTS = (PAIRS_CHANGING, PAIRS_PRESERVING, EXAMPLES, CONTROL_EXAMPLES)
 _PLACE = re.compile(r"/[^/]* (layer\d+\.|module:)[^/]*$")
 """The end of a figure's name that says a variable or a concept, and its site."""
-_AS_THEY_ARE = (SECONDS, GAP)
+_AS_THEY_ARE = (SECONDS,)
 """Figures of a sweep that no test reports."""
+_OTHERWISE = {RANK_FOUND: TEST_RANK, GAP: "generalization_gap"}
+"""Columns with other names in trackers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +181,8 @@ def compared(figures: Mapping[str, float]) -> dict[str, float]:
 
 def figure_name(column: str) -> str:
     """The name that a column of a sweep's table has as a figure: that of a single fit, where fits report it."""
-    if column == RANK_FOUND:
-        return TEST_RANK
+    if column in _OTHERWISE:
+        return _OTHERWISE[column]
     return (
         column
         if column in _AS_THEY_ARE or column.startswith((RANDOM_MODEL, FALSE_VARIABLE, CONTROL_TASK, DATA))
