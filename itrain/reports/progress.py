@@ -1,8 +1,9 @@
-"""A fit's progress: a line of a terminal that fits into 80 letters, or a line a minute in the log of a job."""
+"""Progress: a line of a terminal that fits into 80 letters, or a line a minute in the log of a job."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
     ProcessingSpeedColumn,
 )
 from rich import get_console
+from rich.console import Console
 from rich.progress import ProgressColumn, Task, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
@@ -21,6 +23,20 @@ NARROW, SHORT = 100, 20
 """The width of a terminal below which the bar is short, and of that bar."""
 PAUSE = 60.0
 """Seconds between two lines in a log."""
+
+
+class SlowLog:
+    """Says a line at most once a minute, where the output is a log, which keeps no line that is drawn anew."""
+
+    def __init__(self) -> None:
+        self.said = time.monotonic()
+
+    def say(self, console: Console, line: Callable[[], str]) -> None:
+        """Print what ``line`` makes, if it is time to."""
+        if time.monotonic() - self.said < PAUSE or console.is_terminal or console.is_jupyter:
+            return
+        self.said = time.monotonic()
+        console.print(line(), soft_wrap=True, highlight=False, markup=False)
 
 
 class Batches(BatchesProcessedColumn):
@@ -41,15 +57,11 @@ class Speed(ProcessingSpeedColumn):
 
 
 class FitProgress(RichProgressBar):
-    """Lightning's progress bar with fewer columns: what is done, the time left, the speed and the loss.
-
-    A log keeps no line that is drawn anew, so that without a terminal the fit writes a line a minute.
-    """
+    """Lightning's progress bar with fewer columns: what is done, the time left, the speed and the loss."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said = time.monotonic()
-        """When the fit has last written to a log."""
+        self.slow_log = SlowLog()
 
     def configure_columns(self, trainer: lightning.Trainer) -> list[ProgressColumn]:
         description, bar, *_ = super().configure_columns(trainer)
@@ -64,14 +76,11 @@ class FitProgress(RichProgressBar):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
-        if time.monotonic() - self.said > PAUSE:
-            self.said = time.monotonic()
-            self._say(trainer, pl_module)
-
-    def _say(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        console = get_console()
-        if self.is_disabled or console.is_terminal or console.is_jupyter:
+        if not self.is_enabled:
             return
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.get_metrics(trainer, pl_module).items())
-        done = f"{trainer.current_epoch}, step {trainer.global_step}"
-        console.print(f"epoch {done}: {figures}", soft_wrap=True, highlight=False)
+
+        def line() -> str:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in self.get_metrics(trainer, pl_module).items())
+            return f"epoch {trainer.current_epoch}, step {trainer.global_step}: {figures}"
+
+        self.slow_log.say(get_console(), line)
