@@ -55,7 +55,7 @@ def wandb_runs(folder: Path) -> list[dict[str, Any]]:
 def read_run(file: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
-    run: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "artifacts": {}, "axes": {}}
+    run: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "artifacts": {}, "axes": {}, "described": {}}
     run["files"] = file.parent / "files"
     for record in map(json.loads, told.stdout.splitlines()):
         if record["type"] == "run":
@@ -71,6 +71,7 @@ def read_run(file: Path) -> dict[str, Any]:
         elif record["type"] == "artifact":
             found = record["artifact"]
             run["artifacts"][found["type"]] = {each["path"] for each in found["manifest"]["contents"]}
+            run["described"][found["type"]] = found.get("description"), found.get("metadata")
     del run["config"]["_wandb"]
     return run
 
@@ -144,6 +145,7 @@ def test_what_was_trained_in_a_sweep_has_a_curve(swept: Path) -> None:
         assert [epoch[figure] for epoch in logged] == pytest.approx(at_name[figure].tolist()), figure
     assert at_name["validation/loss"].is_monotonic_decreasing
     assert runs["full_vector 2@name s0"]["history"] == []
+    assert set(runs["das 2@name r2 s0"]["axes"].values()) == {"epoch"}
 
 
 def test_a_sweep_s_results_are_tables_pictures_and_a_page(swept: Path) -> None:
@@ -162,6 +164,8 @@ def test_a_sweep_s_results_are_tables_pictures_and_a_page(swept: Path) -> None:
     best = json.loads((run["files"] / run["summary"]["best_sites.path"]).read_text())
     assert [row[0] for row in best["data"]] == ["das", "full vector", "probing"]
     assert run["summary"]["best/full vector"] == 1.0
+    assert "above the IIA of the method" in run["summary"]["difference_maps.caption"]
+    assert run["summary"]["iia_maps.caption"].startswith("IIA of learned interventions. A row is a layer")
     files = {"results.parquet", "curves.parquet", "config.yaml", "report.html", "heat_maps.svg", "difference_maps.png"}
     assert files <= run["artifacts"]["sweep"]
 
@@ -199,6 +203,11 @@ def test_a_fit_leaves_its_configuration_and_figures_with_wandb(tmp_path: Path, m
     assert [row[0] for row in table["data"]] == ["trained", "full vector", "random subspace"]
     exported = {str(file.relative_to(folder / "export")) for file in (folder / "export").rglob("*") if file.is_file()}
     assert exported and run["artifacts"]["intervention"] == exported
+    description, about = run["described"]["intervention"]
+    assert description == "das 2@name r1 s0, of das_gender" and '"layer":2' in str(about).replace(" ", "")
+    assert run["summary"]["figure.caption"].startswith("A bar is a figure on held-out data")
+    assert run["axes"]["validation/iia_argmax"] == "epoch" and "train/loss" not in run["axes"]
+    assert run["summary"]["test/above_chance"] == run["summary"]["test/iia_changing_pairwise"]
     found = json.loads((folder / "metrics.json").read_text())
     for figure in ("test/iia_argmax", "test/random_subspace/iia_argmax"):
         assert run["summary"][figure] == pytest.approx(found[figure])
