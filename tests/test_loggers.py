@@ -172,11 +172,16 @@ def test_a_sweep_s_results_are_tables_pictures_and_a_page(swept: Path) -> None:
 
 def test_a_sweep_that_goes_on_logs_nothing_twice(swept: Path, tmp_path: Path) -> None:
     folder = tmp_path / swept.parent.name / swept.name
-    shutil.copytree(swept, folder, ignore=shutil.ignore_patterns("wandb", "results.parquet"))
+    # With the links that W&B makes: to its newest run, and out of the folder to a log in its cache.
+    shutil.copytree(swept, folder, symlinks=True, ignore=shutil.ignore_patterns("results.parquet"))
+    links = {path.name: path.resolve() for path in (folder / "wandb").rglob("*") if path.is_symlink()}
+    assert folder / "wandb" in links["latest-run"].parents and folder not in links["debug-core.log"].parents
+    before = [run["run_id"] for run in wandb_runs(folder)]
+    wandb_runs.cache_clear()
     lines = (folder / "logged.txt").read_text().splitlines()
     (folder / "logged.txt").write_text("\n".join(lines[1:]) + "\n")
     assert main(["sweep", f"resume={folder}"]) == 0
-    assert [run["run_id"] for run in wandb_runs(folder)] == lines[:1]
+    assert sorted(run["run_id"] for run in wandb_runs(folder)) == sorted([*before, lines[0]])
     assert sorted((folder / "logged.txt").read_text().split()) == sorted(lines)
 
 
