@@ -335,6 +335,7 @@ def test_a_configuration_may_name_a_logger_by_its_earlier_path(tmp_path: Path) -
         ("test/probe_accuracy/gender layer4.mlp_output@verb", "test/probe_accuracy/gender 4.mlp_output@verb"),
         ("layer2.block_output.head1@x", "2.block_output.head1@x"),
         ("module:layer1.block_output.output", "module:layer1.block_output.output"),
+        ("test/auroc/deceptive probe layer2.block_output", "test/auroc/deceptive probe layer2"),
         ("train/loss", "train/loss"),
     ],
 )

@@ -119,3 +119,14 @@ def test_another_logger_of_lightning_s_needs_its_class_alone(name: str, tmp_path
 def test_what_no_run_fills_in_is_still_asked_of_a_logger() -> None:
     with pytest.raises(ConfigError, match=r"logger\.project has no value"):
         request(["recipe=das_gender", "logger._target_=itrain.loggers.wandb.Wandb"])
+
+
+@pytest.mark.parametrize(("words", "name"), [([], "das_gender"), (["training=probing"], "probing_gender")])
+def test_a_run_without_a_recipe_is_named_after_what_it_fits(words: list[str], name: str) -> None:
+    """Probes and detectors take no intervention, and so are not named after that of the defaults."""
+    assert request(["site=layer2.block_output@name", *words]).name == name
+
+
+def test_a_class_of_training_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.Training"):
+        request(["training._target_=nowhere.Training"])

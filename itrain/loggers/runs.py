@@ -149,8 +149,12 @@ def run_name(method: str, sites: Sequence[Site | Placement], *, rank: object, se
 
 
 def shortened(name: str) -> str:
-    """The name of a site, or of a figure that ends in one, as short as in tables: ``2@name``, ``2.mlp_output@name``."""
-    return re.sub(rf"(?<![:.])\blayer(\d+)(?:\.{USUAL}(?![\w.])|(?=\.))", r"\1", name)
+    """The name of a site, or of a figure that ends in one, as short as in tables: ``2@name``, ``2.mlp_output@name``.
+
+    Without a position it is ``layer2``: a number alone would say nothing.
+    """
+    name = re.sub(rf"(?<![:.])\b(layer\d+)\.{USUAL}(?![\w.@])", r"\1", name)
+    return re.sub(rf"(?<![:.])\blayer(\d+)(?:\.{USUAL}(?=@)|(?=\.))", r"\1", name)
 
 
 def legible(metrics: Mapping[str, float]) -> dict[str, float]:
