@@ -9,7 +9,7 @@ import logging
 import math
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import NoneType, UnionType
@@ -31,8 +31,13 @@ class ConfigError(Exception):
     """What was asked for cannot be run; the message is one line that names the fault and the remedy."""
 
 
-def check_calls(top: Callable[..., Any], node: Mapping[str, Any]) -> None:
+def check_calls(
+    top: Callable[..., Any], node: Mapping[str, Any], *, filled: Mapping[str, Collection[str]] | None = None
+) -> None:
     """Check a configuration as a call of ``top``, and each ``_target_`` in it as a call of what it names.
+
+    Args:
+        filled: by place, the arguments that need no value, since they are filled in later.
 
     Raises:
         ConfigError: naming the key at fault and the nearest right one.
@@ -44,7 +49,7 @@ def check_calls(top: Callable[..., Any], node: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{call.place}._target_: {call.target.__name__} is abstract; name a class derived from it"
             )
-        _check_keys(call, calls)
+        _check_keys(call, calls, (filled or {}).get(call.place, ()))
         _check_values(call)
 
 
@@ -177,7 +182,7 @@ def _import_help(path: str, error: BaseException) -> str:
     return f": {brief(error.__cause__ or error)}"
 
 
-def _check_keys(call: Call, calls: Sequence[Call]) -> None:
+def _check_keys(call: Call, calls: Sequence[Call], filled: Collection[str]) -> None:
     if call.parameters is None:
         return
     accepts = call.accepts
@@ -196,7 +201,7 @@ def _check_keys(call: Call, calls: Sequence[Call]) -> None:
         raise ConfigError(f"{call.at('_args_')}: {call.target.__name__} takes its arguments by name")
     if call.node.get("_partial_"):
         return
-    given = {*call.node, *accepts[: len(call.node.get("_args_", ()))]}
+    given = {*call.node, *accepts[: len(call.node.get("_args_", ()))], *filled}
     for key in accepts:
         if call.parameters[key].default is inspect.Parameter.empty and key not in given:
             raise ConfigError(f"{call.at(key)} has no value; add {call.at(key)}=<value>")

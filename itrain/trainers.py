@@ -11,11 +11,12 @@ from typing import Any
 import lightning
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig
 
 from itrain.owned import additions, refuse_owned
+from itrain.reports.progress import FitProgress
 from itrain.reports.silence import silence_others
 from itrain.sharding import ShardedStrategy
 from itrain.training.safeguards import safeguard
@@ -43,7 +44,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> lightning.Trainer:
         own = {"dirpath": folder / CHECKPOINTS, "filename": "last", "save_top_k": 1}
         callbacks.append(ModelCheckpoint(**own, enable_version_counter=False))
     if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-        callbacks.append(RichProgressBar())
+        callbacks.append(FitProgress())
     known: dict[str, Callable[[], Any]] = {
         "default_root_dir": lambda: folder,
         "callbacks": lambda: callbacks,

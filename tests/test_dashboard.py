@@ -66,7 +66,8 @@ def test_the_dashboard_shows_what_is_logged(tmp_path: Path) -> None:
     summary = summary_of(folder)
     assert shown == {*save_heat_maps(summary), *save_comparison(summary, tmp_path), "report"}
     plotted = {key for panel in panels for key in panel.get("metrics") or []}
-    assert plotted == {figure_name(IIA), f"random_model/{IIA}", "validation/loss", f"validation/{IIA}"}
+    compared = {"test/above_chance", figure_name(IIA), f"random_model/{IIA}"}
+    assert plotted == {*compared, "validation/loss", f"validation/{IIA}"}
 
 
 def test_several_sweeps_share_a_dashboard(tmp_path: Path) -> None:

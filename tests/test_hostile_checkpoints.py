@@ -182,6 +182,26 @@ def test_a_link_deep_in_a_sweep_is_refused() -> None:
         configuration_of_sweep(Path("sweep"), [], [])
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        "wandb",
+        "wandb/latest-run",
+        "wandb/run-1-a/logs/other.log",
+        "wandb/run-1-a/debug-core.log",
+        "jobs/logs/debug-core.log",
+        "jobs/wandb/latest-run",
+    ],
+)
+def test_only_links_that_wandb_makes_may_lie_in_a_sweep(link: str) -> None:
+    place = Path("sweep", link)
+    place.parent.mkdir(parents=True)
+    place.symlink_to("/tmp")
+    Path("sweep", "config.yaml").touch()
+    with pytest.raises(ConfigError, match="is a link"):
+        configuration_of_sweep(Path("sweep"), [], [])
+
+
 @pytest.mark.parametrize("text", ["epoch,step\n0,x\n", "epoch\n0\n", "step\n" + "0" * 200_000 + "\n", "step\n0,1\n"])
 def test_damaged_metrics_beside_a_checkpoint_are_named(
     text: str, finished: Path, capsys: pytest.CaptureFixture[str]

@@ -50,7 +50,7 @@ def wandb_runs(folder: Path) -> list[dict[str, Any]]:
 def read_run(file: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
-    run: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "artifacts": {}}
+    run: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "artifacts": {}, "axes": {}, "described": {}}
     run["files"] = file.parent / "files"
     for record in map(json.loads, told.stdout.splitlines()):
         if record["type"] == "run":
@@ -61,9 +61,12 @@ def read_run(file: Path) -> dict[str, Any]:
             run["summary"] |= record["summary"]["update"]
         elif record["type"] == "history":
             run["history"].append(record["history"]["item"])
+        elif record["type"] == "metric" and (axis := record["metric"].get("step_metric")):
+            run["axes"][record["metric"].get("name") or record["metric"]["glob_name"]] = axis
         elif record["type"] == "artifact":
             found = record["artifact"]
             run["artifacts"][found["type"]] = {each["path"] for each in found["manifest"]["contents"]}
+            run["described"][found["type"]] = found.get("description"), found.get("metadata")
     del run["config"]["_wandb"]
     return run
 
@@ -105,7 +108,7 @@ def test_every_run_has_the_whole_configuration(swept: Path) -> None:
         if run["job_type"] == "results":
             assert config["sweep"]["ranks"] == [2] and config["training"] == whole["training"]
             continue
-        assert "sweep" not in config and config["site"]["position"] == config["position"]
+        assert config["sweep"] is None and config["site"]["position"] == config["position"]
         part = "training" if config["method"] == "probing" else "intervention"
         rank = {"rank": 2} if config["method"] == "das" else {}
         assert config[part] == whole["sweep"]["methods"][config["method"]] | rank
@@ -137,6 +140,7 @@ def test_what_was_trained_in_a_sweep_has_a_curve(swept: Path) -> None:
         assert [epoch[figure] for epoch in logged] == pytest.approx(at_name[figure].tolist()), figure
     assert at_name["validation/loss"].is_monotonic_decreasing
     assert runs["full_vector 2@name s0"]["history"] == []
+    assert set(runs["das 2@name r2 s0"]["axes"].values()) == {"epoch"}
 
 
 def test_a_sweep_s_results_are_tables_pictures_and_a_page(swept: Path) -> None:
@@ -155,17 +159,24 @@ def test_a_sweep_s_results_are_tables_pictures_and_a_page(swept: Path) -> None:
     best = json.loads((run["files"] / run["summary"]["best_sites.path"]).read_text())
     assert [row[0] for row in best["data"]] == ["das", "full vector", "probing"]
     assert run["summary"]["best/full vector"] == 1.0
+    assert "above the IIA of the method" in run["summary"]["difference_maps.caption"]
+    assert run["summary"]["iia_maps.caption"].startswith("IIA of learned interventions. A row is a layer")
     files = {"results.parquet", "curves.parquet", "config.yaml", "report.html", "heat_maps.svg", "difference_maps.png"}
     assert files <= run["artifacts"]["sweep"]
 
 
 def test_a_sweep_that_goes_on_logs_nothing_twice(swept: Path, tmp_path: Path) -> None:
     folder = tmp_path / swept.parent.name / swept.name
-    shutil.copytree(swept, folder, ignore=shutil.ignore_patterns("wandb", "results.parquet"))
+    # With the links that W&B makes: to its newest run, and out of the folder to a log in its cache.
+    shutil.copytree(swept, folder, symlinks=True, ignore=shutil.ignore_patterns("results.parquet"))
+    links = {path.name: path.resolve() for path in (folder / "wandb").rglob("*") if path.is_symlink()}
+    assert folder / "wandb" in links["latest-run"].parents and folder not in links["debug-core.log"].parents
+    before = [run["run_id"] for run in wandb_runs(folder)]
+    wandb_runs.cache_clear()
     lines = (folder / "logged.txt").read_text().splitlines()
     (folder / "logged.txt").write_text("\n".join(lines[1:]) + "\n")
     assert main(["sweep", f"resume={folder}"]) == 0
-    assert [run["run_id"] for run in wandb_runs(folder)] == lines[:1]
+    assert sorted(run["run_id"] for run in wandb_runs(folder)) == sorted([*before, lines[0]])
     assert sorted((folder / "logged.txt").read_text().split()) == sorted(lines)
 
 
@@ -192,6 +203,11 @@ def test_a_fit_leaves_its_configuration_and_figures_with_wandb(tmp_path: Path, m
     assert [row[0] for row in table["data"]] == ["trained", "full vector", "random subspace"]
     exported = {str(file.relative_to(folder / "export")) for file in (folder / "export").rglob("*") if file.is_file()}
     assert exported and run["artifacts"]["intervention"] == exported
+    description, about = run["described"]["intervention"]
+    assert description == "das 2@name r1 s0, of das_gender" and '"layer":2' in str(about).replace(" ", "")
+    assert run["summary"]["figure.caption"].startswith("A bar is a figure on held-out data")
+    assert run["axes"]["validation/iia_argmax"] == "epoch" and "train/loss" not in run["axes"]
+    assert run["summary"]["test/above_chance"] == run["summary"]["test/iia_changing_pairwise"]
     found = json.loads((folder / "metrics.json").read_text())
     for figure in ("test/iia_argmax", "test/random_subspace/iia_argmax"):
         assert run["summary"][figure] == pytest.approx(found[figure])
@@ -314,6 +330,7 @@ def test_a_configuration_may_name_a_logger_by_its_earlier_path(tmp_path: Path) -
         ("test/probe_accuracy/gender layer4.mlp_output@verb", "test/probe_accuracy/gender 4.mlp_output@verb"),
         ("layer2.block_output.head1@x", "2.block_output.head1@x"),
         ("module:layer1.block_output.output", "module:layer1.block_output.output"),
+        ("test/auroc/deceptive probe layer2.block_output", "test/auroc/deceptive probe layer2"),
         ("train/loss", "train/loss"),
     ],
 )

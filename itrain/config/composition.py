@@ -26,7 +26,7 @@ from itrain.config.tables import fill_in_fingerprint, take_table
 from itrain.config.tasks import CHOICE, is_task_file, register_task, registered, with_words
 from itrain.files import read_yaml
 from itrain.shipped import choice, group_choices, recipe_files, shipped
-from itrain.signatures import ConfigError, brief, nearest
+from itrain.signatures import ConfigError, brief, calls_in, nearest
 from itrain.versions import versions
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
@@ -205,8 +205,10 @@ def _replaced(parsed: Sequence[Override], groups: Mapping[str, object]) -> list[
 
 def _default_name(config: DictConfig) -> str:
     """The name of a run without a recipe: its choices, or the names of the user's own classes."""
-    names = []
-    for group in ("intervention", "task"):
+    names, training = [], (config.get("training") or {}).get("_target_")
+    call = next(calls_in({"_target_": training}, "training"), None) if training else None
+    what = "intervention" if call is None or "intervention" in call.accepts else "training"
+    for group in (what, "task"):
         name, target = config.hydra.runtime.choices.get(group), (config.get(group) or {}).get("_target_")
         if target is not None:
             known = name is not None and _target_of(group, name) == target

@@ -118,7 +118,7 @@ def configuration_of_sweep(folder: Path, typed: Collection[str], trust: Sequence
         raise ConfigError(f"resume: there is no {CONFIGURATION} in '{folder}'")
     try:
         for path in folder.rglob("*"):
-            if path.is_symlink():
+            if path.is_symlink() and not _is_of_wandb(path, folder):
                 raise TrustError(f"resume: '{path}' is a link; a sweep writes into its own folder only")
         found = _read(file)
         own = _lies_there(found, folder)
@@ -163,6 +163,15 @@ def require_inside(name: str) -> None:
         raise ConfigError(f"name: {shown(name)} is no name of a folder: it is too long, or has control characters")
     if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("~") or "\0" in name:
         raise ConfigError(f"name: {shown(name)} leaves the output folder; runs are put below output=<folder>")
+
+
+def _is_of_wandb(link: Path, folder: Path) -> bool:
+    """Whether W&B makes such a link: from one of its runs to another, or to a finished run's log in its cache."""
+    runs = folder / "wandb"
+    if runs not in link.parents:
+        return False
+    inside = link.resolve().is_relative_to(runs.resolve())
+    return inside or (link.name == "debug-core.log" and link.parent.name == "logs" and link.parents[2] == runs)
 
 
 def _lies_there(found: Mapping[str, Any], run: Path) -> bool:

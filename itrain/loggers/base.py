@@ -13,13 +13,21 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itrain.loggers.runs import Identity, figure_name, identify_fit, identify_run, shortened
+from itrain.loggers.runs import Identity, compared, figure_name, identify_fit, identify_run, legible
 from itrain.results.columns import COMMAND, CURVE, FEATURES, TEST, TOKENS
+from itrain.results.maps import maps_read
 from itrain.results.run import RunSummary, summarise_run
 from itrain.results.summary import SweepSummary
 
 LOGGED = "logged.txt"
 """The file of a sweep that lists what has been logged, so that a resumed sweep logs nothing twice."""
+PICTURES: Mapping[str, str] = {
+    "heat_maps": "All methods and controls",
+    "iia_maps": "IIA of learned interventions",
+    "probe_maps": "Accuracy of probes",
+    "difference_maps": "Probes minus interventions, both above chance",
+}
+"""The pictures of a sweep by name, with their titles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +49,13 @@ class FinishedFit:
     def figures(self) -> dict[str, float]:
         """The figures, by the names that they have in a fit of its own."""
         others = {*self.settings, CURVE, FEATURES, *TOKENS}
-        return {figure_name(name): value for name, value in self.row.items() if name not in others}
+        found = {figure_name(name): value for name, value in self.row.items() if name not in others}
+        return {**found, **compared(found)}
 
     @property
     def curve(self) -> Sequence[Mapping[str, float]]:
         """The validation figures after each epoch; empty if nothing was trained step by step."""
-        return self.row.get(CURVE, [])
+        return [legible(epoch) for epoch in self.row.get(CURVE, [])]
 
     @property
     def identity(self) -> Identity:
@@ -104,20 +113,16 @@ def begin_run(loggers: Sequence[Logger], configuration: Mapping[str, Any], job_t
             logger.log_hyperparams(dict(configuration))
 
 
-def legible(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics under names that are short enough for an axis."""
-    return {shortened(name): value for name, value in metrics.items()}
-
-
-def before_the_test(summary: RunSummary) -> dict[str, float]:
-    """The final figures that no test has logged: of the start and of the data."""
-    return {name: value for name, value in legible(summary.results).items() if not name.startswith(f"{TEST}/")}
+def beyond_the_test(summary: RunSummary) -> dict[str, float]:
+    """The final figures that no test has logged: of the start, of the data, and what is comparable with other runs."""
+    others = {name: value for name, value in summary.results.items() if not name.startswith(f"{TEST}/")}
+    return {**legible(others), **compared(legible(summary.results))}
 
 
 @rank_zero_only
 def log_run(loggers: Sequence[object], results: Mapping[str, float], figure: Path) -> None:
     """Give a run's final figures and the picture of them to those of the loggers that take such."""
-    summary = summarise_run(results)
+    summary = summarise_run(results, figure.with_name("metrics.csv"))
     for logger in loggers:
         if isinstance(logger, RunLogger):
             logger.log_run(summary, figure)
@@ -165,6 +170,13 @@ class SweepLog:
         self.logged.add(key)
         with self.file.open("a") as file:
             file.write(f"{key}\n")
+
+
+def captions(summary: SweepSummary) -> dict[str, str]:
+    """How to read each picture of a sweep, by the picture's name."""
+    shown = dict.fromkeys(("heat_maps", "iia_maps", "probe_maps"), summary.maps)
+    shown["difference_maps"] = summary.differences
+    return {name: f"{PICTURES[name]}. {maps_read(maps)}" for name, maps in shown.items() if maps}
 
 
 def name_of(folder: Path) -> str:

@@ -12,8 +12,8 @@ import wandb
 from wandb.errors import Error, UsageError
 
 from itrain.files import write_text
-from itrain.loggers.base import name_of
-from itrain.loggers.runs import RESULTS, figure_name
+from itrain.loggers.base import PICTURES, name_of
+from itrain.loggers.runs import ABOVE_CHANCE, RESULTS, figure_name
 from itrain.loggers.wandb import REPORT
 from itrain.results.best import BEST
 from itrain.results.columns import (
@@ -37,12 +37,8 @@ DEFINITION = "dashboard.json"
 """The file with the view's definition."""
 PROJECT = "itrain"
 """The project of runs whose configuration names none."""
-MAPS: Mapping[str, str] = {
-    "iia_maps": "IIA of learned interventions",
-    "probe_maps": "Accuracy of probes",
-    "difference_maps": "Probes minus interventions, both above chance",
-}
-"""The pictures that are compared, as they are logged, with their titles."""
+MAPS = ("iia_maps", "probe_maps", "difference_maps")
+"""The pictures that are compared, as they are logged."""
 
 
 class DashboardError(RuntimeError):
@@ -145,7 +141,7 @@ def _section(name: str, panels: Sequence[Any], *, columns: int) -> Section:
 def _maps() -> Section:
     from wandb_workspaces.reports.v2 import MediaBrowser
 
-    panels = [MediaBrowser(title=title, media_keys=[key], num_columns=1) for key, title in MAPS.items()]
+    panels = [MediaBrowser(title=PICTURES[key], media_keys=[key], num_columns=1) for key in MAPS]
     return _section("Where it is used and where it can be read", panels, columns=1)
 
 
@@ -163,12 +159,16 @@ def _controls() -> Section:
                 groupby_rangefunc="minmax",
                 range_x=(0, 1),
             )
-            for figure, title in ((iia, FIGURES[IIA]), (random, f"random model, {FIGURES[IIA]}"))
+            for figure, title in (
+                (ABOVE_CHANCE, "Interventions and probes, from 0 at chance to 1"),
+                (iia, FIGURES[IIA]),
+                (random, f"random model, {FIGURES[IIA]}"),
+            )
         ),
         ScatterPlot(
             title="Probes against their control tasks", x=figure_name(CONTROL_ACCURACY), y=figure_name(PROBE_ACCURACY)
         ),
-        MediaBrowser(title="All methods and controls", media_keys=["heat_maps"], num_columns=1),
+        MediaBrowser(title=PICTURES["heat_maps"], media_keys=["heat_maps"], num_columns=1),
     ]
     return _section("Controls", panels, columns=2)
 

@@ -6,21 +6,31 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from itrain.placements import Placement
 from itrain.results.columns import (
+    CHANCE,
+    CLEAN_DIFFERENCE,
     COMMAND,
     COMPONENT,
+    CONTROL_EXAMPLES,
     CONTROL_TASK,
+    CONTROLS,
     DATA,
+    EXAMPLES,
     FALSE_VARIABLE,
     GAP,
+    IIA,
     LAYER,
     METHOD,
+    PAIRS_CHANGING,
+    PAIRS_PRESERVING,
     POSITION,
+    PROBE_ACCURACY,
     RANDOM_MODEL,
     RANK,
     RANK_FOUND,
@@ -28,7 +38,10 @@ from itrain.results.columns import (
     SEED,
     TEST,
     TEST_RANK,
+    VALIDATION,
+    WINDOW,
 )
+from itrain.results.intervals import Estimate
 from itrain.results.summary import SweepSummary
 from itrain.sites import Site
 from itrain.versions import versions
@@ -39,8 +52,15 @@ USUAL = "block_output"
 """The component that goes without saying in names."""
 LONGEST = 64
 """Letters of a tag that W&B takes."""
-_AS_THEY_ARE = (SECONDS, GAP)
+ABOVE_CHANCE = f"{TEST}/above_chance"
+"""The figure in which interventions and probes can be compared: see :func:`compared`."""
+_COUNTS = (PAIRS_CHANGING, PAIRS_PRESERVING, EXAMPLES, CONTROL_EXAMPLES)
+_PLACE = re.compile(r"/[^/]* (layer\d+\.|module:)[^/]*$")
+"""The end of a figure's name that says a variable or a concept, and its site."""
+_AS_THEY_ARE = (SECONDS,)
 """Figures of a sweep that no test reports."""
+_OTHERWISE = {RANK_FOUND: TEST_RANK, GAP: "generalization_gap"}
+"""Columns with other names in trackers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +73,8 @@ class Identity:
     tags: tuple[str, ...]
     config: Mapping[str, Any]
     """The whole resolved configuration, with versions; and method, layer, component, position, rank and seed."""
+    former: Path | None = None
+    """The checkpoint of the run that this one goes on with."""
 
 
 def identify_run(configuration: Mapping[str, Any], job_type: str = FIT) -> Identity:
@@ -66,10 +88,19 @@ def identify_run(configuration: Mapping[str, Any], job_type: str = FIT) -> Ident
     )
     plain = sites[0].write if len(sites) == 1 and sites[0].is_plain else None
     one = {} if plain is None else {LAYER: plain.layer, COMPONENT: plain.component, POSITION: plain.position}
-    config = {**configuration, METHOD: method, RANK: rank, **one}
+    where = {} if plain is None else {"site": one, WINDOW: 1}
+    config = {**configuration, METHOD: method, RANK: rank, **one, **where}
     tags = _tags(method, *map(str, sites), _setting(RANK, rank), _setting(SEED, seed), recipe)
-    name = run_name(method, sites, rank=rank, seed=seed)
-    return Identity(name=name, group=recipe, job_type=job_type, tags=tags, config=_with_versions(config))
+    name = run_name(method, sites, rank=rank, seed=seed) + (f" {EVALUATION}" if job_type == EVALUATION else "")
+    ckpt = configuration.get("ckpt") if job_type == FIT else None
+    return Identity(
+        name=name,
+        group=recipe,
+        job_type=job_type,
+        tags=tags,
+        config=_with_versions(config),
+        former=None if ckpt is None else Path(ckpt).absolute(),
+    )
 
 
 def identify_fit(sweep: str, settings: Mapping[str, Any], configuration: Mapping[str, Any]) -> Identity:
@@ -82,7 +113,7 @@ def identify_fit(sweep: str, settings: Mapping[str, Any], configuration: Mapping
     """
     method, rank, seed = (settings.get(key) for key in (METHOD, RANK, SEED))
     site = Site(**{key: settings[key] for key in Site.__dataclass_fields__ if key in settings})
-    alone = {key: value for key, value in configuration.items() if key not in ("sweep", "launcher")}
+    alone: dict[str, Any] = {**configuration, "sweep": None, "launcher": None}
     methods = (configuration.get("sweep") or {}).get("methods") or {}
     # Of a training of several detectors each is a method of the table, named after it and the training.
     given = [name for name in methods if method == name or str(method).startswith(f"{name}_")]
@@ -124,19 +155,56 @@ def run_name(method: str, sites: Sequence[Site | Placement], *, rank: object, se
 
 
 def shortened(name: str) -> str:
-    """The name of a site, or of a figure that ends in one, as short as in tables: ``2@name``, ``2.mlp_output@name``."""
-    return re.sub(rf"(?<![:.])\blayer(\d+)(?:\.{USUAL}(?![\w.])|(?=\.))", r"\1", name)
+    """The name of a site, or of a figure that ends in one, as short as in tables: ``2@name``, ``2.mlp_output@name``.
+
+    Without a position it is ``layer2``: a number alone would say nothing.
+    """
+    name = re.sub(rf"(?<![:.])\b(layer\d+)\.{USUAL}(?![\w.@])", r"\1", name)
+    return re.sub(rf"(?<![:.])\blayer(\d+)(?:\.{USUAL}(?=@)|(?=\.))", r"\1", name)
+
+
+def legible(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics under names that are short enough for an axis, each number once.
+
+    Counts are left out where the test says them too, and the only site of a fit is, as in a sweep, in no figure's name.
+    """
+    found, places = {}, {name.rpartition("/")[2] for name in metrics if _PLACE.search(name)}
+    for name, value in metrics.items():
+        above, _, place = name.rpartition("/")
+        if not _is_repeated(name):
+            found[above if above and places == {place} else shortened(name)] = value
+    return found
+
+
+def compared(figures: Mapping[str, float]) -> dict[str, float]:
+    """IIA on label-changing pairs, or a probe's accuracy, from 0 at chance to 1: one figure for both.
+
+    It is that of the maps of differences: (figure - chance) / (1 - chance).
+    """
+    for figure in (IIA, PROBE_ACCURACY):
+        chance = figures.get(f"{TEST}/{CHANCE[figure]}") if figure in CHANCE else 0.0
+        if (value := figures.get(f"{TEST}/{figure}")) is not None and chance is not None:
+            found = Estimate(value=value).above_chance(chance)
+            return {} if found is None else {ABOVE_CHANCE: found.value}
+    return {}
 
 
 def figure_name(column: str) -> str:
     """The name that a column of a sweep's table has as a figure: that of a single fit, where fits report it."""
-    if column == RANK_FOUND:
-        return TEST_RANK
+    if column in _OTHERWISE:
+        return _OTHERWISE[column]
     return (
         column
         if column in _AS_THEY_ARE or column.startswith((RANDOM_MODEL, FALSE_VARIABLE, CONTROL_TASK, DATA))
         else f"{TEST}/{column}"
     )
+
+
+def _is_repeated(name: str) -> bool:
+    """Whether a figure is of the examples alone, and stands under another name too."""
+    parts = name.split("/")
+    of_control = len(parts) > 2 and parts[1] in CONTROLS and parts[-1] in (*_COUNTS, CLEAN_DIFFERENCE)
+    return of_control or (name.startswith(VALIDATION) and parts[-1] in _COUNTS)
 
 
 def _with_versions(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.image import imread
 
-from itrain.loggers.base import FinishedFit, before_the_test, legible, require_package
-from itrain.loggers.runs import Identity, identify_results
+from itrain.loggers.base import FinishedFit, beyond_the_test, captions, require_package
+from itrain.loggers.runs import Identity, identify_results, legible
 from itrain.results.best import BEST, best_table
 from itrain.results.markdown import markdown
 from itrain.results.run import RunSummary
 from itrain.results.summary import SweepSummary
+
+READ = "how_to_read"
+"""The end of the names of texts beside pictures, which have no captions here."""
 
 
 class TensorBoard(TensorBoardLogger):
@@ -45,7 +48,9 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_image("figure", imread(figure), dataformats="HWC")
         for name, table in summary.named_tables.items():
             self.experiment.add_text(name, markdown(table.columns, table.lines))
-        self.log_metrics(before_the_test(summary))
+        if summary.caption:
+            self.experiment.add_text(f"figure/{READ}", summary.caption)
+        self.log_metrics(beyond_the_test(summary))
         # Lightning has ended the run by now: nothing else would write what is still in the queue.
         self.experiment.close()
 
@@ -60,6 +65,7 @@ class TensorBoard(TensorBoardLogger):
         logger = TensorBoard(save_dir=self.save_dir, run="results")
         for name, file in pictures.items():
             logger.experiment.add_image(name, imread(file), dataformats="HWC")
+            logger.experiment.add_text(f"{name}/{READ}", captions(summary).get(name, ""))
         best = best_table(summary.best)
         logger.experiment.add_text(BEST, markdown(best.columns, best.lines))
         logger.log_hyperparams(dict(identify_results(sweep, summary).config))

@@ -13,8 +13,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itrain.loggers.base import FinishedFit, before_the_test, legible, require_package
-from itrain.loggers.runs import RESULTS, Identity, identify_results
+from itrain.loggers.base import FinishedFit, beyond_the_test, captions, require_package
+from itrain.loggers.runs import RESULTS, Identity, identify_results, legible
 from itrain.results.best import BEST, best_table
 from itrain.results.run import RunSummary
 from itrain.results.summary import SweepSummary
@@ -73,7 +73,8 @@ class Trackio(Logger):
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
         tables = {name: self.trackio.Table(dataframe=table.frame()) for name, table in summary.named_tables.items()}
-        self.experiment.log({"figure": self.trackio.Image(figure), **tables, **before_the_test(summary)})
+        picture = self.trackio.Image(figure, caption=summary.caption or None)
+        self.experiment.log({"figure": picture, **tables, **beyond_the_test(summary)})
 
     def log_fit(self, fit: FinishedFit) -> None:
         identity = fit.identity
@@ -86,7 +87,8 @@ class Trackio(Logger):
         config = dict(identify_results(sweep, summary).config)
         time = sweep.rpartition(" ")[2]
         with self._quietly(name=f"{RESULTS} {time}", group=self.group or sweep, config=config) as run:
-            images = {name: self.trackio.Image(file) for name, file in pictures.items()}
+            read = captions(summary)
+            images = {name: self.trackio.Image(file, caption=read.get(name)) for name, file in pictures.items()}
             tables = {RESULTS: summary.frame, BEST: best_table(summary.best).frame()}
             run.log({**{name: self.trackio.Table(dataframe=frame) for name, frame in tables.items()}, **images})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from wandb.env import DATA_DIR
 from wandb.errors import UsageError
 
-from itrain.loggers.base import FinishedFit, before_the_test, digest, legible
-from itrain.loggers.runs import RESULTS, Identity, identify_results
+from itrain.loggers.base import FinishedFit, beyond_the_test, captions, digest
+from itrain.loggers.runs import RESULTS, Identity, identify_results, legible
 from itrain.results.best import BEST, best_table
-from itrain.results.columns import EPOCH, VALIDATION
+from itrain.results.columns import COMPONENT, EPOCH, LAYER, METHOD, POSITION, RANK, SEED, VALIDATION
 from itrain.results.run import RunSummary
 from itrain.results.summary import SweepSummary
 
@@ -86,6 +86,8 @@ class Wandb(WandbLogger):
             reinit="create_new",
             **self.shared,
         )
+        self.over_epochs: set[str] = set()
+        """The figures whose horizontal axis is the epoch."""
         # Lightning always gives it, and wandb, which knows it no more, warns.
         self._wandb_init.pop("anonymous", None)
 
@@ -99,11 +101,17 @@ class Wandb(WandbLogger):
         opened["group"] = opened.get("group") or identity.group
         opened["job_type"] = opened.get("job_type") or identity.job_type
         opened["tags"] = self._tagged(identity)
+        if opened.get("id") is None and identity.former is not None:
+            opened["id"] = self._id = _run_of(identity.former)
         self.log_hyperparams(dict(identity.config))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics(legible(metrics), step)
+        shown = legible(metrics)
+        curve = {name for name in shown if name.startswith(VALIDATION)} - self.over_epochs
+        _plot_over_epochs(self.experiment, curve)
+        self.over_epochs |= curve
+        super().log_metrics(shown, step)
 
     @rank_zero_only
     def log_run(self, summary: RunSummary, figure: Path) -> None:
@@ -111,14 +119,14 @@ class Wandb(WandbLogger):
         export = figure.parent / "export"
         run = self.experiment
         with _staged(self.folder):
-            run.log({"figure": wandb.Image(str(figure)), **tables, **before_the_test(summary)})
+            picture = wandb.Image(str(figure), caption=summary.caption or None)
+            run.log({"figure": picture, **tables, **beyond_the_test(summary)})
             if export.is_dir():
-                run.log_artifact(_artifact(run.id, EXPORT, [export]))
+                run.log_artifact(_artifact(run, EXPORT, [export]))
 
     def log_fit(self, fit: FinishedFit) -> None:
         with self._run(fit.id, fit.identity) as run:
-            run.define_metric(EPOCH)
-            run.define_metric(f"{VALIDATION}*", step_metric=EPOCH)
+            _plot_over_epochs(run, {name for epoch in fit.curve for name in epoch} - {EPOCH})
             for epoch in fit.curve:
                 run.log(dict(epoch))
             run.summary.update(fit.figures)
@@ -128,12 +136,13 @@ class Wandb(WandbLogger):
         page = summary.folder / "report.html"
         with self._run(digest(sweep), identify_results(sweep, summary)) as run, _staged(self.folder):
             run.log({name: wandb.Table(dataframe=frame) for name, frame in tables.items()})
-            run.log({name: wandb.Image(str(file)) for name, file in pictures.items()})
+            read = captions(summary)
+            run.log({name: wandb.Image(str(file), caption=read.get(name)) for name, file in pictures.items()})
             if page.is_file():
                 run.log({REPORT: wandb.Html(str(page), inject=False)})
             run.summary.update({f"best/{row.method}": row.value.value for row in summary.best})
             files = [file for pattern in FILES for file in sorted(summary.folder.glob(pattern))]
-            run.log_artifact(_artifact(run.id, SWEEP, files))
+            run.log_artifact(_artifact(run, SWEEP, files))
 
     def _tagged(self, identity: Identity) -> list[str]:
         return list(dict.fromkeys([*self.tags, *identity.tags]))
@@ -175,8 +184,34 @@ def _staged(folder: str) -> Iterator[None]:
         del os.environ[DATA_DIR]
 
 
-def _artifact(run: str, kind: str, paths: Sequence[Path]) -> wandb.Artifact:
-    artifact = wandb.Artifact(f"{kind}-{run}", type=kind)
+def _run_of(checkpoint: Path) -> str | None:
+    """The id of the newest run in the folder of a checkpoint's fit; None where it logged none there."""
+    folders = (parent / "wandb" for parent in checkpoint.parents[:2])
+    names = [path.name for folder in folders for path in folder.glob("*run-*-*") if path.is_dir()]
+    # run-<time>-<id> or offline-run-<time>-<id>
+    runs = sorted(name.partition("run-")[2] for name in names)
+    return runs[-1].partition("-")[2] if runs else None
+
+
+def _plot_over_epochs(run: wandb.Run, figures: Iterable[str]) -> None:
+    """Make the epoch the horizontal axis of these figures.
+
+    By their whole names: which of several patterns wins, such as Lightning's for all figures, W&B leaves open.
+    """
+    for name in (EPOCH, *sorted(figures)) if figures else ():
+        run.define_metric(name, step_metric=None if name == EPOCH else EPOCH)
+
+
+def _artifact(run: wandb.Run, kind: str, paths: Sequence[Path]) -> wandb.Artifact:
+    """Named by its run's id, since runs of one name are common; what it is of stands beside it."""
+    settings = {key: run.config.get(key) for key in (METHOD, COMPONENT, LAYER, POSITION, RANK, SEED)}
+    known = {key: value for key, value in settings.items() if value is not None}
+    artifact = wandb.Artifact(
+        f"{kind}-{run.id}",
+        type=kind,
+        description=f"{run.name}, of {run.group}",
+        metadata={"run": run.name, "group": run.group, **known},
+    )
     for path in paths:
         if path.is_dir():
             artifact.add_dir(str(path))

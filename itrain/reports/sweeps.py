@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from itrain.reports.progress import SlowLog
 from itrain.reports.tables import print_note, print_table
 from itrain.reports.terminal import is_quiet, suggest, typed
 from itrain.reports.text import plain
@@ -44,6 +45,7 @@ class SweepProgress:
         self.progress = Progress(TextColumn("{task.description}", markup=False), *columns, disable=quiet or is_quiet())
         self.task = self.progress.add_task("fits", total=None)
         self.best: dict[str, tuple[float, int | str, str]] = {}
+        self.slow_log = SlowLog()
 
     def __enter__(self) -> SweepProgress:
         self.progress.start()
@@ -75,6 +77,8 @@ class SweepProgress:
         value, _, name = next((self.best[figure] for figure in FIGURES if figure in self.best), (0.0, 0, ""))
         description = f"fits, best {value:.2f} ({printable(name)})" if value >= LEAST else "fits"
         self.progress.update(self.task, advance=len(rows), description=description)
+        if not self.progress.disable:
+            self.slow_log.say(self.progress.console, lambda: f"{self.progress.tasks[0].completed:.0f} {description}")
 
 
 def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = "") -> None:

@@ -36,7 +36,7 @@ from itrain.results.columns import (
 from itrain.results.heads import HEAD, is_by_head
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.peaks import chance_of
-from itrain.results.reading import DETECTOR_MAPS_READ, MAPS_READ, ROWS_READ
+from itrain.results.reading import DETECTOR_MAPS_READ, DIFFERENCES_READ, MAPS_READ, ROWS_READ
 
 if TYPE_CHECKING:
     import pandas
@@ -125,10 +125,12 @@ def axis_of(rows: Iterable[Any]) -> str:
 
 def maps_read(maps: Iterable[HeatMap]) -> str:
     """How to read maps: what their rows and columns are, and what to compare them with."""
-    maps = list(maps)
-    axis = axis_of(row for each in maps for row in each.rows)
-    detectors = bool(maps) and all(each.column in (AUROC, AUROC_SELECTIVITY) for each in maps)
-    return f"{ROWS_READ[axis]} {DETECTOR_MAPS_READ if detectors else MAPS_READ}"
+    shown = list(maps)
+    axis = axis_of(row for each in shown for row in each.rows)
+    detectors = bool(shown) and all(each.column in (AUROC, AUROC_SELECTIVITY) for each in shown)
+    differences = any(each.is_difference for each in shown)
+    how = DETECTOR_MAPS_READ if detectors else DIFFERENCES_READ if differences else MAPS_READ
+    return f"{ROWS_READ[axis]} {how}"
 
 
 def settings_apart(frames: Sequence[pandas.DataFrame]) -> dict[str, list[str]]:

@@ -69,6 +69,10 @@ DETECTORS_BEST_READ = (
     "it lies below. Random directions: their mean AUROC ± its standard deviation. Lowest shift: the test set in "
     "another wording that it tells least in. Gap: AUROC on training texts minus that on held-out ones."
 )
+DIFFERENCES_READ = (
+    "A value is how far the probe lies above the IIA of the method, both from 0 at chance to 1. High: what the probe "
+    "reads there is not what the method can change. Near 0: both find it, or neither does."
+)
 BEST_READ = (
     "The best site is layer@position, or a module's path with its step and position; +2: two other sites score the "
     "same; none: nothing is above chance. 95%: the interval of the value. Beside it stand the controls at that site, "
