@@ -239,7 +239,8 @@ keys
   acts       prompt, all (generated tokens too), generated, or some generated
              tokens: [0,2]
   strength   how much of an edit's effect is applied: base + strength *
-             (edit(base) - base)
+             (edit(base) - base). 1 is what the export does: for steering, the
+             strength that its test chose
   others     the fields of transformers' GenerationConfig: max_new_tokens=20
              do_sample=true temperature=0.7 num_beams=4; seed=<n> sets the draws
 """,

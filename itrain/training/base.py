@@ -238,7 +238,8 @@ class Training(Shardable, ABC):
                 list of these with one for each prompt, or inputs of a task; a mapping names one for each variable.
             acts: on which tokens edits act, ``prompt``, ``all``, ``generated``, or some generated ones, as ``[0, 2]``,
                 counted from 0; None: as in the training.
-            strength: how much of an edit's effect is applied: base + strength * (edit(base) - base).
+            strength: how much of an edit's effect is applied: base + strength * (edit(base) - base). 1 is the edit as
+                exported; a steering that a test has tried is exported at the strength chosen there, which this scales.
             prompts: the prompts of all calls, as ``source`` is given, where positions name spans.
             tokenizer: of the source's texts; None: that of the base model.
 
