@@ -94,7 +94,7 @@ def check_parts(plain: Node) -> None:
             _check_annotated(call, _MODELS)
         if place in (*_BUILT, *own) and (call.node.get("_partial_") is True) != (place in (*COMPLETED, *own)):
             raise ConfigError(f"{place}._partial_: leave it out; itrain knows which parts a run completes")
-    check_calls(Configuration, plain)
+    check_calls(Configuration, plain, filled=FILLED)
     for key in ("name", "output", "ckpt", "export"):
         if plain.get(key) == "":
             raise ConfigError(f"{key} is empty; add {key}=<{'name' if key == 'name' else 'path'}>, or leave it out")

@@ -27,7 +27,7 @@ from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
 from itrain.training.building import in_a_line, require_meant, require_one_place, require_unplaced
-from itrain.training.callbacks import Preparation, Schedules
+from itrain.training.callbacks import Preparation, Schedules, Termination
 from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
 from itrain.training.sharded import Shardable
@@ -262,7 +262,7 @@ class Training(Shardable, ABC):
         return {name: value for name, value in self.arguments.items() if name != "optimizer"}
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [Preparation(self), Schedules(self), FirstStepCheck(self)]
+        return [Preparation(self), Schedules(self), FirstStepCheck(self), Termination()]
 
     def configure_optimizers(self) -> dict[str, Any] | None:
         if self.trains_model and not any(parameter.requires_grad for parameter in self.network.parameters()):
