@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,9 @@ def run(step: int | None, folder: Path, *callbacks: lightning.Callback, verb: st
 @pytest.mark.parametrize("step", [1, STEPS - 1], ids=["between", "last"])
 def test_sigterm_ends_a_fit_with_its_exit_code_and_says_what_is_kept(step: int, tmp_path: Path) -> None:
     """Lightning's own code is 0."""
-    with pytest.warns(UserWarning, match=rf"stopped by SIGTERM at step {step + 1}; nothing was saved"):
-        with pytest.raises(SystemExit) as caught:
-            run(step, tmp_path)
+    told = rf"stopped by SIGTERM at step {step + 1}; nothing was saved"
+    with pytest.warns(UserWarning, match=told), pytest.raises(SystemExit) as caught:
+        run(step, tmp_path)
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     keeping = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_last=True)
@@ -97,8 +97,7 @@ def test_sigterm_is_left_to_whoever_has_a_handler_for_it(others: str, tmp_path: 
 
 def test_a_second_sigterm_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     came: list[object] = []
-    ended: Callable[[int, int], None] = lambda pid, signum: came.append((pid == os.getpid(), signum))
-    monkeypatch.setattr(os, "kill", ended)
+    monkeypatch.setattr(os, "kill", lambda pid, signum: came.append((pid == os.getpid(), signum)))
     handler = _Twice(lambda signum, frame: came.append(signum))
     handler(signal.SIGTERM, None)
     assert came == [signal.SIGTERM]

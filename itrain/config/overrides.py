@@ -117,9 +117,10 @@ def refuse_left_over(plain: Mapping[str, Any], overrides: Sequence[str]) -> None
             continue
         lost = [call.at(key) for key in call.node if key not in call.accepts and key not in SPECIAL]
         if left := [key for key in lost if not any(f"{word}.".startswith(f"{key}.") for word in typed)]:
+            name, words = left[0].rpartition(".")[2], " ".join(shlex.quote(f"~{key}") for key in left)
             raise ConfigError(
-                f"{call.at('_target_')}: {call.target.__name__} takes no '{left[0].rpartition('.')[2]}', which the recipe "
-                f"or the choice sets for another class; add {' '.join(shlex.quote(f'~{key}') for key in left)}"
+                f"{call.at('_target_')}: {call.target.__name__} takes no '{name}', which the recipe or the choice sets "
+                f"for another class; add {words}"
             )
 
 

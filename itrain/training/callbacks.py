@@ -154,7 +154,7 @@ class Schedules(FitCallback):
 
 
 class Termination(lightning.Callback):
-    """Has SIGTERM end a script that calls a trainer as it ends other programs: with exit code 143, a second one at once.
+    """Has SIGTERM end a script that calls a trainer as it ends other programs: with code 143, a second one at once.
 
     Lightning ends the step and then the process, with exit code 0; in the last batch of a test it forgets the signal.
     Where a command of itrain runs, or somebody else handles SIGTERM, it is left to them.
