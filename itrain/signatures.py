@@ -181,6 +181,8 @@ def _import_help(path: str, error: BaseException) -> str:
             close = difflib.get_close_matches(parts[end], inside, 1)
             if close and close[0] != parts[end]:
                 return f", did you mean '{'.'.join([*parts[:end], close[0], *parts[end + 1 :]])}'?"
+            if not hasattr(module, "__path__") and not hasattr(module, parts[end]):
+                return f": {module.__name__} has no '{parts[end]}'"
             break
     return f": {brief(error.__cause__ or error)}"
 

@@ -57,6 +57,11 @@ def quoted(value: str) -> str:
     return QuotedString(text=value, quote=Quote.single).with_quotes()
 
 
+def names_class(text: str) -> bool:
+    """Whether a text has the form of a class's or function's path."""
+    return _PATH.fullmatch(text) is not None
+
+
 def launches(text: str) -> bool:
     """Whether a word sets the launcher."""
     return parse(text).key_or_group.split(".")[0] == "launcher"
@@ -86,7 +91,7 @@ def choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str
     names = [str(name) for name in (value if isinstance(value, list) else [value])]
     for name in names:
         if name not in groups[group]:
-            if group != "recipe" and _PATH.fullmatch(name):
+            if group != "recipe" and names_class(name):
                 raise ConfigError(
                     f"there is no {group} '{name}'; a class or function is named by its path: {group}._target_={name}"
                 )
