@@ -76,7 +76,10 @@ def rows(folder: Path) -> str:
 
 SCALE = {"lora_alpha": 8.0}
 IDLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "scale of adapters without adapters": (lambda _: training(**SCALE), "lora_alpha=8.0 has no effect without adapters"),
+    "scale of adapters without adapters": (
+        lambda _: training(**SCALE),
+        "lora_alpha=8.0 has no effect without adapters",
+    ),
     "tracing without noise": (
         lambda _: CausalTracing(
             network=training().network, sites="module:hidden.output", corrupted="module:hidden.output", noise=0.0

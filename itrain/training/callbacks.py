@@ -13,7 +13,6 @@ import lightning
 import numpy
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -185,14 +184,14 @@ class Termination(lightning.Callback):
             signal.signal(signal.SIGTERM, _Twice(handler))
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        if self.alone and isinstance(exception, SIGTERMException):
+        if self.alone and trainer.received_sigterm and isinstance(exception, SystemExit):
             stopped = Stopped(signal.SIGTERM)
             exception.code = stopped.code
             rank_zero_warn(f"{stopped} at step {trainer.global_step}; {_kept(trainer)}")
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         if self.alone and trainer.received_sigterm:
-            raise SIGTERMException  # in the last batch of a test
+            raise SystemExit  # in the last batch of a test
 
 
 class _Twice:

@@ -71,7 +71,9 @@ class CausalTracing(Training):
         self.remember(locals())
         require_at_least(0, noise=noise)
         if not noise:
-            raise ValueError(f"noise={noise}: nothing would be corrupted, so that nothing is restored; give more than 0")
+            raise ValueError(
+                f"noise={noise}: nothing would be corrupted, so that nothing is restored; give more than 0"
+            )
         self.interchange = Restoration(
             network,
             corrupted=Site.parse(corrupted),
