@@ -74,10 +74,9 @@ def rows(folder: Path) -> str:
     return str(folder / "rows.csv")
 
 
-SCALE = {"lora_alpha": 8.0}
 IDLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "scale of adapters without adapters": (
-        lambda _: training(**SCALE),
+        lambda _: training(lora_alpha=8.0),
         "lora_alpha=8.0 has no effect without adapters",
     ),
     "tracing without noise": (
