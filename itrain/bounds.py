@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 
 
@@ -36,3 +37,20 @@ def require_some(**values: Collection[object] | None) -> None:
     for name, value in values.items():
         if value is not None and not value:
             raise ValueError(f"{name} is empty; name some, or leave it out")
+
+
+def refuse_idle(made: object, why: str, **values: object) -> None:
+    """Refuse settings that nothing reads as others are given, unless they are the constructor's own defaults.
+
+    Args:
+        made: what is constructed.
+        why: the end of a sentence: because of what, and what to add.
+        values: the settings.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    parameters = inspect.signature(type(made)).parameters
+    for name, value in values.items():
+        if name in parameters and value != parameters[name].default:
+            raise ValueError(f"{name}={value} has no effect {why}, or leave it out")

@@ -32,6 +32,7 @@ from itrain.training.base import Training
 from itrain.training.iit import InterchangeInterventionTraining
 from itrain.training.monitor import Monitor
 from itrain.training.monitoring import Monitoring
+from itrain.training.steering import Steering
 
 OWN = ("prompt", "prompts", "source", "continuation", "acts", "strength")
 """The keys that are neither of the configuration nor of a GenerationConfig."""
@@ -52,7 +53,7 @@ class Request:
         prompts: the texts to continue.
         sources: the texts that each variable's values come from; one that is named "" serves all variables.
         acts: when edits act; None: as in the training.
-        strength: how much of an edit's effect is applied.
+        strength: how much of an edit's effect is applied: 1 is what the export does.
         settings: fields of a GenerationConfig.
     """
 
@@ -136,7 +137,26 @@ def generate(cfg: DictConfig, request: Request) -> None:
     rows = len(tokens["after"]) // len(request.prompts)
     columns: dict[str, Sequence[str]] = {"prompt": [text for text in inputs.texts or () for _ in range(rows)]}
     columns |= {name: [task.text(each) for each in made.tolist()] for name, made in tokens.items()}
-    print_generations(columns, title="generations" if request.settings else "greedy generations")
+    print_generations(columns, title=_title(settings, _strength_in_words(module, request.strength)))
+
+
+def _title(settings: Mapping[str, Any], strength: str) -> str:
+    """How tokens were chosen, greedily unless the settings say otherwise, and how strong the edit was."""
+    from transformers import GenerationConfig
+
+    mode = GenerationConfig(**settings).get_generation_mode().value
+    known = {"greedy_search": "greedy generations", "sample": "sampled generations"}
+    return known.get(mode, f"generations by {mode.replace('_', ' ')}") + strength
+
+
+def _strength_in_words(module: Training, strength: float) -> str:
+    """The strength on the scale of a steering test's figures, in which 1 is not what the export does; else nothing."""
+    chosen = module.provenance.get("metrics", {}).get("test/strength")
+    if not isinstance(module, Steering) or chosen is None:
+        return ""
+    if strength == 1:
+        return f", at the strength {chosen:g} that the test chose"
+    return f", at strength {strength * chosen:g}: {strength:g} times the {chosen:g} that the test chose"
 
 
 def _most(model: Any, inputs: ModelInputs) -> int:

@@ -9,7 +9,7 @@ import logging
 import math
 import pkgutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import NoneType, UnionType
@@ -18,7 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from hydra.utils import get_object
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-_SPECIAL = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+SPECIAL = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+"""Keys that say how a part is built, and are no arguments of it."""
 _BY_POSITION = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -32,11 +33,13 @@ class ConfigError(Exception):
 
 
 def check_calls(
-    top: Callable[..., Any], node: Mapping[str, Any], *, filled: Mapping[str, Collection[str]] | None = None
+    top: Callable[..., Any], node: Mapping[str, Any], *, filled: Mapping[str, Iterable[str]] | None = None
 ) -> None:
     """Check a configuration as a call of ``top``, and each ``_target_`` in it as a call of what it names.
 
     Args:
+        top: what takes the whole.
+        node: the configuration.
         filled: by place, the arguments that need no value, since they are filled in later.
 
     Raises:
@@ -178,11 +181,13 @@ def _import_help(path: str, error: BaseException) -> str:
             close = difflib.get_close_matches(parts[end], inside, 1)
             if close and close[0] != parts[end]:
                 return f", did you mean '{'.'.join([*parts[:end], close[0], *parts[end + 1 :]])}'?"
+            if not hasattr(module, "__path__") and not hasattr(module, parts[end]):
+                return f": {module.__name__} has no '{parts[end]}'"
             break
     return f": {brief(error.__cause__ or error)}"
 
 
-def _check_keys(call: Call, calls: Sequence[Call], filled: Collection[str]) -> None:
+def _check_keys(call: Call, calls: Sequence[Call], filled: Iterable[str]) -> None:
     if call.parameters is None:
         return
     accepts = call.accepts
@@ -190,7 +195,7 @@ def _check_keys(call: Call, calls: Sequence[Call], filled: Collection[str]) -> N
         raise ConfigError(f"{call.at(later)}: the run gives it to {call.target.__name__}; leave it out")
     if not call.takes_anything:
         for key in call.node:
-            if key not in accepts and key not in _SPECIAL:
+            if key not in accepts and key not in SPECIAL:
                 meant = _suggestion(key, call, calls)
                 if not call.place:
                     raise ConfigError(f"{call.at(key)}: no such key{meant}")
@@ -201,7 +206,7 @@ def _check_keys(call: Call, calls: Sequence[Call], filled: Collection[str]) -> N
         raise ConfigError(f"{call.at('_args_')}: {call.target.__name__} takes its arguments by name")
     if call.node.get("_partial_"):
         return
-    given = {*call.node, *accepts[: len(call.node.get("_args_", ()))], *filled}
+    given = {*call.node, *filled, *accepts[: len(call.node.get("_args_", ()))]}
     for key in accepts:
         if call.parameters[key].default is inspect.Parameter.empty and key not in given:
             raise ConfigError(f"{call.at(key)} has no value; add {call.at(key)}=<value>")
@@ -210,7 +215,7 @@ def _check_keys(call: Call, calls: Sequence[Call], filled: Collection[str]) -> N
 def _suggestion(key: str, call: Call, calls: Sequence[Call]) -> str:
     if call.place and any(not other.place and key in other.accepts for other in calls):
         return f"; '{key}' stands alone: {key}=<value>"
-    meant = [other.at(key) for other in calls if key in other.accepts]
+    meant = [other.at(key) for other in calls if key in other.accepts and key != other.given_later]
     meant += [call.at(close) for close in difflib.get_close_matches(key, call.accepts, 1)]
     return f", did you mean '{meant[0]}'?" if meant else f"; there is {', '.join(call.accepts) or 'nothing to set'}"
 

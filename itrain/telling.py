@@ -65,8 +65,8 @@ def told(error: Exception, configuration: DictConfig) -> str | None:
 
 
 def _placed(text: str, call: Call) -> str:
-    """A constructor's message behind the place of what it is about."""
-    if text.startswith((f"{call.place}.", f"{call.place}:", f"{call.place}=")):
+    """A constructor's message behind the place of what it is about, which it may name itself."""
+    if text.startswith(tuple(f"{call.place}{sign}" for sign in (".", ":", "=", " '"))):
         return text
     word = text.replace("=", " ").replace(":", " ").split(" ")[0]
     return f"{call.place}.{text}" if word in call.accepts else f"{call.place}: {text}"

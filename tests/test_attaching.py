@@ -250,11 +250,15 @@ def test_generate_takes_a_source_and_settings_of_generation(
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\n{{name=Mary}} slept because\n")
     words = ["generate", folder, f"prompts={tmp_path / 'prompts.txt'}", "max_new_tokens=1"]
     assert main([*words, f"source={SOURCE}"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "because" in line]
+    told = capsys.readouterr().out
+    assert "greedy generations" in told, "a number of tokens changes nothing of how they are chosen"
+    rows = [line.split() for line in told.splitlines() if "because" in line]
     assert [row[-2:] for row in rows] == [["she", "he"], ["she", "he"]]
     sampled = [*words, f"source={SOURCE}", "do_sample=true", "num_return_sequences=2", "seed=1", "strength=0"]
     assert main(sampled) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "because" in line]
+    told = capsys.readouterr().out
+    assert "sampled generations" in told
+    rows = [line.split() for line in told.splitlines() if "because" in line]
     assert len(rows) == 4 and all(row[-1] == row[-2] for row in rows), "the same draws before and after"
     for more, message in (
         ([], "FullVector at 'layer2.block_output@name' puts in what a source has there"),

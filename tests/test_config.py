@@ -117,7 +117,7 @@ def test_the_command_line_wins_over_the_recipe_which_wins_over_the_defaults() ->
         ("recipe=nope.yaml", "recipe: there is no file 'nope.yaml'"),
         ("model=pythia-7m", "there is no model 'pythia-7m', did you mean 'pythia-70m'?"),
         ("model=hf", "model.name has no value; add model.name=<value>"),
-        ("model={name:x}", "set its keys one by one: model.<key>=<value>"),
+        ("model={name:x}", "set its keys one by one: model.name=x"),
         ("intervention.rnk=4", "intervention.rnk: DAS takes no 'rnk', did you mean 'intervention.rank'?"),
         ("intervention.site=layer4.block_output", "DAS takes no 'site'; 'site' stands alone: site=<value>"),
         ("trainer.max_epoch=3", "trainer.max_epoch: Trainer takes no 'max_epoch', did you mean 'trainer.max_epochs'?"),

@@ -298,6 +298,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such setting": ({"where": "a + b > 99"}, "'carry' is nothing in every setting"),
     "condition without value": ({"where": "a // b > 1"}, r"where\[0\]: .*division.*\(a=0, b=0\)"),
     "no pair of the kind": ({"shared": ["a", "b"]}, "changing: no train pair found .* the label changes"),
+    "few values": (
+        {"inputs": {"a": "0..3", "b": "0..9"}, "mechanisms": {"carry": "a > 1", "sum": "10 * carry + a"}, "split": "a"},
+        "inputs: no .* pair found .*, the label changes: 'sum' is .* in every .* setting; give inputs more values",
+    ),
     "range": ({"inputs": {"a": "9..0", "b": "0..9"}}, "inputs.a: the range 9..0 has no value"),
     "range without end": ({"inputs": {"a": "0..999999999999", "b": "0..9"}}, "more than 100000"),
     "one value": ({"inputs": {"a": [1], "b": "0..9"}}, "inputs.a: has 1 value"),

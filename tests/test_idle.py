@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import lightning
 import pytest
 
+from itrain.bounds import refuse_idle
 from itrain.interventions.das import FullRotationDAS
 from itrain.interventions.fixed import Clamp
 from itrain.interventions.onion import Onion
+from itrain.interventions.steering import SteeringVector
+from itrain.networks.hooks import HookedNetwork
+from itrain.tasks.axbench import AxBench, AxBenchTexts
+from itrain.tasks.rows import read_rows
 from itrain.training.building import require_meant
 from itrain.training.finite import _without_effect
+from itrain.training.judges import WordJudge
+from itrain.training.steering import Steering
+from itrain.training.tracing import CausalTracing
+from tests.models import tiny_model
 from tests.test_iit import BLOCKS, Bits, data_for, fit, training
 from tests.test_interchange import QUIET
 
@@ -48,13 +60,62 @@ def test_symbols_are_compared_with_the_values_of_the_variables_where_they_are_kn
 
 
 def test_a_loss_whose_weights_are_all_0_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"interchange_weights=0: all weights of the loss are 0"):
+    with pytest.raises(ValueError, match=r"all weights of the loss are 0 \(task_weight=0.0, interchange_weights=0, "):
         fit(training(interchange_weights=0, task_weight=0.0), 1)
 
 
 def test_targets_of_adapters_without_adapters_are_refused() -> None:
     with pytest.raises(ValueError, match="lora_targets has no effect without adapters; add lora_rank=8"):
         training(lora_targets=["top"])
+
+
+def rows(folder: Path) -> str:
+    (folder / "rows.csv").write_text("text,label\na,0\nb,1\n")
+    return str(folder / "rows.csv")
+
+
+IDLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "scale of adapters without adapters": (
+        lambda _: training(lora_alpha=8.0),
+        "lora_alpha=8.0 has no effect without adapters",
+    ),
+    "tracing without noise": (
+        lambda _: CausalTracing(
+            network=training().network, sites="module:hidden.output", corrupted="module:hidden.output", noise=0.0
+        ),
+        "noise=0.0: nothing would be corrupted",
+    ),
+    "fluency beside a judge": (
+        lambda _: Steering(
+            network=HookedNetwork(tiny_model("gpt2")),
+            sites="layer0.block_output@all",
+            intervention=SteeringVector,
+            concept=[[5]],
+            judge=WordJudge(),
+            max_perplexity_ratio=2.0,
+        ),
+        "max_perplexity_ratio=2.0 has no effect beside a judge",
+    ),
+    "revision of a file": (lambda at: read_rows(rows(at), revision="main"), "a revision is of the hub"),
+    "revision of a folder": (lambda at: read_rows(str(at), revision="main"), "a revision is of the hub"),
+    "configuration of a file": (lambda at: read_rows(rows(at), name="large"), "which has no configuration 'large'"),
+    "part of no data": (lambda _: AxBench(part="9b/l20"), "part='9b/l20' is of AxBench's data"),
+    "revision of no data": (lambda _: AxBenchTexts(revision="main"), "revision='main' is of a data set on the hub"),
+}
+
+
+@pytest.mark.parametrize("case", IDLE)
+def test_a_setting_that_nothing_reads_is_refused(case: str, tmp_path: Path) -> None:
+    make, message = IDLE[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(tmp_path)
+
+
+def test_the_defaults_of_settings_that_nothing_reads_are_taken() -> None:
+    """A saved configuration writes them out."""
+    training(lora_alpha=16.0)
+    AxBench(part="2b/l10")
+    refuse_idle(WordJudge(), "here", concept=(0.0, 0.02), unknown=1)
 
 
 def test_adapters_that_add_nothing_are_refused() -> None:

@@ -185,7 +185,7 @@ def test_members_of_a_cohort_read_and_write_as_alone() -> None:
 def test_tracing_restores_from_another_site_of_the_clean_run() -> None:
     model, base = tiny_model("llama"), tiny_inputs((7,) * 4, answer=True)
     tracing = CausalTracing(
-        network=HookedNetwork(model), sites={"write": B, "read": A}, corrupted="layer0.block_input@0", noise=0.0
+        network=HookedNetwork(model), sites={"write": B, "read": A}, corrupted="layer0.block_input@0", noise=1e-9
     )
     tracing.fit_activations([pairs(base, base)])
     ids = base.arguments["input_ids"]
@@ -196,7 +196,7 @@ def test_tracing_restores_from_another_site_of_the_clean_run() -> None:
     ragged = replace(base, spans={"word": torch.tensor([[1, 2], [1, 3], [1, 2], [1, 3]])})
     ragged = replace(ragged, spans=ragged.spans | {"other": ragged.spans["word"].flip(0)})
     sites = {"write": "layer1.block_output@word", "read": "layer0.block_output@other"}
-    tracing = CausalTracing(network=HookedNetwork(model), sites=sites, corrupted="layer0.block_input@0", noise=0.0)
+    tracing = CausalTracing(network=HookedNetwork(model), sites=sites, corrupted="layer0.block_input@0", noise=1e-9)
     tracing.fit_activations([pairs(ragged, ragged)])
     with pytest.raises(PositionError, match="have 1 and 2 tokens there"):
         tracing.interchange(pairs(ragged, ragged), tracing.trained)

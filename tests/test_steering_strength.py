@@ -316,6 +316,14 @@ def test_a_run_writes_judgements_and_an_export_that_acts_as_strong_as_it_said(
     (edit,) = loaded.generating_edits()
     assert float(edit.edit(torch.zeros(1, 1, 80)).norm()) == pytest.approx(loaded.interchange.applied[0], rel=1e-5)
     assert "<!-- steering score, 12 prompts -->" in (folder / "figure.svg").read_text()
+    chosen, prompt = loaded.provenance["metrics"]["test/strength"], ["prompt=The door was", "max_new_tokens=2"]
+    for strength, words_of_it in (
+        (1, f"at the strength {chosen:g} that the test chose"),
+        (2, f"at strength {2 * chosen:g}: 2 times the {chosen:g} that the test chose"),
+    ):
+        capsys.readouterr()
+        assert main(["generate", f"export={folder / 'export'}", *prompt, f"strength={strength}"]) == 0
+        assert f"greedy generations, {words_of_it}" in " ".join(capsys.readouterr().out.split())
     assert main(["test", f"export={folder / 'export'}", f"output={tmp_path / 'again'}"]) == 0
     (tested,) = (tmp_path / "again").rglob("metrics.json")
     reported = {name: value for name, value in figures.items() if not name.startswith("before/")}

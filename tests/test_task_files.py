@@ -231,7 +231,7 @@ def test_the_check_names_each_word_that_the_tokenizer_lacks(write: Write, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task"], "'task' needs what to do and with which file: itrain task check <file>"),
+        (["task"], "'task' needs what to do and with what: itrain task check <file or class>"),
         (["task", "chekc", "a.yaml"], "'task' needs what to do"),
         (["task", "check", "a.txt"], "'a.txt' is none of .jsonl"),
         (["task", "check", "none.yaml"], "there is no file 'none.yaml'"),

@@ -14,7 +14,7 @@ from itrain import config
 from itrain.causal_model import Setting
 from itrain.checking.counts import counted
 from itrain.checking.examples import rendered
-from itrain.config.overrides import quoted
+from itrain.config.overrides import names_class, quoted
 from itrain.config.tasks import read_task
 from itrain.models.skeleton import folder_of
 from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
@@ -27,6 +27,7 @@ from itrain.tasks.contract import check_task
 from itrain.tasks.declaration import Problem
 from itrain.tasks.examining import examine_table
 from itrain.tasks.operations import written
+from itrain.tasks.rows import READERS
 from itrain.tasks.sequences import listable
 from itrain.tasks.table import table
 from itrain.tasks.tokens import encode, unknown_words
@@ -37,7 +38,7 @@ MOST = 50
 """Faults that are told."""
 PAIRS = 256
 """Pairs that are sampled of each split, where they are not listed."""
-USAGE = "'task' needs what to do and with which file: itrain task check <file> [model=<choice>] [key=value ...]"
+USAGE = "'task' needs what to do and with what: itrain task check <file or class> [model=<choice>] [key=value ...]"
 
 
 class Checked(NamedTuple):
@@ -48,7 +49,7 @@ class Checked(NamedTuple):
 
 
 def checked(words: Sequence[str]) -> Checked:
-    """What ``itrain task check <file>`` says.
+    """What ``itrain task check <file>`` says, or that of a class, such as ``my_package.MyTask``.
 
     Raises:
         ConfigError: the words ask for nothing that can be, or the file is no YAML.
@@ -57,6 +58,8 @@ def checked(words: Sequence[str]) -> Checked:
         raise ConfigError(USAGE)
     source, others = words[1], words[2:]
     if not source.endswith((".yaml", ".yml")):
+        if names_class(source) and Path(source).suffix not in READERS and not Path(source).exists():
+            return _of_class(source, config.compose([f"task._target_={source}", *others]))
         return _of_table(source, config.compose([f"data.pairs={quoted(source)}", *others]))
     file = read_task(Path(source).expanduser())
     if file.problems:
@@ -67,6 +70,15 @@ def checked(words: Sequence[str]) -> Checked:
         task: Task = instantiate(cfg.task, _convert_="all")
         tokenizer = _tokenizer(cfg)
     return _of_task(task, tokenizer, lambda problem: file.placed(problem), title=source)
+
+
+def _of_class(source: str, cfg: DictConfig) -> Checked:
+    """A task of the user's own class, which is imported as ``task._target_=`` of a fit is."""
+    _require_arguments(cfg)
+    with one_line(cfg):
+        task: Task = instantiate(cfg.task, _convert_="all")
+        tokenizer = _tokenizer(cfg)
+    return _of_task(task, tokenizer, lambda each: f"{source}: {each if each.key else each.message}", title=source)
 
 
 def _of_table(source: str, cfg: DictConfig) -> Checked:

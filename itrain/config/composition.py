@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from itrain.config.checking import COMPLETED, Configuration, Node, check_parts
-from itrain.config.overrides import choices, chooses, for_hydra, launches, parse
+from itrain.config.overrides import choices, chooses, for_hydra, launches, parse, refuse_left_over
 from itrain.config.placing import complete_own, edit_site, in_site
 from itrain.config.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded
 from itrain.config.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
@@ -118,7 +118,9 @@ def request(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
         ConfigError: as :func:`compose` and :func:`check` do, or an override sets what nothing would read.
     """
     config = compose(overrides, sweeps=sweeps, tests=tests)
-    check(config)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    refuse_left_over(plain, overrides)
+    check(plain)
     leave_out_unread(config, overrides)
     fill_in_defaults(config)
     fill_in_fingerprint(config)

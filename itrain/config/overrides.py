@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 
-from itrain.signatures import ConfigError, nearest
+from itrain.signatures import SPECIAL, ConfigError, calls_in, nearest
 
 _PATHS = ("ckpt", "export", "output")
 _CALL = re.compile(r"every\(.*\)")
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+"""The path of a class or function."""
 _TEXT = r'"[^"]*"(?:\[-?\d+\])?'
 _AT_TEXT = re.compile(rf"""(?<!['"\w.:])[a-z][\w.:]*@(?:{_TEXT}|[^\s,\]}}"'])*{_TEXT}(?:{_TEXT}|[^\s,\]}}"'])*""")
 """A site whose position is a text of the prompt."""
@@ -53,6 +57,11 @@ def quoted(value: str) -> str:
     return QuotedString(text=value, quote=Quote.single).with_quotes()
 
 
+def names_class(text: str) -> bool:
+    """Whether a text has the form of a class's or function's path."""
+    return _PATH.fullmatch(text) is not None
+
+
 def launches(text: str) -> bool:
     """Whether a word sets the launcher."""
     return parse(text).key_or_group.split(".")[0] == "launcher"
@@ -75,12 +84,49 @@ def choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str
     """
     value, group = override.value(), override.key_or_group
     if isinstance(value, dict):
-        raise ConfigError(f"{group}=<name> makes a choice; set its keys one by one: {group}.<key>=<value>")
+        if group == "recipe":
+            raise ConfigError("recipe=<name> makes a choice; its keys are written alone: <key>=<value>")
+        words = " ".join(_one_by_one(group, value)) or f"{group}._target_=<path of a class>"
+        raise ConfigError(f"{group}=<name> makes a choice; set its keys one by one: {words}")
     names = [str(name) for name in (value if isinstance(value, list) else [value])]
     for name in names:
         if name not in groups[group]:
+            if group != "recipe" and names_class(name):
+                raise ConfigError(
+                    f"there is no {group} '{name}'; a class or function is named by its path: {group}._target_={name}"
+                )
             raise ConfigError(f"there is no {group} '{name}'{nearest(name, groups[group])}")
     return names
+
+
+def _one_by_one(key: str, value: Any) -> Iterator[str]:
+    """The words, as a shell takes them, that set a mapping's keys one by one."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _one_by_one(f"{key}.{name}", each)
+    else:
+        yield shlex.quote(f"{key}={Override._get_value_element_as_str(value)}")
+
+
+def refuse_left_over(plain: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse settings of a recipe or a choice that a class does not take which a word has put in place of theirs.
+
+    Raises:
+        ConfigError: with the words that leave them out.
+    """
+    typed = [parse(text).key_or_group for text in overrides]
+    if not any(key.endswith("._target_") for key in typed):
+        return
+    for call in calls_in(plain):
+        if call.at("_target_") not in typed or call.parameters is None or call.takes_anything:
+            continue
+        lost = [call.at(key) for key in call.node if key not in call.accepts and key not in SPECIAL]
+        if left := [key for key in lost if not any(f"{word}.".startswith(f"{key}.") for word in typed)]:
+            name, words = left[0].rpartition(".")[2], " ".join(shlex.quote(f"~{key}") for key in left)
+            raise ConfigError(
+                f"{call.at('_target_')}: {call.target.__name__} takes no '{name}', which the recipe or the choice sets "
+                f"for another class; add {words}"
+            )
 
 
 def for_hydra(override: Override, groups: Mapping[str, object], *, replaces: bool) -> str:

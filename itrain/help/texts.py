@@ -239,7 +239,8 @@ keys
   acts       prompt, all (generated tokens too), generated, or some generated
              tokens: [0,2]
   strength   how much of an edit's effect is applied: base + strength *
-             (edit(base) - base)
+             (edit(base) - base). 1 is what the export does: for steering, the
+             strength that its test chose
   others     the fields of transformers' GenerationConfig: max_new_tokens=20
              do_sample=true temperature=0.7 num_beams=4; seed=<n> sets the draws
 """,
@@ -295,6 +296,7 @@ keys
     "task": """\
 usage: itrain task check <file>.yaml [model=<choice>] [task.<key>=<value> ...]
        itrain task check <table> [model=<choice>] [task=<choice>] [data.<key>=<value> ...]
+       itrain task check <module>.<Class> [model=<choice>] [task.<key>=<value> ...]
 
 Renders examples of each split with their spans, tokens and labels, and counts
 pairs, labels and answers; or says all that is wrong with a task by line and
@@ -306,6 +308,7 @@ examples
   itrain task check my/pairs.jsonl
   itrain task check my/addition.yaml
   itrain task check my/addition.yaml model=hf model.name=path/to/model task.changing=1
+  itrain task check itrain.tasks.gender.Gender task.templates=simple
 """,
     "show": """\
 usage: itrain show [key=value ...]

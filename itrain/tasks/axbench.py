@@ -27,6 +27,8 @@ COLUMNS = {
 """The columns of a row, with their types."""
 POSITIVE, NEGATIVE, HARD = "positive", "negative", "hard negative"
 CATEGORIES, SHIFT = (POSITIVE, NEGATIVE, HARD), "hard_negatives"
+PART = "2b/l10"
+"""The part of AxBench's data that is read, where nothing else is said."""
 NO_CONCEPT = -1
 """The concept_id of training responses without any concept, which all concepts of their genre share."""
 FILES: Mapping[str, tuple[str, ...]] = {
@@ -76,6 +78,10 @@ def read_concept(source: str | None, *, part: str, concept: int | str, revision:
     Raises:
         TaskError: a file, a column, the concept, or its rows of a category are missing.
     """
+    if source is None and part != PART:
+        raise TaskError(f"part={shown(part)} is of AxBench's data; set task.source=<folder or name>, or leave it out")
+    if revision is not None and (source is None or Path(source).expanduser().exists()):
+        raise TaskError(f"revision={shown(revision)} is of a data set on the hub; set task.source, or leave it out")
     rows = _embedded() if source is None else _read(source, part, revision)
     for row in (row for each in rows.values() for row in each):
         require_columns(row.place, row.columns, COLUMNS)
@@ -134,7 +140,7 @@ class AxBench(ResponseTask):
         self,
         *,
         source: str | None = None,
-        part: str = "2b/l10",
+        part: str = PART,
         concept: int | str = 0,
         words: Sequence[str] | None = None,
         negatives: bool = True,
@@ -242,7 +248,7 @@ class AxBenchTexts(LabelledTask):
         self,
         *,
         source: str | None = None,
-        part: str = "2b/l10",
+        part: str = PART,
         concept: int | str = 0,
         chat: bool = False,
         revision: str | None = None,

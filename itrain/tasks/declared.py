@@ -51,6 +51,10 @@ KINDS = {
 """The kinds of pairs, and what each of them means."""
 
 
+class FewValuesError(TaskError):
+    """A split has too few values for the pairs that are asked for."""
+
+
 class DeclaredTask(TextTask):
     """A causal model, its texts and its pairs, as plain data: ``task=<file>.yaml``, or the keys of a recipe's task.
 
@@ -263,10 +267,23 @@ class DeclaredTask(TextTask):
                 made = {name: {each: run[each] for each in structure.inputs} for name, run in sources.items() if run}
                 return Pair(base=inputs, sources=made, isolates=kind == "isolating")
         wanted = "".join(f" and the base's {name} is {written(value)}" for name, value in target.items())
-        raise TaskError(
-            f"no {split} pair found in which '{'+'.join(swap)}' is interchanged, {KINDS[kind]}{wanted}; change the "
-            "shares of changing and isolating, balance, shared, split or where"
-        )
+        what = f"no {split} pair found in which '{'+'.join(swap)}' is interchanged, {KINDS[kind]}{wanted}"
+        if kind in ("changing", "isolating") and (few := self._few(split, swap if kind == "isolating" else ())):
+            raise FewValuesError(f"{what}: {few}; give inputs more values, or {split} a larger share (split)")
+        raise TaskError(f"{what}; change the shares of changing and isolating, balance, shared, split or where")
+
+    def _few(self, split: Split, swap: Sequence[str]) -> str | None:
+        """What has a single value in a split, of the output and variables, so that no two of its settings differ there.
+
+        The settings are drawn: where there are few values there are few settings.
+        """
+        random, tries = Random(f"few {split}"), iter(range(SEEN))
+        runs = [run for _ in range(SEEN) if (run := self._draw(random, split, tries, {})) is not None]
+        for name in (*swap, self._output):
+            if runs and len(values := {run[name] for run in runs}) == 1:
+                (value,) = values
+                return f"'{name}' is {written(value)} in every {split} setting"
+        return None
 
     def _tries(self) -> Iterator[int]:
         return iter(range(self._structure.draws(DRAWS)))
@@ -309,6 +326,8 @@ class DeclaredTask(TextTask):
             for target in self._targets[split]:
                 try:
                     self._pair(Random(f"kinds {split}"), split, swap, kind, target)
+                except FewValuesError as error:
+                    problems.add(("inputs",), error)
                 except TaskError as error:
                     problems.add(("isolating" if kind == "isolating" else "changing",), error)
                 except MechanismError as error:

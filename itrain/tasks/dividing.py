@@ -58,7 +58,7 @@ def divided(
         return _shared(rows, _checked(shares or SHARES, SPLITS), disjoint, seed)
     missing = [split for split in SPLITS if split not in splits]
     if shares is None and missing:
-        divide = f", or divide the train rows with data.shares={{train: 0.9, {missing[0]}: 0.1}}"
+        divide = f", or divide the train rows with 'data.shares={{train: 0.9, {missing[0]}: 0.1}}'"
         raise TaskError(
             f"the table has no {missing[0]} rows, but {', '.join(splits)} ({how}; the first row is {rows[0].place}); "
             f"add them{divide if 'train' in splits else ''}"

@@ -71,6 +71,10 @@ def read_rows(
         TaskError: there is no such file or data set, or a line of it is no row; naming file, line and remedy.
     """
     path = Path(source).expanduser()
+    if revision is not None and path.exists():
+        raise TaskError(f"{shown(source)} is on this machine, and a revision is of the hub; leave the revision out")
+    if name is not None and path.is_file():
+        raise TaskError(f"{shown(source)} is a file, which has no configuration {shown(name)}; leave the name out")
     if path.suffix in READERS:
         if not path.is_file():
             raise TaskError(f"there is no file {shown(source)}")

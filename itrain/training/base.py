@@ -22,7 +22,7 @@ from itrain.placements import Placement
 from itrain.sites import Site
 from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
 from itrain.training.building import in_a_line, require_meant, require_one_place
-from itrain.training.callbacks import Preparation, Schedules
+from itrain.training.callbacks import Preparation, Schedules, Termination
 from itrain.training.checkpointed import Checkpointed
 from itrain.training.finite import FirstStepCheck, NotFiniteError
 from itrain.training.optimization import OptimizerFactory, with_linear_schedule
@@ -207,7 +207,8 @@ class Training(Shardable, Checkpointed, ABC):
                 list of these with one for each prompt, or inputs of a task; a mapping names one for each variable.
             acts: on which tokens edits act, ``prompt``, ``all``, ``generated``, or some generated ones, as ``[0, 2]``,
                 counted from 0; None: as in the training.
-            strength: how much of an edit's effect is applied: base + strength * (edit(base) - base).
+            strength: how much of an edit's effect is applied: base + strength * (edit(base) - base). 1 is the edit as
+                exported; a steering that a test has tried is exported at the strength chosen there, which this scales.
             prompts: the prompts of all calls, as ``source`` is given, where positions name spans.
             tokenizer: of the source's texts; None: that of the base model.
 
@@ -230,7 +231,7 @@ class Training(Shardable, Checkpointed, ABC):
         return {name: value for name, value in self.arguments.items() if name != "optimizer"}
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [Preparation(self), Schedules(self), FirstStepCheck(self)]
+        return [Preparation(self), Schedules(self), FirstStepCheck(self), Termination()]
 
     def configure_optimizers(self) -> dict[str, Any] | None:
         if self.trains_model and not any(parameter.requires_grad for parameter in self.network.parameters()):

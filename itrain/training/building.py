@@ -95,19 +95,33 @@ def require_meant(parts: Mapping[str, nn.Module], task: Task | None) -> None:
                 raise ValueError(f"site '{place}': {type(part).__name__}: {error}") from error
 
 
-def require_unlearned(interventions: Mapping[Placement, Intervention], setting: str, *, others: bool) -> None:
+def require_terms(training: object, *names: str) -> None:
+    """Refuse a loss of which no term has a weight, so that nothing would be trained.
+
+    Args:
+        training: has the weights as attributes, each a number or a mapping of numbers.
+        names: theirs.
+
+    Raises:
+        ValueError: naming the weights.
+    """
+    weights = {name: getattr(training, name) for name in names}
+    each = [given.values() if isinstance(given, Mapping) else [given] for given in weights.values()]
+    if not any(weight for several in each for weight in several):
+        said = ", ".join(f"{name}={given}" for name, given in weights.items())
+        raise ValueError(f"all weights of the loss are 0 ({said}), so that nothing is trained; give one above 0")
+
+
+def require_unlearned(interventions: Mapping[Placement, Intervention], setting: str) -> None:
     """Refuse learned interventions where a setting leaves no term of the loss that trains them.
 
     Args:
         interventions: by their placements.
         setting: as it is given.
-        others: whether there are other terms of the loss, which train the model.
 
     Raises:
-        ValueError: naming the setting, the intervention and its place, or that the loss has no term at all.
+        ValueError: naming the setting, the intervention and its place.
     """
-    if not others:
-        raise ValueError(f"{setting}: all weights of the loss are 0, so that nothing is trained; give one above 0")
     for placement, each in interventions.items():
         if any(parameter.requires_grad for parameter in each.parameters()):
             raise ValueError(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
+from types import FrameType
 from typing import Any
 
 import lightning
 import numpy
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from itrain.data.splits import SplitDataModule
 from itrain.interventions.masking import Gate
+from itrain.stops import Stopped, current
 from itrain.training.building import require_meant
 from itrain.training.optimization import total_steps
 
@@ -144,6 +150,74 @@ class Schedules(FitCallback):
         if pl_module is self.module:
             pl_module.anneal(min(trainer.global_step / self.last, 1.0) if self.last > 0 else 1.0)
             self.randomness.step(trainer.current_epoch, batch_idx, self.share, pl_module.device)
+
+
+class Termination(lightning.Callback):
+    """Has SIGTERM end a script that calls a trainer as it ends other programs: with code 143, a second one at once.
+
+    Lightning ends the step and then the process, with exit code 0; in the last batch of a test it forgets the signal.
+    Where a command of itrain runs, or somebody else handles SIGTERM, it is left to them.
+    """
+
+    alone = False
+
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        in_main = threading.current_thread() is threading.main_thread()
+        self.alone = in_main and current() is None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._end_by_second()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._end_by_second()
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._end_by_second()
+
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._end_by_second()
+
+    def _end_by_second(self) -> None:
+        """Put a handler over Lightning's, which takes both away at the end."""
+        handler = signal.getsignal(signal.SIGTERM)
+        if self.alone and callable(handler) and not isinstance(handler, _Twice):
+            signal.signal(signal.SIGTERM, _Twice(handler))
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if self.alone and trainer.received_sigterm and isinstance(exception, SystemExit):
+            stopped = Stopped(signal.SIGTERM)
+            exception.code = stopped.code
+            rank_zero_warn(f"{stopped} at step {trainer.global_step}; {_kept(trainer)}")
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        if self.alone and trainer.received_sigterm:
+            raise SystemExit  # in the last batch of a test
+
+
+class _Twice:
+    """A handler of SIGTERM that ends the process when the signal comes again."""
+
+    def __init__(self, handler: Any) -> None:
+        self.handler, self.came = handler, False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.came:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.came = True
+        self.handler(signum, frame)
+
+
+def _kept(trainer: lightning.Trainer) -> str:
+    """Which checkpoint a fit goes on from, after it was stopped."""
+    known = [path for each in trainer.checkpoint_callbacks for path in _paths_of(each) if os.path.exists(path)]
+    if known:
+        return f"its newest checkpoint is '{max(known, key=os.path.getmtime)}': trainer.fit(..., ckpt_path=...) goes on"
+    return "nothing was saved: the callback ModelCheckpoint keeps checkpoints"
+
+
+def _paths_of(callback: Any) -> list[str]:
+    return [path for name in ("last_model_path", "best_model_path") if (path := getattr(callback, name, ""))]
 
 
 class Randomness:

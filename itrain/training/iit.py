@@ -26,7 +26,7 @@ from itrain.precision import match_precision
 from itrain.sites import Site, SiteLike
 from itrain.training.attaching import Attaching, attach_interchange
 from itrain.training.base import Training
-from itrain.training.building import require_unlearned
+from itrain.training.building import require_terms, require_unlearned
 from itrain.training.callbacks import FirstStepError
 from itrain.training.interchange import Interchange
 from itrain.training.optimization import OptimizerFactory
@@ -34,7 +34,7 @@ from itrain.training.placed import Placed
 from itrain.training.readouts import Readouts
 from itrain.training.scores import InterchangeScores
 from itrain.training.strict import Resampling, Sampling
-from itrain.training.trained_weights import choose_weights, frozen_to_eval
+from itrain.training.trained_weights import ALPHA, choose_weights, frozen_to_eval
 
 TERMS = frozenset({"task", "strict", "source", "readout"})
 """The terms of the loss beside those of the objectives."""
@@ -116,7 +116,7 @@ class InterchangeInterventionTraining(Placed, Training):
         detach_source: bool = False,
         parts: Sequence[str] | None = None,
         lora_rank: int | None = None,
-        lora_alpha: float = 16.0,
+        lora_alpha: float = ALPHA,
         lora_targets: Sequence[str] = (),
         classes: Mapping[str, int] | None = None,
         shared: bool = False,
@@ -317,9 +317,9 @@ class InterchangeInterventionTraining(Placed, Training):
         return {name: value for name, value in super().export_arguments().items() if name != "objectives"}
 
     def on_fit_start(self) -> None:
+        require_terms(self, "task_weight", "interchange_weights", "strict_weight", "source_weight", "readout_weight")
         if not (self._weighs_pairs or self.strict_weight or self.readout_weight):
-            others = bool(self.task_weight or self.source_weight)
-            require_unlearned(self.trained, f"interchange_weights={self.interchange_weights}", others=others)
+            require_unlearned(self.trained, f"interchange_weights={self.interchange_weights}")
         self._train_mode()
 
     def _train_mode(self) -> None:

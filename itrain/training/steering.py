@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
-from itrain.bounds import require_at_least, require_some
+from itrain.bounds import refuse_idle, require_at_least, require_some
 from itrain.data.responses import ResponseBatch, ResponseDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.inputs import ModelInputs
@@ -128,6 +128,8 @@ class Steering(RepresentationFinetuning):
     ) -> None:
         _require(concept, strengths, judge, reference, magnitude, preference)
         require_at_least(1, max_perplexity_ratio=max_perplexity_ratio, max_new_tokens=max_new_tokens)
+        if judge is not None:
+            refuse_idle(self, "beside a judge, who chooses the strength", max_perplexity_ratio=max_perplexity_ratio)
         super().__init__(
             network=network,
             sites=sites,

@@ -72,6 +72,10 @@ class CausalTracing(Placed, Training):
         super().__init__()
         self.remember(locals())
         require_at_least(0, noise=noise)
+        if not noise:
+            raise ValueError(
+                f"noise={noise}: nothing would be corrupted, so that nothing is restored; give more than 0"
+            )
         self.interchange = Restoration(
             network,
             corrupted=Site.parse(corrupted),

@@ -13,6 +13,9 @@ from itrain.architectures import unwrap
 from itrain.networks.base import Network
 from itrain.quantized import is_quantized, quantized_weights
 
+ALPHA = 16.0
+"""The scale of adapters, where nothing else is said."""
+
 
 def choose_weights(
     network: Network,
@@ -26,10 +29,11 @@ def choose_weights(
 
     Raises:
         ValueError: a part or target does not exist, is quantised or shares its weights, nothing is trained, or targets
-            are named and no rank.
+            or a scale are given and no rank.
     """
-    if lora_rank is None and lora_targets:
-        raise ValueError("lora_targets has no effect without adapters; add lora_rank=8, or leave it out")
+    if lora_rank is None and (lora_targets or lora_alpha != ALPHA):
+        idle = "lora_targets" if lora_targets else f"lora_alpha={lora_alpha}"
+        raise ValueError(f"{idle} has no effect without adapters; add lora_rank=8, or leave it out")
     if lora_rank is not None:
         add_lora(network.model, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
     if lora_rank is None and parts is None:
