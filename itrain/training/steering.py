@@ -126,10 +126,8 @@ class Steering(RepresentationFinetuning):
         hidden_sizes: Sequence[int] | None = None,
         applied: Sequence[float] | None = None,
     ) -> None:
-        _require(concept, strengths, judge, reference, magnitude, preference)
+        _require(self, concept, strengths, judge, reference, magnitude, preference, max_perplexity_ratio)
         require_at_least(1, max_perplexity_ratio=max_perplexity_ratio, max_new_tokens=max_new_tokens)
-        if judge is not None:
-            refuse_idle(self, "beside a judge, who chooses the strength", max_perplexity_ratio=max_perplexity_ratio)
         super().__init__(
             network=network,
             sites=sites,
@@ -358,13 +356,17 @@ class Steering(RepresentationFinetuning):
 
 
 def _require(
+    made: Steering,
     concept: Sequence[Sequence[int]],
     strengths: Sequence[float],
     judge: Judge | None,
     reference: str | None,
     magnitude: object,
     preference: object,
+    max_perplexity_ratio: float,
 ) -> None:
+    if judge is not None:
+        refuse_idle(made, "beside a judge, who chooses the strength", max_perplexity_ratio=max_perplexity_ratio)
     if not concept:
         raise ValueError("concept: no word is named that could be counted; choose task=stories, or set task.concept")
     require_some(strengths=strengths)
