@@ -34,7 +34,7 @@ from itrain.results.columns import (
 from itrain.results.heads import HEAD, is_by_head
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.peaks import chance_of
-from itrain.results.reading import MAPS_READ, ROWS_READ
+from itrain.results.reading import MAPS_READ, PAIRWISE_READ, ROWS_READ
 
 if TYPE_CHECKING:
     import pandas
@@ -123,8 +123,10 @@ def axis_of(rows: Iterable[Any]) -> str:
 
 def maps_read(maps: Iterable[HeatMap]) -> str:
     """How to read maps: what their rows and columns are, and what to compare them with."""
+    maps = list(maps)
     axis = axis_of(row for each in maps for row in each.rows)
-    return f"{ROWS_READ[axis]} {MAPS_READ}"
+    rule = f" {PAIRWISE_READ}" if any(each.column == IIA for each in maps) else ""
+    return f"{ROWS_READ[axis]} {MAPS_READ}{rule}"
 
 
 def settings_apart(frames: Sequence[pandas.DataFrame]) -> dict[str, list[str]]:

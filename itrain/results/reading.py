@@ -58,6 +58,10 @@ MAPS_READ = (
     "A value is the mean over seeds on held-out data. Compare each map with that of the random subspace and the whole "
     "vector."
 )
+PAIRWISE_READ = (
+    "Pairwise: the counterfactual answer is likelier than the base's own. A third answer may count by that rule, for "
+    "about half of such pairs; the column iia_changing_argmax counts none of them."
+)
 BEST_READ = (
     "The best site is layer@position, or a module's path with its step and position; +2: two other sites score the "
     "same; none: nothing is above chance. 95%: the interval of the value. Beside it stand the controls at that site, "
