@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
@@ -79,8 +80,15 @@ def choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str
     names = [str(name) for name in (value if isinstance(value, list) else [value])]
     for name in names:
         if name not in groups[group]:
-            raise ConfigError(f"there is no {group} '{name}'{nearest(name, groups[group])}")
+            meant = _folder(name) if group == "model" else ""
+            raise ConfigError(f"there is no {group} '{name}'{meant or nearest(name, groups[group])}")
     return names
+
+
+def _folder(name: str) -> str:
+    """The end of a message about a model that is a folder here, or a name on the hub."""
+    meant = "/" in name or Path(name).expanduser().is_dir()
+    return f" among the choices; a folder or a name on the hub is model=hf model.name={name}" if meant else ""
 
 
 def for_hydra(override: Override, groups: Mapping[str, object], *, replaces: bool) -> str:
