@@ -15,7 +15,7 @@ from itrain.causal_model import Setting
 from itrain.checking.counts import counted
 from itrain.checking.examples import rendered
 from itrain.config.overrides import quoted
-from itrain.config.tasks import read_task
+from itrain.config.tasks import is_task_file, read_task
 from itrain.experiment import base_model_of
 from itrain.models.skeleton import folder_of
 from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
@@ -37,7 +37,12 @@ MOST = 50
 """Faults that are told."""
 PAIRS = 256
 """Pairs that are sampled of each split, where they are not listed."""
-USAGE = "'task' needs what to do and with which file: itrain task check <file> [model=<choice>] [key=value ...]"
+CHOSEN = ("task=", "task._target_=")
+"""How a word begins that chooses a class as the task, in place of a file."""
+USAGE = (
+    "'task' needs what to do and with which file: itrain task check <file> [model=<choice>] [key=value ...]; a class is "
+    "task._target_=<module>.<class>"
+)
 
 
 class Checked(NamedTuple):
@@ -48,12 +53,16 @@ class Checked(NamedTuple):
 
 
 def checked(words: Sequence[str]) -> Checked:
-    """What ``itrain task check <file>`` says.
+    """What ``itrain task check <file>``, or of a class, says.
 
     Raises:
         ConfigError: the words ask for nothing that can be, or the file is no YAML.
     """
-    if len(words) < 2 or words[0] != "check" or "=" in words[1]:
+    if len(words) < 2 or words[0] != "check":
+        raise ConfigError(USAGE)
+    if words[1].startswith(CHOSEN) and not is_task_file(words[1]):
+        return _of_class(words[1:])
+    if "=" in words[1]:
         raise ConfigError(USAGE)
     source, others = words[1], words[2:]
     if not source.endswith((".yaml", ".yml")):
@@ -67,6 +76,15 @@ def checked(words: Sequence[str]) -> Checked:
         task: Task = instantiate(cfg.task, _convert_="all")
         tokenizer = _tokenizer(cfg)
     return _of_task(task, tokenizer, lambda problem: file.placed(problem), title=source)
+
+
+def _of_class(words: Sequence[str]) -> Checked:
+    """A task that is a class, of the user's own or of itrain: its examples, and what breaks the contract."""
+    cfg = config.compose(words)
+    _require_arguments(cfg)
+    with one_line(cfg):
+        task: Task = instantiate(cfg.task, _convert_="all")
+        return _of_task(task, _tokenizer(cfg), str, title=words[0])
 
 
 def _of_table(source: str, cfg: DictConfig) -> Checked:

@@ -295,6 +295,7 @@ keys
     "task": """\
 usage: itrain task check <file>.yaml [model=<choice>] [task.<key>=<value> ...]
        itrain task check <table> [model=<choice>] [task=<choice>] [data.<key>=<value> ...]
+       itrain task check task._target_=<module>.<class> [model=<choice>] [key=value ...]
 
 Renders examples of each split with their spans, tokens and labels, and counts
 pairs, labels and answers; or says all that is wrong with a task by line and
@@ -306,6 +307,7 @@ examples
   itrain task check my/pairs.jsonl
   itrain task check my/addition.yaml
   itrain task check my/addition.yaml model=hf model.name=path/to/model task.changing=1
+  itrain task check task._target_=my_task.Pronoun model=hf model.name=path/to/model
 """,
     "show": """\
 usage: itrain show [key=value ...]
