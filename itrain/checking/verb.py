@@ -40,8 +40,8 @@ PAIRS = 256
 CHOSEN = ("task=", "task._target_=")
 """How a word begins that chooses a class as the task, in place of a file."""
 USAGE = (
-    "'task' needs what to do and with which file: itrain task check <file> [model=<choice>] [key=value ...]; a class is "
-    "task._target_=<module>.<class>"
+    "'task' needs what to do and with which file: itrain task check <file> [model=<choice>] [key=value ...]; a class "
+    "is task._target_=<module>.<class>"
 )
 
 
