@@ -84,8 +84,10 @@ def check_kind(call: Call, kind: type) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the known one that was probably meant, or all of them."""
+    """The end of a message about an unknown word: the known one that was probably meant, or all of them, if any."""
     known = list(known)
+    if not known:
+        return ""
     close = difflib.get_close_matches(word, known, 1)
     return f", did you mean '{close[0]}'?" if close else f"; there is {', '.join(known)}"
 

@@ -116,6 +116,8 @@ def test_the_command_line_wins_over_the_recipe_which_wins_over_the_defaults() ->
         ("recipe=plian", "there is no recipe 'plian', did you mean 'plain'?"),
         ("recipe=nope.yaml", "recipe: there is no file 'nope.yaml'"),
         ("model=pythia-7m", "there is no model 'pythia-7m', did you mean 'pythia-70m'?"),
+        ("model=./mine", "there is no model './mine' among the choices; a folder or a name on the hub is model=hf"),
+        ("model=user/model", "a folder or a name on the hub is model=hf model.name=user/model"),
         ("model=hf", "model.name has no value; add model.name=<value>"),
         ("model={name:x}", "set its keys one by one: model.name=x"),
         ("intervention.rnk=4", "intervention.rnk: DAS takes no 'rnk', did you mean 'intervention.rank'?"),

@@ -346,6 +346,21 @@ def test_all_that_is_wrong_is_found_at_once() -> None:
     assert keys == [("inputs", "a"), ("inputs", "b"), ("mechanisms", "carry"), ("mechanisms", "sum")]
 
 
+def test_what_reads_a_faulty_table_is_not_at_fault_too() -> None:
+    with pytest.raises(DeclarationError, match=r"tables.half: groups: .* write int\(<table>\[<key>\]\)") as refused:
+        sums(
+            tables={"half": {"groups": {0: ["x"], 1: ["y"]}}},
+            inputs={"a": {"keys": "half"}, "b": {"like": "a"}},
+            mechanisms={"carry": "half[a] > half[b]", "sum": "carry"},
+        )
+    assert [problem.key for problem in refused.value.problems] == [("tables", "half")]
+
+
+def test_an_unknown_table_is_named_where_there_is_none() -> None:
+    with pytest.raises(DeclarationError, match=r"keys: there is no table 'half'$"):
+        sums(inputs={"a": {"keys": "half"}, "b": "0..9"})
+
+
 @pytest.mark.parametrize(
     "wrong", [{"changing": 1.5}, {"isolating": -0.1}, {"changing": 0.7, "isolating": 0.7}, {"together": True}]
 )

@@ -11,6 +11,8 @@ import torch
 from itrain.causal_model import CausalModel
 from itrain.data import CounterfactualDataModule, PairError
 from itrain.models import load_embedded
+from itrain.models.twin import with_random_weights
+from itrain.networks.choose import make_network
 from itrain.networks.hooks import HookedNetwork
 from itrain.tasks.base import Pair, Split
 from itrain.tasks.gender import Gender
@@ -106,3 +108,19 @@ def test_the_first_prompt_is_shown_with_tokens_answer_and_spans() -> None:
     assert lines["prompt"] == f"<|endoftext|> | {' | '.join(words)} -> {answer}"
     assert lines["spans"] == f"@connective {words[2]}, @name {words[0]}, @verb {words[1]}"
     assert "prompt" not in data(Alike()).describe()
+
+
+def test_a_base_model_that_cannot_do_the_task_is_said_to_be_why_pairs_are_few() -> None:
+    """At chance, what the filter leaves is luck: the summary says so before anything is trained."""
+    task = Gender(templates="simple")
+    model = load_embedded()
+    task.bind(model.tokenizer)
+    twin = with_random_weights(model, seed=0)
+    found = {}
+    for name, each in {"trained": model, "random": twin}.items():
+        network = make_network(each.model)
+        made = CounterfactualDataModule(task=task, network=network, train_pairs=16, validation_pairs=8, test_pairs=400)
+        made.setup("test")
+        found[name] = made.describe()
+    assert "chance" not in found["trained"] and "fails" not in found["trained"]["pairs"]
+    assert "the model does not do this task" in found["random"]["chance"]

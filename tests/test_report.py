@@ -114,7 +114,7 @@ def test_the_summary_names_best_sites_controls_and_flags(tmp_path: Path) -> None
     page = words(page_of(tmp_path, table()))
     assert "250, of which 100 (40%) change the label" in page
     low, high = over_pairs(0.675, 100)
-    assert f"das at 0@name +1: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA, label-changing" in page
+    assert f"das at 0@name +1: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA (pairwise), label-changing" in page
     assert "control passes ( ! ), 1 fit: a random subspace of equal rank" in page
 
 
@@ -147,7 +147,7 @@ def test_curves_appear_where_several_ranks_were_swept(tmp_path: Path) -> None:
     assert 'id="over-rank"' not in page_of(tmp_path / "one", table())
     page = page_of(tmp_path / "several", table(ranks=(1, 2, 4)))
     assert 'id="over-rank"' in page
-    assert 'aria-label="random subspace, rank 4: IIA, label-changing pairs: 0.10 (' in page
+    assert 'aria-label="random subspace, rank 4: IIA (pairwise), label-changing pairs: 0.10 (' in page
 
 
 def test_curves_over_training_name_the_best_fit(tmp_path: Path) -> None:

@@ -234,6 +234,9 @@ def test_the_check_names_each_word_that_the_tokenizer_lacks(write: Write, capsys
         (["task"], "'task' needs what to do and with what: itrain task check <file or class>"),
         (["task", "chekc", "a.yaml"], "'task' needs what to do"),
         (["task", "check", "a.txt"], "'a.txt' is none of .jsonl"),
+        (["task", "check", "task=my/colors.yaml"], "'task' needs what to do"),
+        (["task", "check", "task=gendr"], "there is no task 'gendr', did you mean 'gender'?"),
+        (["task", "check", "task._target_=itrain.load_embedded"], "task._target_: load_embedded makes no Task"),
         (["task", "check", "none.yaml"], "there is no file 'none.yaml'"),
         (["task", "check", "my/colors.yaml", "task.changin=1"], "takes no 'changin', did you mean 'task.changing'"),
         (["task", "check", "my/colors.yaml", "task.changing=3"], "task.changing=3: give a share"),
@@ -251,6 +254,28 @@ def test_a_wrong_request_is_one_line(
     assert cli.main(words) in (1, 2)
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("task._target_=tests.test_task_contract.Alike", "  label          "),
+        ("task=gender", "| because\n"),
+    ],
+)
+def test_the_check_shows_the_pairs_of_a_class(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In numbers or in text, with the tokens of the model."""
+    assert cli.main(["task", "check", name]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{name}\n") and shown in said and "train: the label changes" in said
+
+
+def test_a_class_that_breaks_the_contract_is_told_by_the_check(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.test_task_contract.Alike.outputs", (True,))
+    assert cli.main(["task", "check", "task._target_=tests.test_task_contract.Alike"]) == 2
+    assert "outputs" in capsys.readouterr().err
 
 
 def test_the_check_takes_a_table_and_names_each_wrong_row(write: Write, capsys: pytest.CaptureFixture[str]) -> None:

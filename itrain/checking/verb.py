@@ -15,7 +15,7 @@ from itrain.causal_model import Setting
 from itrain.checking.counts import counted
 from itrain.checking.examples import rendered
 from itrain.config.overrides import names_class, quoted
-from itrain.config.tasks import read_task
+from itrain.config.tasks import is_task_file, read_task
 from itrain.models.skeleton import folder_of
 from itrain.models.stand_in import stand_in_tokenizer, tokenizer_of
 from itrain.opening import base_model_of
@@ -38,6 +38,8 @@ MOST = 50
 """Faults that are told."""
 PAIRS = 256
 """Pairs that are sampled of each split, where they are not listed."""
+CHOSEN = ("task=", "task._target_=")
+"""How a word begins that chooses the task as in other verbs, in place of a file."""
 USAGE = "'task' needs what to do and with what: itrain task check <file or class> [model=<choice>] [key=value ...]"
 
 
@@ -54,12 +56,16 @@ def checked(words: Sequence[str]) -> Checked:
     Raises:
         ConfigError: the words ask for nothing that can be, or the file is no YAML.
     """
-    if len(words) < 2 or words[0] != "check" or "=" in words[1]:
+    if len(words) < 2 or words[0] != "check":
+        raise ConfigError(USAGE)
+    if words[1].startswith(CHOSEN) and not is_task_file(words[1]):
+        return _of_class(words[1], words[1:])
+    if "=" in words[1]:
         raise ConfigError(USAGE)
     source, others = words[1], words[2:]
     if not source.endswith((".yaml", ".yml")):
         if names_class(source) and Path(source).suffix not in READERS and not Path(source).exists():
-            return _of_class(source, config.compose([f"task._target_={source}", *others]))
+            return _of_class(source, [f"task._target_={source}", *others])
         return _of_table(source, config.compose([f"data.pairs={quoted(source)}", *others]))
     file = read_task(Path(source).expanduser())
     if file.problems:
@@ -72,13 +78,14 @@ def checked(words: Sequence[str]) -> Checked:
     return _of_task(task, tokenizer, lambda problem: file.placed(problem), title=source)
 
 
-def _of_class(source: str, cfg: DictConfig) -> Checked:
-    """A task of the user's own class, which is imported as ``task._target_=`` of a fit is."""
+def _of_class(title: str, words: Sequence[str]) -> Checked:
+    """A task that is a class, of the user's own or of itrain: its examples, and what breaks the contract."""
+    cfg = config.compose(words)
     _require_arguments(cfg)
     with one_line(cfg):
         task: Task = instantiate(cfg.task, _convert_="all")
         tokenizer = _tokenizer(cfg)
-    return _of_task(task, tokenizer, lambda each: f"{source}: {each if each.key else each.message}", title=source)
+    return _of_task(task, tokenizer, lambda each: f"{title}: {each if each.key else each.message}", title=title)
 
 
 def _of_table(source: str, cfg: DictConfig) -> Checked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -95,7 +96,8 @@ def choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str
                 raise ConfigError(
                     f"there is no {group} '{name}'; a class or function is named by its path: {group}._target_={name}"
                 )
-            raise ConfigError(f"there is no {group} '{name}'{nearest(name, groups[group])}")
+            meant = _folder(name) if group == "model" else ""
+            raise ConfigError(f"there is no {group} '{name}'{meant or nearest(name, groups[group])}")
     return names
 
 
@@ -127,6 +129,12 @@ def refuse_left_over(plain: Mapping[str, Any], overrides: Sequence[str]) -> None
                 f"{call.at('_target_')}: {call.target.__name__} takes no '{name}', which the recipe or the choice sets "
                 f"for another class; add {words}"
             )
+
+
+def _folder(name: str) -> str:
+    """The end of a message about a model that is a folder here, or a name on the hub."""
+    meant = "/" in name or Path(name).expanduser().is_dir()
+    return f" among the choices; a folder or a name on the hub is model=hf model.name={name}" if meant else ""
 
 
 def for_hydra(override: Override, groups: Mapping[str, object], *, replaces: bool) -> str:

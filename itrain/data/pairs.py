@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from itrain.causal_model import Setting
+from itrain.data.answered import Answered
 from itrain.data.balance import balance, is_balanced
 from itrain.data.counterfactual import (
     CounterfactualBatch,
@@ -100,6 +101,7 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         )
         self.task, self.keep, self.balanced = task, keep, balanced
         self.model_accuracy: dict[str, float] = {}
+        self._answered: dict[Split, Answered] = {}
         self._known: dict[Split, list[tuple[Hashable, ...]]] = {}
         """The identities of each split's pairs."""
         self.pairs: dict[Split, Sequence[Pair]] = {}
@@ -121,12 +123,11 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         train = self.datasets["train"].examples
         counts = []
         for split, dataset in self.datasets.items():
-            listed, wanted = self.task.pairs(split), self.sizes[split]
-            more = listed is None or len(listed) < wanted
-            why = "the task has no more" if more else "the base model fails the others"
+            wanted, answered = self.sizes[split], self._answered.get(split)
+            why = "the task has no more" if answered is None else answered.why_fewer
             fewer = "" if len(dataset) == wanted else f" of {wanted}: {why}"
             counts.append(f"{len(dataset)} {split}{fewer} ({int(dataset.examples.changes.sum())} change the label)")
-        lines = {"pairs": ", ".join(counts)}
+        lines = {"pairs": ", ".join(counts)} | (self._answered["test"].warning if self._answered else {})
         if (depth := _depth(train)) > 1:
             lines["sources"] = f"intervened runs themselves, in chains of up to {depth}"
         if self.task.exhaustive:
@@ -310,9 +311,9 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
         outputs = self.task.outputs
         others = None if isinstance(outputs, Sequences) else labels(self.task, outputs)
         rights: dict[str, list[Tensor]] = {"argmax": [], "pairwise": []}
+        right_answers = [self.task.causal_model.run(setting)[self.task.causal_model.output] for setting in settings]
         for start in range(0, len(settings), self.eval_batch_size):
-            chunk = settings[start : start + self.eval_batch_size]
-            answers = [self.task.causal_model.run(setting)[self.task.causal_model.output] for setting in chunk]
+            chunk, answers = (each[start : start + self.eval_batch_size] for each in (settings, right_answers))
             label = labels(self.task, answers)
             device = device_of(self.network)
             logits = self.network(answerable(self.task, chunk, answers).to(device)).cpu()
@@ -324,12 +325,13 @@ class CounterfactualDataModule(SplitDataModule[CounterfactualBatch]):
             same = (label[:, None] == others).view(len(label), len(others), -1).all(2)
             rights["pairwise"].append((beats(logits, label, others) | same).all(1))
         right = {rule: torch.cat(parts) for rule, parts in rights.items()}
-        self.model_accuracy.setdefault(
-            split, float(right["argmax" if self.keep == "argmax" else "pairwise"].float().mean())
-        )
+        accuracy = float(right["argmax" if self.keep == "argmax" else "pairwise"].float().mean())
+        self.model_accuracy.setdefault(split, accuracy)
         if self.keep == "all":
             return [True] * len(pairs)
-        return [bool(part.all()) for part in right[self.keep].split(list(map(len, of_pairs)))]
+        found = [bool(part.all()) for part in right[self.keep].split(list(map(len, of_pairs)))]
+        self._answered.setdefault(split, Answered.of(accuracy, right_answers)).count(found)
+        return found
 
     def _asked(self, pair: Pair) -> list[Setting]:
         """The settings that the base model must answer for the pair to be kept."""

@@ -308,7 +308,7 @@ examples
   itrain task check my/pairs.jsonl
   itrain task check my/addition.yaml
   itrain task check my/addition.yaml model=hf model.name=path/to/model task.changing=1
-  itrain task check itrain.tasks.gender.Gender task.templates=simple
+  itrain task check my_task.Pronoun model=hf model.name=path/to/model
 """,
     "show": """\
 usage: itrain show [key=value ...]

@@ -91,7 +91,7 @@ DIVERGED = "diverged"
 """1 for a fit whose loss, weights or answers were not finite; it has no other figures."""
 
 FIGURES: Mapping[str, str] = {
-    IIA: "IIA, label-changing pairs",
+    IIA: "IIA (pairwise), label-changing pairs",
     PROBE_ACCURACY: "accuracy",
     SELECTIVITY: "selectivity",
     ANSWER_PROBABILITY: "probability of the answer",

@@ -81,7 +81,7 @@ def vacuity_lines(results: Mapping[str, float]) -> list[str]:
         return ["vacuity not checked: a map that is not linear may align with anything; the controls of a fit tell"]
     known = [name for name in (*SPEAKING, LINEAR) if f"{VACUITY}/{name}/{_IIA}" in results]
     told = ", ".join(f"{_spoken(name)} {results[f'{VACUITY}/{name}/{_IIA}']:.3f}" for name in known)
-    own = f"IIA of this fit {results[f'{TEST}/{_IIA}']:.3f}, of controls: {told}"
+    own = f"IIA (argmax) of this fit {results[f'{TEST}/{_IIA}']:.3f}, of controls: {told}"
     more = [] if MODEL in known else ["vacuity not checked on a random model: there is none"]
     if reasons := _reasons(results):
         return [f"vacuous: {', and '.join(reasons)} ({own})", *more]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from string import Formatter
 from typing import Any, NamedTuple
@@ -90,9 +90,13 @@ def listed(given: Any) -> list[Any]:
 
 
 def read_tables(given: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
-    """The named tables, their keys as texts: ``{<key>: <value>}`` or ``{groups: {<value>: [<keys>]}}``."""
-    found = {}
+    """The named tables, their keys as texts: ``{<key>: <value>}`` or ``{groups: {<value>: [<keys>]}}``.
+
+    A table with a fault is empty, so that what reads it is not told to be at fault too.
+    """
+    found: dict[str, Any] = {}
     for name, table in given.items():
+        found[name] = {}
         with problems.at("tables", name):
             _require_name(name)
             grouped = isinstance(table, Mapping) and set(table) == {"groups"}
@@ -104,7 +108,10 @@ def read_inputs(given: Mapping[str, Any], tables: Mapping[str, Any], problems: P
     """The values of each input."""
     found: dict[str, list[Value]] = {}
     for name, spec in given.items():
+        origin = _origin(spec, tables, found)
         found[name] = []
+        if origin is not None and not origin:
+            continue  # its table or input has a fault, which is told there
         with problems.at("inputs", name):
             _require_name(name)
             found[name] = values_of(spec, tables, found)
@@ -140,6 +147,13 @@ def values_of(spec: Any, tables: Mapping[str, Any], inputs: Mapping[str, Sequenc
     if not isinstance(spec, Sequence):
         raise TaskError(f"{spec!r} is no list of values; write [{written(spec)}, ...]")
     return _distinct(spec)
+
+
+def _origin(spec: Any, tables: Mapping[str, Any], inputs: Mapping[str, Any]) -> Collection[Any] | None:
+    """The table or the earlier input that an input takes its values from; None where it takes them from neither."""
+    named = spec if isinstance(spec, Mapping) else {}
+    origins = [known[named[key]] for key, known in (("keys", tables), ("like", inputs)) if named.get(key) in known]
+    return origins[0] if origins else None
 
 
 def equals_of(spec: Any, name: str, inputs: Mapping[str, Any], key: Key, problems: Problems) -> dict[str, float]:
@@ -298,7 +312,10 @@ def _ungrouped(groups: Any, parents: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for result, members in groups.items():
         if not isinstance(result, str):
-            raise TaskError(f"groups: the result {written(result)} is no text; put it in quotes, or write a table")
+            raise TaskError(
+                f"groups: the result {written(result)} is no text; put it in quotes, and write int(<table>[<key>]) "
+                "where a number is needed"
+            )
         for value in values_of(members, {}, {}):
             if written(value) in found:
                 raise TaskError(f"groups: {written(value)!r} is in two, {found[written(value)]!r} and {result!r}")
