@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itrain.loggers.runs import Identity, compared, figure_name, identify_fit, identify_run, legible
 from itrain.results.columns import COMMAND, CURVE, FEATURES, TEST, TOKENS
-from itrain.results.maps import maps_read
+from itrain.results.maps import HeatMap, maps_read
 from itrain.results.run import RunSummary, summarise_run
 from itrain.results.summary import SweepSummary
 
@@ -174,7 +174,7 @@ class SweepLog:
 
 def captions(summary: SweepSummary) -> dict[str, str]:
     """How to read each picture of a sweep, by the picture's name."""
-    shown = dict.fromkeys(("heat_maps", "iia_maps", "probe_maps"), summary.maps)
+    shown: dict[str, Sequence[HeatMap]] = dict.fromkeys(("heat_maps", "iia_maps", "probe_maps"), summary.maps)
     shown["difference_maps"] = summary.differences
     return {name: f"{PICTURES[name]}. {maps_read(maps)}" for name, maps in shown.items() if maps}
 

@@ -27,7 +27,7 @@ from itrain.training.placed import Placed
 from itrain.training.scores import InterchangeScores
 
 
-class AlignmentSearch(Placed, Training):
+class AlignmentSearch(Placed[Interchange], Training):
     """Trains interventions at sites of a frozen model on the counterfactual labels of a causal model.
 
     loss = 1/N sum_n w_n sum_o weight_o loss_o(model(base_n | do(site := intervention(base_n, source_n))), label_n)

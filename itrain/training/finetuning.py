@@ -153,7 +153,7 @@ class Finetuning(Training):
         return found
 
 
-class RepresentationFinetuning(Placed, Finetuning):
+class RepresentationFinetuning(Placed[Interchange], Finetuning):
     """Finetunes a frozen model by interventions on its activations.
 
     A position such as ``first2+last2`` counts the prompt's tokens. The interventions act on these, once, and the

@@ -40,7 +40,7 @@ TERMS = frozenset({"task", "strict", "source", "readout"})
 """The terms of the loss beside those of the objectives."""
 
 
-class InterchangeInterventionTraining(Placed, Training):
+class InterchangeInterventionTraining(Placed[Interchange], Training):
     """Trains a model so that interventions at its sites act as a causal model predicts, while it keeps doing its task.
 
     loss = 1/N sum_n task_weight CE(model(base_n), base label_n)

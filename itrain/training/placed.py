@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 from itrain.placements import Placement
 from itrain.training.interchange import Interchange, Interventions
 
+Held = TypeVar("Held", bound=Interchange)
+"""The kind of interchange that is held."""
 
-class Placed:
+
+class Placed(Generic[Held]):
     """Answers for a training what its interchange knows; stands before :class:`~itrain.training.base.Training`."""
 
-    interchange: Interchange
+    interchange: Held
 
     @property
     def placements(self) -> tuple[Placement, ...]:

@@ -29,7 +29,7 @@ from itrain.training.interchange import Activations, Interchange, Interventions,
 from itrain.training.placed import Placed
 
 
-class CausalTracing(Placed, Training):
+class CausalTracing(Placed["Restoration"], Training):
     """Restores sites of a corrupted run from the clean one; nothing is trained.
 
     The clean run is the base's. In the corrupted run, the activation at ``corrupted``, the subject's tokens at the
@@ -53,7 +53,6 @@ class CausalTracing(Placed, Training):
         ValueError: the intervention has parameters, a placement names variables, or answers have several tokens.
     """
 
-    interchange: Restoration  # type: ignore[override]
     optimizer = None
     warmup = 0.0
 
