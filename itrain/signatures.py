@@ -32,6 +32,14 @@ class ConfigError(Exception):
     """What was asked for cannot be run; the message is one line that names the fault and the remedy."""
 
 
+class StrayKeyError(ConfigError):
+    """A call is given a key that it does not take."""
+
+    def __init__(self, message: str, call: Call) -> None:
+        super().__init__(message)
+        self.call = call
+
+
 def check_calls(
     top: Callable[..., Any], node: Mapping[str, Any], *, filled: Mapping[str, Iterable[str]] | None = None
 ) -> None:
@@ -201,7 +209,7 @@ def _check_keys(call: Call, calls: Sequence[Call], filled: Iterable[str]) -> Non
                 meant = _suggestion(key, call, calls)
                 if not call.place:
                     raise ConfigError(f"{call.at(key)}: no such key{meant}")
-                raise ConfigError(f"{call.at(key)}: {call.target.__name__} takes no '{key}'{meant}")
+                raise StrayKeyError(f"{call.at(key)}: {call.target.__name__} takes no '{key}'{meant}", call)
     positional = [each for each in call.parameters.values() if each.kind in _BY_POSITION]
     several = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in positional)
     if not several and len(call.node.get("_args_") or ()) > len(positional):

@@ -26,7 +26,7 @@ from itrain.config.tables import fill_in_fingerprint, take_table
 from itrain.config.tasks import CHOICE, is_task_file, register_task, registered, with_words
 from itrain.files import read_yaml
 from itrain.shipped import choice, group_choices, recipe_files, shipped
-from itrain.signatures import ConfigError, brief, calls_in, nearest
+from itrain.signatures import ConfigError, StrayKeyError, brief, calls_in, nearest
 from itrain.versions import versions
 
 METHODS = ["das", "probing", "random_subspace", "full_vector"]
@@ -119,8 +119,11 @@ def request(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
     """
     config = compose(overrides, sweeps=sweeps, tests=tests)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    refuse_left_over(plain, overrides)
-    check(plain)
+    try:
+        check(plain)
+    except StrayKeyError as stray:
+        refuse_left_over(stray.call, overrides)
+        raise
     leave_out_unread(config, overrides)
     fill_in_defaults(config)
     fill_in_fingerprint(config)

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 
-from itrain.signatures import SPECIAL, ConfigError, calls_in, nearest
+from itrain.signatures import SPECIAL, Call, ConfigError, nearest
 
 _PATHS = ("ckpt", "export", "output")
 _CALL = re.compile(r"every\(.*\)")
@@ -110,25 +110,22 @@ def _one_by_one(key: str, value: Any) -> Iterator[str]:
         yield shlex.quote(f"{key}={Override._get_value_element_as_str(value)}")
 
 
-def refuse_left_over(plain: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def refuse_left_over(call: Call, overrides: Sequence[str]) -> None:
     """Refuse settings of a recipe or a choice that a class does not take which a word has put in place of theirs.
 
     Raises:
         ConfigError: with the words that leave them out.
     """
     typed = [parse(text).key_or_group for text in overrides]
-    if not any(key.endswith("._target_") for key in typed):
+    if call.at("_target_") not in typed:
         return
-    for call in calls_in(plain):
-        if call.at("_target_") not in typed or call.parameters is None or call.takes_anything:
-            continue
-        lost = [call.at(key) for key in call.node if key not in call.accepts and key not in SPECIAL]
-        if left := [key for key in lost if not any(f"{word}.".startswith(f"{key}.") for word in typed)]:
-            name, words = left[0].rpartition(".")[2], " ".join(shlex.quote(f"~{key}") for key in left)
-            raise ConfigError(
-                f"{call.at('_target_')}: {call.target.__name__} takes no '{name}', which the recipe or the choice sets "
-                f"for another class; add {words}"
-            )
+    lost = [call.at(key) for key in call.node if key not in call.accepts and key not in SPECIAL]
+    if left := [key for key in lost if not any(f"{word}.".startswith(f"{key}.") for word in typed)]:
+        name, words = left[0].rpartition(".")[2], " ".join(shlex.quote(f"~{key}") for key in left)
+        raise ConfigError(
+            f"{call.at('_target_')}: {call.target.__name__} takes no '{name}', which the recipe or the choice sets "
+            f"for another class; add {words}"
+        )
 
 
 def _folder(name: str) -> str:
