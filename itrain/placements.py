@@ -197,7 +197,12 @@ def _parsed(form: object, place: str) -> Iterator[Placement]:
         for each in form:
             yield from _parsed(each, place)
     else:
-        raise ValueError(f"{place}: expected text, a mapping or a list of sites, not {form!r}")
+        raise ValueError(f"{place}: expected text, a mapping or a list of sites, not {_shown(form)}")
+
+
+def _shown(form: object) -> str:
+    """A wrong form in one line: the value of a plain one, and the kind of another."""
+    return repr(form) if form is None or isinstance(form, bool | int | float) else f"a {type(form).__name__}"
 
 
 def _of_fields(form: Mapping[str, object], place: str) -> Iterator[Placement]:

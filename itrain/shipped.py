@@ -30,6 +30,7 @@ COMPONENTS = "itrain.architectures.parts.Architecture"
 """The class whose description says what each component of a block is."""
 _NAMES = re.compile(r"((?:``[a-z_.]+``(?:, )?)+): ")
 _OVERRIDE = "override /"
+_ABSOLUTE = "/recipe/"
 _FASTEST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NUMBER = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
 
@@ -117,7 +118,7 @@ def recipe(name: str, seen: Sequence[str] = ()) -> Chosen:
     listed = node.pop("defaults", None)
     for each in listed if isinstance(listed, list) else ():
         if isinstance(each, str):
-            inherited = recipe(each, (*seen, name))
+            inherited = recipe(each.removeprefix(_ABSOLUTE), (*seen, name))
             choices |= inherited.choices
             settings = _merged(settings, inherited.settings)
         elif isinstance(each, Mapping):

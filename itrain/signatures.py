@@ -227,6 +227,10 @@ def _suggestion(key: str, call: Call, calls: Sequence[Call]) -> str:
         return f"; '{key}' stands alone: {key}=<value>"
     meant = [other.at(key) for other in calls if key in other.accepts and key != other.given_later]
     meant += [call.at(close) for close in difflib.get_close_matches(key, call.accepts, 1)]
+    if not (call.place or meant):
+        inside = {name: other.at(name) for other in reversed(calls) for name in other.accepts}
+        ends = [name for name in inside if name.endswith(f"_{key}")]
+        meant = [inside[close] for close in ends or difflib.get_close_matches(key, inside, 1)]
     return f", did you mean '{meant[0]}'?" if meant else f"; there is {', '.join(call.accepts) or 'nothing to set'}"
 
 

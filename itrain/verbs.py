@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from itrain import config
 from itrain.data.splits import SplitDataModule
 from itrain.models import BaseModel
-from itrain.placements import Placement
+from itrain.placements import SITE_FIELDS, Placement
 from itrain.reports.pictures import Picture
 from itrain.results.history import read_history
 from itrain.results.run import summarise_run
@@ -163,13 +163,24 @@ def sweep(*words: str, **settings: Any) -> Sweep:
 def _words(words: Sequence[str], settings: Mapping[str, Any]) -> Iterator[str]:
     """The words of a command line that say the same."""
     for word in words:
+        if not isinstance(word, str):
+            raise ConfigError(f"a word is text, such as 'das_gender' or 'site.layer=3', and not {_kind(word)}")
         yield word if "=" in word or word.startswith("~") else f"recipe={word}"
     for key, value in settings.items():
-        if isinstance(value, Mapping) and key != "site":
+        if isinstance(value, Mapping) and (key != "site" or _is_part_of_a_site(value)):
             for name, each in value.items():
                 yield f"{key}.{name}={_written(f'{key}.{name}', each)}"
         else:
             yield f"{key}={_written(key, value)}"
+
+
+def _is_part_of_a_site(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping names some fields of a site, and so changes the recipe's; one with a component is whole."""
+    return bool(value) and set(value) < set(SITE_FIELDS) and "component" not in value
+
+
+def _kind(value: object) -> str:
+    return getattr(value, "__name__", f"a {type(value).__name__}")
 
 
 def _written(key: str, value: Any) -> str:
@@ -191,8 +202,7 @@ def _written(key: str, value: Any) -> str:
         return "{" + ",".join(f"{_written(key, str(name))}:{_written(key, each)}" for name, each in value.items()) + "}"
     if isinstance(value, Sequence):
         return "[" + ",".join(_written(key, each) for each in value) + "]"
-    what = getattr(value, "__name__", f"a {type(value).__name__}")
     raise ConfigError(
-        f"{key}: {what} cannot be written in a configuration; name it as in `itrain list`, or put "
+        f"{key}: {_kind(value)} cannot be written in a configuration; name it as in `itrain list`, or put "
         "objects of your own together by hand: lightning.Trainer().fit(module, data)"
     )

@@ -106,6 +106,21 @@ def test_recipes_are_listed_by_their_training_and_marked_where_weights_are_missi
     assert {"alignment", "reft", "probing"} <= set(heads) and len(set(heads)) == len(heads)
 
 
+@pytest.mark.parametrize("parent", ["loreft_math", "/recipe/loreft_math"])
+def test_a_recipe_that_inherits_another_is_listed_with_its_training_and_its_missing_weights(
+    parent: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text(f"# Mine\ndefaults:\n  - {parent}\n", encoding="utf-8")
+    assert main(["list", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "* mine" in [line[:6] for line in lines]
+    headed = [line for line in lines if line[1] != " " or line.startswith("* mine")]
+    assert headed[headed.index(next(line for line in headed if line.startswith("* mine"))) - 1].startswith("reft:")
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, "component", "position"])
 def test_a_family_is_listed_by_its_singular_and_plural(family: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", family]) == 0

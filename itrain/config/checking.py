@@ -12,6 +12,7 @@ from hydra.utils import get_object
 
 from itrain.config.placing import all_have_own, check_site, own_interventions
 from itrain.owned import FILLED, OWNED, refuse_in_sweeps, refuse_owned, runs_on_all_devices
+from itrain.placements import SITE_FIELDS
 from itrain.signatures import Call, ConfigError, calls_in, check_calls, check_kind
 from itrain.trust import ANNOTATE, PARTNER, is_known, says_what_it_makes
 
@@ -79,6 +80,8 @@ def check_parts(plain: Node) -> None:
     for key, remedy in OWNED["training"].items():
         if key in plain and key not in Configuration.__dataclass_fields__:
             raise ConfigError(f"{key}: no such key; {remedy}")
+    if fields := [key for key in SITE_FIELDS if key in plain]:
+        raise ConfigError(f"{fields[0]}: no such key, did you mean 'site.{fields[0]}'?")
     callbacks, own = _callbacks(plain["trainer"]), [place for place, _ in own_interventions(plain.get("site"))]
     if not callbacks:
         plain = {**plain, "trainer": {key: value for key, value in plain["trainer"].items() if key != "callbacks"}}

@@ -12,12 +12,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 
+from itrain.shipped import recipe_files
 from itrain.signatures import SPECIAL, Call, ConfigError, nearest
 
 _PATHS = ("ckpt", "export", "output")
 _CALL = re.compile(r"every\(.*\)")
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 """The path of a class or function."""
+_MANY = 30
+"""So many choices still fit a message of one line."""
 _TEXT = r'"[^"]*"(?:\[-?\d+\])?'
 _AT_TEXT = re.compile(rf"""(?<!['"\w.:])[a-z][\w.:]*@(?:{_TEXT}|[^\s,\]}}"'])*{_TEXT}(?:{_TEXT}|[^\s,\]}}"'])*""")
 """A site whose position is a text of the prompt."""
@@ -31,7 +34,7 @@ def parse(text: str) -> Override:
     """
     key, equals, value = text.partition("=")
     if not key.strip("+~ "):
-        raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3")
+        raise ConfigError(f"'{text}' cannot be read; {_instead(text)}")
     is_file = key in _PATHS or (key == "task" and value.endswith((".yaml", ".yml")))
     if (is_file or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
         # Hydra's grammar takes names such as epoch=3.ckpt and every(2) in quotes only, which a shell removes.
@@ -41,7 +44,7 @@ def parse(text: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
-        raise ConfigError(f"'{text}' cannot be read; write key=value, for example trainer.max_epochs=3") from None
+        raise ConfigError(f"'{text}' cannot be read; {_instead(text)}") from None
     if override.is_sweep_override():
         if key == "seed":
             raise ConfigError(
@@ -97,8 +100,21 @@ def choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str
                     f"there is no {group} '{name}'; a class or function is named by its path: {group}._target_={name}"
                 )
             meant = _folder(name) if group == "model" else ""
-            raise ConfigError(f"there is no {group} '{name}'{meant or nearest(name, groups[group])}")
+            raise ConfigError(f"there is no {group} '{name}'{meant or _choice(name, group, groups[group])}")
     return names
+
+
+def _instead(word: str) -> str:
+    """What to write in place of a word that is no setting."""
+    if word in recipe_files():
+        return f"did you mean recipe={word}?"
+    return "write key=value, for example trainer.max_epochs=3"
+
+
+def _choice(name: str, group: str, known: Sequence[str]) -> str:
+    """The nearest choice of a part, or where its choices are listed, if they are too many for a line."""
+    said = nearest(name, known)
+    return said if len(known) <= _MANY or "did you mean" in said else f"; 'itrain list {group}s' shows all {len(known)}"
 
 
 def _one_by_one(key: str, value: Any) -> Iterator[str]:

@@ -32,13 +32,22 @@ def read_results(folder: Path | str) -> pandas.DataFrame:
     """The table of a sweep, one row a fit: method, site, rank, seed, figures, seconds, command and flag.
 
     Raises:
-        FileNotFoundError: the folder holds no finished sweep.
+        FileNotFoundError: the folder does not exist, or holds no finished sweep.
         ValueError: the table is far larger than a sweep's.
     """
     file = Path(folder) / RESULTS
     if not file.is_file():
-        raise FileNotFoundError(f"'{folder}' holds no {RESULTS}; to finish a sweep: itrain sweep resume={folder}")
+        raise FileNotFoundError(_no_table(Path(folder)))
     return _read(file)
+
+
+def _no_table(folder: Path) -> str:
+    """Why a folder has no table of a sweep, and what to do."""
+    if not folder.is_dir():
+        return f"'{folder}' is no folder; give that of a sweep, which itrain sweep prints"
+    if (folder / LEFT_BY_FITS[0]).is_file():
+        return f"'{folder}' is a fit's and holds no {RESULTS}; its figures are in {folder / LEFT_BY_FITS[0]}"
+    return f"'{folder}' holds no {RESULTS}; to finish a sweep: itrain sweep resume={folder}"
 
 
 def _read(file: Path) -> pandas.DataFrame:

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from lightning import LightningModule
 from torch import Tensor
 
 from itrain.inputs import Acts, ModelInputs, PositionError
@@ -179,12 +180,7 @@ class Asked:
                 "intervention, such as itrain.Zero or a function of the activation"
             )
         given = FullVector if given is None else given
-        if not callable(given):
-            prompt = ", or a prompt to swap from as source=..." if isinstance(given, str) else ""
-            raise ValueError(
-                f"{place}: {given!r} is no intervention; give its class, such as itrain.Zero, or a function of the "
-                f"activation{prompt}"
-            )
+        _require_acting(given, place)
         if not isinstance(given, Intervention) and not _builds(given):
             return _of_function(given, place, sourced=bool(self.sources))
         size = self.network.hidden_size(placement.write, self.base) if self.dims is None else len(self.dims)
@@ -261,6 +257,27 @@ def _edited(act: Callable[..., Any], source: Tensor | None, dims: list[int] | No
     new = base.clone()
     new[..., dims] = act(base[..., dims], None if source is None else source[..., dims]).to(base.dtype)
     return new
+
+
+def _require_acting(given: object, place: str) -> None:
+    """Refuse what is neither an intervention nor a function of an activation.
+
+    Raises:
+        ValueError: it is another class, another object, or a whole training, which has sites of its own.
+    """
+    if isinstance(given, LightningModule):
+        raise ValueError(
+            f"{place}: {type(given).__name__} is a whole training; give one of its interventions, or attach all: "
+            "<training>.attach(model)"
+        )
+    if callable(given) and not (isinstance(given, type) and not issubclass(given, Intervention)):
+        return
+    prompt = ", or a prompt to swap from as source=..." if isinstance(given, str) else ""
+    shown = repr(given) if isinstance(given, str) else getattr(given, "__name__", f"a {type(given).__name__}")
+    raise ValueError(
+        f"{place}: {shown} is no intervention; give its class, such as itrain.Zero, or a function of the "
+        f"activation{prompt}"
+    )
 
 
 def _builds(given: Any) -> bool:

@@ -31,9 +31,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            inside = folder / EXPORT
-            meant = f"; did you mean '{inside}'?" if (inside / name).is_file() else ""
-            raise ExportError(f"'{folder}' is not an export: it has no {name}{meant}")
+            raise ExportError(f"'{folder}' is not an export: it has no {name}{_meant(folder, name)}")
     try:
         config = read_json(folder / CONFIG)
     except TrustError as error:
@@ -46,6 +44,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(base, dict) or not all(isinstance(base.get(key), str) for key in ("name", "type", "fingerprint")):
         raise ExportError(f"'{folder / CONFIG}' is damaged: it does not say what its base model is")
     return config
+
+
+def _meant(folder: Path, name: str) -> str:
+    """Where an export is instead: in a run's folder, or in the last one of several; a sweep has none."""
+    if (folder / "results.parquet").is_file():
+        return "; a sweep leaves no exports: run the command of a row of its table"
+    runs = [folder, *sorted(folder.glob("*/"), reverse=True)] if folder.is_dir() else []
+    inside = [run / EXPORT for run in runs if (run / EXPORT / name).is_file()]
+    return f"; did you mean '{inside[0]}'?" if inside else ""
 
 
 def read_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
