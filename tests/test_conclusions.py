@@ -124,7 +124,7 @@ def test_the_report_says_conclusions_before_it_draws_maps(tmp_path: Path) -> Non
 def test_odds_are_a_conclusion_where_a_control_task_judges_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judged = {ODDS: 9.0, "odds_spread": 1.0, "control_task/odds": 2.0, "odds_selectivity": 7.0}
+    judged: dict[str, Any] = {ODDS: 9.0, "odds_spread": 1.0, "control_task/odds": 2.0, "odds_selectivity": 7.0}
     said = said_of(swept(tmp_path / "s", rows("das", shares(0.8, 0.0, 0.6, 0.0), **judged)), capsys)
     assert said.index(f"best sites: {FIGURES[ODDS]}") < said.index("das: IIA") and "best sites by odds" not in said
 
