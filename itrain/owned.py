@@ -56,6 +56,9 @@ FILLED: Mapping[str, frozenset[str]] = {
 }
 """By part, the arguments that the run fills in where the configuration says nothing or null."""
 
+WRITTEN: Mapping[str, frozenset[str]] = {"sweep": frozenset({"words", "named"})}
+"""By part, the arguments that a run writes down itself: what was typed, and what commands can name."""
+
 
 _ONE_DEVICE = (
     "launcher=devices deals the jobs of a sweep to several devices; trainer=ddp runs each job on all of them, and "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import FENCE, PAGES, RunPage, alike, blocks, indented, what_it_is
+from tests.pages import FENCE, PAGES, SHELL, RunPage, alike, blocks, indented, what_it_is
 
 SLOW: dict[str, str] = {"howto/flat_fit.md": "each failure is a fit of its own"}
 """Pages that take longer than ten seconds, and why."""
@@ -17,6 +17,8 @@ SHORT = ("concepts/checks.md", "howto/notebook.md", "howto/objectives.md")
 """Pages that show how short a thing is."""
 LINES = 4
 """What one thing may take there, apart from imports."""
+WIDE = 100
+"""Letters of a command that a page shows without scrolling."""
 COMPARED = {
     "coming_from/pyvene.md": {"pyvene": 9},
     "coming_from/nnsight.md": {"nnsight": 3},
@@ -47,6 +49,14 @@ def test_no_block_is_forgotten(page: str) -> None:
     forgotten = [f"{block}: '{block.language}'" for block in blocks(page) if what_it_is(block) is None]
     forgotten += [f"{page}:{line}: indented" for line in indented(page)]
     assert not forgotten, f"fence it, write a language, or why it is not run (<!-- not run: reason -->): {forgotten}"
+
+
+def test_commands_are_no_wider_than_a_page() -> None:
+    """A command that goes on ends with a backslash; outputs and the pages of results are as they are."""
+    read = [page for page in PAGES if page.startswith(("start.", "gotchas.", "howto/", "coming_from/"))]
+    shells = [block for page in read for block in blocks(page) if block.language in SHELL]
+    found = {str(block): line for block in shells for line in block.code.splitlines() if len(line) > WIDE}
+    assert len(read) > 20 and not found
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in READ_ELSEWHERE])

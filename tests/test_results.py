@@ -150,7 +150,8 @@ def test_own_methods_of_a_sweep_are_tables_and_maps(
     assert main(["sweep", "recipe=das_gender", *SMALL, *where, f"++sweep.methods={methods}", *logger]) == 0
     told = capsys.readouterr().out
     titles = " ".join(told.split())
-    assert "halved: IIA (pairwise), label-changing pairs layer" in titles and "probing: my error layer" in titles
+    assert "maps: IIA (pairwise), label-changing pairs; probing: accuracy, chance 0.50 halved probing layer" in titles
+    assert "probing: my error layer" in titles
     folder = only_run(tmp_path)
     assert f"report: {folder / 'report.html'}\nnext: itrain report " in told
     frame = read_results(folder)

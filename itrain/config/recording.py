@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, open_dict
 
 from itrain.config.overrides import parse
 from itrain.config.placing import all_have_own, plain_site
-from itrain.owned import FILLED, OWNED, owner
+from itrain.owned import FILLED, OWNED, WRITTEN, owner
 from itrain.signatures import Call, ConfigError
 
 RECORDED = ("versions", "commit")
@@ -29,7 +29,8 @@ def refuse_recorded(override: Override) -> None:
         ConfigError: naming the key.
     """
     key = override.key_or_group
-    if key.split(".")[0] in RECORDED or key.startswith(("sweep.words", "sweep.named")):
+    part, argument = [*key.split("."), ""][:2]
+    if part in RECORDED or argument in WRITTEN.get(part, ()):
         raise ConfigError(f"{key}: a run writes it down itself; leave it out")
 
 

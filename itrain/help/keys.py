@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from itrain.owned import WRITTEN
 from itrain.sources import Source, plain, source_of
 
 USUAL: Mapping[str, str] = {"hidden_size": "features of the activation.", "rank": "dimensions of the subspace."}
@@ -46,7 +47,7 @@ def _part(key: str, node: Mapping[str, Any]) -> Iterator[str]:
     about = f"{title}: {source.sentence}" if source and source.doc else title
     yield from textwrap.wrap(about, _COLUMNS, subsequent_indent="  ")
     for name, value in node.items():
-        if name in (_TARGET, _PARTIAL):
+        if name in (_TARGET, _PARTIAL) or name in WRITTEN.get(key, ()):
             continue
         if isinstance(value, Mapping) and value:
             yield from _part(f"{key}.{name}", value)

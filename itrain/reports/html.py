@@ -28,6 +28,7 @@ from itrain.results.columns import (
 from itrain.results.flags import REASONS
 from itrain.results.maps import Cell, HeatMap, maps_read
 from itrain.results.peaks import RULE
+from itrain.results.reading import BEYOND_READ
 from itrain.results.summary import SweepSummary, summarise
 from itrain.results.tasks import over_tasks
 from itrain.versions import versions
@@ -88,6 +89,7 @@ def write_report(sweeps: Sequence[SweepSummary], path: Path) -> None:
         by_figure=by_figure,
         tasks=over_tasks([sweep.frame for sweep in sweeps]),
         beside=heads_beside,
+        beyond_read=BEYOND_READ,
         random=any(TWIN in row.beside for sweep in sweeps for row in sweep.best),
         detectors=any(row.figure == FIGURES[AUROC] for sweep in sweeps for row in sweep.best),
         gap=any(GAP in row.beside for sweep in sweeps for row in sweep.best),

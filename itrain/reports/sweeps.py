@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,25 @@ from itrain.results.columns import (
     LAYER,
     METHOD,
     POSITION,
+    SELECTIVITY,
     UNBOUNDED,
+    in_order,
     named_site,
     order_of,
 )
+from itrain.results.conclusions import controls_table
+from itrain.results.flags import REASONS
 from itrain.results.intervals import Estimate
-from itrain.results.maps import HeatMap, maps_read
+from itrain.results.maps import HeatMap, axis_of, maps_read
 from itrain.results.parts import Table as RunTable
 from itrain.results.peaks import LEAST
-from itrain.results.reading import BEST_READ, DETECTORS_BEST_READ
+from itrain.results.reading import BEST_READ, BEYOND_READ, DETECTORS_BEST_READ
 from itrain.results.summary import SweepSummary
 from itrain.trust import printable
 
 SITE = "best site"
+FITS = 8
+"""How many fits a flag names on screen."""
 
 
 class SweepProgress:
@@ -82,25 +89,10 @@ class SweepProgress:
 
 
 def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = "") -> None:
-    """Print the heat maps as tables, each method at its best site, what is flagged, time, folder and page."""
-    console, example = Console(), summary.example
-    for each in summary.maps:
-        print_table(console, _map_table(each))
-    if summary.maps:
-        print_note(console, maps_read(summary.maps))
-    if example.tokens:
-        named = ", ".join(f"{position} {token}" for position, token in example.tokens.items())
-        console.print(plain(f"\ntokens of '{example.text}': {named}"), soft_wrap=True)
-    console.print()
-    for figure, rows in by_figure([*summary.best, *summary.odds]).items():
-        print_table(console, _best_table(figure, rows), left=[SITE])
-    if summary.best:
-        detectors = all(row.figure == FIGURES[AUROC] for row in summary.best)
-        print_note(console, DETECTORS_BEST_READ if detectors else BEST_READ)
-        console.print()
-    for flag, fits in summary.flags.items():
-        named = "; ".join(name for _, name in fits)
-        console.print(plain(f"{flag}: {named}"), soft_wrap=True)
+    """Print what a sweep comes to, the maps that this rests on, and where all the rest is."""
+    console = Console()
+    _show_conclusions(console, summary)
+    _show_maps(console, summary)
     count = "; ".join(filter(None, (f"{len(summary.frame)} fits", took)))
     console.print(plain(f"{count}; folder: {summary.folder}"), soft_wrap=True)
     if report is not None:
@@ -113,13 +105,70 @@ def show_sweep(summary: SweepSummary, report: Path | None = None, took: str = ""
         )
 
 
-def _map_table(each: HeatMap) -> RunTable:
-    rows = {
-        str(layer): ["" if cell is None else cell.estimate.short for cell in cells]
-        for layer, cells in each.rows.items()
-    }
-    heads = [("", position) for position in each.positions]
-    return RunTable(title=f"{each.method}: {each.caption}", heads=heads, rows=rows, corner=each.axis)
+def _show_conclusions(console: Console, summary: SweepSummary) -> None:
+    """Each method at its best site, what speaks against it, and what probes read beyond it."""
+    console.print()
+    for figure, rows in by_figure([*summary.best, *_compared_odds(summary)]).items():
+        print_table(console, _best_table(figure, rows), left=[SITE])
+    for flag, fits in summary.flags.items():
+        named = "; ".join(name for _, name in fits[:FITS])
+        more = f"; and {len(fits) - FITS} more" if len(fits) > FITS else ""
+        console.print(plain(f"{flag}: {named}{more}"), soft_wrap=True)
+        console.print(plain(f"  ({REASONS[flag]})" if flag in REASONS else ""))
+    if summary.best:
+        for line in filter(None, (summary.remark, *summary.beyond)):
+            console.print(plain(line))
+        console.print()
+        detectors = all(row.figure == FIGURES[AUROC] for row in summary.best)
+        beyond = f" {BEYOND_READ}" if summary.beyond else ""
+        print_note(console, (DETECTORS_BEST_READ if detectors else BEST_READ) + beyond)
+        console.print()
+
+
+def _show_maps(console: Console, summary: SweepSummary) -> None:
+    """The leading maps beside each other, the controls in short, and which maps the report has besides."""
+    shown, groups = summary.leading, dict[str, list[HeatMap]]()
+    for each in shown:
+        # Figures of the user's own stand apart: shares are compared with each other.
+        groups.setdefault("" if each.column in FIGURES else each.column, []).append(each)
+    controls = controls_table([each for each in summary.maps if each not in shown])
+    for table in (*map(_maps_table, groups.values()), *([] if controls is None else [controls])):
+        print_table(console, table)
+    if shown:
+        print_note(console, maps_read(shown))
+    if summary.example.tokens:
+        named = ", ".join(f"{position} {token}" for position, token in summary.example.tokens.items())
+        console.print(plain(f"\ntokens of '{summary.example.text}': {named}"), soft_wrap=True)
+    if summary.maps:
+        console.print()
+    figures = Counter(each.figure for each in summary.maps if each not in shown)
+    others = [f"{figure} ({count})" for figure, count in figures.items()]
+    others += ["best sites by odds"] if summary.odds and not _compared_odds(summary) else []
+    if others:
+        console.print(plain(f"in the report alone, with the number of maps: {'; '.join(others)}"))
+
+
+def _compared_odds(summary: SweepSummary) -> Sequence[Best]:
+    """The odds, where a control task says what they are worth."""
+    return summary.odds if any(SELECTIVITY in row.beside for row in summary.odds) else ()
+
+
+def _maps_table(maps: Sequence[HeatMap]) -> RunTable:
+    """Maps beside each other, below the names of their methods; that of a single one stands in the title."""
+    single = len(maps) == 1
+    first, *others = dict.fromkeys(each.caption for each in maps)
+    named = [f"{', '.join(each.method for each in maps if each.caption == caption)}: {caption}" for caption in others]
+    layers = reversed(in_order({layer for each in maps for layer in each.rows}))
+    cells = {layer: [each.at(layer, position) for each in maps for position in each.positions] for layer in layers}
+    heads = [
+        ("" if number or single else each.method, position)
+        for each in maps
+        for number, position in enumerate(each.positions)
+    ]
+    rows = {str(layer): ["" if cell is None else cell.estimate.short for cell in row] for layer, row in cells.items()}
+    corner = axis_of(layer for each in maps for layer in each.rows)
+    title = "; ".join([f"{maps[0].method if single else 'maps'}: {first}", *named])
+    return RunTable(title=title, heads=heads, rows=rows, corner=corner)
 
 
 def _best_table(figure: str, rows: Sequence[Best]) -> RunTable:

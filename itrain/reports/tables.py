@@ -101,12 +101,24 @@ def _groups(table: Table, left: Collection[str]) -> list[_Group]:
 def _parts(groups: Sequence[_Group], room: int) -> list[list[_Group]]:
     """The groups that stand beside each other in ``room`` columns, at least one."""
     parts: list[list[_Group]] = []
-    for group in groups:
-        if parts and sum(each.width + APART for each in (*parts[-1], group)) <= room:
-            parts[-1].append(group)
+    for piece in (piece for group in groups for piece in _pieces(group, room)):
+        if parts and sum(each.width + APART for each in (*parts[-1], piece)) <= room:
+            parts[-1].append(piece)
         else:
-            parts.append([group])
+            parts.append([piece])
     return parts
+
+
+def _pieces(group: _Group, room: int) -> list[_Group]:
+    """A group that is wider than ``room`` as several, each below the head."""
+    pieces: list[_Group] = []
+    for column in group.columns:
+        wider = _Group(head=group.head, columns=[*(pieces[-1].columns if pieces else ()), column])
+        if pieces and wider.width + APART <= room:
+            pieces[-1] = wider
+        else:
+            pieces.append(_Group(head=group.head, columns=[column]))
+    return pieces
 
 
 def _lines(groups: Sequence[_Group]) -> list[Text]:

@@ -56,8 +56,7 @@ ROWS_READ = {
 }
 """What rows and columns of maps are, by the name of the rows."""
 MAPS_READ = (
-    "A value is the mean over seeds on held-out data. Compare each map with that of the random subspace and the whole "
-    "vector."
+    "A value is the mean over seeds on held-out data. Compare each map with the random subspace and the whole vector."
 )
 DETECTOR_MAPS_READ = (
     "A value is the mean over seeds on held-out texts; 0.5 is chance. The column all is all tokens of a text together. "
@@ -82,4 +81,8 @@ BEST_READ = (
     "same; none: nothing is above chance. 95%: the interval of the value. Beside it stand the controls at that site, "
     "the gap from training to held-out pairs, and the divergence of edited from natural activations (in brackets: "
     "natural ones from each other)."
+)
+BEYOND_READ = (
+    "Read beyond: accuracy minus IIA of the learned method that comes nearest, both from 0 at chance to 1, where the "
+    "95% interval of this difference lies above 0. What is read there is not shown to be used."
 )

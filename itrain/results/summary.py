@@ -29,6 +29,7 @@ from itrain.results.columns import (
     names_module,
     spoken,
 )
+from itrain.results.conclusions import in_reading_order, leading, read_beyond
 from itrain.results.controls import without_void
 from itrain.results.curves import Plot, boundaries, over_rank, over_training
 from itrain.results.heads import by_head
@@ -56,8 +57,13 @@ class SweepSummary:
     settings: Mapping[str, str]
     example: Example
     maps: Sequence[HeatMap]
+    """Those that are read first first."""
+    leading: Sequence[HeatMap]
+    """Of the maps, those that conclusions rest on."""
     differences: Sequence[HeatMap]
     """How far probes lie above learned interventions, both above chance."""
+    beyond: Sequence[str]
+    """What probes read beyond learned interventions, in lines."""
     best: Sequence[Best]
     odds: Sequence[Best]
     """The methods at the sites of their highest odds."""
@@ -67,6 +73,16 @@ class SweepSummary:
     """The controls that the sweep has not run."""
     plots: Mapping[str, Sequence[Plot]]
     """By their axis: ``rank``, ``layer``, ``epoch``."""
+
+    @property
+    def remark(self) -> str:
+        """Whether nothing is flagged, and which controls were not run."""
+        absent = f"controls were not run: {', '.join(self.absent)}" if self.absent else ""
+        if self.flags:
+            return f"These {absent}" if absent else ""
+        if absent:
+            return f"No fit is flagged, but these {absent}"
+        return "No fit is flagged: no control reaches its threshold"
 
 
 def summarise(folders: Sequence[Path]) -> list[SweepSummary]:
@@ -91,7 +107,8 @@ def summarise(folders: Sequence[Path]) -> list[SweepSummary]:
 def _summary(label: str, folder: Path, frame: pandas.DataFrame, apart: Mapping[str, Sequence[str]]) -> SweepSummary:
     example = read_tokens(folder)
     view = by_head(frame)
-    maps = list(maps_of(without_void(view), apart, example.tokens))
+    maps = in_reading_order(list(maps_of(without_void(view), apart, example.tokens)))
+    best = list(best_of(view, apart))
     return SweepSummary(
         label=label,
         folder=folder,
@@ -100,8 +117,10 @@ def _summary(label: str, folder: Path, frame: pandas.DataFrame, apart: Mapping[s
         settings=_settings(view, read_configuration(folder)),
         example=example,
         maps=maps,
+        leading=leading(maps, {row.method: row.value.value for row in best}),
         differences=differences(maps),
-        best=list(best_of(view, apart)),
+        beyond=read_beyond(maps),
+        best=best,
         odds=list(best_odds(view, apart)),
         flags=_flags(frame, apart),
         absent=_absent(frame),

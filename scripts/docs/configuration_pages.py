@@ -11,7 +11,7 @@ from itrain import shipped
 from itrain.files import read_yaml
 from itrain.help.keys import USUAL
 from itrain.help.listing import described
-from itrain.owned import FILLED, OWNED
+from itrain.owned import FILLED, OWNED, WRITTEN
 from itrain.results.markdown import markdown
 from itrain.sources import Source, classes_of, source_of
 
@@ -146,7 +146,7 @@ def _class(part: str, target: str, choices: Iterable[str]) -> Iterator[str]:
 def _argument_rows(source: Source, part: str = "") -> Iterator[list[str]]:
     """A row for each argument that a configuration can set."""
     for each in source.arguments:
-        if each.name in OWNED.get(part, {}) or each.name == "_target_":
+        if each.name in OWNED.get(part, {}) or each.name in WRITTEN.get(part, ()) or each.name == "_target_":
             continue
         required = each.default is None
         filled = each.name in FILLED.get(part, ()) or (required and each.name == "hidden_size")
@@ -175,5 +175,5 @@ itrain sweep recipe=das_gender sweep.methods=[das,probing] sweep.layers="every(2
 
 ## Arguments
 
-{markdown(_ARGUMENTS, _argument_rows(grid))}
+{markdown(_ARGUMENTS, _argument_rows(grid, "sweep"))}
 """
