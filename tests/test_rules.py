@@ -23,6 +23,7 @@ from itrain.metrics.interchange import InterchangeAccuracy
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.opening import Opened
+from itrain.reports.run_page import headline
 from itrain.results.best import best_of
 from itrain.results.claims import claim
 from itrain.results.columns import FIGURES, IIA, MAJORITY_LABEL, PAIRWISE
@@ -170,6 +171,7 @@ def test_what_is_said_of_a_fit_goes_by_the_rule_of_sweeps() -> None:
     (table,), (row,) = summarise_run(figures).tables, summarise_run(figures).tables[0].rows.values()
     assert table.columns[1:3] == ["changing 64 argmax", "changing 64 pairwise"] and row[:2] == ["0.200", "0.900"]
     assert compared(figures) == {"test/above_chance": 0.2}
+    assert headline(summarise_run(figures).bars).endswith("(argmax): trained 0.20")
 
 
 def test_a_table_without_the_figure_that_sweeps_go_by_is_refused(tmp_path: Path) -> None:
