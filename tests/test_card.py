@@ -54,7 +54,7 @@ def described(**parts: Any) -> dict[str, Any]:
 def test_a_card_has_the_claim_with_its_controls_and_how_it_was_made() -> None:
     card = card_of({"": described()}, "alice/gender")
     for part in (
-        "**AlignmentSearch** on `some/llama`: the counterfactual label of the causal model wins over the base's label",
+        "**AlignmentSearch** on `some/llama`: the counterfactual label of the causal model is the likeliest",
         "a share of 0.875 of 128 held-out pairs whose label changes (random subspace 0.125, full vector 0.900)",
         "| site | `layer2.block_output@name` |",
         "`itrain.interventions.das.DAS`, `rank=4`",
@@ -73,7 +73,7 @@ def test_a_card_has_the_claim_with_its_controls_and_how_it_was_made() -> None:
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
-        ({"test/iia_changing_pairwise": 0.5}, r"0.500 of the held-out pairs whose label changes \(no control\)"),
+        ({"test/iia_changing_argmax": 0.5}, r"0.500 of the held-out pairs whose label changes \(no control\)"),
         (
             {"test/probe_accuracy/a": 0.5, "test/probe_accuracy/b": 0.75, "test/control_accuracy/b": 0.25},
             "probe, of b, has on held-out examples: accuracy 0.750, control 0.250",

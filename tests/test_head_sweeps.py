@@ -36,7 +36,7 @@ def swept(component: str, heads: int, *, layers: int = 2, positions: tuple[str, 
         {
             **{"method": "das", "component": f"{component}.head{head}", "layer": layer, "position": position},
             **{"rank": 1, "seed": 0, "command": "python -m itrain fit"},
-            **{"iia_changing_pairwise": 0.9 if (layer, head) == (1, heads - 1) else 0.1, "flag": ""},
+            **{"iia_changing_argmax": 0.9 if (layer, head) == (1, heads - 1) else 0.1, "flag": ""},
         }
         for layer in range(layers)
         for head in range(heads)

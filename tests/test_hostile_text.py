@@ -97,5 +97,5 @@ def test_progress_and_generations_show_names_as_they_are(capsys: pytest.CaptureF
     assert "x[/b]" in said and "[v2] :smile:" in said and "\x1b" not in said
     with SweepProgress(quiet=False) as progress:
         progress.say("threads [/x]")
-        progress.done([{"method": "x[/b]", "layer": 0, "position": "[v2]", "iia_changing_pairwise": 0.5}])
+        progress.done([{"method": "x[/b]", "layer": 0, "position": "[v2]", "iia_changing_argmax": 0.5}])
     assert "threads [/x]" in capsys.readouterr().out

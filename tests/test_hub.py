@@ -55,7 +55,7 @@ def one_line(found: pytest.ExceptionInfo[BaseException]) -> str:
 
 
 def test_what_is_pushed_is_pulled_again_with_its_card(hub: Hub, model: nn.Module) -> None:
-    trained = pushed(model, metrics={"test/iia_changing_pairwise": 0.75})
+    trained = pushed(model, metrics={"test/iia_changing_argmax": 0.75})
     files = hub.repositories["alice/gender"].commits[hub.repositories["alice/gender"].refs["main"]]
     assert set(files) == {".gitattributes", "README.md", CONFIG, WEIGHTS}
     restored = itrain.load("alice/gender", model)

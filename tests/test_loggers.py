@@ -207,7 +207,7 @@ def test_a_fit_leaves_its_configuration_and_figures_with_wandb(tmp_path: Path, m
     assert description == "das 2@name r1 s0, of das_gender" and '"layer":2' in str(about).replace(" ", "")
     assert run["summary"]["figure.caption"].startswith("A bar is a figure on held-out data")
     assert run["axes"]["validation/iia_argmax"] == "epoch" and "train/loss" not in run["axes"]
-    assert run["summary"]["test/above_chance"] == run["summary"]["test/iia_changing_pairwise"]
+    assert run["summary"]["test/above_chance"] == run["summary"]["test/iia_changing_argmax"]
     found = json.loads((folder / "metrics.json").read_text())
     for figure in ("test/iia_argmax", "test/random_subspace/iia_argmax"):
         assert run["summary"][figure] == pytest.approx(found[figure])

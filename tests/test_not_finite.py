@@ -309,6 +309,6 @@ def test_a_cell_that_diverges_is_flagged_and_the_others_go_on(tmp_path: Path) ->
     (folder,) = [path.parent for path in tmp_path.rglob("results.parquet")]
     frame = read_results(folder).set_index("method")
     assert list(frame.index[frame.flag == "diverged"]) == ["broken"]
-    assert frame.iia_changing_pairwise.isna()["broken"] and frame.iia_changing_pairwise["full_vector"] > 0.9
+    assert frame.iia_changing_argmax.isna()["broken"] and frame.iia_changing_argmax["full_vector"] > 0.9
     for file in folder.rglob("jobs/*.json"):
         json.loads(file.read_text(), parse_constant=pytest.fail)

@@ -83,10 +83,10 @@ def test_a_sweep_s_log_says_how_many_fits_are_done(
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(progress, "PAUSE", pause)
-    row = {"method": "das", "layer": 2, "position": "name", "iia_changing_pairwise": 0.5}
+    row = {"method": "das", "layer": 2, "position": "name", "iia_changing_argmax": 0.5}
     with SweepProgress(quiet=False) as told:
         told.expect(4)
-        told.done([row, {**row, "iia_changing_pairwise": 0.75}])
+        told.done([row, {**row, "iia_changing_argmax": 0.75}])
         told.done([row])
     said = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\d+ fits", line)]
     assert said == ["2 fits, best 0.75 (das 2@name)", "3 fits, best 0.75 (das 2@name)"][:lines]

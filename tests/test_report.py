@@ -114,7 +114,7 @@ def test_the_summary_names_best_sites_controls_and_flags(tmp_path: Path) -> None
     page = words(page_of(tmp_path, table()))
     assert "250, of which 100 (40%) change the label" in page
     low, high = over_pairs(0.675, 100)
-    assert f"das at 0@name +1: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA (pairwise), label-changing" in page
+    assert f"das at 0@name +1: {0.675:.2f} ({low:.2f} to {high:.2f}) IIA (argmax), label-changing" in page
     assert "control passes ( ! ), 1 fit: a random subspace of equal rank" in page
 
 
@@ -147,7 +147,7 @@ def test_curves_appear_where_several_ranks_were_swept(tmp_path: Path) -> None:
     assert 'id="over-rank"' not in page_of(tmp_path / "one", table())
     page = page_of(tmp_path / "several", table(ranks=(1, 2, 4)))
     assert 'id="over-rank"' in page
-    assert 'aria-label="random subspace, rank 4: IIA (pairwise), label-changing pairs: 0.10 (' in page
+    assert 'aria-label="random subspace, rank 4: IIA (argmax), label-changing pairs: 0.10 (' in page
 
 
 def test_curves_over_training_name_the_best_fit(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_curves_over_training_name_the_best_fit(tmp_path: Path) -> None:
     lines = [found for tag, found in Outline(page).tags if "line" in (found.get("class") or "").split()]
     assert len(lines) == (frame.method == "das").sum()
     # Drawn last, over the others.
-    best = frame[frame.method == "das"].iia_changing_pairwise.idxmax()
+    best = frame[frame.method == "das"].iia_changing_argmax.idxmax()
     assert [line["data-fits"] for line in lines if "best" in str(line["class"])] == [str(best)]
     assert lines[-1]["data-fits"] == str(best)
     assert lines[-1]["data-name"] == "das, layer 0, name, seed 0"
@@ -242,8 +242,8 @@ def test_progress_is_told_once_without_colours_or_not_at_all(capsys: pytest.Capt
             told.expect(2)
             told.done(
                 [
-                    {"method": "full_vector", "layer": 1, "position": "a", "iia_changing_pairwise": 1.0},
-                    {"method": "das", "layer": 2, "position": "b", "iia_changing_pairwise": 0.75},
+                    {"method": "full_vector", "layer": 1, "position": "a", "iia_changing_argmax": 1.0},
+                    {"method": "das", "layer": 2, "position": "b", "iia_changing_argmax": 0.75},
                 ]
             )
         return capsys.readouterr().out

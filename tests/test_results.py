@@ -150,7 +150,7 @@ def test_own_methods_of_a_sweep_are_tables_and_maps(
     assert main(["sweep", "recipe=das_gender", *SMALL, *where, f"++sweep.methods={methods}", *logger]) == 0
     told = capsys.readouterr().out
     titles = " ".join(told.split())
-    assert "maps: IIA (pairwise), label-changing pairs; probing: accuracy, chance 0.50 halved probing layer" in titles
+    assert "maps: IIA (argmax), label-changing pairs; probing: accuracy, chance 0.50 halved probing layer" in titles
     assert "probing: my error layer" in titles
     folder = only_run(tmp_path)
     assert f"report: {folder / 'report.html'}\nnext: itrain report " in told
@@ -214,7 +214,7 @@ def test_seeds_of_an_own_figure_have_an_interval_that_nothing_cuts_off(tmp_path:
 
 
 def test_probes_are_subtracted_where_both_are(tmp_path: Path) -> None:
-    iia = rows("das", range(1), iia_changing_pairwise=0.25)
+    iia = rows("das", range(1), iia_changing_argmax=0.25)
     probes = rows("probing", range(2), probe_accuracy=0.75)
     frame = pandas.DataFrame([*iia, *(row | {"majority_accuracy": 0.5} for row in probes)])
     (difference,) = differences(swept(tmp_path / "both", frame).maps)
@@ -227,7 +227,7 @@ def test_probes_are_subtracted_where_both_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
-        ("step,train/loss,validation/iia_pairwise\n0,2.5,\n1,,0.5\n", ("training loss", "validation IIA, pairwise")),
+        ("step,train/loss,validation/iia_argmax\n0,2.5,\n1,,0.5\n", ("training loss", "validation IIA, argmax")),
         ("step,epoch,train_loss_epoch,val_f1\n0,0,2.5,\n1,0,,0.5\n", ("train loss epoch", "val f1")),
         ("epoch,loss\n0,2.5\n1,nan\n", ("loss", "")),
         ("step,lr-Adam,train/loss\n0,0.1,\n", None),
@@ -287,7 +287,7 @@ def test_own_figures_stand_below_those_of_interchange_interventions(tmp_path: Pa
 def test_names_in_brackets_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show({"test/my[error]": 2.0}, tmp_path)
     assert "my[error]" in capsys.readouterr().out
-    frame = pandas.DataFrame(rows("my[method]", range(1), iia_changing_pairwise=0.5, my_figure=3.0))
+    frame = pandas.DataFrame(rows("my[method]", range(1), iia_changing_argmax=0.5, my_figure=3.0))
     show_sweep(swept(tmp_path / "brackets", frame.assign(position="last[a]")))
     told = capsys.readouterr().out
     assert told.count("my[method]") == 3 and told.count("last[a]") == 3

@@ -56,7 +56,7 @@ def test_the_page_of_a_run_holds_its_settings_tables_and_how_to_read_them(
 def test_the_page_begins_with_what_was_found() -> None:
     two = {"pairwise": [0.99, 0.0, 0.981], "argmax": [0.9, 0.0, 0.8]}
     pairs = Bars(axis="IIA, 128 pairs\n95% intervals", names=["full vector", "random subspace", "trained"], series=two)
-    assert headline(pairs) == "IIA, 128 pairs (pairwise): trained 0.98, random subspace 0.00, full vector 0.99"
+    assert headline(pairs) == "IIA, 128 pairs (argmax): trained 0.80, random subspace 0.00, full vector 0.90"
     assert headline(Bars(axis="accuracy", names=["a", "b"], series={"": [float("nan"), 0.5]})) == "accuracy: b 0.50"
     assert headline(Bars(axis="loss", names=["a"], series={"": [3.0]}, shares=False)) == "" == headline(None)
 

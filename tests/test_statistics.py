@@ -31,7 +31,7 @@ from itrain.training.alignment import AlignmentSearch
 from tests.planted import HIDDEN, Planted
 from tests.tables import finished, summary_of
 
-IIA = "iia_changing_pairwise"
+IIA = "iia_changing_argmax"
 
 
 def fits(shares: Sequence[float], pairs: float, **others: Any) -> pandas.DataFrame:

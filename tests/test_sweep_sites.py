@@ -51,7 +51,7 @@ def test_a_sweep_goes_over_the_modules_and_calls_of_ones_own_model(
     assert main(["sweep", "recipe=steps", *SMALL, methods, f"sweep.sites=[{','.join(SITES)}]"]) == 0
     (folder,) = [file.parent for file in tmp_path.rglob("results.parquet")]
     frame = read_results(folder)
-    found = frame[frame.method == "full_vector"].set_index(["layer", "position"]).iia_changing_pairwise.to_dict()
+    found = frame[frame.method == "full_vector"].set_index(["layer", "position"]).iia_changing_argmax.to_dict()
     # The first bit alone decides on the pairs that the first call's whole state is swapped in, and not those later.
     assert found[("cell.output", "step 0")] == 1.0 > found[("cell.output", "step 1")]
     assert found[("cell.output", "step 1")] == found[("head.input", "(whole)")], "the same state"
@@ -159,7 +159,7 @@ def test_the_controls_of_a_head_are_its_own() -> None:
     def row(method: str, head: int, share: float) -> dict[str, Any]:
         component = f"attention_value_output.head{head}"
         place = {"layer": 1, "component": component, "position": "last", "seed": 0}
-        return {"method": method, **place, "rank": 1, "iia_changing_pairwise": share}
+        return {"method": method, **place, "rank": 1, "iia_changing_argmax": share}
 
     methods = ("random_subspace", "das")
     frame = flagged(pandas.DataFrame([row(method, head, 0.9 * head + 0.05) for head in (0, 1) for method in methods]))

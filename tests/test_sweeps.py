@@ -31,7 +31,7 @@ from itrain.interventions.das import DAS
 from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
 from itrain.opening import Opened, open_model
-from itrain.results.flags import SHOWN_UNTRAINED, flagged
+from itrain.results.flags import flagged, shown_untrained
 from itrain.results.table import read_results
 from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid, tokens_of
@@ -68,7 +68,7 @@ def test_a_sweep_has_a_row_for_every_fit(finished: Path) -> None:
     ranked = {"das", "mean_difference", "principal_directions", "random_subspace"}
     assert counts == {**dict.fromkeys(ranked, 8), "full_vector": 4, "probing": 4}
     assert {"heat_maps.png", "heat_maps.svg", "report.html", "results.parquet"} <= {f.name for f in finished.iterdir()}
-    at = frame[frame.method == "full_vector"].set_index(["layer", "position"]).iia_changing_pairwise
+    at = frame[frame.method == "full_vector"].set_index(["layer", "position"]).iia_changing_argmax
     assert at[2, "name"] > 0.95 and at[4, "name"] < 0.05
     assert at[4, "connective"] > 0.95 and at[2, "connective"] < 0.05
     probes = frame[frame.method == "probing"]
@@ -167,7 +167,7 @@ def test_layers(layers: Any, expected: list[int], finished: Path) -> None:
 def test_the_controls_of_a_fit_stand_in_its_row(finished: Path) -> None:
     frame = read_results(finished)
     trained = frame[frame.method == "das"]
-    columns = ["gap", "random_model/iia_changing_pairwise", "random_model/iia_changing_argmax", "random_model/gap"]
+    columns = ["gap", "random_model/iia_changing_argmax", "random_model/iia_changing_pairwise", "random_model/gap"]
     assert trained[columns].notna().all(axis=None)
     assert not [column for column in frame if column.startswith("random_model/pairs")]
     untrained = frame[frame.method.isin(["random_subspace", "full_vector"])]
@@ -183,8 +183,9 @@ def test_a_fit_that_passes_on_the_model_fails_on_a_random_one() -> None:
     where = ["sweep.methods=[das,probing]", "sweep.layers=[2]", "sweep.positions=[name]"]
     assert main(["sweep", "recipe=das_gender", *SMALL, *enough, *where]) == 0
     frame = read_results(only_run(Path("outputs"))).set_index("method")
-    assert frame.at["das", "iia_changing_pairwise"] > 0.95
-    assert frame.at["das", "random_model/iia_changing_pairwise"] < SHOWN_UNTRAINED
+    assert frame.at["das", "iia_changing_argmax"] > 0.95
+    chance = frame.at["das", "data/majority_label"]
+    assert chance == 0.5 and frame.at["das", "random_model/iia_changing_argmax"] < shown_untrained(chance)
     assert frame.at["probing", "probe_accuracy"] > 0.95
     assert frame.at["probing", "random_model/probe_accuracy"] < 0.8
     assert (frame.flag == "").all()
@@ -198,7 +199,7 @@ def test_the_random_model_can_be_spared_and_changes_no_other_figure(finished: Pa
     place = ["method", "layer", "position", "rank"]
     both = spared.merge(whole, on=place, suffixes=("", "_whole"))
     assert len(both) == len(spared) == 6
-    for figure in ("iia_changing_pairwise", "gap", "probe_accuracy"):
+    for figure in ("iia_changing_argmax", "gap", "probe_accuracy"):
         difference = (both[figure] - both[f"{figure}_whole"]).abs().dropna()
         assert len(difference) and difference.max() <= 1 / 32, figure
 
@@ -244,14 +245,14 @@ def test_the_gap_is_the_training_pairs_figure_minus_the_test_s(tmp_path: Path) -
         return float((answers == pairs.counterfactual_label)[pairs.changes].float().mean())
 
     train, test = (data.datasets[split].examples for split in ("train", "test"))
-    assert row["iia_changing_pairwise"] == pytest.approx(share(test))
+    assert row["iia_changing_argmax"] == pytest.approx(share(test))
     assert row["gap"] == pytest.approx(share(train) - share(test)) and row["gap"] > 0.2
 
 
 def test_controls_mark_what_they_speak_against() -> None:
     def row(method: str, position: str, rank: int | None, iia: float) -> dict[str, Any]:
         place = {"layer": 1, "component": "block_output", "position": position, "seed": 0}
-        return {"method": method, **place, "rank": rank, "iia_changing_pairwise": iia}
+        return {"method": method, **place, "rank": rank, "iia_changing_argmax": iia}
 
     frame = flagged(
         pandas.DataFrame(
@@ -271,7 +272,7 @@ def test_a_random_model_marks_what_needs_no_learned_model() -> None:
     place = {"layer": 1, "component": "block_output", "seed": 0}
 
     def search(position: str, iia: float, twin: float) -> dict[str, Any]:
-        figures = {"iia_changing_pairwise": iia, "random_model/iia_changing_pairwise": twin}
+        figures = {"iia_changing_argmax": iia, "random_model/iia_changing_argmax": twin}
         return {"method": "das", **place, "position": position, "rank": 1, **figures}
 
     def probe(position: str, accuracy: float, twin: float) -> dict[str, Any]:

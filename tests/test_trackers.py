@@ -46,7 +46,7 @@ def test_several_places_and_names_of_a_user_keep_their_figures_apart() -> None:
 @pytest.mark.parametrize(
     ("figures", "above"),
     [
-        ({"test/iia_changing_pairwise": 0.75}, 0.75),
+        ({"test/iia_changing_argmax": 0.75}, 0.75),
         ({"test/probe_accuracy": 0.75, "test/majority_accuracy": 0.5}, 0.5),
         ({"test/probe_accuracy": 0.25, "test/majority_accuracy": 0.5}, -0.5),
     ],

@@ -89,7 +89,7 @@ def test_a_sweep_heeds_whether_controls_are_asked_for(tmp_path: Path, asked: boo
     (file,) = tmp_path.rglob("results.parquet")
     frame = pandas.read_parquet(file)
     searches = frame[frame["method"].isin(["revnet", "das"])]
-    column = searches.get("false_variable/iia_changing_pairwise")
+    column = searches.get("false_variable/iia_changing_argmax")
     assert len(searches) == 2 and (column is not None and column.notna().all()) == asked
 
 
@@ -194,13 +194,13 @@ def test_a_sweep_fits_a_nonlinear_map_to_the_false_variable_too(tmp_path: Path) 
     assert main(["sweep", "recipe=das_gender", *SMALL, *words, f"output={tmp_path}"]) == 0
     (file,) = tmp_path.rglob("results.parquet")
     frame = pandas.read_parquet(file)
-    found = dict(zip(frame["method"], frame["false_variable/iia_changing_pairwise"].tolist(), strict=True))
+    found = dict(zip(frame["method"], frame["false_variable/iia_changing_argmax"].tolist(), strict=True))
     assert 0 <= found["revnet"] <= 1 and found["das"] != found["das"], "a linear map has none"
 
 
 def test_a_fit_whose_false_variable_passes_is_flagged() -> None:
     place = {"layer": 1, "component": "block_output", "position": "last", "seed": 0, "method": "revnet", "rank": 2}
-    column = "iia_changing_pairwise"
+    column = "iia_changing_argmax"
     rows = [{**place, column: 0.99, f"false_variable/{column}": each} for each in (0.9, 0.5)]
     assert list(flagged(pandas.DataFrame(rows))["flag"]) == ["false variable passes", ""]
     kept = f"false_variable/{column.replace('changing', 'preserving')}"

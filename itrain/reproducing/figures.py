@@ -95,7 +95,7 @@ def _parts(name: str, methods: Collection[str]) -> tuple[str, str, str]:
     method, _, rest = name.partition("/")
     site, _, figure = rest.partition("/")
     if not figure:
-        raise ConfigError(f"figures: '{name}' is no <method>/<site>/<figure>, such as das/{BEST}/iia_changing_pairwise")
+        raise ConfigError(f"figures: '{name}' is no <method>/<site>/<figure>, such as das/{BEST}/iia_changing_argmax")
     if method not in methods:
         raise ConfigError(f"figures: '{name}': the sweep has no method '{method}'{nearest(method, methods)}")
     return method, site, figure

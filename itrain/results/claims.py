@@ -40,7 +40,7 @@ def _of_pairs(known: Mapping[str, float]) -> str:
     count = known.get(f"{TEST}/{PAIRS_CHANGING}")
     beside = f" ({_listed(controls)})" if any(value is not None for value in controls.values()) else " (no control)"
     return (
-        "the counterfactual label of the causal model wins over the base's label on a share of "
+        "the counterfactual label of the causal model is the likeliest of all outputs (argmax) on a share of "
         f"{known[f'{TEST}/{IIA}']:.3f} of {'the' if count is None else f'{count:.0f}'} held-out pairs whose label "
         f"changes{beside}"
     )

@@ -23,8 +23,9 @@ CONTROLS = (RANDOM_SUBSPACE, FULL_VECTOR)
 
 # --- figures of a fit: the columns after the command
 
-IIA = "iia_changing_pairwise"
-"""The share of label-changing pairs in which the counterfactual label wins over the base's."""
+IIA, PAIRWISE = "iia_changing_argmax", "iia_changing_pairwise"
+"""The shares of label-changing pairs in which the counterfactual label is the likeliest of all outputs, by which sweeps
+are judged, and in which it is likelier than the base's."""
 ODDS, ODDS_SPREAD, ODDS_SELECTIVITY = "odds", "odds_spread", "odds_selectivity"
 """How far label-changing pairs are moved from the base's label to the counterfactual one, in nats; the standard
 deviation over pairs; and the odds less those of the same fit to the control task."""
@@ -45,6 +46,8 @@ DATA = "data/"
 """Prefix of the figures of the test data itself."""
 PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON = "pairs_distinct", "bases_distinct", "bases_trained_on"
 """How many test pairs, and how many of their bases, are different ones; how many bases were trained on."""
+MAJORITY_LABEL = DATA + "majority_label"
+"""The share of label-changing test pairs with the most frequent counterfactual label: the IIA of one fixed answer."""
 EXAMPLES, CONTROL_EXAMPLES = "examples", "control_examples"
 ANSWER_SPREAD = "answer_spread"
 """The standard deviation over examples of the answer's probability."""
@@ -91,7 +94,7 @@ DIVERGED = "diverged"
 """1 for a fit whose loss, weights or answers were not finite; it has no other figures."""
 
 FIGURES: Mapping[str, str] = {
-    IIA: "IIA (pairwise), label-changing pairs",
+    IIA: "IIA (argmax), label-changing pairs",
     PROBE_ACCURACY: "accuracy",
     SELECTIVITY: "selectivity",
     ANSWER_PROBABILITY: "probability of the answer",
@@ -112,7 +115,7 @@ UNBOUNDED = frozenset({ODDS, ODDS_SELECTIVITY, CLEAN_DIFFERENCE, LOGIT_DIFFERENC
 """Figures that are no shares, and may lie anywhere."""
 COUNTED: Mapping[str, tuple[str, str]] = {
     IIA: (PAIRS_CHANGING, "pairs"),
-    "iia_changing_argmax": (PAIRS_CHANGING, "pairs"),
+    PAIRWISE: (PAIRS_CHANGING, "pairs"),
     RANDOM_MODEL + IIA: (PAIRS_CHANGING, "pairs"),
     PROBE_ACCURACY: (EXAMPLES, "examples"),
     RANDOM_MODEL + PROBE_ACCURACY: (EXAMPLES, "examples"),
@@ -154,7 +157,7 @@ _SHARES = (
 )
 KNOWN = frozenset(
     {*FIGURES, CONTROL_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, CONTROL_EXAMPLES, PAIRS_CHANGING, PAIRS_PRESERVING}
-    | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, ANSWER_SPREAD, FEATURES}
+    | {PAIRS_DISTINCT, BASES_DISTINCT, BASES_TRAINED_ON, MAJORITY_LABEL.removeprefix(DATA), ANSWER_SPREAD, FEATURES}
     | {DIVERGED, GAP, RANK_FOUND, SECONDS, RANK, TASK_ACCURACY, STRICT_ACCURACY, EXACT_MATCH, PERPLEXITY, L2}
     | {CONCEPT_RATE, PERPLEXITY_RATIO, DIVERGENCE, NATURAL_DIVERGENCE, ROW_SHARE, ROUND_TRIP}
     | {ODDS_SPREAD, CLEAN_DIFFERENCE, LOGIT_DIFFERENCE, FLDD, FLDD_RELATIVE, FLIP}

@@ -19,6 +19,7 @@ from itrain.results.columns import (
     IIA,
     LAYER,
     MAJORITY_ACCURACY,
+    MAJORITY_LABEL,
     METHOD,
     NEGATIVES,
     POSITION,
@@ -53,13 +54,19 @@ REASONS: Mapping[str, str] = {
 """Why a fit has a flag."""
 SHOWN = 0.5
 """The share of label-changing pairs from which a control passes: halfway from 0 to 1."""
-SHOWN_UNTRAINED = 0.75
-"""The same for a randomly initialised model, which answers all pairs alike and so starts at 0.5: halfway from there. Of
-a false variable it is the mean over pairs whose label changes and stays, which a map that swaps alike in all has 0.5
-of."""
+SHOWN_FALSE = 0.75
+"""The same for a false variable, of the mean over pairs whose label changes and stays: a map that swaps alike in all,
+or in none, has at most 0.5 of it, and this is halfway from there."""
+TWO_ANSWERS = 0.5
+"""The most frequent label's share where a table has none: that of two answers, as often one as the other."""
 KEPT = IIA.replace("changing", "preserving")
 ABOVE = 0.3
 """How far above the whole vector a subspace is flagged (Makelov et al. 2023)."""
+
+
+def shown_untrained(majority: float) -> float:
+    """The IIA from which a fit on a random model counts: halfway to 1 from the share of the most frequent label."""
+    return (1 + (majority if majority == majority else TWO_ANSWERS)) / 2
 
 
 def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -70,13 +77,14 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
     ``control passes``: a random subspace of equal rank changes the label as predicted on half of the label-changing
     pairs or more. ``false variable passes``: the same fit to a variable that the model need not have is right on three
     quarters of its pairs, those that change the label counted as much as the others. ``random model passes``: the same
-    fit on a randomly initialised model is right on three quarters of the label-changing pairs; or, of a probe that is
-    better than the most frequent class, it comes into or above the 95% interval of the probe's accuracy; or, of a
-    detector that is better than chance, into or above that of its AUROC.
+    fit on a randomly initialised model comes halfway to 1 from its chance; or, of a probe that is better than the most
+    frequent class, it comes into or above the 95% interval of the probe's accuracy; or, of a detector that is better
+    than chance, into or above that of its AUROC. A random model gives all pairs one answer, so its chance is the share
+    of label-changing pairs that have the most frequent label: 0.5 of two answers, 0.25 of four.
     ``above the whole vector``: the fit is more than 0.3 above swapping all of the activation.
     """
     needed = [IIA, PROBE_ACCURACY, RANDOM_MODEL + IIA, RANDOM_MODEL + PROBE_ACCURACY, MAJORITY_ACCURACY, EXAMPLES, RANK]
-    needed += [FALSE_VARIABLE + IIA, FALSE_VARIABLE + KEPT]
+    needed += [FALSE_VARIABLE + IIA, FALSE_VARIABLE + KEPT, MAJORITY_LABEL]
     needed += [AUROC, RANDOM_MODEL + AUROC, POSITIVES, NEGATIVES]
     table = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *needed])))
     place = [LAYER, COMPONENT, POSITION, SEED]
@@ -103,9 +111,9 @@ def flagged(frame: pandas.DataFrame) -> pandas.DataFrame:
         if row[IIA] == row[IIA] and control.get((*here, row[RANK]), 0.0) >= SHOWN:
             return CONTROL_PASSES
         changed, kept = row[FALSE_VARIABLE + IIA], row[FALSE_VARIABLE + KEPT]
-        if (changed + (kept if kept == kept else changed)) / 2 >= SHOWN_UNTRAINED:
+        if (changed + (kept if kept == kept else changed)) / 2 >= SHOWN_FALSE:
             return FALSE_PASSES
-        if row[RANDOM_MODEL + IIA] >= SHOWN_UNTRAINED:
+        if row[RANDOM_MODEL + IIA] >= shown_untrained(row[MAJORITY_LABEL]):
             return RANDOM_MODEL_PASSES
         return ABOVE_VECTOR if row[IIA] > ceiling.get(here, 1.0) + ABOVE else ""
 

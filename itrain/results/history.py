@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from itrain.results.columns import AUROC, BEFORE, EXACT_MATCH, PROBE_ACCURACY, TEST, TRAIN_LOSS, VALIDATION, spoken
 
 FIGURES_SEEN = {
-    f"{VALIDATION}iia_pairwise": "validation IIA, pairwise",
+    f"{VALIDATION}iia_argmax": "validation IIA, argmax",
     f"{VALIDATION}{PROBE_ACCURACY}": "validation accuracy",
     f"{VALIDATION}{EXACT_MATCH}": "validation exact match",
     f"{VALIDATION}{AUROC}": "validation AUROC",

@@ -36,7 +36,7 @@ from itrain.results.columns import (
 from itrain.results.heads import HEAD, is_by_head
 from itrain.results.intervals import Estimate, estimated
 from itrain.results.peaks import chance_of
-from itrain.results.reading import DETECTOR_MAPS_READ, DIFFERENCES_READ, MAPS_READ, PAIRWISE_READ, ROWS_READ
+from itrain.results.reading import DETECTOR_MAPS_READ, DIFFERENCES_READ, MAPS_READ, ROWS_READ, RULE_READ
 
 if TYPE_CHECKING:
     import pandas
@@ -130,7 +130,7 @@ def maps_read(maps: Iterable[HeatMap]) -> str:
     detectors = bool(shown) and all(each.column in (AUROC, AUROC_SELECTIVITY) for each in shown)
     differences = any(each.is_difference for each in shown)
     how = DETECTOR_MAPS_READ if detectors else DIFFERENCES_READ if differences else MAPS_READ
-    rule = f" {PAIRWISE_READ}" if any(each.column == IIA for each in shown) else ""
+    rule = f" {RULE_READ}" if any(each.column == IIA for each in shown) else ""
     return f"{ROWS_READ[axis]} {how}{rule}"
 
 

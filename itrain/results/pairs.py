@@ -67,7 +67,7 @@ def _bars(results: Results) -> Bars:
     places |= {spoken(control): f"{TEST}/{control}" for control in reversed((*CONTROLS, *PICK_CONTROLS))}
     places |= mode_places(results) | {"trained": TEST}
     places = {name: place for name, place in places.items() if f"{place}/iia_changing_pairwise" in results}
-    names = {rule: f"iia_changing_{rule}" for rule in RULES}
+    names = {rule: f"iia_changing_{rule}" for rule in reversed(RULES)}
     found = [at_place(results, place) for place in places.values()]
     pairs = int(results[f"{TEST}/{PAIRS_CHANGING}"])
     return Bars(

@@ -72,9 +72,9 @@ DIFFERENCES_READ = (
     "A value is how far the probe lies above the IIA of the method, both from 0 at chance to 1. High: what the probe "
     "reads there is not what the method can change. Near 0: both find it, or neither does."
 )
-PAIRWISE_READ = (
-    "Pairwise: the counterfactual answer is likelier than the base's own. A third answer may count by that rule, for "
-    "about half of such pairs; the column iia_changing_argmax counts none of them."
+RULE_READ = (
+    "Argmax: the counterfactual answer is the likeliest of all outputs. The column iia_changing_pairwise of the "
+    "table asks only that it is likelier than the base's own."
 )
 BEST_READ = (
     "The best site is layer@position, or a module's path with its step and position; +2: two other sites score the "

@@ -14,7 +14,9 @@ from itrain.results.columns import (
     CONTROL_AUROC,
     CONTROLS,
     FLAG,
+    IIA,
     LAYER,
+    MAJORITY_LABEL,
     METHOD,
     PAIRS_CHANGING,
     PAIRS_PRESERVING,
@@ -182,11 +184,21 @@ def _settings(frame: pandas.DataFrame, configuration: Mapping[str, Any]) -> dict
         changing, preserving = frame[PAIRS_CHANGING].mean(), frame[PAIRS_PRESERVING].mean()
         share = changing / (changing + preserving)
         settings["test pairs"] = f"{changing + preserving:.0f}, of which {changing:.0f} ({share:.0%}) change the label"
+    if IIA in frame and not _is_judged_by_one_rule(frame):
+        settings["rule"] = (
+            "maps and best sites by argmax; gap and flags by the pairwise rule, as an earlier version judged them: run "
+            "the sweep again to have all by argmax"
+        )
     if SECONDS in frame:
         settings["time"] = f"{frame[SECONDS].sum():.0f} s of fitting"
     if words := grid.get("words"):
         settings["command"] = " ".join(["python -m itrain sweep", *map(str, words)])
     return {name: value for name, value in settings.items() if value}
+
+
+def _is_judged_by_one_rule(frame: pandas.DataFrame) -> bool:
+    """Whether gap and flags went by the same IIA as the maps: versions that did not have no most frequent label."""
+    return MAJORITY_LABEL in frame and bool(frame.loc[frame[IIA].notna(), MAJORITY_LABEL].notna().all())
 
 
 def model_of(node: Mapping[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from itrain.files import replacing, write_text
-from itrain.results.columns import COMMAND, CURVE, METHOD, REQUIRED, SEED
+from itrain.results.columns import COMMAND, CURVE, IIA, METHOD, PAIRWISE, REQUIRED, SEED
 from itrain.results.flags import flagged
 from itrain.trust import require_yaml
 
@@ -87,6 +87,7 @@ def read_checked(folder: Path) -> pandas.DataFrame:
         raise ValueError(f"'{folder / RESULTS}' cannot be read: {error}") from error
     if missing := [name for name in REQUIRED if name not in frame]:
         raise ValueError(f"'{folder / RESULTS}' is not the table of a sweep: it has no column '{missing[0]}'")
+    _require_rule(frame, folder / RESULTS)
     if jobs := sorted((folder / JOBS).glob("*.json")):
         count = sum(len(read_rows(file)) for file in jobs)
         if count != len(frame):
@@ -95,6 +96,19 @@ def read_checked(folder: Path) -> pandas.DataFrame:
                 f"itrain sweep resume={folder}"
             )
     return frame
+
+
+def _require_rule(frame: pandas.DataFrame, file: Path) -> None:
+    """Refuse a table that has only the IIA of a rule that sweeps are not judged by.
+
+    Raises:
+        ValueError: it does.
+    """
+    if PAIRWISE in frame and IIA not in frame:
+        raise ValueError(
+            f"'{file}' has no column '{IIA}', which sweeps are judged by; run the sweep again, or read its "
+            f"'{PAIRWISE}' with itrain.read_results"
+        )
 
 
 def read_configuration(folder: Path) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import lightning
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from itrain.data.pairs import CounterfactualDataModule
 from itrain.data.splits import SplitDataModule
 from itrain.owned import refuse_in_sweeps
-from itrain.results.columns import DATA, DIVERGED, FEATURES
+from itrain.results.columns import DATA, DIVERGED, FEATURES, MAJORITY_LABEL
 from itrain.sweeps.grid import Fit, Grid
 from itrain.trainers import trainer_factory
 from itrain.training.safeguards import safeguard
@@ -42,8 +43,13 @@ def make_trainer(cfg: DictConfig, *callbacks: lightning.Callback) -> lightning.T
 
 
 def of_data(data: SplitDataModule) -> dict[str, float]:
-    """The figures about the test data itself, such as how many of its pairs are different ones."""
-    return {figure: value for figure, value in data.figures().items() if figure.startswith(DATA)}
+    """The figures about the test data itself: how many of its pairs are different ones, and its most frequent label."""
+    found = {figure: value for figure, value in data.figures().items() if figure.startswith(DATA)}
+    if not isinstance(data, CounterfactualDataModule):
+        return found
+    pairs = data.datasets["test"].examples
+    _, counts = pairs.counterfactual_label[pairs.changes].unique(dim=0, return_counts=True)
+    return {**found, MAJORITY_LABEL: float(counts.max() / counts.sum())}
 
 
 def set_beside(found: dict[str, Figures], again: Mapping[str, Figures], prefix: str) -> None:
