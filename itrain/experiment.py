@@ -30,11 +30,14 @@ from itrain.reports.terminal import announce, announce_best, announce_controls
 from itrain.shards import end_together, has_shards
 from itrain.sharing import EXPORT, limited_to, load_weights, require_model
 from itrain.sharing import export as write_export
+from itrain.sharing.reading import read_config
 from itrain.trainers import RunError, make_trainer
 from itrain.training.base import Training
 from itrain.training.building import require_one_place
 from itrain.training.callbacks import epochs_of
+from itrain.training.checkpointed import ARGUMENTS
 from itrain.training.finite import fault_in
+from itrain.trust import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +137,10 @@ def _build(cfg: DictConfig, folder: Path) -> Parts:
         require_origin(read_checkpoint(cfg.ckpt), opened.base_model.fingerprint, place=f"'{cfg.ckpt}'")
     sites = placements_of(cfg.site)
     with _limits(cfg):
-        module = opened.module(training, sites, intervention=instantiate(cfg.intervention, _convert_="all"))
+        saved, intervention = _saved_arguments(cfg), instantiate(cfg.intervention, _convert_="all")
+        control = None if saved is None else bool(saved.get("control", False))
+        module = opened.module(training, sites, intervention=intervention, control=control)
+    _require_concepts(module, saved or {}, cfg.export or cfg.ckpt)
     if isinstance(cfg.training.get("under"), str):
         # Its weights are part of what is saved, which is to be loaded without the folder.
         cfg.training.under = as_node(describe("under", module.arguments["under"]))
@@ -173,6 +179,25 @@ def _limits(cfg: DictConfig) -> AbstractContextManager[object]:
     # Storages, since a tensor may repeat one value without end.
     weights = read_checkpoint(cfg.ckpt)["state_dict"].values()
     return Limited(sum(weight.untyped_storage().nbytes() for weight in weights), cfg.ckpt)
+
+
+def _saved_arguments(cfg: DictConfig) -> Mapping[str, Any] | None:
+    """The arguments that the training of an export or a checkpoint had; None: it starts afresh, or they are unknown."""
+    if cfg.export is not None:
+        return read_config(cfg.export)
+    saved = None if cfg.ckpt is None else read_checkpoint(cfg.ckpt).get(ARGUMENTS)
+    found = saved.get("arguments") if isinstance(saved, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def _require_concepts(module: Training, saved: Mapping[str, Any], place: str) -> None:
+    """Refuse data with other concepts than those of saved detectors, which know them by their order."""
+    own, concepts = saved.get("concepts"), module.arguments.get("concepts")
+    if isinstance(own, list) and concepts and own != list(concepts):
+        raise RunError(
+            f"'{place}' detects {', '.join(map(shown, own))}, and the data are labelled with "
+            f"{', '.join(map(shown, concepts))}; give data with the same concepts in the same order"
+        )
 
 
 def _figures(parts: Parts) -> Mapping[str, float]:

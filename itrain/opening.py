@@ -87,8 +87,18 @@ class Opened:
         data.setup("fit")
         return replace(self, task=task, data=data)
 
-    def module(self, training: Callable[..., Training], sites: Placements, *, intervention: Any = None) -> Training:
-        """The training module at the sites; the run gives those arguments that only it knows."""
+    def module(
+        self,
+        training: Callable[..., Training],
+        sites: Placements,
+        *,
+        intervention: Any = None,
+        control: bool | None = None,
+    ) -> Training:
+        """The training module at the sites; the run gives those arguments that only it knows.
+
+        Whether it has a control is asked of the data, unless weights that it is to have say so.
+        """
         given: Mapping[str, Any] = getattr(training, "keywords", {})
         if isinstance(folder := given.get("under"), str):
             training = partial(training, under=load(folder, self.base_model.model, trust=self.trust))
@@ -100,7 +110,9 @@ class Opened:
             **({} if intervention is None else {"intervention": lambda: intervention}),
             "example": self.data.example,
             "classes": lambda: {variable: count_classes(self.task, variable) for variable in self.task.variables},
-            "control": lambda: getattr(self.data, "has_control", self.task.control is not None),
+            "control": lambda: (
+                getattr(self.data, "has_control", self.task.control is not None) if control is None else control
+            ),
             "concept": lambda: self.task.mentions if isinstance(self.task, ResponseTask) else [],
             "end": lambda: self.task.end if isinstance(self.task, ResponseTask) else None,
             "concepts": lambda: concepts_of(self.data),

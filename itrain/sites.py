@@ -139,6 +139,16 @@ class Site:
         return found or None
 
     @property
+    def named(self) -> str:
+        """The first span or text among its terms, which inputs must know; empty: there is none."""
+        for term in self.terms:
+            match = POSITION_TERM.fullmatch(term)
+            assert match is not None, "a site checks its terms"
+            if match["text"] or (match["span"] and not RESERVED.fullmatch(match["span"])):
+                return term
+        return ""
+
+    @property
     def one_token(self) -> str:
         """A position of one token, for messages that ask for one."""
         match = POSITION_TERM.fullmatch(self.terms[0]) if self.terms else None

@@ -313,8 +313,16 @@ def test_spans_are_those_of_the_prompts_that_were_given(model: Any) -> None:
         for other in (ids(6, 3), {**ids(6, 4), "input_ids": ids(6, 4)["input_ids"].flip(1)}):
             with pytest.raises(ValueError, match="another prompt than the attached example"):
                 model(**other)
-    with AttachedEdits(model, [added(name)]), pytest.raises(ValueError, match="names no span 'name'"):
-        generated(model)
+    before = hook_count(model)
+    for position in ("name", "last+name.first", '"walked"'):
+        (site,) = sites(f"layer0.block_output@{position}")
+        with pytest.raises(ValueError, match="attach with prompts="):
+            AttachedEdits(model, [added(site)])
+    assert hook_count(model) == before
+    AttachedEdits(model, [added(name, acts="generated")]).detach()
+    (late,) = sites("layer0.block_output@9")
+    with AttachedEdits(model, [added(late)]), pytest.raises(ValueError, match="an edit is attached until detach"):
+        model(**ids(6))
 
 
 def test_a_module_that_is_no_language_model_is_edited_as_well() -> None:

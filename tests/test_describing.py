@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from itrain.data import CounterfactualDataModule
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
 from itrain.networks.hooks import HookedNetwork
+from itrain.results.tokens import Tokenizer
 from itrain.sites import Site
 from itrain.tasks.gender import Gender
 from itrain.training.alignment import AlignmentSearch
@@ -43,6 +45,20 @@ def test_the_projection_is_the_last_norm_and_the_head_of_the_direction(embedded,
     norm, head = embedded.model.gpt_neox.final_layer_norm, embedded.model.get_output_embeddings()
     expected = head.weight @ (norm.weight * nn.functional.layer_norm(vector, [80]))  # the norm's bias cancels
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_small_vocabulary_gives_all_its_tokens() -> None:
+    class Few:
+        def __len__(self) -> int:
+            return 3
+
+        def decode(self, tokens: list[int]) -> str:
+            return "abc"[tokens[0]]
+
+    assert in_tokens(cast(Tokenizer, Few()), torch.tensor([2.0, 1.0, 3.0, 9.0]), 8) == (
+        ["c", "a", "b"],
+        ["b", "a", "c"],
+    )
 
 
 def test_the_projection_of_a_direction_of_neurons_is_none(data) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from itrain.cli import main
 from itrain.data.arbitrary import NoControlError, arbitrary_labels
 from itrain.data.labelled import LabelledDataModule
 from itrain.detectors import DirectionDetector, Pooling, ProbeDetector
@@ -159,6 +161,35 @@ def test_control_detectors_learn_labels_of_types_and_are_tested_on_new_texts(
     again: Any = load(tmp_path / "export", base)
     (repeated,) = trainer.test(again, datamodule=data, verbose=False)
     assert repeated == figures
+
+
+def test_selectivity_is_of_the_labels_that_the_control_has_learned(
+    network: Any, base: Any, data: LabelledDataModule, tmp_path: Path
+) -> None:
+    """Texts or a seed that draw other arbitrary labels would show a control at chance, and a selectivity too high."""
+    found = monitoring(network, base, control=True, random_directions=0)
+    trainer = lightning.Trainer(max_epochs=1, **QUIET)
+    trainer.fit(found, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    export(found, tmp_path / "export", base_model=base)
+    again: Any = load(tmp_path / "export", base)
+    other = LabelledDataModule(
+        task=data.task.task, network=network, train_texts=96, validation_texts=96, test_texts=64, seed=1
+    )
+    with pytest.warns(UserWarning, match="give other arbitrary labels"):
+        (figures,) = trainer.test(again, datamodule=other, verbose=False)
+    assert any("/auroc/" in name for name in figures)
+    assert not any("control" in name or "selectivity" in name for name in figures)
+    with pytest.raises(ValueError, match="have learned other arbitrary labels"):
+        lightning.Trainer(max_epochs=2, **QUIET).fit(
+            monitoring(network, base, control=True, random_directions=0),
+            datamodule=other,
+            ckpt_path=tmp_path / "last.ckpt",
+        )
+    # What is fitted to other texts begins anew, and is tested on their labels.
+    lightning.Trainer(max_epochs=1, **QUIET).fit(found, datamodule=other)
+    (figures,) = trainer.test(found, datamodule=other, verbose=False)
+    assert any("selectivity" in name for name in figures)
 
 
 def test_detectors_are_the_same_with_and_without_their_control(
@@ -309,3 +340,38 @@ def test_readings_show_each_sites_own_tokens(network: Any, base: Any, data: Labe
         assert at[sites[2]].isfinite().all()
         for site, place in ((sites[0], name), (sites[1], len(own) - 1)):
             assert float(at[site][place]) == reading.scores[f"gender=female one {site}"]
+
+
+# --- exports tested on other data
+
+
+def test_an_export_keeps_its_own_control_and_concepts_on_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Types decide whether a fit has a control; a test of its weights has what they have."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"text": f"{name} {verb} because", "label": int(name in ("Lisa", "Mary")), "name": name, "split": split}
+        for name in ("Lisa", "Mary", "John", "Mark")
+        for verb, split in zip(("walked", "waited", "jumped"), ("train", "validation", "test"), strict=True)
+    ]
+    other = [{**{key: row[key] for key in ("text", "name", "split")}, "male": 1 - row["label"]} for row in rows]
+    Path("other").mkdir()
+    words = ["model=tiny_world", "data=labelled", "training=monitoring", "site=layer2.block_output", "trainer=cpu"]
+    words += ["trainer.max_epochs=1", "logger=csv", "task=labelled_texts", f"task.texts={table(rows, tmp_path)}"]
+    for name, types in {"with": ["task.type=name"], "without": []}.items():
+        assert main(["fit", *words, *types, f"output={name}"]) == 0
+    (controlled,), (plain,) = (list(Path(name).rglob("export")) for name in ("with", "without"))
+    for export_, own in ((controlled, True), (plain, False)):
+        for types in ("name", "null"):
+            left_out = (
+                pytest.warns(UserWarning, match="other arbitrary labels") if own and types == "null" else nullcontext()
+            )
+            with left_out:
+                assert main(["test", f"export={export_}", f"task.type={types}", "output=tested"]) == 0
+            newest = max(Path("tested").rglob("metrics.json"), key=lambda path: path.stat().st_mtime_ns)
+            assert any("selectivity" in key for key in json.loads(newest.read_text())) is (own and types == "name")
+    capsys.readouterr()
+    renamed = [f"task.texts={table(other, Path('other'))}", "task.label=male", "output=tested"]
+    assert main(["test", f"export={plain}", *renamed]) != 0
+    assert "detects 'label', and the data are labelled with 'male'" in " ".join(capsys.readouterr().err.split())

@@ -10,6 +10,7 @@ import torch
 
 from itrain.causal_model import CausalModel
 from itrain.data import CounterfactualDataModule, PairError
+from itrain.data.answered import Answered
 from itrain.models import load_embedded
 from itrain.models.twin import with_random_weights
 from itrain.networks.choose import make_network
@@ -123,4 +124,23 @@ def test_a_base_model_that_cannot_do_the_task_is_said_to_be_why_pairs_are_few() 
         made.setup("test")
         found[name] = made.describe()
     assert "chance" not in found["trained"] and "fails" not in found["trained"]["pairs"]
-    assert "the model does not do this task" in found["random"]["chance"]
+    assert "the model as it is does not do this task" in found["random"]["chance"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "labels", "accused"),
+    [
+        (1.0, "aaab" * 2, False),  # too few inputs to tell apart
+        (1.0, "a" * 199 + "b", False),  # nearly all have one label
+        (0.75, "aaab" * 2, True),
+        (0.3, "abcd" * 3, True),
+        (0.52, "ab" * 100, True),
+        (0.6, "ab" * 200, False),
+        (0.85, "aaaab" * 100, False),
+        (0.8, "aaaab" * 100, True),
+    ],
+)
+def test_a_model_that_is_right_is_not_accused_where_inputs_are_few_or_alike(
+    accuracy: float, labels: str, accused: bool
+) -> None:
+    assert bool(Answered.of(accuracy, list(labels)).warning) is accused

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from hashlib import sha256
 from random import Random
 
 
@@ -48,3 +49,9 @@ def arbitrary_labels(
             for place, each in enumerate(part):
                 found[each].append(int(place < ones))
     return found
+
+
+def label_code(labels: Mapping[Hashable, Sequence[int]]) -> int:
+    """A positive number that tells the arbitrary labels of these types from others, in 63 bits."""
+    text = repr(sorted((repr(each), list(values)) for each, values in labels.items()))
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") % (2**63 - 1) + 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from itrain.causal_model import Setting
-from itrain.data.arbitrary import NoControlError, arbitrary_labels
+from itrain.data.arbitrary import NoControlError, arbitrary_labels, label_code
 from itrain.data.splits import Batch, SplitDataModule, SplitDataset
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
@@ -167,6 +167,12 @@ class LabelledDataModule(SplitDataModule[LabelledBatch]):
     def has_control(self) -> bool:
         """Whether the texts have types, with new texts to test arbitrary labels of them on."""
         return not isinstance(self.control_task, NoControlError)
+
+    @property
+    def control_code(self) -> int:
+        """What tells the arbitrary labels from those of other texts or another seed; 0: there are none."""
+        known = self.control_task
+        return 0 if isinstance(known, NoControlError) else label_code(known)
 
     def control_dataloader(self) -> DataLoader[LabelledBatch]:
         """New texts of the types of the training split, with their arbitrary labels.

@@ -160,6 +160,11 @@ class AttachedEdits(Attached):
         self.edits = tuple(each if isinstance(each, EditAt) else EditAt(*each) for each in edits)
         for each in self.edits:
             require_acts(each.acts)
+            if prompts is None and each.acts in ("prompt", "all") and (named := each.site.named):
+                raise ValueError(
+                    f"site '{each.site}': calls of a model say nothing of '{named}'; attach with prompts=<the texts of "
+                    "the calls>, or use first, last or an integer"
+                )
         self._home = home_of(model)
         self._routes = {each.site: Route.to(each.site, model) for each in self.edits}
         self._standing = {place: Standing(route) for place, route in self._at_places().items()}
@@ -263,8 +268,11 @@ class AttachedEdits(Attached):
             inputs = _with_spans(inputs, self.prompts, row)
         for each in self.edits:
             if prompt.text and each.acts in ("prompt", "all"):
-                inputs.require(each.site)
-                _require_run(inputs, each.site, prompt)
+                try:
+                    inputs.require(each.site)
+                    _require_run(inputs, each.site, prompt)
+                except PositionError as error:
+                    raise PositionError(f"an edit is attached until detach(): {error}") from error
         for write, source, read in self.matched:
             count = source.batch_size
             if count not in (1, prompt.examples):

@@ -136,6 +136,7 @@ def token_change(
 def in_tokens(tokenizer: Tokenizer, logits: Float[Tensor, " vocabulary"], count: int) -> tuple[list[str], list[str]]:
     """The tokens that are raised most, and those that are lowered most."""
     known = logits[: len(tokenizer)]
+    count = min(count, len(known))
 
     def named(order: Int[Tensor, " count"]) -> list[str]:
         return [str(tokenizer.decode([token])).strip() or repr(tokenizer.decode([token])) for token in order.tolist()]

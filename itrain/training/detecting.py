@@ -6,17 +6,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from itrain.data import LabelledBatch, LabelledDataModule
 from itrain.detectors import Detector, DirectionDetector, Pooling, ProbeDetector, RandomDirection
+from itrain.precision import FullPrecision
 from itrain.sites import Site
 
 RANDOM = "random_direction"
 """What the names of the controls among the detectors begin with."""
 CONTROL = "control_task"
 """What the names of detectors begin with that are fitted to the labels of the control task."""
+
+LEARNED_LABELS = "learned_labels"
+"""The buffer of detectors that says which arbitrary labels those of the control task have learned; 0: not known."""
 
 
 class Place(NamedTuple):
@@ -79,6 +86,14 @@ def build_detectors(
                     yield f"{prefix}{name} {place.name}", _built(name, factory, count, concepts, pooling)
 
 
+def held(detectors: Mapping[str, Detector], *, control: bool) -> FullPrecision:
+    """The detectors in full precision and, where the control task has some, which labels these have learned."""
+    found = FullPrecision(detectors)
+    if control:
+        found.register_buffer(LEARNED_LABELS, torch.tensor(0))
+    return found
+
+
 def loss_of(
     scores: Float[Tensor, "batch concepts"], labels: Int[Tensor, "batch concepts"], share: float | None = None
 ) -> Float[Tensor, ""]:
@@ -87,6 +102,43 @@ def loss_of(
     losses = binary_cross_entropy_with_logits(scores, labels.clamp(min=0).to(scores.dtype), reduction="none")
     within = known.to(scores.dtype).mean().clamp(min=1 / known.numel()) if share is None else share
     return (losses * known).mean() / within
+
+
+def arbitrary_of(batch: LabelledBatch) -> Int[Tensor, "batch concepts"]:
+    """The labels of the control task.
+
+    Raises:
+        ValueError: the texts have none.
+    """
+    if batch.control is None:
+        raise ValueError("control: these texts have no labels of a control task; give them by LabelledDataModule")
+    return batch.control
+
+
+def require_labels(detectors: nn.Module, data: LabelledDataModule, *, anew: bool) -> None:
+    """Keep which arbitrary labels the control task's detectors learn.
+
+    Raises:
+        ValueError: they have learned others, and do not begin anew.
+    """
+    learned: Tensor = getattr(detectors, LEARNED_LABELS)
+    if not anew and int(learned) not in (0, data.control_code):
+        raise ValueError(
+            "control: the checkpoint's detectors have learned other arbitrary labels, which the training texts and "
+            "data.seed draw; take those of the checkpoint"
+        )
+    learned.fill_(data.control_code)
+
+
+def learned_labels(detectors: nn.Module, data: LabelledDataModule) -> bool:
+    """Whether the control task's detectors have learned the data's arbitrary labels; a warning says where not."""
+    found = int(getattr(detectors, LEARNED_LABELS)) in (0, data.control_code)
+    if not found:
+        rank_zero_warn(
+            "control: these texts, their types or data.seed give other arbitrary labels than the control task's "
+            "detectors have learned; their AUROC and the selectivity are left out"
+        )
+    return found
 
 
 def _built(name: str, factory: Callable[..., Detector], features: int, concepts: int, pooling: Pooling) -> Detector:

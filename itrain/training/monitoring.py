@@ -19,7 +19,7 @@ from itrain.devices import device_of
 from itrain.inputs import ModelInputs
 from itrain.networks.base import Network
 from itrain.placements import Placements, plain_sites
-from itrain.precision import FullPrecision, match_precision
+from itrain.precision import match_precision
 from itrain.sites import Site, module_names
 from itrain.training.attaching import Attaching
 from itrain.training.base import Training
@@ -27,11 +27,15 @@ from itrain.training.detecting import (
     CONTROL,
     RANDOM,
     Place,
+    arbitrary_of,
     build_detectors,
     factories_of,
+    held,
     is_random,
+    learned_labels,
     loss_of,
     places_of,
+    require_labels,
 )
 from itrain.training.detection import ALL, Detected, countable
 from itrain.training.finite import FiniteAnswers, require_finite
@@ -133,7 +137,7 @@ class Monitoring(Training):
         counts: dict[str, Any] = {"concepts": len(self.concepts), "pooling": pooling, "control": control}
         built = dict(build_detectors(factories, joined, **counts))
         self._keys = dict(zip(built, module_names(list(built)), strict=True))
-        self.detectors = FullPrecision({self._keys[name]: each for name, each in built.items()})
+        self.detectors = held({self._keys[name]: each for name, each in built.items()}, control=control)
         match_precision(self.detectors, network)
         self.register_buffer("uncounted", torch.tensor(self.excluded, dtype=torch.long), persistent=False)
         self.network = network
@@ -173,9 +177,7 @@ class Monitoring(Training):
         ]
         self.log("train/loss", torch.stack(losses).mean(), prog_bar=self.shows_loss, batch_size=len(batch))
         arbitrary = [
-            loss_of(each(*read[place.name]), self._arbitrary(batch))
-            for _, place, each in self.controls()
-            if each.learns
+            loss_of(each(*read[place.name]), arbitrary_of(batch)) for _, place, each in self.controls() if each.learns
         ]
         penalties = [self.l2 / 2 * each.penalty() for each in learning]
         return torch.stack(losses + arbitrary).sum() * batch.weight + torch.stack(penalties).sum()
@@ -252,6 +254,8 @@ class Monitoring(Training):
             self.known_share = float((data.datasets["train"].examples.labels >= 0).double().mean())
             if self.control and not data.has_control:
                 raise ValueError(f"control: {data.control_task}; leave it out")
+            if self.control:
+                require_labels(self.detectors, data, anew=self.lacks_statistics_of(data))
         for inputs in data.edited():
             for site in self.sites:
                 counted = self.counted(inputs, site if site.position else site.at("all"))
@@ -270,7 +274,7 @@ class Monitoring(Training):
         labels, arbitrary = [], []
         for batch in (each.to(device) for each in batches):
             labels.append(batch.labels)
-            arbitrary += [self._arbitrary(batch)] if self.control else []
+            arbitrary += [arbitrary_of(batch)] if self.control else []
             for name, (tokens, counted) in self.read(batch.inputs).items():
                 found[name].append(pooled(tokens, counted, how))
         activations = {
@@ -371,6 +375,8 @@ class Monitoring(Training):
                 "the control task is tested on new texts of the training types: give trainer.test the data as "
                 "datamodule=LabelledDataModule(...)"
             )
+        if not learned_labels(self.detectors, data):
+            return {}
         controls = list(self.controls())
         names = [f"{{}} {name} {place.name}" for name, place, _ in controls]
         scored = Detected(
@@ -388,8 +394,3 @@ class Monitoring(Training):
         # Detectors are small and compute in fp32, whatever the model is cast to.
         with torch.autocast(inputs.device.type, enabled=False):
             return torch.stack([detector(*read[place.name]) for _, place, detector in detectors], 1)
-
-    def _arbitrary(self, batch: LabelledBatch) -> Int[Tensor, "batch concepts"]:
-        if batch.control is None:
-            raise ValueError("control: these texts have no labels of a control task; give them by LabelledDataModule")
-        return batch.control
