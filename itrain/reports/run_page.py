@@ -84,7 +84,7 @@ def headline(bars: Bars | None) -> str:
     """What the bars show, in a line that begins with what was trained; "" where there are none, or too many to read."""
     if bars is None or not bars.shares or not 0 < len(bars.names) <= _READABLE:
         return ""
-    kind, values = next(reversed(bars.series.items()))  # The last is drawn on top.
+    kind, values = list(bars.series.items())[-1]  # The last is drawn on top.
     groups = [f"{name} {value:.2f}" for name, value in zip(bars.names, values, strict=True) if isfinite(value)]
     rule = f" ({kind})" if len(bars.series) > 1 else ""
     return f"{bars.axis.splitlines()[0]}{rule}: {', '.join(reversed(groups))}"
