@@ -164,6 +164,13 @@ def test_many_sites_and_methods_are_counted_and_those_without_intervals_left_out
     assert read_beyond(swept(tmp_path / "uncounted", nothing[0], uncounted).maps) == []
 
 
+def test_a_flagged_probe_reads_nothing_beyond(tmp_path: Path) -> None:
+    probes = rows("probing", shares(1.0, 0.9, 1.0, 0.9), "probe_accuracy")
+    probes[1]["flag"] = "random model passes"
+    summary = swept(tmp_path / "s", rows("das", shares(1.0, 0.0, 1.0, 0.0)), probes)
+    assert summary.beyond == ["read by probing beyond das: 2@last +0.80"]
+
+
 def test_a_group_of_columns_that_is_too_wide_continues_below_its_head(capsys: pytest.CaptureFixture[str]) -> None:
     heads = [("" if number else "das", f"head {number}") for number in range(12)]
     print_table(Console(width=50), Table(title="t", heads=heads, rows={"0": ["0.50"] * 12}, corner="layer"))

@@ -87,10 +87,15 @@ def read_beyond(maps: Sequence[HeatMap]) -> list[str]:
 
 
 def _least_apart(probe: HeatMap, found: Sequence[HeatMap]) -> dict[str, Estimate]:
-    """How far a probe lies above the intervention that comes nearest to it, by site, where that has an interval."""
+    """How far a probe lies above the intervention that comes nearest to it, by site, where that has an interval.
+
+    Sites whose probe is flagged are left out.
+    """
     apart = {}
     for layer in reversed(list(probe.rows)):  # Of equal sites the lowest layer is named first.
         for position in probe.positions:
+            if (read := probe.at(layer, position)) is None or read.flagged:
+                continue
             cells = [cell for each in found if (cell := each.at(layer, position)) is not None]
             least = min((cell.estimate for cell in cells), key=lambda one: one.value, default=None)
             if least is not None and least.interval is not None:

@@ -84,5 +84,6 @@ BEST_READ = (
 )
 BEYOND_READ = (
     "Read beyond: accuracy minus IIA of the learned method that comes nearest, both from 0 at chance to 1, where the "
-    "95% interval of this difference lies above 0. What is read there is not shown to be used."
+    "95% interval of this difference lies above 0. What is read there is not shown to be used. Flagged "
+    "probes are left out."
 )
