@@ -150,3 +150,8 @@ def test_an_edit_that_returns_nothing_is_named(base_model: BaseModel) -> None:
     site = "layer2.block_output@1"
     with pytest.raises(ValueError, match=f"^site '{site}': the edit returns nothing; return the new activation$"):
         base_model.run("Mary walked because", site, Speechless, source="John walked because")
+
+
+@pytest.mark.parametrize("name", ["läuft gut", "Übung 2", "größe=3"])
+def test_a_name_may_have_any_letters(name: str) -> None:
+    assert config.request(["recipe=das_gender", f"name={name}", f"output=mein {name}"]).name == name
