@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from lightning import LightningModule
+from torch import Tensor
 
 import itrain
 from itrain import config
 from itrain.config import ConfigError
 from itrain.models import BaseModel
 from itrain.sharing import ExportError
+from itrain.training.callbacks import FirstStepError
 from itrain.verbs import _words
 
 
@@ -107,3 +111,47 @@ def test_a_folder_of_runs_or_of_a_sweep_says_where_an_export_is(tmp_path: Path) 
     (tmp_path / "results.parquet").touch()
     with pytest.raises(ExportError, match="a sweep leaves no exports: run the command of a row of its table"):
         itrain.load(tmp_path)
+
+
+class Idle(itrain.Intervention):
+    """Forgets its parameters."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size, self.rank = hidden_size, 1
+        self.direction = torch.nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, base: Tensor, source: Tensor | None) -> Tensor:
+        return base
+
+
+class Speechless(Idle):
+    """Forgets to return."""
+
+    def forward(self, base: Tensor, source: Tensor | None) -> Tensor:
+        base + self.direction  # type: ignore[reportUnusedExpression]
+
+
+def test_an_edit_that_uses_no_parameter_ends_the_fit_at_its_first_step(base_model: BaseModel) -> None:
+    task = itrain.Gender(templates="simple")
+    task.bind(base_model.tokenizer)
+    network = itrain.make_network(base_model.model)
+    data = itrain.CounterfactualDataModule(task=task, network=network, train_pairs=8, validation_pairs=4, test_pairs=4)
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    search = itrain.AlignmentSearch(
+        network=network, sites="layer2.block_output@name", intervention=Idle, optimizer=adam
+    )
+    trainer = lightning.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(FirstStepError, match=r"^site 'layer2\.block_output@name': Idle has no effect on the label"):
+        trainer.fit(search, data)
+
+
+def test_an_edit_that_returns_nothing_is_named(base_model: BaseModel) -> None:
+    site = "layer2.block_output@1"
+    with pytest.raises(ValueError, match=f"^site '{site}': the edit returns nothing; return the new activation$"):
+        base_model.run("Mary walked because", site, Speechless, source="John walked because")
+
+
+@pytest.mark.parametrize("name", ["läuft gut", "Übung 2", "größe=3"])
+def test_a_name_may_have_any_letters(name: str) -> None:
+    assert config.request(["recipe=das_gender", f"name={name}", f"output=mein {name}"]).name == name

@@ -36,8 +36,9 @@ def parse(text: str) -> Override:
     if not key.strip("+~ "):
         raise ConfigError(f"'{text}' cannot be read; {_instead(text)}")
     is_file = key in _PATHS or (key == "task" and value.endswith((".yaml", ".yml")))
-    if (is_file or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
-        # Hydra's grammar takes names such as epoch=3.ckpt and every(2) in quotes only, which a shell removes.
+    is_quoted = is_file or not (value.isascii() or value.startswith(("[", "{")))
+    if (is_quoted or _CALL.fullmatch(value)) and equals and value[:1] not in ("'", '"') and value != "null":
+        # Hydra's grammar takes names such as epoch=3.ckpt, Übung and every(2) in quotes only, which a shell removes.
         text = f"{key}={quoted(value)}"
     elif equals:
         text = f"{key}={_AT_TEXT.sub(lambda site: quoted(site[0]), value)}"

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from itrain.bounds import require_at_least
 from itrain.data.loading import BatchSampler, Loader, ResumableLoader, Share
 from itrain.inputs import ModelInputs, needs_no_wait
-from itrain.networks.base import Network
+from itrain.networks.base import Network, require_network
 from itrain.placements import Placement
 from itrain.tasks.base import SPLITS, Split
 
@@ -98,6 +98,7 @@ class SplitDataModule(lightning.LightningDataModule, ABC, Generic[AnyBatch]):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        require_network(network)
         require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         require_at_least(0, num_workers=num_workers)
         self.network, self.sizes = network, dict(sizes)

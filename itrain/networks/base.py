@@ -134,3 +134,13 @@ class Network(nn.Module, ABC):
     def unchanged(self) -> AbstractContextManager[None]:
         """A context in which nothing changes the model, so that one check of it is enough."""
         return nullcontext()
+
+
+def require_network(given: object) -> None:
+    """Refuse a model where a network is asked for.
+
+    Raises:
+        TypeError: it is no network.
+    """
+    if not isinstance(given, Network):
+        raise TypeError(f"network: {type(given).__name__} is none; make one: itrain.make_network(model)")

@@ -132,6 +132,8 @@ class Planned:
         saving = saved_tensors_hooks(_same, _same) if self.repeats else nullcontext()
         with torch.autocast(activation.device.type, enabled=False), saving:
             new = self.edit(base)
+        if new is None:
+            raise ValueError(f"site '{site}': the edit returns nothing; return the new activation")
         if new.shape != base.shape:
             raise ValueError(f"site '{site}': the edit made shape {tuple(new.shape)} of shape {tuple(base.shape)}")
         new = lane.replace(activation, cells, location, new.to(activation.dtype))

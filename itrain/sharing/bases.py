@@ -24,8 +24,12 @@ OWN = "custom"
 """The name of a base model that was given as a module."""
 
 
-def described_base_model(training: Training) -> dict[str, Any]:
-    """The base model that a training remembers, or whose name on the hub the model itself knows."""
+def described_base_model(training: Training, given: BaseModel | None = None) -> dict[str, Any]:
+    """The base model that is given, that a training remembers, or whose name on the hub the model itself knows."""
+    if given is not None and not isinstance(given, BaseModel):
+        raise ExportError(f"base_model: {type(given).__name__} is none; wrap your module: itrain.BaseModel(model=...)")
+    if given is not None:
+        return given.described()
     if known := training.provenance.get("base_model"):
         return dict(known)
     model = training.network.model

@@ -64,7 +64,7 @@ def export(
         "format": FORMAT,
         "training": class_path(type(training)),
         **arguments,
-        "base_model": base_model.described() if base_model is not None else described_base_model(training),
+        "base_model": described_base_model(training, base_model),
         "metrics": finite(metrics or {}),
         "versions": {"itrain": __version__}
         | {package: version(package) for package in ("torch", "transformers", "lightning")},

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 import torch
@@ -25,6 +26,7 @@ from itrain.networks.attached import AttachedEdits, Matched
 from itrain.networks.base import Network
 from itrain.networks.lane import EditAt, Edits, require_acts
 from itrain.placements import Placement, unserved
+from itrain.runs.given import inputs_of as given_inputs
 from itrain.sites import Site
 from itrain.tasks.responses import typed
 from itrain.training.interchange import Interchange, across
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
 Text: TypeAlias = str | tuple[str, str]
 """A text, or a text and its continuation."""
 
-Source: TypeAlias = Text | Sequence[Text] | ModelInputs
-"""What values come from: one text for all prompts or one for each, or inputs that a task has made."""
+Source: TypeAlias = Text | Sequence[Text] | ModelInputs | Tensor | Mapping[str, Tensor]
+"""What values come from: one text for all prompts or one for each; the model's first argument or arguments by name, as
+tensors; or inputs that a task has made."""
 
 
 class Attaching(NamedTuple):
@@ -83,16 +86,32 @@ def attach_interchange(
     return AttachedEdits(model, edits, strength=how.strength, prompts=how.prompts, matched=matched)
 
 
-def inputs_of(source: Source, tokenizer: Tokenizer | None) -> ModelInputs:
+def sources_of(
+    source: Source | Mapping[str, Source] | None, model: nn.Module, tokenizer: Tokenizer | None
+) -> dict[str, ModelInputs]:
+    """The source of each variable, or of all under ""; a mapping names variables unless it is the model's arguments."""
+    if source is None:
+        return {}
+    if isinstance(source, Mapping) and not _are_arguments(source, model):
+        return {name: inputs_of(cast(Source, each), model, tokenizer) for name, each in source.items()}
+    return {"": inputs_of(cast(Source, source), model, tokenizer)}
+
+
+def _are_arguments(source: Mapping[str, object], model: nn.Module) -> bool:
+    names = set(signature(unwrap(model).forward).parameters)
+    return bool(source) and set(source) <= names and all(isinstance(each, Tensor) for each in source.values())
+
+
+def inputs_of(source: Source, model: nn.Module, tokenizer: Tokenizer | None) -> ModelInputs:
     """The source as the model is given it.
 
     Raises:
         ValueError: it is a text and there is no tokenizer, or some texts have continuations and others none.
     """
-    if isinstance(source, ModelInputs):
-        return source
+    if isinstance(source, ModelInputs | Tensor | Mapping):
+        return given_inputs(source, model, None)
     if not source or not isinstance(source, str | Sequence):
-        raise ValueError(f"source={source!r}: give a text, a text and its continuation, or a list of these")
+        raise ValueError(f"source={source!r}: give a text, a text and its continuation, a list of these, or tensors")
     listed = cast(Sequence[Text], [source] if isinstance(source, str | tuple) else list(source))
     texts = [each if isinstance(each, str) else each[0] for each in listed]
     if tokenizer is None:

@@ -20,7 +20,7 @@ from itrain.networks.attached import Attached
 from itrain.networks.base import Network
 from itrain.placements import Placement
 from itrain.sites import Site
-from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach
+from itrain.training.attaching import Attaching, Source, inputs_of, model_to_attach, sources_of
 from itrain.training.building import in_a_line, require_meant, require_one_place
 from itrain.training.callbacks import Preparation, Schedules, Termination
 from itrain.training.checkpointed import Checkpointed
@@ -204,7 +204,8 @@ class Training(Shardable, Checkpointed, ABC):
         Args:
             model: the base model that the training was made for, also wrapped; None: the training's own.
             source: what interventions that take a source are given, read once: a text, a text and its continuation, a
-                list of these with one for each prompt, or inputs of a task; a mapping names one for each variable.
+                list of these with one for each prompt, the model's arguments as tensors, or inputs of a task; a mapping
+                names one for each variable.
             acts: on which tokens edits act, ``prompt``, ``all``, ``generated``, or some generated ones, as ``[0, 2]``,
                 counted from 0; None: as in the training.
             strength: how much of an edit's effect is applied: base + strength * (edit(base) - base). 1 is the edit as
@@ -217,9 +218,8 @@ class Training(Shardable, Checkpointed, ABC):
         """
         target = model_to_attach(model, self)
         tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None) or self.tokenizer
-        known = source if isinstance(source, Mapping) else {} if source is None else {"": source}
-        sources = {name: inputs_of(each, tokenizer) for name, each in known.items()}
-        texts = None if prompts is None else inputs_of(prompts, tokenizer)
+        sources = sources_of(source, target, tokenizer)
+        texts = None if prompts is None else inputs_of(prompts, target, tokenizer)
         return self.attach_to(target, sources, Attaching(acts=acts, strength=strength, prompts=texts))
 
     def attach_to(self, model: nn.Module, sources: Mapping[str, ModelInputs], how: Attaching) -> Attached:

@@ -64,7 +64,7 @@ def build_all(
 
 def _build(intervention: Factory, hidden_size: int) -> Intervention:
     if isinstance(intervention, nn.Module) or not callable(intervention):
-        name = type(intervention).__name__
+        name = type(intervention).__name__ if isinstance(intervention, nn.Module) else "DAS"
         raise ValueError(
             f"intervention: each site gets one of its own size, so give the class or a partial of it, not an instance: "
             f"intervention={name} or intervention=partial({name}, ...)"

@@ -13,7 +13,7 @@ from itrain.checkpoints import ORIGIN, forget_foreign_files, read_checkpoint, re
 from itrain.factories import FactoryError, class_path, describe, rebuild
 from itrain.identity import identity
 from itrain.models import fingerprint
-from itrain.networks.base import Network
+from itrain.networks.base import Network, require_network
 from itrain.training.building import require_unplaced
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Checkpointed(lightning.LightningModule):
     def remember(self, arguments: Mapping[str, Any]) -> None:
         """Keep the constructor's arguments, given as its ``locals()``."""
         network, optimizer = arguments.get("network"), arguments.get("optimizer")
-        if "network" in arguments and not isinstance(network, Network):
-            raise TypeError(f"network: {type(network).__name__} is none; make one: itrain.make_network(model)")
+        if "network" in arguments:
+            require_network(network)
         if not (optimizer is None or callable(optimizer)):
             raise TypeError(
                 f"optimizer: {type(optimizer).__name__} is built of the training's own parameters, so give what builds "
