@@ -339,6 +339,8 @@ def _split(words: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:
 
 def _sweep(stop: Stop, words: list[str]) -> int:
     if words and words[0].startswith("resume="):
+        if not words[0].removeprefix("resume="):
+            raise ConfigError("resume is empty; add resume=<the folder of a sweep>")
         folder = Path(words[0].removeprefix("resume="))
         configuration = config.of_folder(folder, words[1:])
         config.check(configuration)

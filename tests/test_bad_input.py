@@ -227,6 +227,7 @@ test                                    | 'test' needs ckpt=<run folder or .ckpt
 export                                  | 'export' needs ckpt=<run folder or .ckpt>
 generate prompt=x                       | generate needs export=<folder>
 sweep resume=nowhere                    | there is no config.yaml in 'nowhere'
+sweep resume=                           | resume is empty; add resume=<the folder of a sweep>
 sweep site=layer1.block_output@name     | a sweep takes no site; set sweep.layers and sweep.positions
 sweep intervention.rank=2               | a sweep takes no intervention; set sweep.methods and sweep.ranks
 sweep training=lora                     | training: a sweep compares interventions, and LoRAFinetuning takes none

@@ -25,6 +25,7 @@ from itrain.metrics import threshold_of_youden
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.sharing import export, load
+from itrain.tasks.base import TaskError
 from itrain.tasks.gender import Gender
 from itrain.tasks.labelled_texts import LabelledTexts
 from itrain.tasks.responses import typed
@@ -233,6 +234,10 @@ def test_a_tables_control_is_a_column_of_types(network: Any, base: Any, tmp_path
         monitoring(network, base, concepts=plain.concepts, control=True).check(plain)
     with pytest.raises(NoControlError, match="no new texts of types in the training split"):
         raise opened(type="text").control_task
+    for nothing in (None, " ", ["Lisa"]):
+        rows[3]["name"] = nothing
+        with pytest.raises(TaskError, match=r"column .name.: .* is no type"):
+            opened(type="name")
 
 
 # --- unlabelled texts

@@ -41,6 +41,7 @@ ROOMS = [
         "itrain.files",
         "itrain.owned",
         "itrain.processes",
+        "itrain.reports.silence",
         "itrain.screen",
         "itrain.shards",
     },

@@ -372,3 +372,18 @@ def test_a_concept_that_a_shift_lacks_leaves_the_means_over_concepts_to_the_othe
     assert found["test/auroc/all concepts probe"] == found["test/auroc/one probe"]
     both = [float(found[f"test/false_positive_rate/{name} probe"]) for name in ("one", "two")]
     assert float(found["test/false_positive_rate/all concepts probe"]) == pytest.approx(sum(both) / 2)
+
+
+def test_the_spread_of_random_directions_is_over_directions_not_concepts() -> None:
+    names = ["{} probe", *["{} random_direction"] * 3]
+    detected = Detected(detectors=names, concepts=["one", "two"], controls=[1, 2, 3], positive_rate=0.01)
+    scores = torch.randn(40, 4, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.stack([torch.arange(40) % 2, torch.arange(40) // 2 % 2], 1)
+    scores[:, :, 0] += 3 * labels[:, :1]  # the first concept is told far better
+    empty = ModelInputs(arguments={"input_ids": torch.zeros(40, 1).long()})
+    detected.update(scores, LabelledBatch(inputs=empty, labels=labels, sets=("test",), of=torch.zeros(40).long()))
+    found = detected.tested([ProbeDetector(3, concepts=2)] * 4)
+    areas = torch.stack(detected.areas())[1:]
+    assert float(found["test/auroc/all concepts random_direction"]) == pytest.approx(float(areas.mean()))
+    assert float(found["test/auroc_spread/all concepts random_direction"]) == pytest.approx(float(areas.std()))
+    assert "test/auroc_spread/all concepts probe" not in found and "test/auroc/all concepts probe" in found

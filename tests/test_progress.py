@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -12,7 +13,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
 from itrain.reports import progress
-from itrain.reports.progress import FitProgress
+from itrain.reports.progress import FitProgress, Speed
 from itrain.reports.sweeps import SweepProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .*_dataloader. does not have many workers")
@@ -62,6 +63,15 @@ def test_a_line_of_progress_fits_a_narrow_terminal(
     assert " 4/4 " in last and last.endswith("it/s train/loss: 1234.568")
     assert not [line for line in lines if "version" in line or "v_num" in line or re.search(r"\b0(\.0+)? ?it/s", line)]
     assert not [line for line in lines if line.startswith("epoch")], "a terminal needs no lines of a log"
+
+
+@pytest.mark.parametrize(
+    ("speed", "shown"),
+    [(None, ""), (0.01234, "0.0123 it/s"), (61.49, "61.5 it/s"), (999.7, "1000 it/s"), (12345.6, "12346 it/s")],
+)
+def test_a_speed_is_a_plain_number(speed: float | None, shown: str) -> None:
+    task: Any = SimpleNamespace(speed=speed)
+    assert Speed("").render(task).plain == shown
 
 
 def test_a_log_gets_a_line_a_minute(

@@ -168,3 +168,18 @@ def test_records_that_are_no_news_go_untold(name: str, text: str, told: bool, ca
     logger.warning(text)
     logger.removeHandler(caplog.handler)
     assert text in caplog.messages if told else text not in caplog.messages
+
+
+def test_a_script_that_loads_a_model_hears_of_other_packages_what_it_must_and_keeps_its_loggers() -> None:
+    """In plain Python nothing has silenced the loggers for good; only while a model is loaded are they kept back."""
+    program = (
+        "import logging, itrain\n"
+        "itrain.load_embedded()\n"
+        "import logging\n"
+        "from itrain.reports.silence import RECORDS\n"
+        "assert not any(logging.getLogger(name).filters for name in RECORDS)\n"
+        "logging.getLogger('torchao').warning('Failed to load a user must see this')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("a user must see this") and not done.stdout

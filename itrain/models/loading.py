@@ -21,6 +21,7 @@ from itrain.models.base import BaseModel, ModelError
 from itrain.models.placing import WHOLE, DeviceMap, Placing, Quantization, compute_alike
 from itrain.models.skeleton import auto_class, give_row, row_given
 from itrain.models.streaming import place_shards, sharding, streaming, whole_in_each
+from itrain.reports.silence import untold_records
 from itrain.trust import printable
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def _source(name: str) -> str:
     return str(folder) if folder.is_dir() else name
 
 
+@untold_records()
 def _load(
     source: str,
     *,

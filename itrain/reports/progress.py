@@ -53,7 +53,9 @@ class Speed(ProcessingSpeedColumn):
         return Column(no_wrap=True)
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.3g} it/s", style=self.style)
+        if task.speed is None:
+            return Text("")
+        return Text(f"{task.speed:.3g} it/s" if task.speed < 999.5 else f"{task.speed:.0f} it/s", style=self.style)
 
 
 class FitProgress(RichProgressBar):

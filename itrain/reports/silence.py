@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 REMARKS = (
     "Found .* in eval mode at the start of training",  # the frozen base model is meant to be
@@ -35,6 +37,19 @@ RECORDS = {
     "torch.utils._pytree": (".* is an Enum subclass and is now natively supported",),  # torchao's own
 }
 """How records of other loggers begin that go untold at any level."""
+
+
+@contextmanager
+def untold_records() -> Iterator[None]:
+    """Keep back :data:`RECORDS` meanwhile, as where a script loads a model, whose logs are otherwise its own."""
+    added = [logger for logger in map(logging.getLogger, RECORDS) if _is_news not in logger.filters]
+    for logger in added:
+        logger.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        for logger in added:
+            logger.removeFilter(_is_news)
 
 
 def silence_records() -> None:

@@ -172,7 +172,7 @@ class LabelledTexts(LabelledTask):
                 f"{row.place}, column '{self.text}': {shown(text)} is no text; write one, or a list of chat messages"
             )
         labels = [label for column in self.columns for label in column.labels(row)]
-        kind = None if self.type is None else str(row.columns[self.type])
+        kind = None if self.type is None else _type(row, self.type)
         return {"text": text, "place": row.place, "labels": labels, "type": kind}
 
 
@@ -201,6 +201,16 @@ def _tables(
             raise TaskError(f"{row.place}, column '{column}': {shown(split)} is no name; use letters, digits, _ and -")
         parted.setdefault(split.strip(), []).append(row)
     return parted
+
+
+def _type(row: Row, column: str) -> str:
+    """The type of a row's text; those without one would otherwise be a type together."""
+    value = row.columns[column]
+    if value is None or isinstance(value, dict | list) or not str(value).strip():
+        raise TaskError(
+            f"{row.place}, column '{column}': {shown(value)} is no type; write a name or a number, or leave the row out"
+        )
+    return str(value)
 
 
 def _require_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:

@@ -99,15 +99,18 @@ class Detected:
         for place, scored in self.sets.items():
             before = f"test/{SHIFT}/{place}/" if figures else "test/"
             own: dict[str, list[dict[str, float]]] = {}
-            every: dict[str, list[dict[str, float]]] = {}
+            every: dict[str, dict[int, list[dict[str, float]]]] = {}
             for (detector, concept), column in self._told(scored):
                 found = self._figures(*column, limits[detector][concept])
                 if before == "test/":
                     found |= {"threshold": limits[detector][concept], **_bounds(detectors[detector], concept)}
                 name = self.detectors[detector]
                 own.setdefault(name.format(self.concepts[concept]), []).append(found)
-                every.setdefault(name.format(ALL), []).append({figure: found[figure] for figure in MEANS})
-            shown = (own if len(self.concepts) <= LISTED else {}) | (every if len(self.concepts) > 1 else {})
+                concepts = every.setdefault(name.format(ALL), {}).setdefault(detector, [])
+                concepts.append({figure: found[figure] for figure in MEANS})
+            # Over concepts first, so that the spread is over detectors alone.
+            means = {name: [_mean(each, MEANS) for each in found.values()] for name, found in every.items()}
+            shown = (own if len(self.concepts) <= LISTED else {}) | (means if len(self.concepts) > 1 else {})
             figures |= {
                 f"{before}{figure}/{name}": value
                 for name, several in shown.items()
@@ -168,7 +171,12 @@ def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if len(several) == 1:
         return dict(several[0])
     shared = [figure for figure in several[0] if not figure.startswith("threshold")]
-    # A concept that a shifted set lacks has no AUROC there.
-    known = {figure: [each[figure] for each in several if not isnan(each[figure])] for figure in shared}
-    means = {figure: fmean(values) if values else nan for figure, values in known.items()}
-    return means | {"auroc_spread": float(torch.tensor(known["auroc"]).std()) if len(known["auroc"]) > 1 else nan}
+    known = [each["auroc"] for each in several if not isnan(each["auroc"])]
+    spread = float(torch.tensor(known).std()) if len(known) > 1 else nan
+    return _mean(several, shared) | {"auroc_spread": spread}
+
+
+def _mean(several: Sequence[Mapping[str, float]], figures: Sequence[str]) -> dict[str, float]:
+    """The means of some figures; a concept that a shifted set lacks has no AUROC there, and counts for nothing."""
+    known = {figure: [each[figure] for each in several if not isnan(each[figure])] for figure in figures}
+    return {figure: fmean(values) if values else nan for figure, values in known.items()}
