@@ -190,7 +190,7 @@ def _saved_arguments(cfg: DictConfig) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
-def _require_concepts(module: Training, saved: Mapping[str, Any], place: str) -> None:
+def _require_concepts(module: Training, saved: Mapping[str, Any], place: str | None) -> None:
     """Refuse data with other concepts than those of saved detectors, which know them by their order."""
     own, concepts = saved.get("concepts"), module.arguments.get("concepts")
     if isinstance(own, list) and concepts and own != list(concepts):

@@ -146,7 +146,8 @@ class FirstStepCheck(FiniteCheck):
         super().on_before_backward(trainer, pl_module, loss)
         if not self.done and pl_module is self.module:
             if not loss.requires_grad:
-                raise _without_effect(*next(iter(pl_module.trained_parts.items())), "at the first step")
+                name, part = next(iter(pl_module.trained_parts.items()))
+                raise _without_effect(name, part, "at the first step")
             self.first.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
