@@ -174,8 +174,9 @@ def test_selectivity_is_of_the_labels_that_the_control_has_learned(
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     export(found, tmp_path / "export", base_model=base)
     again: Any = load(tmp_path / "export", base)
+    task: Any = data.task
     other = LabelledDataModule(
-        task=data.task.task, network=network, train_texts=96, validation_texts=96, test_texts=64, seed=1
+        task=task.task, network=network, train_texts=96, validation_texts=96, test_texts=64, seed=1
     )
     with pytest.warns(UserWarning, match="give other arbitrary labels"):
         (figures,) = trainer.test(again, datamodule=other, verbose=False)
