@@ -40,7 +40,7 @@ sweep.picture
 # ## Look closer at the verb
 
 # %%
-table = sweep.table.set_index(["method", "position", "layer"])
+table = sweep.table.set_index(["method", "position", "layer"]).sort_index()
 verb = {
     "probe accuracy": table.loc[("probing", "verb"), "probe_accuracy"],
     "DAS, label-changing pairs": table.loc[("das", "verb"), "iia_changing_argmax"],

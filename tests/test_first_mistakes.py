@@ -56,6 +56,7 @@ def test_a_wrong_site_is_named_by_its_kind(base_model: BaseModel) -> None:
         ("epochs=3", "epochs: no such key, did you mean 'trainer.max_epochs'?"),
         ("rank=4", "rank: no such key, did you mean 'intervention.rank'?"),
         ("das_gender", "'das_gender' cannot be read; did you mean recipe=das_gender?"),
+        ("recipe=probe_gender", "recipe is given twice; several that add to each other are recipe=[<name>,<name>]"),
         ("das_gendr", "'das_gendr' cannot be read; write key=value, for example trainer.max_epochs=3"),
     ],
 )

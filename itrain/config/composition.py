@@ -57,6 +57,8 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
         raise ConfigError(f"'{stray[0].input_line}' is for 'itrain sweep'")
     for override in parsed:
         refuse_recorded(override)
+    if len([o for o in parsed if o.key_or_group == "recipe"]) > 1:
+        raise ConfigError("recipe is given twice; several that add to each other are recipe=[<name>,<name>]")
     chosen = {o.key_or_group: choices(o, groups) for o in parsed if chooses(o, groups)}
     recipes = chosen.get("recipe", [])
 
