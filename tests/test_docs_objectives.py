@@ -16,7 +16,8 @@ from tests.pages import DOCS, RunPage
 
 PAGE = (DOCS / "howto" / "objectives.md").read_text(encoding="utf-8")
 ((NAME, RECIPE),) = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-COMMANDS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)).splitlines()
+SHELL = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+COMMANDS = SHELL.replace("\\\n", " ").splitlines()
 
 
 def test_the_blocks_of_the_page_leave_no_file_behind(run_page: RunPage) -> None:
