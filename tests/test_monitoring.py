@@ -22,7 +22,7 @@ from itrain.metrics import exact_interval, threshold_at
 from itrain.models import load_embedded
 from itrain.networks.choose import make_network
 from itrain.probes import MLPProbe
-from itrain.reports.token_scores import save_token_scores
+from itrain.reports.token_scores import print_token_scores, save_token_scores
 from itrain.results.detection import _interval
 from itrain.results.run import summarise_run
 from itrain.sharing import export, load
@@ -299,7 +299,9 @@ def test_detectors_are_final_and_buildable_from_a_size_alone() -> None:
 # --- what is shown
 
 
-def test_a_page_escapes_what_texts_hold_and_marks_the_threshold(tmp_path: Path) -> None:
+def test_a_page_escapes_what_texts_hold_and_marks_the_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Words:
         def decode(self, tokens: list[int]) -> str:
             return ["<b>&", "plain", "left"][tokens[0]]
@@ -319,6 +321,8 @@ def test_a_page_escapes_what_texts_hold_and_marks_the_threshold(tmp_path: Path) 
     assert "above" in first[0] and "213 94 0 / 0.60" in first[1]  # the farthest from the threshold
     assert "above" not in second[0] and "0 114 178 / 0.60" in second[1]
     assert "left-out" in third[0] and not third[1] and "alarm" in page
+    print_token_scores({"text": reading}, Words())
+    assert "  [<b>&] plain left" in capsys.readouterr().out, "a pipe has no colours"
 
 
 def test_a_run_is_summed_up_with_shifts_intervals_and_layers(fitted) -> None:

@@ -101,15 +101,17 @@ def save_token_scores(readings: Mapping[str, Reading], tokenizer: Any, path: Pat
 
 
 def print_token_scores(readings: Mapping[str, Reading], tokenizer: Any) -> None:
-    """Print texts with their scores; tokens above the threshold stand out."""
+    """Print texts with their scores; tokens above the threshold stand out, in brackets where there are no colours."""
     console = Console()
     for shown in coloured(readings, tokenizer):
         console.print(plain(shown.name, "bold"))
         for line in shown.lines:
             text = Text("  ")
             for token in line.tokens:
-                style = "dim" if not token.counted else "black on dark_orange" if token.share > 0 else ""
-                text.append(plain(token.text.strip(), style)).append(" ")
+                above = token.counted and token.share > 0
+                style = "dim" if not token.counted else "black on dark_orange" if above else ""
+                word = token.text.strip()
+                text.append(plain(f"[{word}]" if above and not console.color_system else word, style)).append(" ")
             console.print(text)
             alarm = " ALARM" if line.alarm else ""
             console.print(plain(f"  {line.name}: {line.score:.3g}, threshold {line.threshold:.3g}{alarm}"))
