@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from itrain.config.checking import COMPLETED, Configuration, Node, check_parts
-from itrain.config.overrides import choices, chooses, for_hydra, launches, parse, refuse_left_over
+from itrain.config.overrides import choices_in, for_hydra, launches, parse, refuse_left_over
 from itrain.config.placing import complete_own, edit_site, in_site
 from itrain.config.recording import RECORDED, commit, fill_in_defaults, leave_out_unread, refuse_recorded
 from itrain.config.saved import configuration_of_run, configuration_of_sweep, find_checkpoint, require_inside
@@ -57,9 +57,7 @@ def compose(overrides: Sequence[str], *, sweeps: bool = False, tests: bool = Fal
         raise ConfigError(f"'{stray[0].input_line}' is for 'itrain sweep'")
     for override in parsed:
         refuse_recorded(override)
-    if len([o for o in parsed if o.key_or_group == "recipe"]) > 1:
-        raise ConfigError("recipe is given twice; several that add to each other are recipe=[<name>,<name>]")
-    chosen = {o.key_or_group: choices(o, groups) for o in parsed if chooses(o, groups)}
+    chosen = choices_in(parsed, groups)
     recipes = chosen.get("recipe", [])
 
     _register(files, recipes, store)

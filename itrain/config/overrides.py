@@ -81,7 +81,18 @@ def chooses(override: Override, groups: Mapping[str, object]) -> bool:
     )
 
 
-def choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str]:
+def choices_in(parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The names that words choose, by group.
+
+    Raises:
+        ConfigError: a group has no such name, or recipes are chosen by two words, of which the last would win.
+    """
+    if len([each for each in parsed if each.key_or_group == "recipe"]) > 1:
+        raise ConfigError("recipe is given twice; several that add to each other are recipe=[<name>,<name>]")
+    return {each.key_or_group: _choices(each, groups) for each in parsed if chooses(each, groups)}
+
+
+def _choices(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str]:
     """The names that it chooses in its group.
 
     Raises:
