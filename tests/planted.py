@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from itrain.causal_model import CausalModel, Setting
+from itrain.data import CounterfactualDataModule
 from itrain.inputs import ModelInputs
+from itrain.models import BaseModel
+from itrain.networks.hooks import HookedNetwork
+from itrain.opening import Opened
 from itrain.tasks.base import Pair, Split, Task
 
 HIDDEN = 8
@@ -89,3 +93,16 @@ class Bits(Task):
 
     def inputs(self, settings: Sequence[Setting]) -> ModelInputs:
         return ModelInputs(arguments={"bits": torch.tensor([[float(s["a"]), float(s["b"])] for s in settings])})
+
+
+def opened_with(task: Task, network: HookedNetwork, data: CounterfactualDataModule) -> Opened:
+    """What a job of a sweep is given of a task and a module of one's own."""
+    return Opened(
+        base_model=BaseModel(model=network.model),
+        network=network,
+        task=task,
+        data=data,
+        open_network=lambda base_model: HookedNetwork(base_model.model),
+        open_data=lambda task: data,
+        threads="1",
+    )

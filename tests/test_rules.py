@@ -20,9 +20,7 @@ from itrain.interventions.controls import FullVector, RandomSubspace
 from itrain.interventions.das import DAS
 from itrain.loggers.runs import compared
 from itrain.metrics.interchange import InterchangeAccuracy
-from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
-from itrain.opening import Opened
 from itrain.reports.run_page import headline
 from itrain.results.best import best_of
 from itrain.results.claims import claim
@@ -35,6 +33,7 @@ from itrain.sites import Site
 from itrain.sweeps.grid import Fit, Grid
 from itrain.sweeps.jobs import CohortJob
 from itrain.tasks.base import Pair, Split, Task
+from tests.planted import opened_with
 from tests.tables import finished, summary_of, table
 
 VALUE, TILT = "value.output", "tilt.output"
@@ -101,15 +100,7 @@ def judged() -> pandas.DataFrame:
     task, network = Numbers(), HookedNetwork(Four())
     data = CounterfactualDataModule(task=task, network=network, train_pairs=64, validation_pairs=64, test_pairs=96)
     data.setup("fit")
-    opened = Opened(
-        base_model=BaseModel(model=network.model),
-        network=network,
-        task=task,
-        data=data,
-        open_network=lambda base_model: HookedNetwork(base_model.model),
-        open_data=lambda task: data,
-        threads="1",
-    )
+    opened = opened_with(task, network, data)
     methods: dict[str, Any] = {"das": DAS, "random_subspace": RandomSubspace, "full_vector": FullVector}
     sites = [Site.parse(f"module:{module}") for module in (VALUE, TILT)]
     grid = Grid(methods=methods, sites=[str(site) for site in sites])

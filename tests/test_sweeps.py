@@ -28,9 +28,8 @@ from itrain.data import CounterfactualBatch, CounterfactualDataModule
 from itrain.inputs import ModelInputs
 from itrain.interventions.controls import FullVector
 from itrain.interventions.das import DAS
-from itrain.models import BaseModel
 from itrain.networks.hooks import HookedNetwork
-from itrain.opening import Opened, open_model
+from itrain.opening import open_model
 from itrain.results.flags import flagged, shown_untrained
 from itrain.results.table import read_results
 from itrain.sites import Site
@@ -39,7 +38,7 @@ from itrain.sweeps.jobs import CohortJob
 from itrain.sweeps.run import open_part
 from itrain.tasks.base import Pair, Split
 from tests.commands import SMALL, only_run
-from tests.planted import Bits, Planted
+from tests.planted import Bits, Planted, opened_with
 
 ROOT = Path(__file__).parents[1]
 GRID = ["sweep.layers=[2,4]", "sweep.positions=[name,connective]", "sweep.ranks=[1,2]", "seed=0"]
@@ -224,15 +223,7 @@ def test_the_gap_is_the_training_pairs_figure_minus_the_test_s(tmp_path: Path) -
     task, network = Shifted(), HookedNetwork(Planted())
     data = CounterfactualDataModule(task=task, network=network, keep="all")
     data.setup("fit")
-    opened = Opened(
-        base_model=BaseModel(model=network.model),
-        network=network,
-        task=task,
-        data=data,
-        open_network=lambda base_model: HookedNetwork(base_model.model),
-        open_data=lambda task: data,
-        threads="1",
-    )
+    opened = opened_with(task, network, data)
     site = Site.parse("module:embed.output")
     fit = Fit(group="intervention", method="full_vector", site=site, sites=[site], rank=None, seed=0)
     search = {"_target_": "itrain.training.alignment.AlignmentSearch", "_partial_": True}

@@ -10,9 +10,6 @@ from itrain.sweeps.grid import Fit
 from itrain.training.detecting import RANDOM
 from itrain.training.monitoring import Monitoring
 
-CONTROLS = (RANDOM,)
-"""The controls whose figures stand beside those of each detector of their site, under their names."""
-
 
 def of_detectors(
     figures: Mapping[str, float], fits: Sequence[Fit], training: Monitoring, batches: Iterable[Any]
@@ -21,12 +18,8 @@ def of_detectors(
     trained, found = training.areas(batches), {}
     for fit in fits:
         own = _under(figures, f"/{training.told(fit.detector, str(fit.site))}")
-        beside = {
-            f"{control}/{figure}": value
-            for control in CONTROLS
-            for figure, value in _under(figures, f"/{training.told(control, str(fit.site))}").items()
-            if figure in (AUROC, AUROC_SPREAD)
-        }
+        random = _under(figures, f"/{training.told(RANDOM, str(fit.site))}")
+        beside = {f"{RANDOM}/{figure}": random[figure] for figure in (AUROC, AUROC_SPREAD) if figure in random}
         gap = trained[fit.detector, str(fit.site)] - own[AUROC]
         found[fit.name] = {**own, **beside, GAP: gap}
     return found
